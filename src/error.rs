@@ -1,0 +1,65 @@
+//! The one error type: a variant per cause that a caller could act on.
+
+use std::path::PathBuf;
+
+/// Whatever can go wrong, in one line that says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operand does not have the shape that an operation needs: a bug of the caller.
+    #[error("{op}: expected {want}, got {got}")]
+    Shape {
+        op: &'static str,
+        want: String,
+        got: String,
+    },
+    /// A file was read, but its content is not what its format demands.
+    #[error("{}: {reason}", file.display())]
+    Format { file: PathBuf, reason: String },
+    /// The file system said no.
+    #[error("{}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A legitimate request for something that is not built; `have` names what there is.
+    #[error("{what} is not supported; there is {have}")]
+    Unsupported { what: String, have: String },
+    /// An option or argument is outside its range or contradicts another.
+    #[error("{what}: {reason}")]
+    Input { what: String, reason: String },
+    /// The budget cannot be met: what must be kept is already longer.
+    #[error("budget of {target} tokens: {reason}")]
+    Budget { target: usize, reason: String },
+    /// The device asked for is missing or failed.
+    #[error("device {device}: {reason}")]
+    Device { device: String, reason: String },
+}
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A malformed file.
+    pub(crate) fn format(file: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Error::Format {
+            file: file.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A failed file system call on `path`; made for `map_err(Error::io(path))`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+
+    /// An argument out of its range.
+    pub(crate) fn input(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Input {
+            what: what.into(),
+            reason: reason.into(),
+        }
+    }
+}

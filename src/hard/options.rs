@@ -1,0 +1,177 @@
+//! What a caller may ask of hard compression, under the reference's parameter names and defaults.
+
+use serde::{Deserialize, Serialize};
+
+/// A prompt in its three parts; the result joins what is left of them with blank lines.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Prompt {
+    /// Kept whole, in front.
+    pub instruction: String,
+    /// The documents or demonstrations to compress.
+    pub context: Vec<String>,
+    /// Kept whole, at the end (unless `concate_question` is off).
+    pub question: String,
+}
+
+/// How contexts and sentences are ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RankMethod {
+    /// By their own perplexity, the most surprising first.
+    #[default]
+    Llmlingua,
+    /// By the question's perplexity given the context (LongLLMLingua, eq. 2 and 3).
+    Longllmlingua,
+    /// Okapi BM25 between context and question.
+    Bm25,
+    /// Normalised compression distance between context and question.
+    Gzip,
+}
+
+/// Where the question stands when a context is ranked, and whether the token level is conditioned
+/// on it too (`_condition`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    #[default]
+    None,
+    Before,
+    After,
+    NoneCondition,
+    BeforeCondition,
+    AfterCondition,
+}
+
+/// The order of contexts in the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reorder {
+    /// As given.
+    #[default]
+    Original,
+    /// By rank, best first.
+    Sort,
+    /// Best at both ends, worst in the middle.
+    TwoStage,
+}
+
+/// How closely the budget is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Budget {
+    /// prefold's own: coarse to fine under one exact budget.
+    #[default]
+    Exact,
+    /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
+    Reference,
+}
+
+/// How far down the exact budget goes before it starts to cut inside a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Granularity {
+    /// Whole contexts; only the last one taken is cut.
+    Context,
+    /// Whole sentences; only the last one taken is cut.
+    #[default]
+    Sentence,
+    /// Tokens everywhere.
+    Token,
+}
+
+/// Whose tokens the exact budget counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Count {
+    /// OpenAI's cl100k_base, as the reference's results count.
+    #[default]
+    Cl100k,
+    /// The scoring model's own.
+    Scorer,
+}
+
+/// Options of hard compression. Names and defaults are those of `PromptCompressor.compress_prompt`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Exact (prefold's own) or reference.
+    pub budget: Budget,
+    /// Share of tokens to keep, in (0, 1].
+    pub rate: f64,
+    /// Tokens to keep; overrides `rate`. The reference's -1 is `None`.
+    pub target_token: Option<f64>,
+    /// Tokens per segment of the token level (paper, section 4.2).
+    pub iterative_size: usize,
+    /// Contexts that are always kept. Empty and absent differ nowhere.
+    pub force_context_ids: Option<Vec<usize>>,
+    /// Number of contexts that are forcibly kept.
+    pub force_context_number: Option<usize>,
+    pub use_context_level_filter: bool,
+    pub use_sentence_level_filter: bool,
+    pub use_token_level_filter: bool,
+    /// Keep double line breaks.
+    pub keep_split: bool,
+    pub keep_first_sentence: usize,
+    pub keep_last_sentence: usize,
+    /// Sentences kept in every context.
+    pub keep_sentence_number: usize,
+    pub high_priority_bonus: f64,
+    /// Arithmetic on the target for the context level: an operator and a number, as in `+100` or `*1.5`.
+    pub context_budget: String,
+    pub token_budget_ratio: f64,
+    pub condition_in_question: Condition,
+    pub condition_compare: bool,
+    pub reorder_context: Reorder,
+    pub dynamic_context_compression_ratio: f64,
+    /// Put the instruction in front of the condition.
+    pub add_instruction: bool,
+    pub rank_method: RankMethod,
+    /// Put the question at the end of the result.
+    pub concate_question: bool,
+    /// Structured prompts: contexts with an uncompressed segment are never dropped.
+    pub strict_preserve_uncompressed: bool,
+
+    /// Exact budget: how far down to go.
+    pub granularity: Granularity,
+    /// Exact budget: whose tokens are counted.
+    pub count: Count,
+    /// Exact budget: strings that are kept wherever they stand.
+    pub force_tokens: Vec<String>,
+    /// Exact budget: keep every digit.
+    pub force_reserve_digit: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            budget: Budget::default(),
+            rate: 0.5,
+            target_token: None,
+            iterative_size: 200,
+            force_context_ids: None,
+            force_context_number: None,
+            use_context_level_filter: true,
+            use_sentence_level_filter: false,
+            use_token_level_filter: true,
+            keep_split: false,
+            keep_first_sentence: 0,
+            keep_last_sentence: 0,
+            keep_sentence_number: 0,
+            high_priority_bonus: 100.0,
+            context_budget: "+100".into(),
+            token_budget_ratio: 1.4,
+            condition_in_question: Condition::default(),
+            condition_compare: false,
+            reorder_context: Reorder::default(),
+            dynamic_context_compression_ratio: 0.0,
+            add_instruction: false,
+            rank_method: RankMethod::default(),
+            concate_question: true,
+            strict_preserve_uncompressed: true,
+            granularity: Granularity::default(),
+            count: Count::default(),
+            force_tokens: Vec::new(),
+            force_reserve_digit: false,
+        }
+    }
+}

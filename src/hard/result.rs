@@ -1,0 +1,33 @@
+//! What hard compression returns.
+
+use serde::Serialize;
+
+/// A stretch of the original prompt: kept or dropped, and how surprising it was.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Piece {
+    /// The stretch itself; the pieces in order give back the original prompt.
+    pub text: String,
+    /// In the result or not.
+    pub kept: bool,
+    /// Mean negative log-likelihood (nats) per token, where it was scored.
+    pub nll: Option<f32>,
+}
+
+/// A compressed prompt; the first six keys are the reference's own.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Compressed {
+    pub compressed_prompt: String,
+    /// cl100k_base tokens of the whole prompt before.
+    pub origin_tokens: usize,
+    /// cl100k_base tokens of the whole prompt after.
+    pub compressed_tokens: usize,
+    /// `2.0x`: before over after.
+    pub ratio: String,
+    /// `50.0%`: after over before.
+    pub rate: String,
+    /// The reference's estimate of GPT-4 prices in 2023.
+    pub saving: String,
+    /// The original in order, for display.
+    #[serde(skip)]
+    pub pieces: Vec<Piece>,
+}

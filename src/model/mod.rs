@@ -1,0 +1,43 @@
+//! The minimal transformer runtime: configuration, weights, decoder, KV cache.
+
+pub mod config;
+pub mod weights;
+
+use crate::error::Result;
+
+/// A language model as a scorer: all that hard compression needs of it.
+///
+/// It is object-safe, so that selection knows no backend.
+pub trait Scorer: Send + Sync {
+    /// Longest sequence the model was made for (`max_position_embeddings`).
+    fn max_positions(&self) -> usize;
+
+    /// Starts an empty KV cache.
+    fn session(&self) -> Result<Box<dyn Session + '_>>;
+
+    /// Nll (natural log) of `ids[1..]` of each sequence on its own, from an empty cache; the
+    /// sequences share forward passes. A sequence of one id or none gives an empty vector.
+    fn score_each(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>>;
+}
+
+/// A KV cache that grows by what is scored and can be cut.
+pub trait Session {
+    /// Number of positions held.
+    fn len(&self) -> usize;
+
+    /// True when nothing is held.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends `ids` at positions `len()..` and returns the nll of `ids[1..]`, each given all that
+    /// came before it in this call and in the cache. (The nll of `ids[0]` would need the hidden
+    /// state of the last call; the published method does not ask for it.)
+    fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
+
+    /// Keeps the first `len` positions.
+    fn truncate(&mut self, len: usize) -> Result<()>;
+
+    /// Drops the positions `range`; what follows moves down and keeps its rotation.
+    fn remove(&mut self, range: std::ops::Range<usize>) -> Result<()>;
+}

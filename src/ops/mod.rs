@@ -1,0 +1,1 @@
+//! One file per op: shape struct, trait, and the CPU's forward.

@@ -1,0 +1,6 @@
+//! Text before and after the model: token ids with byte spans, sentences, token counts.
+
+pub mod sentences;
+pub mod tokenizer;
+
+pub use tokenizer::{Encoding, Tokenizer};
