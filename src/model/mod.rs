@@ -1,6 +1,11 @@
 //! The minimal transformer runtime: configuration, weights, decoder, KV cache.
 
 pub mod config;
+pub mod gguf;
+mod layout;
+mod mapped;
+pub mod quant;
+mod safetensors;
 pub mod weights;
 
 use crate::error::Result;

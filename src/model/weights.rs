@@ -1,35 +1,489 @@
 //! Tensors by their Hugging Face names, whatever file they came from.
+//!
+//! Every linear layer is handed out as `[out, in]`, and the rows of q and k in the order of
+//! Hugging Face's rotary embedding (the two halves of a head one after the other). Where the file
+//! has it otherwise (GPT-2's `Conv1D` in safetensors; q and k of the Llama family in GGUF) the
+//! tensor is rearranged when asked for; all others are borrowed from the mapped file.
 
-use crate::error::Result;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
 
-/// Element types that a file may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DType {
-    F32,
-    F16,
-    BF16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q4K,
-    Q5K,
-    Q6K,
-}
+use rayon::prelude::*;
 
-/// A tensor as it lies in the mapped file.
+use super::config::{Config, RopeScaling};
+use super::layout::{self, Kind, Slot};
+use super::mapped::{RawTensor, one_line};
+use super::{gguf, quant, safetensors};
+use crate::error::{Error, Result};
+
+pub use super::quant::DType;
+
+/// A tensor, as a rule as it lies in the mapped file.
 #[derive(Debug, Clone)]
 pub struct TensorView<'a> {
+    /// Element type.
     pub dtype: DType,
     /// Outermost first, as Hugging Face and numpy write it.
     pub shape: Vec<usize>,
-    pub data: &'a [u8],
+    /// Row-major; a row is a whole number of blocks.
+    pub data: Cow<'a, [u8]>,
 }
 
 impl TensorView<'_> {
+    /// Number of elements; `None` for a shape beyond the address space.
+    pub fn elements(&self) -> Option<usize> {
+        self.shape
+            .iter()
+            .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+    }
+
+    /// The elements without a copy, where they are F32 and lie aligned on a little-endian machine.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        if self.dtype != DType::F32 || cfg!(target_endian = "big") {
+            return None;
+        }
+        bytemuck::try_cast_slice(&self.data).ok()
+    }
+
     /// Dequantises to f32, row-major, on all cores.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if shape and data disagree, which does not happen to a view from
+    /// [`Weights::get`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        unimplemented!()
+        // Checked before anything of that size is allocated.
+        let elements = self
+            .elements()
+            .filter(|&elements| self.dtype.bytes(elements) == Some(self.data.len()))
+            .ok_or_else(|| Error::Shape {
+                op: "TensorView::to_f32",
+                want: format!("{:?} of {}", self.shape, self.dtype.name()),
+                got: format!("{} bytes", self.data.len()),
+            })?;
+        let mut out = vec![0.0; elements];
+        quant::dequantize(self.dtype, &self.data, &mut out)?;
+        Ok(out)
+    }
+}
+
+/// The weights of an open model. Cheap to open: the files are mapped and only their headers read.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    config: Config,
+    tensors: BTreeMap<String, Entry>,
+    gguf: Option<gguf::Metadata>,
+    tokenizer: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    raw: RawTensor,
+    dtype: DType,
+    /// As handed out.
+    shape: Vec<usize>,
+    order: Order,
+}
+
+/// How the stored bytes become those that are handed out.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Stored,
+    /// Stored as `[heads, head_dim / 2, 2]` rows, wanted as `[heads, 2, head_dim / 2]`.
+    Interleaved {
+        heads: usize,
+    },
+    Transposed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Gguf,
+    HuggingFace,
+}
+
+impl Weights {
+    /// Opens a GGUF file, or a Hugging Face folder: `config.json` beside `model.safetensors` or
+    /// beside shards with `model.safetensors.index.json`.
+    ///
+    /// The files stay mapped; do not shorten them while the model is in use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where a file cannot be read; [`Error::Format`] where it is malformed, cut
+    /// short, or lacks a tensor or has it in another shape than its configuration demands;
+    /// [`Error::Unsupported`] for an architecture, element type or feature that is not built. All of
+    /// them name the file.
+    pub fn open(path: &Path) -> Result<Weights> {
+        if fs::metadata(path).map_err(Error::io(path))?.is_dir() {
+            Self::open_folder(path)
+        } else {
+            Self::open_gguf(path)
+        }
+    }
+
+    fn open_folder(path: &Path) -> Result<Weights> {
+        let mut config = Config::from_json(&path.join("config.json"))?;
+        let mut raw = HashMap::new();
+        let prefix = layout::hf_prefix(config.family);
+        for (name, tensor) in safetensors::read_folder(path)? {
+            // Some files leave the prefix out.
+            let full = if name.starts_with(prefix) || name == layout::HF_HEAD {
+                name
+            } else {
+                format!("{prefix}{name}")
+            };
+            let file = tensor.file.clone();
+            if raw.contains_key(&full) {
+                return Err(file.error(format!("tensor {} stands twice", one_line(&full))));
+            }
+            raw.insert(full, tensor);
+        }
+        if config.tied {
+            raw.remove(layout::HF_HEAD);
+        }
+        config.tied = !raw.contains_key(layout::HF_HEAD);
+        let tokenizer = path.join("tokenizer.json");
+        Ok(Weights {
+            path: path.to_owned(),
+            tensors: bind(path, &config, raw, Format::HuggingFace)?,
+            config,
+            gguf: None,
+            tokenizer: tokenizer.is_file().then_some(tokenizer),
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Weights> {
+        let (metadata, raw) = gguf::read(path)?;
+        let vocab = match raw.get(layout::GGUF_EMBEDDING).map(|t| &t.shape[..]) {
+            Some(&[rows, _]) => Some(rows),
+            Some(shape) => {
+                return Err(Error::format(
+                    path,
+                    format!(
+                        "tensor {}: expected two dimensions, got {shape:?}",
+                        layout::GGUF_EMBEDDING
+                    ),
+                ));
+            }
+            // Said later: what is wrong may be the architecture.
+            None => None,
+        };
+        let factors = match raw.get(layout::GGUF_ROPE_FACTORS) {
+            Some(RawTensor {
+                dtype: Ok(dtype),
+                shape,
+                ..
+            }) if *dtype != DType::F32 || shape.len() != 1 => {
+                return Err(Error::format(
+                    path,
+                    format!(
+                        "tensor {}: expected one dimension of F32, got {shape:?} of {}",
+                        layout::GGUF_ROPE_FACTORS,
+                        dtype.name()
+                    ),
+                ));
+            }
+            Some(tensor) => {
+                let mut factors = vec![0.0; tensor.bytes().len() / size_of::<f32>()];
+                quant::dequantize(DType::F32, tensor.bytes(), &mut factors)?;
+                Some(factors)
+            }
+            None => None,
+        };
+        let tied = !raw.contains_key(layout::GGUF_HEAD);
+        let config = Config::from_gguf(&metadata, vocab, factors, tied)?;
+        Ok(Weights {
+            path: path.to_owned(),
+            tensors: bind(path, &config, raw, Format::Gguf)?,
+            config,
+            gguf: Some(metadata),
+            tokenizer: None,
+        })
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Shapes and constants.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Whether there is a tensor of that name. The head of a tied model is not there.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All names, sorted: exactly those that the configuration demands.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Number of weights; a tied head counts once.
+    pub fn parameters(&self) -> usize {
+        self.tensors
+            .values()
+            .map(|entry| entry.shape.iter().product::<usize>())
+            .sum()
+    }
+
+    /// The tensor of a Hugging Face name, with the prefix `model.` (GPT-2: `transformer.`) even
+    /// where the file leaves it out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`] if the model has no such tensor.
+    pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
+        let entry = self.tensors.get(name).ok_or_else(|| {
+            Error::format(&self.path, format!("there is no tensor {}", one_line(name)))
+        })?;
+        let bytes = entry.raw.bytes();
+        Ok(TensorView {
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            data: match entry.order {
+                Order::Stored => Cow::Borrowed(bytes),
+                Order::Interleaved { heads } => {
+                    Cow::Owned(deinterleave(bytes, &entry.shape, heads))
+                }
+                Order::Transposed => {
+                    Cow::Owned(transpose(bytes, &entry.shape, entry.dtype.block_bytes()))
+                }
+            },
+        })
+    }
+
+    /// The metadata of a GGUF, from which a tokenizer can be rebuilt.
+    pub fn gguf(&self) -> Option<&gguf::Metadata> {
+        self.gguf.as_ref()
+    }
+
+    /// A folder's `tokenizer.json`, if it has one.
+    pub fn tokenizer_path(&self) -> Option<PathBuf> {
+        self.tokenizer.clone()
+    }
+
+    /// An id that tells whether two models are the same: a hash, as 32 hexadecimal digits, of the
+    /// constants that shape K and V and of every tensor's name, type, shape and some of its bytes. It
+    /// is the same wherever the files lie, and another for another quantisation.
+    pub fn fingerprint(&self) -> String {
+        let c = &self.config;
+        let mut hash = Fnv128::new();
+        let sizes = [
+            c.heads,
+            c.kv_heads,
+            c.head_dim,
+            c.sliding_window.unwrap_or(0),
+        ];
+        hash.text(c.family.name());
+        for size in sizes {
+            hash.number(size as u64);
+        }
+        hash.number(c.norm_eps.to_bits().into());
+        hash.number(c.rope_theta.to_bits().into());
+        match &c.rope_scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear { factor } => hash.floats(&[*factor]),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
+                hash.floats(&[*factor, *low_freq_factor, *high_freq_factor]);
+                hash.number(*original_max_positions as u64);
+            }
+            RopeScaling::Factors(factors) => hash.floats(factors),
+        }
+        for (name, entry) in &self.tensors {
+            hash.text(name);
+            hash.text(entry.dtype.name());
+            for &dim in &entry.shape {
+                hash.number(dim as u64);
+            }
+            hash.samples(entry.raw.bytes());
+        }
+        format!("{:032x}", hash.0)
+    }
+}
+
+/// Finds every tensor that the configuration demands and checks its type and shape.
+fn bind(
+    path: &Path,
+    config: &Config,
+    mut raw: HashMap<String, RawTensor>,
+    format: Format,
+) -> Result<BTreeMap<String, Entry>> {
+    let hf_layers = layout::hf_layers(config.family);
+    let mut tensors = BTreeMap::new();
+    let mut take = |hf: String, stored: String, slot: &Slot| -> Result<()> {
+        let tensor = raw
+            .remove(&stored)
+            .ok_or_else(|| Error::format(path, format!("tensor {stored} is missing")))?;
+        tensors.insert(hf, entry(&stored, tensor, slot, config, format)?);
+        Ok(())
+    };
+    for slot in &layout::outer_slots(config) {
+        let stored = match format {
+            Format::Gguf => slot.gguf,
+            Format::HuggingFace => slot.hf,
+        };
+        take(slot.hf.to_owned(), stored.to_owned(), slot)?;
+    }
+    // A number of layers beyond what the file holds ends at the first that is missing.
+    let slots = layout::layer_slots(config);
+    for layer in 0..config.layers {
+        for slot in &slots {
+            let hf = format!("{hf_layers}{layer}.{}", slot.hf);
+            let stored = match format {
+                Format::Gguf => format!("{}{layer}.{}", layout::GGUF_LAYERS, slot.gguf),
+                Format::HuggingFace => hf.clone(),
+            };
+            take(hf, stored, slot)?;
+        }
+    }
+    let layers = match format {
+        Format::Gguf => layout::GGUF_LAYERS,
+        Format::HuggingFace => hf_layers,
+    };
+    let left = raw
+        .keys()
+        .filter(|name| name.starts_with(layers) && !layout::ignorable(name))
+        .min();
+    match left {
+        Some(name) => Err(Error::Unsupported {
+            what: format!("{}: tensor {}", path.display(), one_line(name)),
+            have: format!(
+                "{} layers of {} without it",
+                config.layers,
+                config.family.name()
+            ),
+        }),
+        None => Ok(tensors),
+    }
+}
+
+fn entry(
+    stored: &str,
+    raw: RawTensor,
+    slot: &Slot,
+    config: &Config,
+    format: Format,
+) -> Result<Entry> {
+    let order = match (slot.kind, format) {
+        (Kind::Rotary { heads }, Format::Gguf) if config.family == super::config::Family::Llama => {
+            Order::Interleaved { heads }
+        }
+        (Kind::Conv1d, Format::HuggingFace) => Order::Transposed,
+        _ => Order::Stored,
+    };
+    let mut expected = slot.shape.clone();
+    if matches!(order, Order::Transposed) {
+        expected.reverse();
+    }
+    if raw.shape != expected {
+        return Err(raw.file.error(format!(
+            "tensor {stored}: expected {expected:?}, got {:?}",
+            raw.shape
+        )));
+    }
+    let dtype = raw.dtype.clone().map_err(|name| Error::Unsupported {
+        what: format!("{}: tensor {stored} of {name}", raw.file.path().display()),
+        have: "F32, F16, BF16".into(),
+    })?;
+    Ok(Entry {
+        dtype,
+        shape: slot.shape.clone(),
+        order,
+        raw,
+    })
+}
+
+/// Puts rows stored as `[heads, half, 2]` into the order `[heads, 2, half]`.
+fn deinterleave(bytes: &[u8], shape: &[usize], heads: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes.len()];
+    let rows = shape.first().copied().unwrap_or(0).max(1);
+    let row_bytes = (bytes.len() / rows).max(1);
+    let head = rows / heads.max(1);
+    let half = (head / 2).max(1);
+    out.par_chunks_mut(row_bytes)
+        .enumerate()
+        .for_each(|(row, out)| {
+            let (first, within) = (row / head.max(1) * head, row % head.max(1));
+            let source = first + within % half * 2 + within / half;
+            if let Some(bytes) = bytes.get(source * row_bytes..(source + 1) * row_bytes) {
+                out.copy_from_slice(bytes);
+            }
+        });
+    out
+}
+
+/// Transposes elements of `size` bytes into `shape`, which is `[columns, rows]` of what is stored.
+fn transpose(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes.len()];
+    let &[columns, rows] = shape else {
+        return out;
+    };
+    out.par_chunks_mut((rows * size).max(1))
+        .enumerate()
+        .for_each(|(column, out)| {
+            let elements = bytes
+                .chunks_exact(size)
+                .skip(column)
+                .step_by(columns.max(1));
+            for (out, element) in out.chunks_exact_mut(size).zip(elements) {
+                out.copy_from_slice(element);
+            }
+        });
+    out
+}
+
+/// The hash FNV-1a of 128 bits: small, and its values are the same for ever.
+struct Fnv128(u128);
+
+impl Fnv128 {
+    fn new() -> Self {
+        Fnv128(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b);
+        }
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.bytes(text.as_bytes());
+    }
+
+    fn floats(&mut self, floats: &[f32]) {
+        self.number(floats.len() as u64);
+        for float in floats {
+            self.bytes(&float.to_le_bytes());
+        }
+    }
+
+    /// All of a short run of bytes, or the first bytes of each of 32 equal parts of a long one.
+    fn samples(&mut self, bytes: &[u8]) {
+        const PARTS: usize = 32;
+        const SAMPLE: usize = 16;
+        if bytes.len() <= PARTS * SAMPLE {
+            self.bytes(bytes);
+        } else {
+            for part in bytes.chunks(bytes.len().div_ceil(PARTS)) {
+                self.bytes(&part[..part.len().min(SAMPLE)]);
+            }
+        }
     }
 }
