@@ -1,7 +1,14 @@
 //! Text before and after the model: token ids with byte spans, sentences, token counts.
 
 pub mod counts;
+mod byte_bpe;
+mod hf;
+mod merge;
+mod pretokenize;
 pub mod sentences;
+mod spm;
 pub mod tokenizer;
+mod vocab;
 
 pub use tokenizer::{Encoding, Tokenizer};
+pub use vocab::GgufVocab;

@@ -1,8 +1,12 @@
-//! Text to token ids and back.
+//! Text to token ids and back: one face for a GGUF's vocabulary and a Hugging Face `tokenizer.json`.
 
 use std::ops::Range;
 use std::path::Path;
 
+use super::byte_bpe::ByteBpe;
+use super::hf::HfTokenizer;
+use super::spm::Spm;
+use super::vocab::{GgufVocab, Vocab};
 use crate::error::{Error, Result};
 
 /// Token ids and where each came from.
@@ -11,45 +15,139 @@ pub struct Encoding {
     /// Token ids, in order.
     pub ids: Vec<u32>,
     /// For each id the byte range of the source text that it stands for. Ranges are ascending and
-    /// gapless for byte-level tokenizers, and may split a multi-byte character.
+    /// gapless for byte-level tokenizers, and may split a multi-byte character. What the tokenizer
+    /// itself adds (BOS, the dummy space of Llama 2) covers nothing.
     pub spans: Vec<Range<usize>>,
 }
 
+impl Encoding {
+    /// Appends one token.
+    pub(super) fn push(&mut self, id: u32, span: Range<usize>) {
+        self.ids.push(id);
+        self.spans.push(span);
+    }
+}
+
 /// A tokenizer rebuilt from a GGUF's metadata or read from a `tokenizer.json`.
-pub struct Tokenizer {}
+///
+/// It is immutable: any number of threads may use one.
+pub struct Tokenizer {
+    kind: Kind,
+}
+
+enum Kind {
+    ByteBpe(ByteBpe),
+    Spm(Spm),
+    Hf(Box<HfTokenizer>),
+}
 
 impl Tokenizer {
     /// Reads a Hugging Face `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is no tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Err(Error::format(path, "not built yet"))
+        Ok(Tokenizer {
+            kind: Kind::Hf(Box::new(HfTokenizer::from_file(path)?)),
+        })
+    }
+
+    /// Rebuilds the tokenizer that a GGUF's metadata describes, with the ids of llama.cpp.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
+    /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built.
+    pub fn from_vocab(vocab: GgufVocab) -> Result<Self> {
+        let kind = match vocab.model.as_str() {
+            "gpt2" => Kind::ByteBpe(ByteBpe::new(vocab)?),
+            "llama" => Kind::Spm(Spm::new(vocab)?),
+            other => {
+                return Err(Error::Unsupported {
+                    what: format!("tokenizer model `{other}`"),
+                    have: "gpt2 (byte-level BPE), llama (SentencePiece BPE)".into(),
+                });
+            }
+        };
+        Ok(Tokenizer { kind })
     }
 
     /// Token ids of `text` with byte spans.
     ///
     /// `add_special` adds what the tokenizer puts round a text (BOS for Llama 2; nothing for
     /// SmolLM2 or Qwen); `parse_special` reads `<|im_start|>` and its like as one token.
-    pub fn encode(
-        &self,
-        _text: &str,
-        _add_special: bool,
-        _parse_special: bool,
-    ) -> Result<Encoding> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Only a `tokenizer.json` whose parts do not fit together makes this fail.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Encoding> {
+        match &self.kind {
+            Kind::ByteBpe(t) => Ok(t.encode(text, add_special, parse_special)),
+            Kind::Spm(t) => Ok(t.encode(text, add_special, parse_special)),
+            Kind::Hf(t) => t.encode(text, add_special, parse_special),
+        }
     }
 
     /// The text of `ids`, as Hugging Face's `decode` gives it: special tokens stay, bytes that are
-    /// no UTF-8 become U+FFFD.
-    pub fn decode(&self, _ids: &[u32]) -> String {
-        unimplemented!()
+    /// no UTF-8 become U+FFFD. An id outside the vocabulary stands for nothing.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        match &self.kind {
+            Kind::ByteBpe(t) => t.decode(ids),
+            Kind::Spm(t) => t.decode(ids),
+            Kind::Hf(t) => t.decode(ids),
+        }
     }
 
-    /// The raw bytes of one token (special tokens: the bytes of their name).
-    pub fn token_bytes(&self, _id: u32) -> Vec<u8> {
-        unimplemented!()
+    /// The raw bytes of one token (special tokens: the bytes of their name); empty for an id
+    /// outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match &self.kind {
+            Kind::ByteBpe(t) => t.token_bytes(id).to_vec(),
+            Kind::Spm(t) => t.token_bytes(id),
+            Kind::Hf(t) => t.token_bytes(id),
+        }
+    }
+
+    /// The id of a token by its name in the vocabulary, as `<|im_end|>` or `</s>`.
+    pub fn token_id(&self, name: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Hf(t) => t.token_id(name),
+            _ => self.vocab()?.id(name),
+        }
+    }
+
+    /// The token in front of a text, where a GGUF names one (a `tokenizer.json` does not).
+    pub fn bos(&self) -> Option<u32> {
+        self.vocab()?.bos
+    }
+
+    /// The token behind a text, where a GGUF names one (a `tokenizer.json` does not).
+    pub fn eos(&self) -> Option<u32> {
+        self.vocab()?.eos
     }
 
     /// Number of ids, special tokens included.
     pub fn vocab_size(&self) -> usize {
-        0
+        match &self.kind {
+            Kind::Hf(t) => t.vocab_size(),
+            _ => self.vocab().map_or(0, Vocab::len),
+        }
+    }
+
+    fn vocab(&self) -> Option<&Vocab> {
+        match &self.kind {
+            Kind::ByteBpe(t) => Some(t.vocab()),
+            Kind::Spm(t) => Some(t.vocab()),
+            Kind::Hf(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match &self.kind {
+            Kind::ByteBpe(_) => "byte-level BPE",
+            Kind::Spm(_) => "SentencePiece BPE",
+            Kind::Hf(_) => "tokenizer.json",
+        };
+        write!(f, "Tokenizer({kind}, {} ids)", self.vocab_size())
     }
 }

@@ -1,20 +1,38 @@
-//! What several tests share.
+//! What several tests need.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The golden data, beside the crate; `None` where they are not, and a test says that it skips.
+/// The folder with golden values beside the checkout; absent on most machines.
 pub fn shared() -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    path.is_dir().then_some(path)
+    existing(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("..")
+            .join("shared"),
+    )
 }
 
-/// SmolLM2-135M-Instruct as a Q4_1 GGUF: `$PREFOLD_MODEL`, or the copy in `.cache`.
+/// SmolLM2-135M-Instruct in Q4_1: `$PREFOLD_MODEL` or the copy in `.cache/models`.
 pub fn smollm2() -> Option<PathBuf> {
-    let path = match std::env::var_os("PREFOLD_MODEL") {
-        Some(path) => PathBuf::from(path),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join(".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf"),
-    };
-    path.is_file().then_some(path)
+    model("PREFOLD_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf")
+}
+
+/// Qwen2.5-Coder-0.5B-Instruct in Q4_K_M: `$PREFOLD_QWEN` or the copy in `.cache/models`.
+pub fn qwen() -> Option<PathBuf> {
+    model("PREFOLD_QWEN", "Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf")
+}
+
+fn model(variable: &str, name: &str) -> Option<PathBuf> {
+    match std::env::var_os(variable) {
+        Some(path) => existing(PathBuf::from(path)),
+        None => existing(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join(".cache/models")
+                .join(name),
+        ),
+    }
+}
+
+fn existing(path: PathBuf) -> Option<PathBuf> {
+    path.exists().then_some(path)
 }
