@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// A prompt in its three parts; the result joins what is left of them with blank lines.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prompt {
@@ -40,6 +42,28 @@ pub enum Condition {
     NoneCondition,
     BeforeCondition,
     AfterCondition,
+}
+
+/// Where the question stands when a text is ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Where {
+    None,
+    Before,
+    After,
+}
+
+impl Condition {
+    /// The two things that the one name says.
+    pub(crate) fn split(self) -> (Where, bool) {
+        match self {
+            Condition::None => (Where::None, false),
+            Condition::Before => (Where::Before, false),
+            Condition::After => (Where::After, false),
+            Condition::NoneCondition => (Where::None, true),
+            Condition::BeforeCondition => (Where::Before, true),
+            Condition::AfterCondition => (Where::After, true),
+        }
+    }
 }
 
 /// The order of contexts in the result.
@@ -173,5 +197,46 @@ impl Default for Options {
             force_tokens: Vec::new(),
             force_reserve_digit: false,
         }
+    }
+}
+
+impl Options {
+    /// Refuses values outside their range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let refuse = |what: &str, value: f64, reason: &str| {
+            Err(Error::input(format!("{what} {value}"), reason))
+        };
+        if !(self.rate > 0.0 && self.rate <= 1.0) {
+            return refuse(
+                "rate",
+                self.rate,
+                "the share of tokens to keep lies in (0, 1]",
+            );
+        }
+        if let Some(target) = self.target_token
+            && !(target.is_finite() && target >= 0.0)
+        {
+            return refuse(
+                "target_token",
+                target,
+                "expected a number of tokens, 0 or more",
+            );
+        }
+        if self.iterative_size == 0 {
+            return refuse("iterative_size", 0.0, "expected 1 token or more");
+        }
+        for (what, value) in [
+            ("token_budget_ratio", self.token_budget_ratio),
+            ("high_priority_bonus", self.high_priority_bonus),
+            (
+                "dynamic_context_compression_ratio",
+                self.dynamic_context_compression_ratio,
+            ),
+        ] {
+            if !value.is_finite() {
+                return refuse(what, value, "expected a finite number");
+            }
+        }
+        Ok(())
     }
 }

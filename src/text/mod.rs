@@ -1,5 +1,6 @@
 //! Text before and after the model: token ids with byte spans, sentences, token counts.
 
+pub mod counts;
 pub mod sentences;
 pub mod tokenizer;
 

@@ -1,0 +1,87 @@
+//! The context level: whole contexts under the target and `context_budget`
+//! (`control_context_budget`; LongLLMLingua, section 4.1 and 4.2).
+
+use crate::error::Result;
+use crate::hard::context_budget;
+use crate::hard::options::{Prompt, Reorder};
+use crate::hard::structured::Segment;
+
+use super::{Conditioning, Reference};
+
+impl Reference<'_> {
+    /// The contexts that stay, in their order in the result, each with what the dynamic ratio adds to
+    /// its rate.
+    pub(super) fn filter_contexts(
+        &self,
+        prompt: &Prompt,
+        contexts: &[String],
+        lengths: &[usize],
+        target: f64,
+        condition: Conditioning,
+        segments: &Option<Vec<Vec<Segment>>>,
+    ) -> Result<(Vec<usize>, Vec<f64>)> {
+        let options = self.options;
+        let texts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+        let ranked = self.rank(&texts, &prompt.question, condition.at)?;
+
+        let target = if target < 0.0 { 100.0 } else { target };
+        let mut left = context_budget::evaluate(target, &options.context_budget)?;
+        // Forced contexts cost nothing until the ranking comes to them.
+        let mut used = options.force_context_ids.clone().unwrap_or_default();
+        used.retain(|&i| i < contexts.len());
+        if let Some(segments) = segments
+            && options.strict_preserve_uncompressed
+        {
+            for (i, context) in segments.iter().enumerate() {
+                if context.iter().any(|s| !s.compress) && !used.contains(&i) {
+                    used.push(i);
+                }
+            }
+        }
+        for i in ranked {
+            left -= lengths[i] as f64;
+            if !used.contains(&i) {
+                used.push(i);
+            }
+            // The reference compares force_context_number with a list that is still empty, so only 0
+            // has an effect.
+            if left < 0.0 || options.force_context_number == Some(0) {
+                break;
+            }
+        }
+        let ratios = dynamic_ratios(used.len(), options.dynamic_context_compression_ratio);
+        let mut ranked: Vec<(usize, f64)> = used.into_iter().zip(ratios).collect();
+        match options.reorder_context {
+            Reorder::Sort => {}
+            Reorder::Original => ranked.sort_by_key(|&(i, _)| i),
+            Reorder::TwoStage => {
+                let even = ranked.iter().step_by(2);
+                let odd = ranked.iter().skip(1).step_by(2).rev();
+                ranked = even.chain(odd.collect::<Vec<_>>()).copied().collect();
+            }
+        }
+        Ok(ranked.into_iter().unzip())
+    }
+}
+
+/// Evenly spaced from `+ratio` for the best context to `-ratio` for the worst (LongLLMLingua, eq. 5).
+fn dynamic_ratios(n: usize, ratio: f64) -> Vec<f64> {
+    if ratio <= 0.0 || n < 2 {
+        return vec![0.0; n];
+    }
+    let step = ratio / (n - 1) as f64;
+    let last = n as i64 - 1;
+    (0..n as i64)
+        .map(|i| (last - 2 * i) as f64 * step)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ratios_fall_evenly() {
+        assert_eq!(super::dynamic_ratios(3, 0.5), [0.5, 0.0, -0.5]);
+        assert_eq!(super::dynamic_ratios(1, 0.5), [0.0]);
+        assert_eq!(super::dynamic_ratios(2, 0.0), [0.0, 0.0]);
+    }
+}

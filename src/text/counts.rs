@@ -1,0 +1,3 @@
+pub fn count_cl100k(_t: &str) -> usize {
+    0
+}
