@@ -13,13 +13,20 @@ use super::failure::{Failure, Outcome};
 use super::files::stdout_failure;
 use super::model;
 
-/// Runs the calls in a file of JSON lines: `{"name", "call", "args"}` in, `{"name", "result"}` or
-/// `{"name", "error"}` out
+/// Runs many calls, each a line of JSON, with the model loaded once
 ///
-/// Calls: compress_prompt and structured_compress_prompt (the keyword arguments of Microsoft's
-/// PromptCompressor, and its results token for token unless the arguments say `"budget":
-/// "exact"`), tokenize (`text`, `parse_special`), token_logprobs (`text` or `ids`). One line out
-/// for every line in, in order. The exit code is 1 if any row failed.
+/// A row `{"name", "call", "args"}` gives one line `{"name", "result"}` or `{"name", "error"}`, in
+/// order. The calls:
+///
+///   compress_prompt, structured_compress_prompt
+///       args: the keyword arguments of Microsoft's PromptCompressor, whose results these are,
+///       token for token, unless they say "budget": "exact"
+///   tokenize
+///       args: text, parse_special (false); result: ids
+///   token_logprobs
+///       args: text or ids; result: ids, and the natural logprobs of ids[1:]
+///
+/// After a bad row it goes on; the exit code is then 1.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {

@@ -98,8 +98,10 @@ impl Report {
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    let prompt = read_prompt(&args)?;
     let options = args.flags.options();
+    // The library checks too, but only after a model was loaded.
+    options.check()?;
+    let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
     let model = args.model.open()?;
 
     let busy = Busy::new("compressing".into());
@@ -158,29 +160,33 @@ pub fn run(args: Args) -> Outcome {
     Ok(())
 }
 
-/// The prompt from files and options.
-fn read_prompt(args: &Args) -> Outcome<Prompt> {
+/// The prompt from files and texts, each of which may be standard input, but only one of them.
+fn read_prompt(
+    files: &[PathBuf],
+    question: &Option<String>,
+    instruction: &Option<String>,
+) -> Outcome<Prompt> {
     let stdin = PathBuf::from("-");
-    let named = [&args.question, &args.instruction].map(|text| text.as_deref() == Some("@-"));
-    let from_stdin = args.files.iter().filter(|file| **file == stdin).count()
-        + usize::from(args.files.is_empty())
-        + named.into_iter().filter(|&at_stdin| at_stdin).count();
+    let files = match files {
+        [] => std::slice::from_ref(&stdin),
+        files => files,
+    };
+    let texts = [question, instruction];
+    let from_stdin = files.iter().filter(|file| **file == stdin).count()
+        + texts.iter().filter(|t| t.as_deref() == Some("@-")).count();
     if from_stdin > 1 {
         return Err(Failure::Usage(
             "standard input can be read only once, but is asked for more often".into(),
         ));
     }
-    let files = match args.files.as_slice() {
-        [] => std::slice::from_ref(&stdin),
-        files => files,
-    };
-    let text = |argument: &Option<String>| argument.as_deref().map(text_or_file).transpose();
+    let text =
+        |argument: &Option<String>| argument.as_deref().map_or(Ok(String::new()), text_or_file);
     Ok(Prompt {
-        instruction: text(&args.instruction)?.unwrap_or_default(),
+        instruction: text(instruction)?,
         context: files
             .iter()
             .map(|file| read_text(file))
             .collect::<Outcome<_>>()?,
-        question: text(&args.question)?.unwrap_or_default(),
+        question: text(question)?,
     })
 }

@@ -58,7 +58,7 @@ impl From<clap::Error> for Failure {
             .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
             .filter(|line| !line.is_empty())
             .collect();
-        let said = said.join(" ");
+        let said = said.join("; ").replace(":; ", ": ");
         let said = said.strip_prefix("error: ").unwrap_or(&said);
         Failure::Usage(format!("{said} (see `prefold --help`)"))
     }

@@ -13,6 +13,7 @@ mod score;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{Parser, Subcommand};
 
 use failure::Failure;
@@ -40,13 +41,12 @@ pub fn main() -> ExitCode {
             Command::Score(args) => score::run(args),
             Command::Batch(args) => batch::run(args),
         },
-        Err(error) if !error.use_stderr() => {
-            // Help or version: clap's own page, on standard output.
-            return match error.print() {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => report(&files::stdout_failure(error)),
-            };
+        // Help, asked for or not, and the version are clap's own pages, not errors of one line.
+        Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(2);
         }
+        Err(error) if !error.use_stderr() => error.print().map_err(files::stdout_failure),
         Err(error) => Err(Failure::from(error)),
     };
     match done {
