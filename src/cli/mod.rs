@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Compress(compress::Args),
+    Compress(Box<compress::Args>),
     Score(score::Args),
     Batch(batch::Args),
 }
@@ -37,7 +37,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let done = match Cli::try_parse() {
         Ok(cli) => match cli.command {
-            Command::Compress(args) => compress::run(args),
+            Command::Compress(args) => compress::run(*args),
             Command::Score(args) => score::run(args),
             Command::Batch(args) => batch::run(args),
         },
