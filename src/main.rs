@@ -1,2 +1,8 @@
-//! The command line.
-fn main() {}
+//! The `prefold` program: the library on the command line.
+#![deny(unsafe_code)]
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -5,11 +5,13 @@ pub mod options;
 mod python;
 mod rank_text;
 mod reference;
+pub mod request;
 pub mod result;
 mod source;
 mod structured;
 
 pub use options::{Budget, Condition, Count, Granularity, Options, Prompt, RankMethod, Reorder};
+pub use request::Request;
 pub use result::{Compressed, Piece};
 
 use crate::error::Result;

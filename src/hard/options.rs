@@ -201,8 +201,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Refuses values outside their range.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses values outside their range, as every call does that takes options.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the option, its value and the range.
+    pub fn check(&self) -> Result<()> {
         let refuse = |what: &str, value: f64, reason: &str| {
             Err(Error::input(format!("{what} {value}"), reason))
         };

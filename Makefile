@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Needed: Rust, gcc, make, Python 3 with pip.
+#
+#   MODELS=folder   where fetched models are kept (default .cache/models)
+#   MODEL=path      a model of your own instead of the fetched one: GGUF file or Hugging Face folder
+#   ARGS=...        more options for the demo, for instance ARGS="--rate 0.25 --html page.html"
+
+CARGO  ?= cargo
+PYTHON ?= python3
+MODELS ?= .cache/models
+
+SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct-Q4_1.gguf
+QWEN    := $(MODELS)/Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
+MODEL   ?= $(SMOLLM2)
+
+.PHONY: all build demo test model model-qwen check clean
+all: build
+
+build:
+	$(CARGO) build --release
+
+# Fetched only where no other model is asked for.
+demo: $(filter $(SMOLLM2),$(MODEL)) build
+	$(CARGO) run --release --quiet -- compress --show --model "$(MODEL)" \
+	  --question @examples/peps/question.txt $(ARGS) examples/peps/pep-*.txt
+
+model: $(SMOLLM2)
+model-qwen: $(QWEN)
+
+# No prerequisites: made when missing, and the script names the file only when it is whole and verified.
+$(SMOLLM2):
+	$(PYTHON) tools/fetch_model.py smollm2 "$@"
+
+$(QWEN):
+	$(PYTHON) tools/fetch_model.py qwen "$@"
+
+# Without the model, the tests that need it fail where CI=true, and elsewhere say that they were skipped.
+test:
+	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
+	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --release
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,192 @@
+//! `prefold compress`: a shorter prompt.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anstream::{AutoStream, ColorChoice};
+use clap::ValueEnum;
+use prefold::hard::{Compressed, Prompt};
+use serde::Serialize;
+
+use super::failure::{Failure, Outcome};
+use super::files::{read_text, text_or_file, write_stdout, write_whole};
+use super::model::{self, Busy};
+use super::options::Flags;
+use super::{marked, page};
+
+/// Shortens a prompt: files are its contexts, the question and the instruction stay whole
+#[derive(clap::Args)]
+pub struct Args {
+    /// One context each; `-` or nothing is standard input
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// What is to be answered from the contexts: kept whole, at the end
+    #[arg(long, short, value_name = "TEXT|@FILE")]
+    question: Option<String>,
+    /// Kept whole, in front
+    #[arg(long, short, value_name = "TEXT|@FILE")]
+    instruction: Option<String>,
+    /// The contexts carry `<llmlingua, rate=…, compress=…>` tags
+    #[arg(long)]
+    structured: bool,
+
+    #[command(flatten)]
+    model: model::Args,
+    #[command(flatten)]
+    flags: Flags,
+
+    /// Write to FILE instead of standard output, whole or not at all
+    #[arg(long, short, value_name = "FILE", help_heading = OUTPUT)]
+    output: Option<PathBuf>,
+    /// Print the reference's dictionary, and the time, as JSON
+    #[arg(long, conflicts_with = "show", help_heading = OUTPUT)]
+    json: bool,
+    /// Print the original with what was dropped struck through, or without colour in [-brackets-]
+    #[arg(long, help_heading = OUTPUT)]
+    show: bool,
+    /// Write one self-contained page: tokens shaded by surprise, dropped ones struck
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    html: Option<PathBuf>,
+    /// Colours of --show; `auto` heeds NO_COLOR and uses none outside a terminal
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN", help_heading = OUTPUT)]
+    color: Colour,
+    /// No summary on standard error
+    #[arg(long, help_heading = OUTPUT)]
+    quiet: bool,
+}
+
+const OUTPUT: &str = "Output";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+/// A compressed prompt and how it came about.
+#[derive(Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub compressed: Compressed,
+    /// Wall time of the compression alone.
+    pub seconds: f64,
+    /// Tokens of the original per second.
+    pub tokens_per_second: f64,
+    /// Wall time of opening the model.
+    pub load_seconds: f64,
+    /// The model's file or folder name.
+    pub model: String,
+}
+
+impl Report {
+    /// The numbers in one line.
+    fn summary(&self) -> String {
+        format!(
+            "{} -> {} tokens ({} kept, {}) in {:.2} s, {:.0} tokens/s, by {}",
+            self.compressed.origin_tokens,
+            self.compressed.compressed_tokens,
+            self.compressed.rate,
+            self.compressed.ratio,
+            self.seconds,
+            self.tokens_per_second,
+            self.model,
+        )
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Outcome {
+    let options = args.flags.options();
+    // The library checks too, but only after a model was loaded.
+    options.check()?;
+    let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
+    let model = args.model.open()?;
+
+    let busy = Busy::new("compressing".into());
+    let start = Instant::now();
+    let compressed = if args.structured {
+        model.engine.compress_structured(&prompt, &options)?
+    } else {
+        model.engine.compress(&prompt, &options)?
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    drop(busy);
+
+    let report = Report {
+        tokens_per_second: compressed.origin_tokens as f64 / seconds.max(1e-9),
+        compressed,
+        seconds,
+        load_seconds: model.load_seconds,
+        model: model.name,
+    };
+    if let Some(path) = &args.html {
+        write_whole(path, &page::render(&report))?;
+    }
+    let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
+    let mut text = if args.json {
+        let json = serde_json::to_string(&report).map_err(|error| {
+            Failure::Failed(prefold::Error::Input {
+                what: "--json".into(),
+                reason: error.to_string(),
+            })
+        })?;
+        json + "\n"
+    } else if args.show {
+        let colour = match args.color {
+            Colour::Always => true,
+            Colour::Never => false,
+            Colour::Auto => {
+                args.output.is_none()
+                    && AutoStream::choice(&std::io::stdout()) != ColorChoice::Never
+            }
+        };
+        marked::render(&report.compressed.pieces, colour)
+    } else {
+        report.compressed.compressed_prompt.clone()
+    };
+    // A file or a pipe gets the very text; a terminal's next line should start at its left.
+    if to_terminal && !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    match &args.output {
+        Some(path) => write_whole(path, &text)?,
+        None => write_stdout(&text)?,
+    }
+    if !args.quiet {
+        let _ = writeln!(std::io::stderr(), "prefold: {}", report.summary());
+    }
+    Ok(())
+}
+
+/// The prompt from files and texts, each of which may be standard input, but only one of them.
+fn read_prompt(
+    files: &[PathBuf],
+    question: &Option<String>,
+    instruction: &Option<String>,
+) -> Outcome<Prompt> {
+    let stdin = PathBuf::from("-");
+    let files = match files {
+        [] => std::slice::from_ref(&stdin),
+        files => files,
+    };
+    let texts = [question, instruction];
+    let from_stdin = files.iter().filter(|file| **file == stdin).count()
+        + texts.iter().filter(|t| t.as_deref() == Some("@-")).count();
+    if from_stdin > 1 {
+        return Err(Failure::Usage(
+            "standard input can be read only once, but is asked for more often".into(),
+        ));
+    }
+    let text =
+        |argument: &Option<String>| argument.as_deref().map_or(Ok(String::new()), text_or_file);
+    Ok(Prompt {
+        instruction: text(instruction)?,
+        context: files
+            .iter()
+            .map(|file| read_text(file))
+            .collect::<Outcome<_>>()?,
+        question: text(question)?,
+    })
+}

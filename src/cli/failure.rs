@@ -1,0 +1,93 @@
+//! Why the program stops, and with which exit code.
+
+use std::process::ExitCode;
+
+use prefold::Error;
+
+/// Every way in which a command can fail.
+#[derive(Debug)]
+pub enum Failure {
+    /// The command line makes no sense: exit code 2.
+    Usage(String),
+    /// The library or the file system says no: exit code 1.
+    Failed(Error),
+    /// Some rows of a batch failed; each has said so in its own line: exit code 1.
+    Rows { failed: usize, rows: usize },
+    /// Whoever reads our output has gone: no message, and the exit code of a SIGPIPE.
+    ClosedPipe,
+}
+
+/// What a command returns.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// The message, in one line; none where silence is right.
+    pub fn line(&self) -> Option<String> {
+        let text = match self {
+            Failure::Usage(message) => message.clone(),
+            Failure::Failed(error) => error.to_string(),
+            Failure::Rows { failed, rows } => format!("{failed} of {rows} rows failed"),
+            Failure::ClosedPipe => return None,
+        };
+        Some(one_line(&text))
+    }
+
+    /// The exit code of the process.
+    pub fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Failure::Usage(_) => 2,
+            Failure::Failed(_) | Failure::Rows { .. } => 1,
+            Failure::ClosedPipe => 141,
+        })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Failed(error)
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// What clap says, without its usage block.
+    fn from(error: clap::Error) -> Self {
+        let text = error.to_string();
+        let said: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+            .filter(|line| !line.is_empty())
+            .collect();
+        let said = said.join("; ").replace(":; ", ": ");
+        let said = said.strip_prefix("error: ").unwrap_or(&said);
+        Failure::Usage(format!("{said} (see `prefold --help`)"))
+    }
+}
+
+/// Control characters, which a file's name or content may have brought along, are shown escaped.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_stays_on_one_line_whatever_a_file_is_called() {
+        let failure = Failure::from(Error::Format {
+            file: "a\nb\u{1b}[2J.gguf".into(),
+            reason: "bad\r\nmagic".into(),
+        });
+        let line = failure.line().unwrap();
+        assert_eq!(line, "a\\nb\\u{1b}[2J.gguf: bad\\r\\nmagic");
+    }
+}

@@ -1,0 +1,91 @@
+//! Texts in, results out: standard streams, UTF-8, and files that are written whole or not at all.
+
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use prefold::Error;
+
+use super::failure::{Failure, Outcome};
+
+/// Reads a text; `-` is standard input.
+pub fn read_text(path: &Path) -> Outcome<String> {
+    let (name, bytes) = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        let name = PathBuf::from("standard input");
+        io::stdin()
+            .lock()
+            .read_to_end(&mut bytes)
+            .map_err(Error::io(&name))?;
+        (name, bytes)
+    } else {
+        (path.into(), fs::read(path).map_err(Error::io(path))?)
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        Failure::Failed(Error::Format {
+            file: name,
+            reason: format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
+        })
+    })
+}
+
+/// An argument that is a text itself or, as `@FILE`, the name of one; `@@` begins a text with `@`.
+pub fn text_or_file(argument: &str) -> Outcome<String> {
+    match argument.strip_prefix('@') {
+        None => Ok(argument.into()),
+        Some(text) if text.starts_with('@') => Ok(text.into()),
+        // A file ends with a line break that nobody means as part of a question.
+        Some(file) => Ok(read_text(Path::new(file))?.trim_end().into()),
+    }
+}
+
+/// Writes to standard output.
+pub fn write_stdout(text: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(stdout_failure)
+}
+
+/// A failed write to standard output; a closed pipe is no error of ours.
+pub fn stdout_failure(error: io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Failure::ClosedPipe,
+        _ => Failure::Failed(Error::io("standard output")(error)),
+    }
+}
+
+/// Writes `text` to `path` whole or not at all: under another name first, then renamed.
+///
+/// A symlink stays one (its target is replaced), permissions stay as they are, and what is no
+/// regular file, as `/dev/null`, is written directly.
+pub fn write_whole(path: &Path, text: &str) -> Outcome {
+    let (target, permissions) = match fs::metadata(path) {
+        Ok(found) if found.is_file() => {
+            let target = fs::canonicalize(path).map_err(Error::io(path))?;
+            (target, Some(found.permissions()))
+        }
+        Ok(_) => return Ok(fs::write(path, text).map_err(Error::io(path))?),
+        Err(_) => (path.to_path_buf(), None),
+    };
+    let mut scratch_name = std::ffi::OsString::from(".");
+    scratch_name.push(target.file_name().unwrap_or_default());
+    scratch_name.push(format!(".{}.tmp", std::process::id()));
+    let scratch = target.with_file_name(scratch_name);
+    let written = (|| {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&scratch)?;
+        file.write_all(text.as_bytes())?;
+        if let Some(permissions) = permissions {
+            file.set_permissions(permissions)?;
+        }
+        file.sync_all()?;
+        fs::rename(&scratch, &target)
+    })();
+    written.map_err(|error| {
+        let _ = fs::remove_file(&scratch);
+        Failure::Failed(Error::io(path)(error))
+    })
+}

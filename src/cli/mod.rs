@@ -1,0 +1,65 @@
+//! The command line: arguments, dispatch, errors and exit codes.
+
+mod batch;
+mod compress;
+mod failure;
+mod files;
+mod marked;
+mod model;
+mod options;
+mod page;
+mod score;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+/// Folds a long prompt before a language model reads it.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compress(Box<compress::Args>),
+    Score(score::Args),
+    Batch(batch::Args),
+}
+
+/// Runs the program on the process's own arguments.
+pub fn main() -> ExitCode {
+    let done = match Cli::try_parse() {
+        Ok(cli) => match cli.command {
+            Command::Compress(args) => compress::run(*args),
+            Command::Score(args) => score::run(args),
+            Command::Batch(args) => batch::run(args),
+        },
+        // Help, asked for or not, and the version are clap's own pages, not errors of one line.
+        Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+        Err(error) if !error.use_stderr() => error.print().map_err(files::stdout_failure),
+        Err(error) => Err(Failure::from(error)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+/// Says what went wrong, in one line, and gives the exit code for it.
+fn report(failure: &Failure) -> ExitCode {
+    if let Some(line) = failure.line() {
+        // With standard error gone too there is nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "prefold: {line}");
+    }
+    failure.code()
+}

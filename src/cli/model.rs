@@ -1,0 +1,126 @@
+//! Which model, on which device, and the spinner while it works.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use prefold::{Device, Engine, Error};
+
+use super::failure::Outcome;
+
+/// Where `make model` puts the model that is used when none is named.
+const DEFAULT: &str = ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// GGUF file or Hugging Face folder [default: the model that `make model` fetched]
+    #[arg(long, short, value_name = "PATH", help_heading = "Model")]
+    model: Option<PathBuf>,
+    /// Where it runs
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        help_heading = "Model",
+        hide_possible_values = false
+    )]
+    device: DeviceName,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceName {
+    Auto,
+    Cpu,
+}
+
+/// An open model, where it came from and how long that took.
+pub struct Model {
+    pub engine: Box<dyn Engine>,
+    pub name: String,
+    pub load_seconds: f64,
+}
+
+impl Args {
+    /// Opens the model that was asked for.
+    pub fn open(&self) -> Outcome<Model> {
+        let path = match &self.model {
+            Some(path) => path.clone(),
+            None => default_model()?,
+        };
+        let device = match self.device {
+            DeviceName::Auto => Device::Auto,
+            DeviceName::Cpu => Device::Cpu,
+        };
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let name = name.to_string_lossy().into_owned();
+        let busy = Busy::new(format!("loading {name}"));
+        let start = Instant::now();
+        let engine = prefold::open(&path, device)?;
+        drop(busy);
+        Ok(Model {
+            engine,
+            name,
+            load_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// The fetched model: in the working directory's cache, or in that of the checkout in which the
+/// program was built.
+fn default_model() -> Result<PathBuf, Error> {
+    let program = std::env::current_exe().unwrap_or_default();
+    std::iter::once(Path::new(""))
+        .chain(program.ancestors().skip(1))
+        .map(|folder| folder.join(DEFAULT))
+        .find(|path| path.exists())
+        .ok_or_else(|| Error::Input {
+            what: "--model".into(),
+            reason: format!(
+                "none was given and {DEFAULT} is not there; `make model` fetches it, or give a \
+                 GGUF file or a Hugging Face folder"
+            ),
+        })
+}
+
+/// A spinner on a terminal's standard error for as long as this lives; it appears after a second.
+pub struct Busy(Option<(Sender<()>, JoinHandle<()>)>);
+
+impl Busy {
+    /// Starts to wait; `what` says what for.
+    pub fn new(what: String) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Busy(None);
+        }
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let (sender, receiver) = channel();
+        let thread = std::thread::spawn(move || {
+            if receiver.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            let bar = ProgressBar::new_spinner()
+                .with_message(what)
+                .with_elapsed(PATIENCE);
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}, {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            // Ends when the sender is dropped.
+            let _ = receiver.recv();
+            bar.finish_and_clear();
+        });
+        Busy(Some((sender, thread)))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some((sender, thread)) = self.0.take() {
+            drop(sender);
+            let _ = thread.join();
+        }
+    }
+}

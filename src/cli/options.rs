@@ -1,0 +1,317 @@
+//! The options of hard compression as flags: the library's names in kebab case without `use_`; a
+//! switch that is on by default is turned off by `--no-…`.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use prefold::hard::{Budget, Condition, Count, Granularity, Options, RankMethod, Reorder};
+use serde::de::DeserializeOwned;
+use serde::de::value::{Error as NameError, StrDeserializer};
+
+/// A parser of the library's own names for the values of an enum.
+fn named<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| {
+        T::deserialize(StrDeserializer::<NameError>::new(&name))
+            .map_err(|error| clap::Error::raw(ErrorKind::InvalidValue, error))
+    })
+}
+
+const GRANULARITIES: &[&str] = &["context", "sentence", "token"];
+const COUNTS: &[&str] = &["cl100k", "scorer"];
+const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
+const REORDERS: &[&str] = &["original", "sort", "two_stage"];
+const CONDITIONS: &[&str] = &[
+    "none",
+    "before",
+    "after",
+    "none_condition",
+    "before_condition",
+    "after_condition",
+];
+
+#[derive(clap::Args, Debug)]
+pub struct Flags {
+    /// Share of the tokens to keep, above 0 and at most 1 [default: 0.5]
+    #[arg(long, short, value_name = "SHARE", allow_negative_numbers = true, help_heading = BUDGET)]
+    rate: Option<f64>,
+    /// Tokens to keep; overrides --rate
+    #[arg(long, short, value_name = "TOKENS", allow_negative_numbers = true, help_heading = BUDGET)]
+    target_token: Option<f64>,
+    /// Do token for token what Microsoft's `llmlingua` 0.2.2 does, instead of keeping the budget exactly
+    #[arg(long, help_heading = BUDGET)]
+    reference: bool,
+
+    /// How far down to go before cutting inside a unit
+    #[arg(long, value_name = "UNIT", value_parser = named::<Granularity>(GRANULARITIES),
+        conflicts_with = "reference", help_heading = EXACT)]
+    granularity: Option<Granularity>,
+    /// Whose tokens the budget counts
+    #[arg(long, value_name = "WHOSE", value_parser = named::<Count>(COUNTS),
+        conflicts_with = "reference", help_heading = EXACT)]
+    count: Option<Count>,
+    /// A string that is kept wherever it stands; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
+        conflicts_with = "reference", help_heading = EXACT)]
+    force_token: Vec<String>,
+    /// Keep every digit
+    #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
+    force_digits: bool,
+
+    /// How contexts and sentences are ranked
+    #[arg(long, value_name = "METHOD", value_parser = named::<RankMethod>(RANK_METHODS), help_heading = RANKING)]
+    rank_method: Option<RankMethod>,
+    /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
+    #[arg(long, value_name = "WHERE", value_parser = named::<Condition>(CONDITIONS), help_heading = RANKING)]
+    condition_in_question: Option<Condition>,
+    /// Subtract the unconditional surprise from the conditional one
+    #[arg(long, help_heading = RANKING)]
+    condition_compare: bool,
+    /// Put the instruction in front of the condition
+    #[arg(long, help_heading = RANKING)]
+    add_instruction: bool,
+    /// The order of contexts in the result
+    #[arg(long, value_name = "ORDER", value_parser = named::<Reorder>(REORDERS), help_heading = RANKING)]
+    reorder_context: Option<Reorder>,
+
+    /// Drop no whole contexts
+    #[arg(long, help_heading = LEVELS)]
+    no_context_level_filter: bool,
+    /// Drop whole sentences before tokens
+    #[arg(long, help_heading = LEVELS)]
+    sentence_level_filter: bool,
+    /// Drop no tokens
+    #[arg(long, help_heading = LEVELS)]
+    no_token_level_filter: bool,
+    /// Contexts that are always kept, counted from 0
+    #[arg(long, value_name = "0,2,…", value_delimiter = ',', help_heading = LEVELS)]
+    force_context_ids: Option<Vec<usize>>,
+    /// How many contexts are always kept
+    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    force_context_number: Option<usize>,
+    /// Arithmetic on the target for the context level, as `+100` or `*1.5`
+    #[arg(long, value_name = "SUM", allow_hyphen_values = true, help_heading = LEVELS)]
+    context_budget: Option<String>,
+    /// Sentences kept at the start of the text
+    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    keep_first_sentence: Option<usize>,
+    /// Sentences kept at its end
+    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    keep_last_sentence: Option<usize>,
+    /// Sentences kept in every context
+    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    keep_sentence_number: Option<usize>,
+    /// Bonus of the kept sentences in the ranking
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
+    high_priority_bonus: Option<f64>,
+    /// What the sentence level keeps, as a multiple of the target
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
+    token_budget_ratio: Option<f64>,
+    /// How much better ranked contexts are compressed less, 0 for all alike
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
+    dynamic_context_compression_ratio: Option<f64>,
+    /// Tokens that are scored and cut at a time
+    #[arg(long, value_name = "TOKENS", help_heading = LEVELS)]
+    iterative_size: Option<usize>,
+    /// Keep double line breaks
+    #[arg(long, help_heading = LEVELS)]
+    keep_split: bool,
+    /// Leave the question out of the result
+    #[arg(long, help_heading = LEVELS)]
+    no_concate_question: bool,
+    /// Let --structured drop contexts that hold a segment marked as uncompressed
+    #[arg(long, requires = "structured", help_heading = LEVELS)]
+    no_strict_preserve_uncompressed: bool,
+}
+
+const BUDGET: &str = "Budget";
+const EXACT: &str = "Exact budget";
+const RANKING: &str = "Ranking";
+const LEVELS: &str = "Levels, as the reference has them";
+
+impl Flags {
+    /// The library's options; what was not given has the library's default.
+    pub fn options(self) -> Options {
+        let default = Options::default();
+        Options {
+            budget: if self.reference {
+                Budget::Reference
+            } else {
+                Budget::Exact
+            },
+            rate: self.rate.unwrap_or(default.rate),
+            target_token: self.target_token,
+            iterative_size: self.iterative_size.unwrap_or(default.iterative_size),
+            force_context_ids: self.force_context_ids,
+            force_context_number: self.force_context_number,
+            use_context_level_filter: !self.no_context_level_filter,
+            use_sentence_level_filter: self.sentence_level_filter,
+            use_token_level_filter: !self.no_token_level_filter,
+            keep_split: self.keep_split,
+            keep_first_sentence: self
+                .keep_first_sentence
+                .unwrap_or(default.keep_first_sentence),
+            keep_last_sentence: self
+                .keep_last_sentence
+                .unwrap_or(default.keep_last_sentence),
+            keep_sentence_number: self
+                .keep_sentence_number
+                .unwrap_or(default.keep_sentence_number),
+            high_priority_bonus: self
+                .high_priority_bonus
+                .unwrap_or(default.high_priority_bonus),
+            context_budget: self.context_budget.unwrap_or(default.context_budget),
+            token_budget_ratio: self
+                .token_budget_ratio
+                .unwrap_or(default.token_budget_ratio),
+            condition_in_question: self
+                .condition_in_question
+                .unwrap_or(default.condition_in_question),
+            condition_compare: self.condition_compare,
+            reorder_context: self.reorder_context.unwrap_or(default.reorder_context),
+            dynamic_context_compression_ratio: self
+                .dynamic_context_compression_ratio
+                .unwrap_or(default.dynamic_context_compression_ratio),
+            add_instruction: self.add_instruction,
+            rank_method: self.rank_method.unwrap_or(default.rank_method),
+            concate_question: !self.no_concate_question,
+            strict_preserve_uncompressed: !self.no_strict_preserve_uncompressed,
+            granularity: self.granularity.unwrap_or(default.granularity),
+            count: self.count.unwrap_or(default.count),
+            force_tokens: self.force_token,
+            force_reserve_digit: self.force_digits,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[arg(long)]
+        structured: bool,
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn options(arguments: &[&str]) -> Options {
+        let words = std::iter::once("prefold").chain(arguments.iter().copied());
+        Line::try_parse_from(words).unwrap().flags.options()
+    }
+
+    #[test]
+    fn nothing_given_means_the_librarys_defaults() {
+        assert_eq!(options(&[]), Options::default());
+    }
+
+    #[test]
+    fn every_flag_reaches_its_option() {
+        let all = options(&[
+            "--rate=0.25",
+            "--target-token=90",
+            "--reference",
+            "--rank-method=longllmlingua",
+            "--condition-in-question=after_condition",
+            "--condition-compare",
+            "--add-instruction",
+            "--reorder-context=two_stage",
+            "--no-context-level-filter",
+            "--sentence-level-filter",
+            "--no-token-level-filter",
+            "--force-context-ids=0,2",
+            "--force-context-number=3",
+            "--context-budget=*1.5",
+            "--keep-first-sentence=1",
+            "--keep-last-sentence=2",
+            "--keep-sentence-number=4",
+            "--high-priority-bonus=50",
+            "--token-budget-ratio=1.1",
+            "--dynamic-context-compression-ratio=0.3",
+            "--iterative-size=100",
+            "--keep-split",
+            "--no-concate-question",
+            "--no-strict-preserve-uncompressed",
+            "--structured",
+        ]);
+        let want = Options {
+            budget: Budget::Reference,
+            rate: 0.25,
+            target_token: Some(90.0),
+            iterative_size: 100,
+            force_context_ids: Some(vec![0, 2]),
+            force_context_number: Some(3),
+            use_context_level_filter: false,
+            use_sentence_level_filter: true,
+            use_token_level_filter: false,
+            keep_split: true,
+            keep_first_sentence: 1,
+            keep_last_sentence: 2,
+            keep_sentence_number: 4,
+            high_priority_bonus: 50.0,
+            context_budget: "*1.5".into(),
+            token_budget_ratio: 1.1,
+            condition_in_question: Condition::AfterCondition,
+            condition_compare: true,
+            reorder_context: Reorder::TwoStage,
+            dynamic_context_compression_ratio: 0.3,
+            add_instruction: true,
+            rank_method: RankMethod::Longllmlingua,
+            concate_question: false,
+            strict_preserve_uncompressed: false,
+            ..Options::default()
+        };
+        assert_eq!(all, want);
+        let exact = options(&[
+            "--granularity=token",
+            "--count=scorer",
+            "--force-token=\n",
+            "--force-token=-",
+            "--force-digits",
+        ]);
+        let want = Options {
+            granularity: Granularity::Token,
+            count: Count::Scorer,
+            force_tokens: vec!["\n".into(), "-".into()],
+            force_reserve_digit: true,
+            ..Options::default()
+        };
+        assert_eq!(exact, want);
+    }
+
+    #[test]
+    fn every_name_that_the_help_lists_is_one_of_the_librarys() {
+        fn all<T: DeserializeOwned + serde::Serialize>(names: &[&str]) {
+            for name in names {
+                let value: T = serde_json::from_value((*name).into()).unwrap();
+                assert_eq!(serde_json::to_value(value).unwrap(), *name);
+            }
+            // The library's own complaint lists all of its names.
+            let error = serde_json::from_value::<T>("?".into()).err().unwrap();
+            assert_eq!(
+                error.to_string().matches('`').count(),
+                2 * (names.len() + 1)
+            );
+        }
+        all::<Granularity>(GRANULARITIES);
+        all::<Count>(COUNTS);
+        all::<RankMethod>(RANK_METHODS);
+        all::<Reorder>(REORDERS);
+        all::<Condition>(CONDITIONS);
+    }
+
+    #[test]
+    fn reference_and_exact_options_exclude_each_other() {
+        for flag in [
+            "--granularity=token",
+            "--count=scorer",
+            "--force-token=x",
+            "--force-digits",
+        ] {
+            assert!(Line::try_parse_from(["prefold", "--reference", flag]).is_err());
+        }
+    }
+}

