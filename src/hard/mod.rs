@@ -1,6 +1,7 @@
 //! Hard compression: a shorter text. LLMLingua (arXiv 2310.05736) and LongLLMLingua (2310.06839).
 
 mod context_budget;
+mod exact;
 pub mod options;
 mod python;
 mod rank_text;
@@ -30,12 +31,20 @@ pub fn compress(
     options: &Options,
 ) -> Result<Compressed> {
     options.check()?;
-    reference::Reference {
-        lm,
-        tokenizer,
-        options,
+    match options.budget {
+        Budget::Exact => exact::Exact {
+            lm,
+            tokenizer,
+            options,
+        }
+        .compress(prompt),
+        Budget::Reference => reference::Reference {
+            lm,
+            tokenizer,
+            options,
+        }
+        .compress(prompt),
     }
-    .compress(prompt)
 }
 
 /// A shorter prompt whose contexts carry `<llmlingua, rate=…, compress=…>` tags.
@@ -49,10 +58,18 @@ pub fn compress_structured(
     options: &Options,
 ) -> Result<Compressed> {
     options.check()?;
-    reference::Reference {
-        lm,
-        tokenizer,
-        options,
+    match options.budget {
+        Budget::Exact => exact::Exact {
+            lm,
+            tokenizer,
+            options,
+        }
+        .compress_structured(prompt),
+        Budget::Reference => reference::Reference {
+            lm,
+            tokenizer,
+            options,
+        }
+        .compress_structured(prompt),
     }
-    .compress_structured(prompt)
 }

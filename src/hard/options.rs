@@ -16,11 +16,10 @@ pub struct Prompt {
 }
 
 /// How contexts and sentences are ranked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RankMethod {
     /// By their own perplexity, the most surprising first.
-    #[default]
     Llmlingua,
     /// By the question's perplexity given the context (LongLLMLingua, eq. 2 and 3).
     Longllmlingua,
@@ -77,6 +76,26 @@ pub enum Reorder {
     Sort,
     /// Best at both ends, worst in the middle.
     TwoStage,
+}
+
+impl Reorder {
+    /// Puts ranked contexts (best first) in their order in the result.
+    pub(crate) fn arrange<T: Copy>(
+        self,
+        mut ranked: Vec<T>,
+        place: impl Fn(&T) -> usize,
+    ) -> Vec<T> {
+        match self {
+            Reorder::Sort => {}
+            Reorder::Original => ranked.sort_by_key(place),
+            Reorder::TwoStage => {
+                let even = ranked.iter().step_by(2);
+                let odd: Vec<&T> = ranked.iter().skip(1).step_by(2).collect();
+                ranked = even.chain(odd.into_iter().rev()).copied().collect();
+            }
+        }
+        ranked
+    }
 }
 
 /// How closely the budget is kept.
@@ -149,7 +168,9 @@ pub struct Options {
     pub dynamic_context_compression_ratio: f64,
     /// Put the instruction in front of the condition.
     pub add_instruction: bool,
-    pub rank_method: RankMethod,
+    /// `None`: the reference takes `llmlingua`; the exact budget takes `longllmlingua` where there is a
+    /// question and `llmlingua` where there is none.
+    pub rank_method: Option<RankMethod>,
     /// Put the question at the end of the result.
     pub concate_question: bool,
     /// Structured prompts: contexts with an uncompressed segment are never dropped.
@@ -189,7 +210,7 @@ impl Default for Options {
             reorder_context: Reorder::default(),
             dynamic_context_compression_ratio: 0.0,
             add_instruction: false,
-            rank_method: RankMethod::default(),
+            rank_method: None,
             concate_question: true,
             strict_preserve_uncompressed: true,
             granularity: Granularity::default(),

@@ -133,8 +133,26 @@ impl Source {
         }
     }
 
-    /// Decides on bytes of the source.
-    pub fn mark(&mut self, range: Range<usize>, kept: bool, nll: Option<f32>) {
+    /// Decides on bytes of a context.
+    pub fn mark_in_context(
+        &mut self,
+        context: usize,
+        range: Range<usize>,
+        kept: bool,
+        nll: Option<f32>,
+    ) {
+        let start = self.contexts[context].start;
+        self.mark(start + range.start..start + range.end, kept, nll);
+    }
+
+    /// Keeps every context whole.
+    pub fn keep_all(&mut self) {
+        for context in self.contexts.clone() {
+            self.mark(context, true, None);
+        }
+    }
+
+    fn mark(&mut self, range: Range<usize>, kept: bool, nll: Option<f32>) {
         self.marks.push(Mark { range, kept, nll });
     }
 

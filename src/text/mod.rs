@@ -1,7 +1,7 @@
 //! Text before and after the model: token ids with byte spans, sentences, token counts.
 
-pub mod counts;
 mod byte_bpe;
+pub mod counts;
 mod hf;
 mod merge;
 mod pretokenize;

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::hard::context_budget;
-use crate::hard::options::{Prompt, Reorder};
+use crate::hard::options::Prompt;
 use crate::hard::structured::Segment;
 
 use super::{Conditioning, Reference};
@@ -50,16 +50,8 @@ impl Reference<'_> {
             }
         }
         let ratios = dynamic_ratios(used.len(), options.dynamic_context_compression_ratio);
-        let mut ranked: Vec<(usize, f64)> = used.into_iter().zip(ratios).collect();
-        match options.reorder_context {
-            Reorder::Sort => {}
-            Reorder::Original => ranked.sort_by_key(|&(i, _)| i),
-            Reorder::TwoStage => {
-                let even = ranked.iter().step_by(2);
-                let odd = ranked.iter().skip(1).step_by(2).rev();
-                ranked = even.chain(odd.collect::<Vec<_>>()).copied().collect();
-            }
-        }
+        let ranked: Vec<(usize, f64)> = used.into_iter().zip(ratios).collect();
+        let ranked = options.reorder_context.arrange(ranked, |&(i, _)| i);
         Ok(ranked.into_iter().unzip())
     }
 }

@@ -161,10 +161,14 @@ impl Reference<'_> {
         ))
     }
 
+    fn rank_method(&self) -> RankMethod {
+        self.options.rank_method.unwrap_or(RankMethod::Llmlingua)
+    }
+
     /// The rules by which the reference rewrites `condition_in_question`.
     fn conditioning(&self, prompt: &Prompt) -> Result<Conditioning> {
         let options = self.options;
-        if options.rank_method == RankMethod::Longllmlingua && prompt.question.is_empty() {
+        if self.rank_method() == RankMethod::Longllmlingua && prompt.question.is_empty() {
             return Err(Error::input(
                 "rank_method longllmlingua",
                 "it ranks by a question, and there is none; give a question or another rank_method",
@@ -172,7 +176,7 @@ impl Reference<'_> {
         }
         let (mut at, mut tokens) = options.condition_in_question.split();
         tokens |= options.condition_compare;
-        match options.rank_method {
+        match self.rank_method() {
             RankMethod::Longllmlingua if at == Where::None && !tokens => at = Where::After,
             RankMethod::Llmlingua => at = Where::None,
             _ => {}
@@ -208,7 +212,7 @@ impl Reference<'_> {
 
     /// Ranks texts, the ones to keep first (the reference's `get_rank_results`).
     fn rank(&self, texts: &[&str], query: &str, at: Where) -> Result<Vec<usize>> {
-        match self.options.rank_method {
+        match self.rank_method() {
             RankMethod::Bm25 => Ok(rank_text::bm25(texts, query)),
             RankMethod::Gzip => Ok(rank_text::gzip(texts, query)),
             RankMethod::Llmlingua | RankMethod::Longllmlingua => {

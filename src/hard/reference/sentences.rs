@@ -50,7 +50,7 @@ impl Reference<'_> {
             return Ok((split, stretches));
         }
 
-        let ranked = if self.options.rank_method == RankMethod::Longllmlingua {
+        let ranked = if self.rank_method() == RankMethod::Longllmlingua {
             self.rank_with_bonus(&texts, &split, &prompt.question, condition.at)?
         } else {
             self.rank(&texts, &prompt.question, condition.at)?

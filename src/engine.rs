@@ -1,0 +1,183 @@
+//! The whole library behind one object.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::hard::{self, Compressed, Options, Prompt};
+use crate::model::decoder::Model;
+use crate::model::weights::Weights;
+use crate::model::{Scorer, gguf};
+use crate::ops::cpu::Cpu;
+use crate::text::{GgufVocab, Tokenizer};
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// The CPU, all cores.
+    Cpu,
+}
+
+/// Shape and origin of an open model, for display.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelInfo {
+    /// `llama`, `qwen2`, `qwen3`, `gpt2`.
+    pub architecture: String,
+    /// Number of weights; a tied head counts once.
+    pub parameters: usize,
+    /// Number of token ids.
+    pub vocab: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the hidden state.
+    pub hidden: usize,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_positions: usize,
+    /// Identifies weights and configuration.
+    pub fingerprint: String,
+    /// Where it runs, in words.
+    pub device: String,
+}
+
+/// An open model. Any number of threads may call it at once.
+pub trait Engine: Send + Sync {
+    /// Shape and origin.
+    fn info(&self) -> &ModelInfo;
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, which serves ids only.
+    fn tokenizer(&self) -> Result<&Tokenizer>;
+
+    /// Nll (nats) of `ids[1..]`, each given all before it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions.
+    fn score(&self, ids: &[u32]) -> Result<Vec<f32>>;
+
+    /// A shorter prompt: see [`hard::compress`].
+    ///
+    /// # Errors
+    /// Those of [`hard::compress`].
+    fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed>;
+
+    /// A shorter prompt whose contexts carry tags: see [`hard::compress_structured`].
+    ///
+    /// # Errors
+    /// Those of [`hard::compress_structured`].
+    fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed>;
+}
+
+/// Opens a GGUF file or a Hugging Face folder.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Format`] for a file that cannot be read, and [`Error::Unsupported`] for
+/// an architecture, tokenizer or tensor type that is not built.
+pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
+    match device {
+        Device::Auto | Device::Cpu => {}
+    }
+    let weights = Weights::open(model)?;
+    let tokenizer = tokenizer(&weights)?;
+    let config = weights.config();
+    let info = ModelInfo {
+        architecture: config.family.name().into(),
+        parameters: weights.parameters(),
+        vocab: config.vocab,
+        layers: config.layers,
+        hidden: config.hidden,
+        max_positions: config.max_positions,
+        fingerprint: weights.fingerprint(),
+        device: format!("cpu, {} threads", rayon::current_num_threads()),
+    };
+    Ok(Box::new(Loaded {
+        info,
+        tokenizer,
+        path: model.to_owned(),
+        model: Model::load(&weights, Cpu::new())?,
+    }))
+}
+
+/// The tokenizer that comes with the weights, if one does.
+fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
+    let tokenizer = match (weights.gguf(), weights.tokenizer_path()) {
+        (Some(metadata), _) => Tokenizer::from_vocab(vocab(metadata)?)?,
+        (None, Some(path)) => Tokenizer::from_file(&path)?,
+        (None, None) => return Ok(None),
+    };
+    if tokenizer.vocab_size() > weights.config().vocab {
+        return Err(Error::format(
+            weights.path(),
+            format!(
+                "its tokenizer has {} ids, but the embedding only {} rows",
+                tokenizer.vocab_size(),
+                weights.config().vocab
+            ),
+        ));
+    }
+    Ok(Some(tokenizer))
+}
+
+/// What a GGUF says of its tokenizer.
+fn vocab(metadata: &gguf::Metadata) -> Result<GgufVocab> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let text = |name: &str| -> Result<String> {
+        Ok(metadata.str(&key(name))?.unwrap_or_default().to_owned())
+    };
+    let texts = |name: &str| -> Result<Vec<String>> {
+        let found = metadata.strs(&key(name))?.unwrap_or_default();
+        Ok(found.into_iter().map(str::to_owned).collect())
+    };
+    Ok(GgufVocab {
+        model: text("model")?,
+        pre: text("pre")?,
+        tokens: texts("tokens")?,
+        scores: metadata.f32s(&key("scores"))?.unwrap_or_default(),
+        token_types: metadata.i32s(&key("token_type"))?.unwrap_or_default(),
+        merges: texts("merges")?,
+        bos: metadata.u32(&key("bos_token_id"))?,
+        eos: metadata.u32(&key("eos_token_id"))?,
+        unk: metadata.u32(&key("unknown_token_id"))?,
+        add_bos: metadata.bool(&key("add_bos_token"))?,
+        add_eos: metadata.bool(&key("add_eos_token"))?,
+        add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
+    })
+}
+
+/// A model in memory, with its tokenizer.
+struct Loaded<S> {
+    info: ModelInfo,
+    tokenizer: Option<Tokenizer>,
+    path: std::path::PathBuf,
+    model: S,
+}
+
+impl<S: Scorer> Engine for Loaded<S> {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::Unsupported {
+            what: format!("text with {}", self.path.display()),
+            have: "no tokenizer.json beside the weights: give ids, or put one there".into(),
+        })
+    }
+
+    fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.model.session()?.score(ids)
+    }
+
+    fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
+        hard::compress(&self.model, self.tokenizer()?, prompt, options)
+    }
+
+    fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
+        hard::compress_structured(&self.model, self.tokenizer()?, prompt, options)
+    }
+}

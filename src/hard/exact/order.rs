@@ -1,0 +1,230 @@
+//! The one order of all atoms: what goes into the budget first.
+
+use crate::hard::options::Granularity;
+use crate::hard::structured::Segment;
+
+use super::Exact;
+use super::relevance::Relevance;
+use super::units::{Atom, Parsed};
+
+/// The order, and what it rests on.
+pub(super) struct Plan {
+    /// (context, atom), the most wanted first.
+    pub atoms: Vec<(usize, usize)>,
+    /// How many of them must be kept.
+    pub forced: usize,
+    /// The contexts in their order in the result.
+    pub contexts: Vec<usize>,
+}
+
+/// Where an atom stands: smaller goes first. Compared from left to right.
+struct Key {
+    /// Must be kept.
+    forced: bool,
+    /// Share of its group's budget that is used up when this atom is in.
+    share: f64,
+}
+
+impl Exact<'_> {
+    /// Orders all atoms.
+    pub(super) fn order(
+        &self,
+        contexts: &[String],
+        parsed: &[Parsed],
+        relevance: &Relevance,
+        segments: Option<&[Vec<Segment>]>,
+    ) -> Plan {
+        let by_rank = ranks(&relevance.contexts);
+        let mut ranked: Vec<usize> = (0..contexts.len()).collect();
+        ranked.sort_by_key(|&c| by_rank[c]);
+
+        // By preference alone, coarse to fine.
+        let mut atoms: Vec<(usize, usize)> = (0..parsed.len())
+            .flat_map(|c| (0..parsed[c].atoms.len()).map(move |a| (c, a)))
+            .collect();
+        let bonus = self.sentence_bonus(parsed, relevance);
+        let words = relevance.word_surprise(parsed);
+        let granularity = self.options.granularity;
+        let preference = |&(c, a): &(usize, usize)| {
+            let atom = &parsed[c].atoms[a];
+            let context = by_rank[c] as f64;
+            let sentence = -(relevance.sentences[c][atom.sentence] + bonus[c][atom.sentence]);
+            let word = -words[c][atom.word];
+            match granularity {
+                Granularity::Context => (context, sentence, c, atom.sentence, a),
+                Granularity::Sentence => (sentence, 0.0, c, atom.sentence, a),
+                Granularity::Token => (word, 0.0, c, atom.word, a),
+            }
+        };
+        atoms.sort_by(|x, y| {
+            let (x, y) = (preference(x), preference(y));
+            (x.0.total_cmp(&y.0))
+                .then(x.1.total_cmp(&y.1))
+                .then((x.2, x.3, x.4).cmp(&(y.2, y.3, y.4)))
+        });
+
+        // Forced atoms first; then groups with budgets of their own are dealt out evenly.
+        let groups = self.groups(contexts, parsed, segments);
+        let mut used = vec![0.0; groups.rates.len()];
+        let mut keyed: Vec<(Key, (usize, usize))> = atoms
+            .into_iter()
+            .map(|(c, a)| {
+                let group = groups.of[c][a];
+                used[group] += 1.0;
+                let quota = groups.rates[group].1 * groups.sizes[group];
+                let key = Key {
+                    forced: groups.forced[c][a],
+                    share: if groups.rates.len() == 1 {
+                        0.0
+                    } else {
+                        used[group] / quota.max(1e-9)
+                    },
+                };
+                (key, (c, a))
+            })
+            .collect();
+        keyed.sort_by(|(x, _), (y, _)| y.forced.cmp(&x.forced).then(x.share.total_cmp(&y.share)));
+        let forced = keyed.iter().filter(|(key, _)| key.forced).count();
+        Plan {
+            atoms: keyed.into_iter().map(|(_, atom)| atom).collect(),
+            forced,
+            contexts: self.options.reorder_context.arrange(ranked, |&c| c),
+        }
+    }
+
+    /// What `keep_first_sentence`, `keep_last_sentence` and `keep_sentence_number` add: enough to come
+    /// before all others.
+    fn sentence_bonus(&self, parsed: &[Parsed], relevance: &Relevance) -> Vec<Vec<f64>> {
+        let options = self.options;
+        let mut bonus: Vec<Vec<f64>> = parsed
+            .iter()
+            .map(|p| vec![0.0; p.sentences.len()])
+            .collect();
+        let mut flat: Vec<&mut f64> = bonus.iter_mut().flatten().collect();
+        let n = flat.len();
+        for (i, value) in flat.iter_mut().enumerate() {
+            if i < options.keep_first_sentence || i + options.keep_last_sentence >= n {
+                **value += options.high_priority_bonus;
+            }
+        }
+        if options.keep_sentence_number > 0 {
+            for (own, values) in relevance.sentences.iter().zip(&mut bonus) {
+                let by_rank = ranks(own);
+                for (value, rank) in values.iter_mut().zip(by_rank) {
+                    if rank < options.keep_sentence_number {
+                        *value += options.high_priority_bonus;
+                    }
+                }
+            }
+        }
+        bonus
+    }
+
+    /// Forced atoms, and the groups that share the budget by their own rates.
+    fn groups(
+        &self,
+        contexts: &[String],
+        parsed: &[Parsed],
+        segments: Option<&[Vec<Segment>]>,
+    ) -> Groups {
+        let options = self.options;
+        let mut groups = Groups {
+            of: parsed.iter().map(|p| vec![0; p.atoms.len()]).collect(),
+            forced: parsed.iter().map(|p| vec![false; p.atoms.len()]).collect(),
+            rates: Vec::new(),
+            sizes: Vec::new(),
+        };
+        for (c, parsed) in parsed.iter().enumerate() {
+            let text = &contexts[c];
+            let whole = options
+                .force_context_ids
+                .as_ref()
+                .is_some_and(|ids| ids.contains(&c));
+            let spans = wanted_spans(text, &options.force_tokens);
+            let mut ends: Vec<(usize, &Segment)> = Vec::new();
+            let mut end = 0;
+            for segment in segments.map_or(&[][..], |s| &s[c]) {
+                end += segment.text.len();
+                ends.push((end, segment));
+            }
+            for (a, Atom { range, .. }) in parsed.atoms.iter().enumerate() {
+                let digit = options.force_reserve_digit
+                    && text[range.clone()].contains(|c: char| c.is_numeric());
+                // An atom on the border belongs to the one that must stay, if one must.
+                let mut touched = ends
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, (end, _))| {
+                        let start = if *i == 0 { 0 } else { ends[i - 1].0 };
+                        start < range.end && range.start < *end
+                    })
+                    .map(|(_, (_, segment))| *segment);
+                let first = touched.clone().next();
+                groups.forced[c][a] = whole
+                    || digit
+                    || touched.any(|s| !s.compress)
+                    || spans
+                        .iter()
+                        .any(|s| s.start < range.end && range.start < s.end);
+                // Without the context level every context keeps the same share.
+                let rate = first.map_or(1.0, |s| s.rate);
+                let own = if options.use_context_level_filter {
+                    0
+                } else {
+                    c + 1
+                };
+                groups.of[c][a] = groups.join(own, rate);
+            }
+        }
+        groups
+    }
+}
+
+/// Atoms by group.
+struct Groups {
+    of: Vec<Vec<usize>>,
+    forced: Vec<Vec<bool>>,
+    /// The context that a group is confined to (0: none) and its rate.
+    rates: Vec<(usize, f64)>,
+    /// Atoms in each.
+    sizes: Vec<f64>,
+}
+
+impl Groups {
+    /// The group of a context and a rate, with one more atom in it.
+    fn join(&mut self, own: usize, rate: f64) -> usize {
+        let group = match self.rates.iter().position(|&r| r == (own, rate)) {
+            Some(group) => group,
+            None => {
+                self.rates.push((own, rate));
+                self.sizes.push(0.0);
+                self.rates.len() - 1
+            }
+        };
+        self.sizes[group] += 1.0;
+        group
+    }
+}
+
+/// Where the strings stand in a text.
+fn wanted_spans(text: &str, wanted: &[String]) -> Vec<std::ops::Range<usize>> {
+    wanted
+        .iter()
+        .filter(|w| !w.is_empty())
+        .flat_map(|w| {
+            text.match_indices(w.as_str())
+                .map(|(at, w)| at..at + w.len())
+        })
+        .collect()
+}
+
+/// For each value its place when sorted from high to low; ties go to the first.
+fn ranks(values: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    let mut ranks = vec![0; values.len()];
+    for (rank, i) in order.into_iter().enumerate() {
+        ranks[i] = rank;
+    }
+    ranks
+}
