@@ -22,6 +22,11 @@ pub(super) struct Spm {
 
 impl Spm {
     pub(super) fn new(mut raw: GgufVocab) -> Result<Self> {
+        // What SentencePiece always has, where the file does not say.
+        let known = |id: u32| Some(id).filter(|&id| (id as usize) < raw.tokens.len());
+        raw.unk = raw.unk.or(known(0));
+        raw.bos = raw.bos.or(known(1));
+        raw.eos = raw.eos.or(known(2));
         let vocab = Vocab::new(&mut raw, true)?;
         if raw.scores.len() != vocab.len() {
             return Err(Error::input(

@@ -23,7 +23,7 @@ pub struct GgufVocab {
     pub token_types: Vec<i32>,
     /// `gpt2`: pairs of tokens (`"Ġ t"`), the first merges first.
     pub merges: Vec<String>,
-    /// The token in front of a text.
+    /// The token in front of a text. Absent for `llama`: 1, as `eos` is 2 and `unk` 0.
     pub bos: Option<u32>,
     /// The token behind a text.
     pub eos: Option<u32>,
@@ -85,6 +85,10 @@ impl Vocab {
             .map_err(|_| Error::input("tokenizer.ggml.tokens", "has more than 2^32 tokens"))?;
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in (0u32..).zip(&tokens) {
+            // Some files pad with nameless tokens; no text becomes those.
+            if token.is_empty() {
+                continue;
+            }
             if let Some(first) = ids.insert(token.clone(), id) {
                 return Err(Error::input(
                     "tokenizer.ggml.tokens",
@@ -107,15 +111,16 @@ impl Vocab {
         }
         let add_bos = vocab.add_bos.unwrap_or(default_bos) && vocab.bos.is_some();
         let add_eos = vocab.add_eos.unwrap_or(false) && vocab.eos.is_some();
-        let is_special = |t| {
+        let special = |name: &str, t| {
             matches!(
                 t,
                 TokenType::Control | TokenType::Unknown | TokenType::UserDefined
-            )
+            ) || is_control_by_name(name)
         };
+        let user_defined = |name: &str, t| t == TokenType::UserDefined && !is_control_by_name(name);
         Ok(Vocab {
-            special: Matcher::new(&tokens, &types, is_special)?,
-            user_defined: Matcher::new(&tokens, &types, |t| t == TokenType::UserDefined)?,
+            special: Matcher::new(&tokens, &types, special)?,
+            user_defined: Matcher::new(&tokens, &types, user_defined)?,
             tokens,
             types,
             ids,
@@ -194,6 +199,74 @@ fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>> {
         .collect()
 }
 
+/// Whether llama.cpp takes a token of this name for a control token, whatever type the file gives it:
+/// names that end a generation or mark the holes of fill-in-the-middle. Many files have wrong types
+/// there.
+fn is_control_by_name(name: &str) -> bool {
+    const END: [&str; 22] = [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<｜end▁of▁sentence｜>",
+        "[e~[",
+    ];
+    const FILL: [&str; 35] = [
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+        "<|fim_pad|>",
+        "<fim-pad>",
+        "<fim_pad>",
+        "<PAD>",
+        "[PAD]",
+        "<|fim_repo|>",
+        "<|repo_name|>",
+        "<fim-repo>",
+        "<REPO>",
+        "<reponame>",
+        "<|file_sep|>",
+    ];
+    END.contains(&name) || FILL.contains(&name)
+}
+
 /// Finds given tokens in a text.
 struct Matcher {
     automaton: Option<AhoCorasick>,
@@ -204,11 +277,11 @@ impl Matcher {
     fn new(
         tokens: &[String],
         types: &[TokenType],
-        wanted: impl Fn(TokenType) -> bool,
+        wanted: impl Fn(&str, TokenType) -> bool,
     ) -> Result<Self> {
         let ids: Vec<u32> = (0u32..)
             .zip(tokens.iter().zip(types))
-            .filter(|(_, (name, t))| wanted(**t) && !name.is_empty())
+            .filter(|(_, (name, t))| !name.is_empty() && wanted(name, **t))
             .map(|(id, _)| id)
             .collect();
         let automaton = if ids.is_empty() {
