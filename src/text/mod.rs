@@ -4,10 +4,13 @@ mod byte_bpe;
 mod hf;
 mod merge;
 mod pretokenize;
+mod punkt;
 pub mod sentences;
 mod spm;
 pub mod tokenizer;
+mod unicode;
 mod vocab;
 
+pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use vocab::GgufVocab;
