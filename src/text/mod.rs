@@ -5,10 +5,13 @@ pub mod counts;
 mod hf;
 mod merge;
 mod pretokenize;
+mod punkt;
 pub mod sentences;
 mod spm;
 pub mod tokenizer;
+mod unicode;
 mod vocab;
 
+pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use vocab::GgufVocab;

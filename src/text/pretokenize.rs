@@ -2,8 +2,8 @@
 //! so that every text takes linear time.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 
+use super::unicode::CharSet;
 use crate::error::{Error, Result};
 
 /// A pre-tokenizer, under llama.cpp's name for it.
@@ -36,20 +36,22 @@ impl PreTokenizer {
 
     /// Calls `word` with the byte range of every word of `text`: ascending, gapless, never empty.
     pub(super) fn split(self, text: &str, mut word: impl FnMut(Range<usize>)) {
-        let letters = Letters::get();
+        let classes = Classes {
+            letters: CharSet::letters(),
+        };
         let mut at = 0;
         if self == PreTokenizer::SmolLm {
             // A digit ends the stretch before it, as the end of the text would.
             for (digit, c) in text.char_indices().filter(|(_, c)| c.is_numeric()) {
-                scan(&text[..digit], at, |s| gpt2_word(s, letters), &mut word);
+                scan(&text[..digit], at, |s| gpt2_word(s, &classes), &mut word);
                 at = digit + c.len_utf8();
                 word(digit..at);
             }
         }
         let next = |s: &str| match self {
-            PreTokenizer::Gpt2 | PreTokenizer::SmolLm => gpt2_word(s, letters),
-            PreTokenizer::Llama3 => llama3_word(s, 3, letters),
-            PreTokenizer::Qwen2 => llama3_word(s, 1, letters),
+            PreTokenizer::Gpt2 | PreTokenizer::SmolLm => gpt2_word(s, &classes),
+            PreTokenizer::Llama3 => llama3_word(s, 3, &classes),
+            PreTokenizer::Qwen2 => llama3_word(s, 1, &classes),
         };
         scan(text, at, next, &mut word);
     }
@@ -70,33 +72,33 @@ fn scan(
 }
 
 /// Length in bytes of the first word of a text that is not empty.
-fn gpt2_word(text: &str, letters: &Letters) -> usize {
+fn gpt2_word(text: &str, classes: &Classes) -> usize {
     let contraction = contraction(text, false);
     if contraction > 0 {
         return contraction;
     }
     let lead = usize::from(text.starts_with(' '));
     let body = &text[lead..];
-    let len = match letters.class_of_first(body) {
+    let len = match classes.of_first(body) {
         Class::Space | Class::End => return white_space(text),
-        class => run(body, |c| letters.class(c) == class),
+        class => run(body, |c| classes.of(c) == class),
     };
     lead + len
 }
 
 /// Length in bytes of the first word of a text that is not empty.
-fn llama3_word(text: &str, max_digits: usize, letters: &Letters) -> usize {
+fn llama3_word(text: &str, max_digits: usize, classes: &Classes) -> usize {
     let contraction = contraction(text, true);
     if contraction > 0 {
         return contraction;
     }
-    let letter = |c| letters.class(c) == Class::Letter;
+    let letter = |c| classes.of(c) == Class::Letter;
     let first = text.chars().next().unwrap_or('\n');
     if letter(first) {
         return run(text, letter);
     }
-    if letters.class(first) == Class::Number {
-        let number = |c| letters.class(c) == Class::Number;
+    if classes.of(first) == Class::Number {
+        let number = |c| classes.of(c) == Class::Number;
         let digits = text.chars().take_while(|&c| number(c));
         return digits.take(max_digits).map(char::len_utf8).sum();
     }
@@ -108,7 +110,7 @@ fn llama3_word(text: &str, max_digits: usize, letters: &Letters) -> usize {
         }
     }
     let lead = usize::from(first == ' ');
-    let marks = run(&text[lead..], |c| letters.class(c) == Class::Other);
+    let marks = run(&text[lead..], |c| classes.of(c) == Class::Other);
     if marks > 0 {
         let end = lead + marks;
         return end + run(&text[end..], |c| matches!(c, '\r' | '\n'));
@@ -164,49 +166,27 @@ enum Class {
     End,
 }
 
-/// Unicode's general category L. The standard library has only the wider "alphabetic".
-struct Letters {
-    /// Inclusive and ascending.
-    ranges: Vec<(char, char)>,
+/// Tells letters, numbers and white space apart.
+struct Classes {
+    letters: &'static CharSet,
 }
 
-impl Letters {
-    fn get() -> &'static Letters {
-        static LETTERS: OnceLock<Letters> = OnceLock::new();
-        LETTERS.get_or_init(|| {
-            use regex_syntax::hir::{Class, HirKind};
-            let parsed = regex_syntax::parse(r"\p{L}").map(|hir| hir.into_kind());
-            let ranges = match parsed {
-                Ok(HirKind::Class(Class::Unicode(class))) => {
-                    class.iter().map(|r| (r.start(), r.end())).collect()
-                }
-                _ => unreachable!("a constant expression of one class"),
-            };
-            Letters { ranges }
-        })
-    }
-
-    fn is_letter(&self, c: char) -> bool {
-        if c.is_ascii() {
-            return c.is_ascii_alphabetic();
-        }
-        let after = self.ranges.partition_point(|&(start, _)| start <= c);
-        after > 0 && c <= self.ranges[after - 1].1
-    }
-
-    fn class(&self, c: char) -> Class {
-        if self.is_letter(c) {
+impl Classes {
+    fn of(&self, c: char) -> Class {
+        if c.is_ascii_alphabetic() {
             Class::Letter
         } else if c.is_whitespace() {
             Class::Space
         } else if c.is_numeric() {
             Class::Number
+        } else if !c.is_ascii() && self.letters.has(c) {
+            Class::Letter
         } else {
             Class::Other
         }
     }
 
-    fn class_of_first(&self, text: &str) -> Class {
-        text.chars().next().map_or(Class::End, |c| self.class(c))
+    fn of_first(&self, text: &str) -> Class {
+        text.chars().next().map_or(Class::End, |c| self.of(c))
     }
 }
