@@ -99,7 +99,7 @@ pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
         info,
         tokenizer,
         path: model.to_owned(),
-        model: Model::load(&weights, Cpu::new())?,
+        model: Model::load(Cpu::new(), &weights)?,
     }))
 }
 

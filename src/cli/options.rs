@@ -174,7 +174,7 @@ impl Flags {
                 .dynamic_context_compression_ratio
                 .unwrap_or(default.dynamic_context_compression_ratio),
             add_instruction: self.add_instruction,
-            rank_method: self.rank_method.unwrap_or(default.rank_method),
+            rank_method: self.rank_method,
             concate_question: !self.no_concate_question,
             strict_preserve_uncompressed: !self.no_strict_preserve_uncompressed,
             granularity: self.granularity.unwrap_or(default.granularity),
