@@ -1,6 +1,7 @@
 //! Text before and after the model: token ids with byte spans, sentences, token counts.
 
 mod byte_bpe;
+pub mod counts;
 mod hf;
 mod merge;
 mod pretokenize;
@@ -11,6 +12,7 @@ pub mod tokenizer;
 mod unicode;
 mod vocab;
 
+pub use counts::{count_cl100k, encode_cl100k};
 pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use vocab::GgufVocab;
