@@ -308,6 +308,7 @@ fn vocabularies_that_lie_are_refused() {
     input("tokens", with(&|v| v.tokens.push("a".into())));
     input("token_type", with(&|v| v.token_types = vec![1; 2]));
     input("token_type", with(&|v| v.token_types = vec![1, 1, 7]));
+    input("merges", with(&|v| v.merges.clear()));
     input("merges", with(&|v| v.merges.push("ab".into())));
     input("merges", with(&|v| v.merges.push("a c".into())));
     input("merges", with(&|v| v.merges.push("b a".into())));

@@ -4,7 +4,7 @@ mod context_budget;
 mod exact;
 pub mod options;
 mod python;
-mod rank_text;
+pub mod rank_text;
 mod reference;
 pub mod request;
 pub mod result;

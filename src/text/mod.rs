@@ -12,6 +12,7 @@ pub mod tokenizer;
 mod unicode;
 mod vocab;
 
+pub use counts::{count_cl100k, encode_cl100k};
 pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use vocab::GgufVocab;

@@ -17,6 +17,8 @@ pub(super) enum PreTokenizer {
     Llama3,
     /// As Llama 3, but every digit alone.
     Qwen2,
+    /// OpenAI's cl100k_base: as Llama 3, but white space at the end is one word, line breaks or not.
+    Cl100k,
 }
 
 impl PreTokenizer {
@@ -51,6 +53,7 @@ impl PreTokenizer {
         let next = |s: &str| match self {
             PreTokenizer::Gpt2 | PreTokenizer::SmolLm => gpt2_word(s, &classes),
             PreTokenizer::Llama3 => llama3_word(s, 3, &classes),
+            PreTokenizer::Cl100k => cl100k_word(s, &classes),
             PreTokenizer::Qwen2 => llama3_word(s, 1, &classes),
         };
         scan(text, at, next, &mut word);
@@ -120,6 +123,19 @@ fn llama3_word(text: &str, max_digits: usize, classes: &Classes) -> usize {
         Some(last) => last + 1,
         None => white_space(text),
     }
+}
+
+/// Length in bytes of the first word of a text that is not empty.
+fn cl100k_word(text: &str, classes: &Classes) -> usize {
+    // Here `(?i:s)` matches U+017F too, a long s.
+    if text.starts_with("'\u{17f}") {
+        return "'\u{17f}".len();
+    }
+    let first_is_space = text.starts_with(char::is_whitespace);
+    if first_is_space && run(text, char::is_whitespace) == text.len() {
+        return text.len();
+    }
+    llama3_word(text, 3, classes)
 }
 
 /// `\s+(?!\S)|\s+`: leaves the last white space to the word that follows, unless it is alone.
