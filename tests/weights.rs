@@ -50,6 +50,14 @@ fn smollm2_opens() {
     assert_eq!(embedding.dtype, DType::Q8_0);
     assert_eq!(embedding.shape, [49152, 576]);
     assert_eq!(embedding.to_f32().unwrap().len(), 49152 * 576);
+    // Row 64 + 32 + 5 lies at 64 + 2·5 + 1 in the file; values by Python's `gguf`.
+    let k = weights
+        .get("model.layers.3.self_attn.k_proj.weight")
+        .unwrap();
+    assert_eq!(k.dtype, DType::Q4_1);
+    let row = k.to_f32().unwrap()[101 * 576..][..4].to_vec();
+    let bits = [0xbc96_8000, 0xbc96_8000, 0xbdb0_4000, 0x3e3d_2000];
+    assert_eq!(row, bits.map(f32::from_bits));
     let meta = weights.gguf().unwrap();
     let tokens = meta.strs("tokenizer.ggml.tokens").unwrap().unwrap();
     assert_eq!(tokens.len(), 49152);

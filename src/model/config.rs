@@ -114,7 +114,7 @@ const LARGEST: usize = 1 << 24;
 /// The rotary base where none is given.
 const DEFAULT_THETA: f32 = 10_000.0;
 /// A `config.json` has a few kilobytes.
-const LONGEST_CONFIG: u64 = 16 << 20;
+const LONGEST_CONFIG: u64 = 1 << 20;
 
 impl Config {
     /// What is wrong with the values by themselves, if anything; `file` is where they came from.
@@ -198,7 +198,7 @@ impl Config {
     /// Reads a Hugging Face `config.json`. A head that is not said to be tied may yet be missing: the
     /// caller sets `tied` then.
     pub(crate) fn from_json(path: &Path) -> Result<Config> {
-        let json = read_json(path, LONGEST_CONFIG)?;
+        let json: Value = read_json(path, LONGEST_CONFIG)?;
         let json = Json {
             file: path,
             what: "",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use serde::de::DeserializeOwned;
 
 use super::quant::DType;
 use crate::error::{Error, Result};
@@ -71,7 +72,7 @@ impl RawTensor {
 }
 
 /// Reads and parses a JSON file of at most `limit` bytes.
-pub(crate) fn read_json(path: &Path, limit: u64) -> Result<serde_json::Value> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
     regular_file(path)?;
     let mut text = Vec::new();
     fs::File::open(path)
@@ -81,7 +82,7 @@ pub(crate) fn read_json(path: &Path, limit: u64) -> Result<serde_json::Value> {
         return Err(Error::format(path, format!("longer than {limit} bytes")));
     }
     serde_json::from_slice(&text)
-        .map_err(|e| Error::format(path, one_line(&format!("not valid JSON: {e}"))))
+        .map_err(|e| Error::format(path, one_line(&format!("not the JSON expected: {e}"))))
 }
 
 fn regular_file(path: &Path) -> Result<()> {

@@ -1,12 +1,18 @@
 //! The minimal transformer runtime: configuration, weights, decoder, KV cache.
 
 pub mod config;
+pub mod decoder;
 pub mod gguf;
+pub mod kv;
 mod layout;
 mod mapped;
 pub mod quant;
+mod rope;
 mod safetensors;
+mod score;
 pub mod weights;
+
+pub use decoder::Model;
 
 use crate::error::Result;
 
@@ -39,6 +45,13 @@ pub trait Session {
     /// came before it in this call and in the cache. (The nll of `ids[0]` would need the hidden
     /// state of the last call; the published method does not ask for it.)
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
+
+    /// Nll of `ids[1..]` of each continuation, as [`Session::score`] would give it for that one alone;
+    /// they share forward passes and do not see each other, and the cache stays as it is.
+    ///
+    /// To get the nll of a text's first token too, hold the context without its last token and begin
+    /// every continuation with that one.
+    fn score_after(&mut self, continuations: &[&[u32]]) -> Result<Vec<Vec<f32>>>;
 
     /// Keeps the first `len` positions.
     fn truncate(&mut self, len: usize) -> Result<()>;

@@ -1,9 +1,11 @@
 //! Safetensors files: one, or the shards that an index names.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::path::{Component, Path};
 
-use ::safetensors::{Dtype, SafeTensors};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::mapped::{Mapped, RawTensor, one_line, read_json};
 use super::quant::DType;
@@ -13,43 +15,129 @@ use crate::error::{Error, Result};
 const SINGLE: &str = "model.safetensors";
 /// The map from tensors to shards.
 const INDEX: &str = "model.safetensors.index.json";
-/// A million tensors with long names fit.
-const LONGEST_INDEX: u64 = 256 << 20;
+/// Half a million tensors with long names fit.
+const LONGEST_INDEX: u64 = 64 << 20;
+
+/// What is read of an index.
+#[derive(Deserialize)]
+struct Index {
+    /// From tensors to the file names of shards.
+    weight_map: BTreeMap<String, String>,
+}
+
+/// What a header says about its tensors, by name.
+///
+/// The header is parsed here and not by the crate of the format: that one holds all of it as loose
+/// JSON values first, thirty times the size of a header made for it.
+struct Header(HashMap<String, Info>);
+
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<usize>,
+    /// From the end of the header.
+    data_offsets: (usize, usize),
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tensors;
+        impl<'de> Visitor<'de> for Tensors {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut tensors = HashMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else if let Some(twice) = tensors.insert(name, map.next_value::<Info>()?) {
+                        let shape = twice.shape;
+                        return Err(A::Error::custom(format!("a tensor {shape:?} stands twice")));
+                    }
+                }
+                Ok(Header(tensors))
+            }
+        }
+        deserializer.deserialize_map(Tensors)
+    }
+}
 
 /// Describes the tensors of one safetensors file by their names in it.
 pub(crate) fn read(path: &Path) -> Result<HashMap<String, RawTensor>> {
     let file = Mapped::open(path)?;
-    let (header, metadata) = SafeTensors::read_metadata(file.bytes())
-        .map_err(|e| file.error(one_line(&format!("not a whole safetensors file: {e}"))))?;
-    let data_start = header.saturating_add(size_of::<u64>());
-    let length = file.bytes().len();
+    let bytes = file.bytes();
+    // 8 bytes of header length, the header, and data to the end.
+    let data_start = bytes
+        .first_chunk()
+        .map(|length| u64::from_le_bytes(*length))
+        .and_then(|length| usize::try_from(length).ok()?.checked_add(size_of::<u64>()))
+        .filter(|&start| start <= bytes.len())
+        .ok_or_else(|| {
+            file.error("not a whole safetensors file: its header reaches past its end")
+        })?;
+    let Header(infos) = serde_json::from_slice(&bytes[size_of::<u64>()..data_start])
+        .map_err(|e| file.error(one_line(&format!("not a safetensors header: {e}"))))?;
+
+    let length = bytes.len() - data_start;
+    let mut extents = Vec::new();
     let mut tensors = HashMap::new();
-    for (name, info) in metadata.tensors() {
+    for (name, info) in infos {
         let (start, end) = info.data_offsets;
-        let range = data_start
-            .checked_add(start)
-            .zip(data_start.checked_add(end))
-            .filter(|&(start, end)| start <= end && end <= length)
-            .map(|(start, end)| start..end)
-            .ok_or_else(|| {
-                file.error(format!(
-                    "tensor {}: bytes {start}..{end} of the data reach past the file's end",
-                    one_line(&name)
-                ))
-            })?;
-        let dtype = match info.dtype {
-            Dtype::F32 => Ok(DType::F32),
-            Dtype::F16 => Ok(DType::F16),
-            Dtype::BF16 => Ok(DType::BF16),
-            other => Err(format!("{other:?}")),
+        let bad = |reason: String| file.error(format!("tensor {}: {reason}", one_line(&name)));
+        if start > end || end > length {
+            return Err(bad(format!(
+                "bytes {start}..{end} of the data, of which there are {length}: is the file cut \
+                 short?"
+            )));
+        }
+        let dtype = match info.dtype.as_str() {
+            "F32" => Ok(DType::F32),
+            "F16" => Ok(DType::F16),
+            "BF16" => Ok(DType::BF16),
+            other => Err(one_line(other)),
         };
+        if let Ok(dtype) = dtype {
+            let size = info
+                .shape
+                .iter()
+                .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+                .and_then(|elements| dtype.bytes(elements));
+            if size != Some(end - start) {
+                let shape = one_line(&format!("{:?}", info.shape));
+                return Err(bad(format!(
+                    "{shape} of {} cannot be {} bytes",
+                    dtype.name(),
+                    end - start
+                )));
+            }
+        }
+        extents.push((start, end));
         let raw = RawTensor {
             file: file.clone(),
-            range,
+            range: data_start + start..data_start + end,
             dtype,
-            shape: info.shape.clone(),
+            shape: info.shape,
         };
         tensors.insert(name, raw);
+    }
+    // As the format demands; it also keeps a small file from unfolding into any amount of memory.
+    extents.sort_unstable();
+    let mut covered = 0;
+    for (start, end) in extents {
+        if start != covered {
+            return Err(file.error(format!(
+                "a gap or an overlap at byte {} of the data",
+                start.min(covered)
+            )));
+        }
+        covered = end;
+    }
+    if covered != length {
+        return Err(file.error(format!("{} bytes after the last tensor", length - covered)));
     }
     Ok(tensors)
 }
@@ -77,38 +165,19 @@ pub(crate) fn read_folder(folder: &Path) -> Result<HashMap<String, RawTensor>> {
 }
 
 fn read_shards(folder: &Path, index: &Path) -> Result<HashMap<String, RawTensor>> {
-    let json = read_json(index, LONGEST_INDEX)?;
-    let map = json
-        .get("weight_map")
-        .and_then(|map| map.as_object())
-        .ok_or_else(|| Error::format(index, "there is no object \"weight_map\""))?;
-    let mut shards = BTreeSet::new();
-    for (name, shard) in map {
-        let shard = shard.as_str().ok_or_else(|| {
-            Error::format(
-                index,
-                format!("the shard of {} is not a text", one_line(name)),
-            )
-        })?;
-        shards.insert(shard);
+    let Index { weight_map } = read_json(index, LONGEST_INDEX)?;
+    let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+    if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
+        return Err(Error::format(
+            index,
+            format!("{:?} is no plain file name", one_line(shard)),
+        ));
     }
     let mut tensors = HashMap::new();
     for shard in shards {
-        // A shard lies beside its index: a name with a folder in it could point anywhere.
-        let mut parts = Path::new(shard).components();
-        let plain = matches!(
-            (parts.next(), parts.next()),
-            (Some(Component::Normal(part)), None) if part == shard
-        );
-        if !plain || shard.contains('\\') {
-            return Err(Error::format(
-                index,
-                format!("{:?} is no plain file name", one_line(shard)),
-            ));
-        }
         let path = folder.join(shard);
         for (name, raw) in read(&path)? {
-            if map.get(&name).and_then(|s| s.as_str()) != Some(shard) {
+            if weight_map.get(&name).map(String::as_str) != Some(shard) {
                 return Err(Error::format(
                     &path,
                     format!(
@@ -120,11 +189,22 @@ fn read_shards(folder: &Path, index: &Path) -> Result<HashMap<String, RawTensor>
             tensors.insert(name, raw);
         }
     }
-    if let Some(name) = map.keys().find(|name| !tensors.contains_key(*name)) {
+    let missing = weight_map.keys().find(|name| !tensors.contains_key(*name));
+    if let Some(name) = missing {
         return Err(Error::format(
             index,
             format!("tensor {}: its shard does not hold it", one_line(name)),
         ));
     }
     Ok(tensors)
+}
+
+/// A shard lies beside its index: a name with a folder in it could point anywhere.
+fn is_plain_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let plain = matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(part)), None) if part == name
+    );
+    plain && !name.contains('\\')
 }

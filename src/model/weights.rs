@@ -406,39 +406,40 @@ fn entry(
 }
 
 /// Puts rows stored as `[heads, half, 2]` into the order `[heads, 2, half]`.
+///
+/// The shape is one that [`bind`] checked: no size is zero, and the rows are `heads` times an even
+/// number.
 fn deinterleave(bytes: &[u8], shape: &[usize], heads: usize) -> Vec<u8> {
     let mut out = vec![0; bytes.len()];
-    let rows = shape.first().copied().unwrap_or(0).max(1);
-    let row_bytes = (bytes.len() / rows).max(1);
-    let head = rows / heads.max(1);
-    let half = (head / 2).max(1);
-    out.par_chunks_mut(row_bytes)
+    let rows = shape[0];
+    let row_bytes = bytes.len() / rows;
+    let head_dim = rows / heads;
+    let half = head_dim / 2;
+    out.par_chunks_exact_mut(row_bytes)
         .enumerate()
         .for_each(|(row, out)| {
-            let (first, within) = (row / head.max(1) * head, row % head.max(1));
-            let source = first + within % half * 2 + within / half;
-            if let Some(bytes) = bytes.get(source * row_bytes..(source + 1) * row_bytes) {
-                out.copy_from_slice(bytes);
-            }
+            let within = row % head_dim;
+            let source = row - within + within % half * 2 + within / half;
+            out.copy_from_slice(&bytes[source * row_bytes..][..row_bytes]);
         });
     out
 }
 
-/// Transposes elements of `size` bytes into `shape`, which is `[columns, rows]` of what is stored.
+/// Transposes elements of `size` bytes, stored `[shape[1], shape[0]]`, into `shape`, checked as
+/// above.
 fn transpose(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    // Rows written together, so that whole cache lines are read.
+    const TILE: usize = 16;
     let mut out = vec![0; bytes.len()];
-    let &[columns, rows] = shape else {
-        return out;
-    };
-    out.par_chunks_mut((rows * size).max(1))
+    let (rows, row_bytes) = (shape[0], shape[1] * size);
+    out.par_chunks_mut(TILE * row_bytes)
         .enumerate()
-        .for_each(|(column, out)| {
-            let elements = bytes
-                .chunks_exact(size)
-                .skip(column)
-                .step_by(columns.max(1));
-            for (out, element) in out.chunks_exact_mut(size).zip(elements) {
-                out.copy_from_slice(element);
+        .for_each(|(tile, out)| {
+            for (column, stored) in bytes.chunks_exact(rows * size).enumerate() {
+                let elements = stored[tile * TILE * size..].chunks_exact(size);
+                for (out, element) in out.chunks_exact_mut(row_bytes).zip(elements) {
+                    out[column * size..][..size].copy_from_slice(element);
+                }
             }
         });
     out

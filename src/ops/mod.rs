@@ -1,1 +1,42 @@
 //! One file per op: shape struct, trait, and the CPU's forward.
+//!
+//! An op says what it computes in a trait; a backend is whatever implements all of them. Outputs
+//! are allocated by the caller, matrices are row-major, and every op checks its operands before it
+//! touches them.
+
+pub mod attention;
+pub mod cpu;
+pub mod gemm;
+pub mod layer;
+pub mod nll;
+mod simd;
+pub mod storage;
+
+pub use attention::{Attention, AttentionOp};
+pub use cpu::Cpu;
+pub use gemm::{GemmOp, Linear};
+pub use layer::{LayerOp, Norm, NormKind, Rotate};
+pub use nll::{NllOp, Pick};
+pub use storage::{Elem, Storage};
+
+/// A device that has every op: a missing one is a compile error, and two devices cannot be mixed.
+pub trait Backend: GemmOp + LayerOp + AttentionOp + NllOp {}
+
+impl<B: GemmOp + LayerOp + AttentionOp + NllOp> Backend for B {}
+
+/// The error for an operand of the wrong length.
+pub(crate) fn expect_len(
+    op: &'static str,
+    what: &str,
+    want: usize,
+    got: usize,
+) -> crate::Result<()> {
+    if got >= want {
+        return Ok(());
+    }
+    Err(crate::Error::Shape {
+        op,
+        want: format!("{want} elements of {what}"),
+        got: got.to_string(),
+    })
+}

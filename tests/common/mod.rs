@@ -1,6 +1,7 @@
 //! What several tests need.
 #![allow(dead_code)]
 
+pub mod compare;
 pub mod gguf;
 pub mod tiny;
 

@@ -1,0 +1,514 @@
+//! The forward of a decoder: Llama and its kin, Qwen, GPT-2.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::model::config::{Config, Family};
+use crate::model::kv::Kv;
+use crate::model::rope;
+use crate::model::weights::Weights;
+use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pick, Rotate};
+
+/// An open model on a device. Any number of threads may use it at once.
+pub struct Model<B: Backend> {
+    backend: B,
+    config: Config,
+    embedding: B::Matrix,
+    /// Learned positions (GPT-2).
+    positions: Option<B::Matrix>,
+    layers: Vec<Layer<B>>,
+    norm: NormWeights<B>,
+    /// `None`: the embedding.
+    head: Option<B::Matrix>,
+    /// Of half a head; `None` where positions are learned.
+    frequencies: Option<Vec<f32>>,
+    /// Buffers of forward passes that are over.
+    pool: Mutex<Vec<Scratch<B>>>,
+}
+
+struct Layer<B: Backend> {
+    attention_norm: NormWeights<B>,
+    /// q, k and v in one.
+    qkv: Projection<B>,
+    /// Over each head of q and of k (Qwen3).
+    qk_norm: Option<[B::Buf<f32>; 2]>,
+    output: Projection<B>,
+    mlp_norm: NormWeights<B>,
+    /// Gate and up in one (SwiGLU), or up alone (GELU).
+    up: Projection<B>,
+    down: Projection<B>,
+}
+
+struct NormWeights<B: Backend> {
+    weight: B::Buf<f32>,
+    bias: Option<B::Buf<f32>>,
+}
+
+struct Projection<B: Backend> {
+    inputs: usize,
+    outputs: usize,
+    weight: B::Matrix,
+    bias: Option<B::Buf<f32>>,
+}
+
+/// The buffers of one forward pass, for up to `rows` rows.
+struct Scratch<B: Backend> {
+    rows: usize,
+    /// The residual stream.
+    x: B::Buf<f32>,
+    /// Its norm.
+    h: B::Buf<f32>,
+    qkv: B::Buf<f32>,
+    attention: B::Buf<f32>,
+    up: B::Buf<f32>,
+    inner: B::Buf<f32>,
+    angles: B::Buf<f32>,
+    nll: B::Buf<f32>,
+}
+
+/// Token ids of sequences that share a prefix, which is what the KV cache holds, and do not see each
+/// other.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// All ids, one sequence after the other.
+    pub ids: &'a [u32],
+    /// Ids of each sequence.
+    pub lengths: &'a [usize],
+}
+
+/// The last hidden states of a forward pass, normed: what the LM head reads.
+pub struct Hidden<'a, B: Backend> {
+    model: &'a Model<B>,
+    scratch: Option<Scratch<B>>,
+    rows: usize,
+}
+
+impl<B: Backend> Model<B> {
+    /// Brings the weights to a device, as f32.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Weights::get`] and of the device.
+    pub fn load(backend: B, weights: &Weights) -> Result<Self> {
+        let config = weights.config().clone();
+        if config.head_dim % 2 == 1 {
+            return Err(Error::Unsupported {
+                what: format!("heads of odd width {}", config.head_dim),
+                have: "even ones".into(),
+            });
+        }
+        let loader = Loader {
+            backend: &backend,
+            weights,
+        };
+        let gpt2 = config.family == Family::Gpt2;
+        let (outer, embedding, norm) = if gpt2 {
+            ("transformer.", "wte", "ln_f")
+        } else {
+            ("model.", "embed_tokens", "norm")
+        };
+        Ok(Model {
+            embedding: loader.matrix(&format!("{outer}{embedding}.weight"))?,
+            positions: match gpt2 {
+                true => Some(loader.matrix("transformer.wpe.weight")?),
+                false => None,
+            },
+            layers: (0..config.layers)
+                .map(|layer| match gpt2 {
+                    true => loader.gpt2_layer(&format!("transformer.h.{layer}")),
+                    false => loader.llama_layer(&format!("model.layers.{layer}")),
+                })
+                .collect::<Result<_>>()?,
+            norm: loader.norm(&format!("{outer}{norm}"))?,
+            head: match config.tied {
+                true => None,
+                false => Some(loader.matrix("lm_head.weight")?),
+            },
+            frequencies: (!gpt2).then(|| rope::frequencies(&config)),
+            pool: Mutex::default(),
+            config,
+            backend,
+        })
+    }
+
+    /// Shapes and constants.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// An empty KV cache.
+    pub fn kv(&self) -> Result<Kv<B>> {
+        Kv::new(&self.backend, &self.config)
+    }
+
+    /// Runs a batch through all layers. Its K and V go to `kv` behind what it holds, in the batch's
+    /// order; its length stays what it was, so that they are overwritten by the next call unless
+    /// they are counted in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
+    /// errors of the device.
+    pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
+        let (c, rows, prefix) = (&self.config, batch.ids.len(), kv.len());
+        let total = batch
+            .lengths
+            .iter()
+            .try_fold(0usize, |sum, &n| sum.checked_add(n));
+        if total != Some(rows) {
+            return Err(Error::Shape {
+                op: "forward",
+                want: format!("lengths that add up to {rows} ids"),
+                got: format!("{total:?}"),
+            });
+        }
+        let longest = batch.lengths.iter().max().copied().unwrap_or(0);
+        self.check_positions(prefix, longest)?;
+        let positions: Vec<u32> = batch
+            .lengths
+            .iter()
+            .flat_map(|&n| (prefix..prefix + n).map(|position| position as u32))
+            .collect();
+
+        kv.reserve(&self.backend, rows)?;
+        let mut hidden = self.hidden(rows)?;
+        let Some(scratch) = hidden.scratch.as_mut() else {
+            return Ok(hidden);
+        };
+        self.backend
+            .embed(batch.ids, &self.embedding, false, &mut scratch.x)?;
+        if let Some(table) = &self.positions {
+            self.backend
+                .embed(&positions, table, true, &mut scratch.x)?;
+        }
+        if let Some(frequencies) = &self.frequencies {
+            let angles = rope::angles(frequencies, &positions);
+            self.backend.write(&angles, &mut scratch.angles)?;
+        }
+        let attention = Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            prefix,
+            at: prefix,
+            lengths: batch.lengths,
+            window: c.sliding_window,
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.layer(layer, &attention, rows, kv.layer(i), scratch)?;
+        }
+        self.norm(&self.norm, rows, &scratch.x, &mut scratch.h)?;
+        Ok(hidden)
+    }
+
+    fn layer(
+        &self,
+        layer: &Layer<B>,
+        attention: &Attention<'_>,
+        rows: usize,
+        [k, v]: &mut [B::Buf<f32>; 2],
+        s: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (b, c) = (&self.backend, &self.config);
+        self.norm(&layer.attention_norm, rows, &s.x, &mut s.h)?;
+        self.project(&layer.qkv, rows, &s.h, false, &mut s.qkv)?;
+        b.rotate(
+            Rotate {
+                rows,
+                heads: c.heads,
+                kv_heads: c.kv_heads,
+                head_dim: c.head_dim,
+                at: attention.at,
+                eps: c.norm_eps,
+            },
+            &mut s.qkv,
+            layer.qk_norm.as_ref().map(|[q, k]| [q, k]),
+            self.frequencies.is_some().then_some(&s.angles),
+            k,
+            v,
+        )?;
+        b.attention(attention, &s.qkv, k, v, &mut s.attention)?;
+        self.project(&layer.output, rows, &s.attention, true, &mut s.x)?;
+        self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
+        self.project(&layer.up, rows, &s.h, false, &mut s.up)?;
+        if c.family == Family::Gpt2 {
+            b.gelu(rows * c.ffn, &s.up, &mut s.inner)?;
+        } else {
+            b.swiglu(rows, c.ffn, &s.up, &mut s.inner)?;
+        }
+        self.project(&layer.down, rows, &s.inner, true, &mut s.x)
+    }
+
+    fn norm(
+        &self,
+        weights: &NormWeights<B>,
+        rows: usize,
+        x: &B::Buf<f32>,
+        y: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let shape = Norm {
+            rows,
+            width: self.config.hidden,
+            eps: self.config.norm_eps,
+            kind: match self.config.family {
+                Family::Gpt2 => NormKind::Layer,
+                _ => NormKind::Rms,
+            },
+        };
+        let bias = weights.bias.as_ref();
+        self.backend.norm(shape, x, &weights.weight, bias, y)
+    }
+
+    fn project(
+        &self,
+        projection: &Projection<B>,
+        rows: usize,
+        x: &B::Buf<f32>,
+        add: bool,
+        y: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let shape = Linear {
+            rows,
+            inputs: projection.inputs,
+            outputs: projection.outputs,
+            add,
+        };
+        let bias = projection.bias.as_ref();
+        self.backend.linear(shape, x, &projection.weight, bias, y)
+    }
+
+    fn head(&self) -> &B::Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// An error unless `more` positions fit behind `held`.
+    pub(crate) fn check_positions(&self, held: usize, more: usize) -> Result<()> {
+        let max = self.config.max_positions;
+        match held.checked_add(more) {
+            Some(end) if end <= max => Ok(()),
+            _ => Err(Error::input(
+                format!("sequence of {held} + {more} tokens"),
+                format!("the model has {max} positions"),
+            )),
+        }
+    }
+
+    /// Buffers for `rows` rows, from the pool or new.
+    fn hidden(&self, rows: usize) -> Result<Hidden<'_, B>> {
+        let pooled = self
+            .pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let scratch = match pooled {
+            Some(scratch) if scratch.rows >= rows => scratch,
+            _ => Scratch::new(&self.backend, &self.config, rows)?,
+        };
+        Ok(Hidden {
+            model: self,
+            scratch: Some(scratch),
+            rows,
+        })
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    fn new(backend: &B, c: &Config, rows: usize) -> Result<Self> {
+        let rows = rows.next_multiple_of(64);
+        let gates = if c.family == Family::Gpt2 { 1 } else { 2 };
+        Ok(Scratch {
+            rows,
+            x: backend.zeros(rows * c.hidden)?,
+            h: backend.zeros(rows * c.hidden)?,
+            qkv: backend.zeros(rows * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
+            attention: backend.zeros(rows * c.heads * c.head_dim)?,
+            up: backend.zeros(rows * gates * c.ffn)?,
+            inner: backend.zeros(rows * c.ffn)?,
+            angles: backend.zeros(rows * c.head_dim)?,
+            nll: backend.zeros(rows)?,
+        })
+    }
+}
+
+impl<B: Backend> Hidden<'_, B> {
+    /// Nll (natural log) of each pick's target given its row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] for a target outside the vocabulary, [`Error::Shape`] for a row that is not
+    /// there or for more picks than rows.
+    pub fn nll(&mut self, picks: &[Pick]) -> Result<Vec<f32>> {
+        let model = self.model;
+        let Some(scratch) = self.scratch.as_mut() else {
+            return Ok(Vec::new());
+        };
+        if let Some(pick) = picks.iter().find(|pick| pick.row as usize >= self.rows) {
+            return Err(Error::Shape {
+                op: "nll",
+                want: format!("rows below {}", self.rows),
+                got: pick.row.to_string(),
+            });
+        }
+        let backend = &model.backend;
+        let width = model.config.hidden;
+        backend.nll(width, &scratch.h, model.head(), picks, &mut scratch.nll)?;
+        backend.download(&scratch.nll, 0..picks.len())
+    }
+
+    /// Logits of all rows, `[rows, vocab]`: for tests and for generation, where rows are few.
+    pub fn logits(&self) -> Result<Vec<f32>> {
+        let (model, c) = (self.model, &self.model.config);
+        let Some(scratch) = self.scratch.as_ref() else {
+            return Ok(Vec::new());
+        };
+        let shape = Linear {
+            rows: self.rows,
+            inputs: c.hidden,
+            outputs: c.vocab,
+            add: false,
+        };
+        let mut logits = model.backend.zeros(self.rows * c.vocab)?;
+        model
+            .backend
+            .linear(shape, &scratch.h, model.head(), None, &mut logits)?;
+        model.backend.download(&logits, 0..self.rows * c.vocab)
+    }
+}
+
+impl<B: Backend> Drop for Hidden<'_, B> {
+    fn drop(&mut self) {
+        let mut pool = self
+            .model
+            .pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        pool.extend(self.scratch.take());
+    }
+}
+
+/// Reads tensors and lays them out for the device.
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    weights: &'a Weights,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn matrix(&self, name: &str) -> Result<B::Matrix> {
+        Ok(self.stacked(&[name])?.0)
+    }
+
+    /// Matrices of one width, one above the other, with their height and width.
+    fn stacked(&self, names: &[&str]) -> Result<(B::Matrix, usize, usize)> {
+        let (mut values, mut outputs, mut inputs) = (Vec::new(), 0, None);
+        for name in names {
+            let view = self.weights.get(name)?;
+            let &[rows, columns] = &view.shape[..] else {
+                return Err(self.shape(name, &view.shape));
+            };
+            if *inputs.get_or_insert(columns) != columns {
+                return Err(self.shape(name, &view.shape));
+            }
+            outputs += rows;
+            let part = view.to_f32()?;
+            if values.is_empty() {
+                values = part;
+            } else {
+                values.extend_from_slice(&part);
+            }
+        }
+        let inputs = inputs.unwrap_or(0);
+        Ok((
+            self.backend.matrix(outputs, inputs, &values)?,
+            outputs,
+            inputs,
+        ))
+    }
+
+    fn shape(&self, name: &str, shape: &[usize]) -> Error {
+        Error::format(
+            self.weights.path(),
+            format!("tensor {name} has an unexpected shape {shape:?}"),
+        )
+    }
+
+    fn projection(&self, layer: &str, names: &[&str]) -> Result<Projection<B>> {
+        let full = |suffix| -> Vec<String> {
+            names
+                .iter()
+                .map(|name| format!("{layer}.{name}.{suffix}"))
+                .collect()
+        };
+        let (weights, biases) = (full("weight"), full("bias"));
+        let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
+        let (weight, outputs, inputs) = self.stacked(&weights)?;
+        let mut bias = Vec::new();
+        for name in &biases {
+            if self.weights.has(name) {
+                bias.extend(self.weights.get(name)?.to_f32()?);
+            }
+        }
+        Ok(Projection {
+            inputs,
+            outputs,
+            weight,
+            bias: match bias.is_empty() {
+                true => None,
+                false => Some(self.backend.upload(&bias)?),
+            },
+        })
+    }
+
+    fn vector(&self, name: &str) -> Result<B::Buf<f32>> {
+        self.backend.upload(&self.weights.get(name)?.to_f32()?)
+    }
+
+    fn norm(&self, name: &str) -> Result<NormWeights<B>> {
+        let bias = format!("{name}.bias");
+        Ok(NormWeights {
+            weight: self.vector(&format!("{name}.weight"))?,
+            bias: match self.weights.has(&bias) {
+                true => Some(self.vector(&bias)?),
+                false => None,
+            },
+        })
+    }
+
+    fn llama_layer(&self, at: &str) -> Result<Layer<B>> {
+        let q_norm = format!("{at}.self_attn.q_norm.weight");
+        Ok(Layer {
+            attention_norm: self.norm(&format!("{at}.input_layernorm"))?,
+            qkv: self.projection(
+                at,
+                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            )?,
+            qk_norm: match self.weights.has(&q_norm) {
+                true => Some([
+                    self.vector(&q_norm)?,
+                    self.vector(&format!("{at}.self_attn.k_norm.weight"))?,
+                ]),
+                false => None,
+            },
+            output: self.projection(at, &["self_attn.o_proj"])?,
+            mlp_norm: self.norm(&format!("{at}.post_attention_layernorm"))?,
+            up: self.projection(at, &["mlp.gate_proj", "mlp.up_proj"])?,
+            down: self.projection(at, &["mlp.down_proj"])?,
+        })
+    }
+
+    fn gpt2_layer(&self, at: &str) -> Result<Layer<B>> {
+        Ok(Layer {
+            attention_norm: self.norm(&format!("{at}.ln_1"))?,
+            qkv: self.projection(at, &["attn.c_attn"])?,
+            qk_norm: None,
+            output: self.projection(at, &["attn.c_proj"])?,
+            mlp_norm: self.norm(&format!("{at}.ln_2"))?,
+            up: self.projection(at, &["mlp.c_fc"])?,
+            down: self.projection(at, &["mlp.c_proj"])?,
+        })
+    }
+}

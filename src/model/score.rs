@@ -1,0 +1,143 @@
+//! A model as a scorer: which ids go through which forward pass.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::model::decoder::{Batch, Model};
+use crate::model::kv::Kv;
+use crate::model::{Scorer, Session};
+use crate::ops::{Backend, Pick};
+
+/// Rows of a forward pass: enough to keep all cores busy, few enough for buffers of some megabytes.
+const PASS: usize = 1024;
+/// Sequences up to this length are scored in one pass, which then needs K and V of one layer only.
+const WHOLE: usize = 2048;
+
+impl<B: Backend> Scorer for Model<B> {
+    fn max_positions(&self) -> usize {
+        self.config().max_positions
+    }
+
+    fn session(&self) -> Result<Box<dyn Session + '_>> {
+        Ok(Box::new(KvSession {
+            model: self,
+            kv: self.kv()?,
+        }))
+    }
+
+    fn score_each(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        for ids in sequences {
+            self.check_positions(0, ids.len())?;
+        }
+        let mut kv = Kv::transient(self.backend(), self.config())?;
+        self.score_packed(sequences, &mut kv)
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Scores each sequence behind what `kv` holds, several to a pass, and leaves `kv` as it was.
+    fn score_packed(&self, sequences: &[&[u32]], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
+        let mut scores: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
+        let mut rest = sequences;
+        while let Some(first) = rest.first() {
+            if first.len() > WHOLE && kv.is_empty() {
+                let mut session = KvSession {
+                    model: self,
+                    kv: self.kv()?,
+                };
+                scores.push(session.score(first)?);
+                rest = &rest[1..];
+                continue;
+            }
+            let mut rows = 0;
+            let fit = rest
+                .iter()
+                .take_while(|ids| {
+                    rows += ids.len();
+                    rows <= PASS
+                })
+                .count()
+                .max(1);
+            let (now, later) = rest.split_at(fit);
+            let ids = now.concat();
+            let lengths: Vec<usize> = now.iter().map(|ids| ids.len()).collect();
+            let batch = Batch {
+                ids: &ids,
+                lengths: &lengths,
+            };
+            let mut picks = Vec::with_capacity(ids.len());
+            let mut row = 0;
+            for ids in now {
+                for &target in ids.iter().skip(1) {
+                    picks.push(Pick { row, target });
+                    row += 1;
+                }
+                row += u32::from(!ids.is_empty());
+            }
+            let nll = self.forward(&batch, kv)?.nll(&picks)?;
+            let mut nll = nll.into_iter();
+            for ids in now {
+                let count = ids.len().saturating_sub(1);
+                scores.push(nll.by_ref().take(count).collect());
+            }
+            rest = later;
+        }
+        Ok(scores)
+    }
+}
+
+/// A KV cache with its model.
+struct KvSession<'a, B: Backend> {
+    model: &'a Model<B>,
+    kv: Kv<B>,
+}
+
+impl<B: Backend> Session for KvSession<'_, B> {
+    fn len(&self) -> usize {
+        self.kv.len()
+    }
+
+    fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.model.check_positions(self.kv.len(), ids.len())?;
+        let before = self.kv.len();
+        let mut scores = Vec::with_capacity(ids.len().saturating_sub(1));
+        for start in (0..ids.len()).step_by(PASS) {
+            let pass = &ids[start..ids.len().min(start + PASS)];
+            let batch = Batch {
+                ids: pass,
+                lengths: &[pass.len()],
+            };
+            let targets = ids[start + 1..].iter().take(pass.len());
+            let picks: Vec<Pick> = (0..)
+                .zip(targets)
+                .map(|(row, &target)| Pick { row, target })
+                .collect();
+            let result = self.model.forward(&batch, &mut self.kv);
+            match result.and_then(|mut hidden| hidden.nll(&picks)) {
+                Ok(nll) => scores.extend(nll),
+                Err(error) => {
+                    // As if nothing had been asked.
+                    self.kv.truncate(before)?;
+                    return Err(error);
+                }
+            }
+            self.kv.commit(pass.len())?;
+        }
+        Ok(scores)
+    }
+
+    fn score_after(&mut self, continuations: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        for ids in continuations {
+            self.model.check_positions(self.kv.len(), ids.len())?;
+        }
+        self.model.score_packed(continuations, &mut self.kv)
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        self.kv.truncate(len)
+    }
+
+    fn remove(&mut self, range: Range<usize>) -> Result<()> {
+        self.kv.remove(self.model.backend(), range)
+    }
+}

@@ -1,0 +1,419 @@
+//! Linear layers: `y = x · wᵀ`.
+//!
+//! One kernel does all products of the CPU backend. It makes a tile of a few rows by two or three
+//! vectors of columns at once, its sums in registers over the whole inner dimension. Weights lie in
+//! *panels* as wide as a tile, packed once when a model is loaded; the left operand is read where it
+//! lies, one broadcast element per row and step. What becomes of a finished tile is up to the
+//! caller, so that a bias, a residual or a softmax costs no second pass over memory.
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::cpu::Cpu;
+use super::expect_len;
+use super::simd::simd_fn;
+use super::storage::Storage;
+use crate::error::{Error, Result};
+
+/// Shape of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// Width of `x`.
+    pub inputs: usize,
+    /// Width of `y`.
+    pub outputs: usize,
+    /// Adds to what `y` holds instead of overwriting it: a residual connection.
+    pub add: bool,
+}
+
+/// Products of activations with weights.
+pub trait GemmOp: Storage {
+    /// A constant matrix `[outputs, inputs]`, laid out as this device multiplies by it fastest.
+    type Matrix: Send + Sync;
+
+    /// Lays out `values`, `[outputs, inputs]` row-major.
+    fn matrix(&self, outputs: usize, inputs: usize, values: &[f32]) -> Result<Self::Matrix>;
+
+    /// `y[rows, outputs] = x[rows, inputs] · wᵀ + bias[outputs]`.
+    fn linear(
+        &self,
+        shape: Linear,
+        x: &Self::Buf<f32>,
+        w: &Self::Matrix,
+        bias: Option<&Self::Buf<f32>>,
+        y: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+}
+
+/// A matrix in panels of `width` rows of the matrix, which are columns of the product: element
+/// `(n, k)` lies at `[n / width][k][n % width]`. The last panel is filled up with zeros.
+#[derive(Debug)]
+pub struct Panels {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) width: usize,
+    pub(super) data: Vec<f32>,
+}
+
+impl Panels {
+    pub(super) fn count(&self) -> usize {
+        self.outputs.div_ceil(self.width)
+    }
+
+    /// Copies row `n` of the matrix to `out`, or adds it.
+    pub(super) fn row(&self, n: usize, add: bool, out: &mut [f32]) {
+        let start = n / self.width * self.width * self.inputs + n % self.width;
+        let column = self.data[start..].iter().step_by(self.width);
+        for (out, &v) in out.iter_mut().zip(column) {
+            *out = if add { *out + v } else { v };
+        }
+    }
+}
+
+/// Rows of the left operand that stay in the second-level cache while panels go by.
+const BLOCK_BYTES: usize = 1 << 20;
+/// Upper bound of the same in rows.
+const BLOCK_ROWS: usize = 192;
+
+/// How a product is cut into tasks: blocks of rows times groups of panels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Split {
+    pub block_rows: usize,
+    pub group_panels: usize,
+}
+
+impl Split {
+    pub(super) fn new(cpu: &Cpu, rows: usize, inputs: usize, panels: usize) -> Self {
+        let fit = (BLOCK_BYTES / (4 * inputs.max(1))).clamp(4 * cpu.tile.rows, BLOCK_ROWS);
+        let blocks = rows.div_ceil(fit).max(1);
+        // Equal blocks of whole tiles.
+        let block_rows = rows.div_ceil(blocks).next_multiple_of(cpu.tile.rows);
+        // Several tasks per thread, so that one held up does not hold up all.
+        let groups = (4 * rayon::current_num_threads()).div_ceil(blocks);
+        Split {
+            block_rows,
+            group_panels: panels.div_ceil(groups).max(1),
+        }
+    }
+}
+
+impl GemmOp for Cpu {
+    type Matrix = Panels;
+
+    fn matrix(&self, outputs: usize, inputs: usize, values: &[f32]) -> Result<Panels> {
+        if outputs.checked_mul(inputs) != Some(values.len()) || values.is_empty() {
+            return Err(Error::Shape {
+                op: "matrix",
+                want: format!("{outputs} x {inputs} elements, and at least one"),
+                got: values.len().to_string(),
+            });
+        }
+        let width = self.tile.columns;
+        let mut data = vec![0.0; outputs.div_ceil(width) * width * inputs];
+        data.par_chunks_mut(width * inputs)
+            .zip(values.par_chunks(width * inputs))
+            .for_each(|(panel, rows)| {
+                for (i, row) in rows.chunks_exact(inputs).enumerate() {
+                    for (to, &v) in panel.chunks_exact_mut(width).zip(row) {
+                        to[i] = v;
+                    }
+                }
+            });
+        Ok(Panels {
+            outputs,
+            inputs,
+            width,
+            data,
+        })
+    }
+
+    fn linear(
+        &self,
+        shape: Linear,
+        x: &Vec<f32>,
+        w: &Panels,
+        bias: Option<&Vec<f32>>,
+        y: &mut Vec<f32>,
+    ) -> Result<()> {
+        let Linear {
+            rows,
+            inputs,
+            outputs,
+            add,
+        } = shape;
+        if (w.outputs, w.inputs, w.width) != (outputs, inputs, self.tile.columns) {
+            return Err(Error::Shape {
+                op: "linear",
+                want: format!("a matrix [{outputs}, {inputs}]"),
+                got: format!("[{}, {}]", w.outputs, w.inputs),
+            });
+        }
+        expect_len("linear", "x", rows * inputs, x.len())?;
+        expect_len("linear", "y", rows * outputs, y.len())?;
+        if let Some(bias) = bias {
+            expect_len("linear", "the bias", outputs, bias.len())?;
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let split = Split::new(self, rows, inputs, w.count());
+        let group_columns = split.group_panels * w.width;
+        let blocks = rows.div_ceil(split.block_rows);
+        let mut tasks: Vec<LinearTask> = Vec::new();
+        for group in 0..outputs.div_ceil(group_columns) {
+            for block in x[..rows * inputs].chunks(split.block_rows * inputs) {
+                tasks.push(LinearTask {
+                    x: block,
+                    w,
+                    bias: bias.map_or(&[], |bias| bias),
+                    column: group * group_columns,
+                    add,
+                    y: Vec::with_capacity(split.block_rows),
+                });
+            }
+        }
+        for (row, y) in y[..rows * outputs].chunks_exact_mut(outputs).enumerate() {
+            for (group, y) in y.chunks_mut(group_columns).enumerate() {
+                tasks[group * blocks + row / split.block_rows].y.push(y);
+            }
+        }
+        tasks
+            .into_par_iter()
+            .for_each(|task| linear_task(self.arch, task));
+        Ok(())
+    }
+}
+
+/// The part of a linear layer that one thread does: some rows by some columns.
+struct LinearTask<'a> {
+    x: &'a [f32],
+    w: &'a Panels,
+    /// Empty for none.
+    bias: &'a [f32],
+    /// The first column.
+    column: usize,
+    add: bool,
+    /// Row by row, the columns from `column` on.
+    y: Vec<&'a mut [f32]>,
+}
+
+simd_fn! {
+    fn linear_task<'a, S>(s, task: LinearTask<'a>) {
+        tiled!(S, linear_tiles(s, task))
+    }
+}
+
+#[inline(always)]
+fn linear_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: LinearTask<'_>) {
+    let LinearTask {
+        x,
+        w,
+        bias,
+        column,
+        add,
+        mut y,
+    } = task;
+    let width = N * S::F32_LANES;
+    let columns = y.first().map_or(0, |row| row.len());
+    let mut start = 0;
+    while start < columns {
+        let end = columns.min(start + width);
+        let panel = panel::<S, N>(w, (column + start) / width);
+        let mut initial = [s.splat_f32s(0.0); N];
+        if !bias.is_empty() {
+            initial = load::<S, N>(s, &bias[column + start..column + end]);
+        }
+        let mut top = 0;
+        while top < y.len() {
+            let rows = Rows::<M>::new(x, w.inputs, top, y.len());
+            let mut sums = [initial; M];
+            multiply(s, rows, panel, &mut sums);
+            let mut i = 0;
+            while i < M && top + i < y.len() {
+                let out = &mut y[top + i][start..end];
+                if add {
+                    let old = load::<S, N>(s, out);
+                    for j in 0..N {
+                        sums[i][j] = s.add_f32s(old[j], sums[i][j]);
+                    }
+                }
+                store::<S, N>(s, out, &sums[i]);
+                i += 1;
+            }
+            top += M;
+        }
+        start = end;
+    }
+}
+
+/// Calls a function generic over vectors per tile row and rows per tile with the numbers that fill
+/// the registers of `$S`: 24 sums, three columns and a broadcast of 32; or 12, two and one of 16.
+macro_rules! tiled {
+    ($S:ident, $function:ident($($arg:expr),* $(,)?)) => {
+        if <$S as pulp::Simd>::REGISTER_COUNT >= 32 {
+            $function::<$S, 3, 8>($($arg),*)
+        } else {
+            $function::<$S, 2, 6>($($arg),*)
+        }
+    };
+}
+pub(super) use tiled;
+
+/// The same numbers as constants.
+pub(super) trait TileOf: Simd {
+    /// Rows of a tile.
+    const ROWS: usize = if Self::REGISTER_COUNT >= 32 { 8 } else { 6 };
+    /// Vectors in a row of a tile.
+    const VECTORS: usize = if Self::REGISTER_COUNT >= 32 { 3 } else { 2 };
+}
+
+impl<S: Simd> TileOf for S {}
+
+/// The left operand of a tile: `M` numbers at each step of the inner dimension.
+pub(super) trait Left<const M: usize>: Copy {
+    /// Itself for `steps` steps, so that the length need not be checked at each.
+    fn cut(self, steps: usize) -> Self;
+
+    fn at(&self, k: usize) -> [f32; M];
+}
+
+/// `M` rows of a row-major matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, const M: usize>([&'a [f32]; M]);
+
+impl<'a, const M: usize> Rows<'a, M> {
+    /// Rows `top..top + M` of `x`; from `end` on the last one again.
+    #[inline(always)]
+    pub(super) fn new(x: &'a [f32], stride: usize, top: usize, end: usize) -> Self {
+        let mut rows = [&x[..0]; M];
+        for i in 0..M {
+            let row = if top + i < end { top + i } else { end - 1 };
+            rows[i] = &x[row * stride..];
+        }
+        Rows(rows)
+    }
+
+    /// Rows of any place in a matrix.
+    #[inline(always)]
+    pub(super) fn of(rows: [&'a [f32]; M]) -> Self {
+        Rows(rows)
+    }
+}
+
+impl<const M: usize> Left<M> for Rows<'_, M> {
+    #[inline(always)]
+    fn cut(mut self, steps: usize) -> Self {
+        for row in &mut self.0 {
+            *row = &row[..steps];
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn at(&self, k: usize) -> [f32; M] {
+        let mut values = [0.0; M];
+        for i in 0..M {
+            values[i] = self.0[i][k];
+        }
+        values
+    }
+}
+
+/// `M` neighbouring columns of a row-major matrix, or fewer, followed by zeros.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+    pub count: usize,
+}
+
+impl<const M: usize> Left<M> for Columns<'_> {
+    #[inline(always)]
+    fn cut(self, _: usize) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn at(&self, k: usize) -> [f32; M] {
+        let data = &self.data[k * self.stride..];
+        let mut values = [0.0; M];
+        if self.count == M {
+            values.copy_from_slice(&data[..M]);
+        } else {
+            for i in 0..M {
+                if i < self.count {
+                    values[i] = data[i];
+                }
+            }
+        }
+        values
+    }
+}
+
+/// The kernel: adds to `sums` the product of `left` and `panel`, whose length is the inner dimension.
+#[inline(always)]
+pub(super) fn multiply<S: Simd, const N: usize, const M: usize>(
+    s: S,
+    left: impl Left<M>,
+    panel: &[[S::f32s; N]],
+    sums: &mut [[S::f32s; N]; M],
+) {
+    let left = left.cut(panel.len());
+    let mut local = *sums;
+    for (k, w) in panel.iter().enumerate() {
+        let w = *w;
+        let x = left.at(k);
+        for i in 0..M {
+            let x = s.splat_f32s(x[i]);
+            for j in 0..N {
+                local[i][j] = s.mul_add_e_f32s(x, w[j], local[i][j]);
+            }
+        }
+    }
+    *sums = local;
+}
+
+/// Panel number `p` of `w`, step by step.
+#[inline(always)]
+pub(super) fn panel<S: Simd, const N: usize>(w: &Panels, p: usize) -> &[[S::f32s; N]] {
+    let len = w.inputs * w.width;
+    let (vectors, _) = S::as_simd_f32s(&w.data[p * len..][..len]);
+    vectors.as_chunks::<N>().0
+}
+
+/// Up to `N` vectors of a row; what is missing is zero.
+#[inline(always)]
+pub(super) fn load<S: Simd, const N: usize>(s: S, row: &[f32]) -> [S::f32s; N] {
+    let mut out = [s.splat_f32s(0.0); N];
+    let (vectors, tail) = S::as_simd_f32s(row);
+    if vectors.len() == N {
+        for j in 0..N {
+            out[j] = vectors[j];
+        }
+    } else {
+        for (j, &v) in vectors.iter().enumerate() {
+            out[j] = v;
+        }
+        out[vectors.len()] = s.partial_load_f32s(tail);
+    }
+    out
+}
+
+/// The reverse of [`load`].
+#[inline(always)]
+pub(super) fn store<S: Simd, const N: usize>(s: S, row: &mut [f32], values: &[S::f32s; N]) {
+    let (vectors, tail) = S::as_mut_simd_f32s(row);
+    if vectors.len() == N {
+        for j in 0..N {
+            vectors[j] = values[j];
+        }
+    } else {
+        let whole = vectors.len();
+        for (j, v) in vectors.iter_mut().enumerate() {
+            *v = values[j];
+        }
+        s.partial_store_f32s(tail, values[whole]);
+    }
+}

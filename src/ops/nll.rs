@@ -1,0 +1,202 @@
+//! Negative log-likelihoods: LM head, log-softmax and gather in one.
+//!
+//! Logits never lie in memory. Each tile of them that the kernel makes goes at once into a running
+//! maximum and a running sum of exponentials per row and lane, so that memory grows with the number
+//! of rows and not with rows times vocabulary.
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::cpu::Cpu;
+use super::expect_len;
+use super::gemm::{GemmOp, Panels, Rows, Split, multiply, panel, tiled};
+use super::simd::{self, simd_fn};
+use crate::error::{Error, Result};
+
+/// A row of hidden states and the token that it should predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pick {
+    /// Row of the hidden states.
+    pub row: u32,
+    /// Token id.
+    pub target: u32,
+}
+
+/// Scores of targets.
+pub trait NllOp: GemmOp {
+    /// `out[i] = -ln softmax(x[row_i] · headᵀ)[target_i]` for each pick; x of `[rows, width]`, head of
+    /// `[vocab, width]`.
+    fn nll(
+        &self,
+        width: usize,
+        x: &Self::Buf<f32>,
+        head: &Self::Matrix,
+        picks: &[Pick],
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+}
+
+/// What a task finds out about one row from its share of the vocabulary.
+#[derive(Debug, Clone, Copy, Default)]
+struct Part {
+    max: f32,
+    /// Sum of `exp(logit - max)`.
+    sum: f64,
+    /// The target's logit, if it is in the share.
+    target: f32,
+}
+
+impl NllOp for Cpu {
+    fn nll(
+        &self,
+        width: usize,
+        x: &Vec<f32>,
+        head: &Panels,
+        picks: &[Pick],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        if head.inputs != width || head.width != self.tile.columns {
+            return Err(Error::Shape {
+                op: "nll",
+                want: format!("a head of width {width}"),
+                got: head.inputs.to_string(),
+            });
+        }
+        expect_len("nll", "the output", picks.len(), out.len())?;
+        for pick in picks {
+            expect_len("nll", "x", (pick.row as usize + 1) * width, x.len())?;
+            if pick.target as usize >= head.outputs {
+                return Err(Error::input(
+                    format!("token id {}", pick.target),
+                    format!("the model has {} ids", head.outputs),
+                ));
+            }
+        }
+        if picks.is_empty() {
+            return Ok(());
+        }
+        let split = Split::new(self, picks.len(), width, head.count());
+        let groups = head.count().div_ceil(split.group_panels);
+        let blocks = picks.len().div_ceil(split.block_rows);
+        let mut parts = vec![Part::default(); groups * picks.len()];
+        let mut tasks = Vec::with_capacity(groups * blocks);
+        for (group, parts) in parts.chunks_exact_mut(picks.len()).enumerate() {
+            let picks = picks.chunks(split.block_rows);
+            for (picks, parts) in picks.zip(parts.chunks_mut(split.block_rows)) {
+                tasks.push(NllTask {
+                    x,
+                    head,
+                    picks,
+                    first: group * split.group_panels,
+                    last: head.count().min((group + 1) * split.group_panels),
+                    parts,
+                });
+            }
+        }
+        tasks.into_par_iter().for_each_init(
+            || self.scratch(0),
+            |scratch, task| nll_task(self.arch, task, &mut scratch.data),
+        );
+        for (i, (pick, out)) in picks.iter().zip(out).enumerate() {
+            let shares = parts[i..].iter().step_by(picks.len());
+            let max = shares.clone().fold(f32::MIN, |max, part| max.max(part.max));
+            let sum: f64 = shares
+                .map(|part| part.sum * f64::from(part.max - max).exp())
+                .sum();
+            let owner = pick.target as usize / head.width / split.group_panels;
+            let target = parts[owner * picks.len() + i].target;
+            *out = (sum.ln() + f64::from(max - target)) as f32;
+        }
+        Ok(())
+    }
+}
+
+/// The part of the work that one thread does: some rows by some panels.
+struct NllTask<'a> {
+    x: &'a [f32],
+    head: &'a Panels,
+    picks: &'a [Pick],
+    /// Panels `first..last`.
+    first: usize,
+    last: usize,
+    /// One for each pick.
+    parts: &'a mut [Part],
+}
+
+simd_fn! {
+    fn nll_task<'a, S>(s, task: NllTask<'a>, scratch: &'a mut Vec<f32>) {
+        tiled!(S, nll_tiles(s, task, scratch))
+    }
+}
+
+#[inline(always)]
+fn nll_tiles<S: Simd, const N: usize, const M: usize>(
+    s: S,
+    task: NllTask<'_>,
+    scratch: &mut Vec<f32>,
+) {
+    let NllTask {
+        x,
+        head,
+        picks,
+        first,
+        last,
+        parts,
+    } = task;
+    // Per row a vector of running maxima and one of running sums.
+    scratch.resize(picks.len() * 2 * S::F32_LANES, 0.0);
+    let states = S::as_mut_simd_f32s(scratch).0.as_chunks_mut::<2>().0;
+    for state in &mut *states {
+        *state = [s.splat_f32s(f32::MIN), s.splat_f32s(0.0)];
+    }
+    for p in first..last {
+        let columns = p * head.width..head.outputs.min((p + 1) * head.width);
+        let panel = panel::<S, N>(head, p);
+        let mut top = 0;
+        while top < picks.len() {
+            let mut rows = [&x[..0]; M];
+            for i in 0..M {
+                let pick = picks[(top + i).min(picks.len() - 1)];
+                rows[i] = &x[pick.row as usize * head.inputs..];
+            }
+            let mut logits = [[s.splat_f32s(0.0); N]; M];
+            multiply(s, Rows::of(rows), panel, &mut logits);
+            for i in 0..M {
+                if top + i >= picks.len() {
+                    break;
+                }
+                let target = picks[top + i].target as usize;
+                if columns.contains(&target) {
+                    let values: &[f32] = bytemuck::cast_slice(&logits[i]);
+                    parts[top + i].target = values[target - columns.start];
+                }
+                if columns.len() < head.width {
+                    let values: &mut [f32] = bytemuck::cast_slice_mut(&mut logits[i]);
+                    for missing in &mut values[columns.len()..] {
+                        *missing = f32::MIN;
+                    }
+                }
+                let [old, sum] = states[top + i];
+                let mut max = old;
+                for j in 0..N {
+                    max = s.max_f32s(max, logits[i][j]);
+                }
+                let mut sum = s.mul_f32s(sum, simd::exp(s, s.sub_f32s(old, max)));
+                for j in 0..N {
+                    sum = s.add_f32s(sum, simd::exp(s, s.sub_f32s(logits[i][j], max)));
+                }
+                states[top + i] = [max, sum];
+            }
+            top += M;
+        }
+    }
+    for (part, state) in parts.iter_mut().zip(states) {
+        let maxima: &[f32] = bytemuck::cast_slice(&state[..1]);
+        let sums: &[f32] = bytemuck::cast_slice(&state[1..]);
+        part.max = s.reduce_max_f32s(state[0]);
+        part.sum = 0.0;
+        for (&max, &sum) in maxima.iter().zip(sums) {
+            part.sum += f64::from(sum) * f64::from(max - part.max).exp();
+        }
+    }
+}
