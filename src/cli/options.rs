@@ -259,7 +259,7 @@ mod tests {
             reorder_context: Reorder::TwoStage,
             dynamic_context_compression_ratio: 0.3,
             add_instruction: true,
-            rank_method: RankMethod::Longllmlingua,
+            rank_method: Some(RankMethod::Longllmlingua),
             concate_question: false,
             strict_preserve_uncompressed: false,
             ..Options::default()

@@ -246,7 +246,7 @@ mod tests {
             force_context_ids: Some(vec![2, 0]),
             condition_in_question: Condition::AfterCondition,
             reorder_context: Reorder::TwoStage,
-            rank_method: RankMethod::Longllmlingua,
+            rank_method: Some(RankMethod::Longllmlingua),
             context_budget: "*2".into(),
             keep_split: true,
             granularity: Granularity::Token,
