@@ -179,6 +179,7 @@ impl Flags {
             strict_preserve_uncompressed: !self.no_strict_preserve_uncompressed,
             granularity: self.granularity.unwrap_or(default.granularity),
             count: self.count.unwrap_or(default.count),
+            trace: default.trace,
             force_tokens: self.force_token,
             force_reserve_digit: self.force_digits,
         }

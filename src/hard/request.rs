@@ -105,6 +105,7 @@ impl Request {
                 )?,
                 granularity: args.or("granularity", d.granularity)?,
                 count: args.or("count", d.count)?,
+                trace: d.trace,
                 force_tokens: args.or("force_tokens", d.force_tokens)?,
                 force_reserve_digit: args.or("force_reserve_digit", d.force_reserve_digit)?,
             },

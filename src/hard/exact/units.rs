@@ -104,7 +104,7 @@ fn starts_word(text: &str, at: usize) -> bool {
 }
 
 /// Scripts that put no space between words: Thai to Khmer, kana, Han, Hangul syllables are spaced.
-fn unspaced(c: char) -> bool {
+pub(super) fn unspaced(c: char) -> bool {
     matches!(c, '\u{0e00}'..='\u{0eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
         | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}'
         | '\u{20000}'..='\u{3ffff}')
