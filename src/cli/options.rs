@@ -18,10 +18,10 @@ where
     })
 }
 
-const GRANULARITIES: &[&str] = &["context", "sentence", "token"];
+const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
 const COUNTS: &[&str] = &["cl100k", "scorer"];
 const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
-const REORDERS: &[&str] = &["original", "sort", "two_stage"];
+const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
 const CONDITIONS: &[&str] = &[
     "none",
     "before",
@@ -169,7 +169,7 @@ impl Flags {
                 .condition_in_question
                 .unwrap_or(default.condition_in_question),
             condition_compare: self.condition_compare,
-            reorder_context: self.reorder_context.unwrap_or(default.reorder_context),
+            reorder_context: self.reorder_context,
             dynamic_context_compression_ratio: self
                 .dynamic_context_compression_ratio
                 .unwrap_or(default.dynamic_context_compression_ratio),
@@ -257,7 +257,7 @@ mod tests {
             token_budget_ratio: 1.1,
             condition_in_question: Condition::AfterCondition,
             condition_compare: true,
-            reorder_context: Reorder::TwoStage,
+            reorder_context: Some(Reorder::TwoStage),
             dynamic_context_compression_ratio: 0.3,
             add_instruction: true,
             rank_method: Some(RankMethod::Longllmlingua),

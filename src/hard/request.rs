@@ -246,7 +246,7 @@ mod tests {
             target_token: Some(90.0),
             force_context_ids: Some(vec![2, 0]),
             condition_in_question: Condition::AfterCondition,
-            reorder_context: Reorder::TwoStage,
+            reorder_context: Some(Reorder::TwoStage),
             rank_method: Some(RankMethod::Longllmlingua),
             context_budget: "*2".into(),
             keep_split: true,

@@ -91,7 +91,13 @@ impl Exact<'_> {
             .map(|text| Parsed::new(self.tokenizer, text))
             .collect::<Result<Vec<_>>>()?;
         let relevance = self.relevance(prompt, contexts, &parsed)?;
-        let plan = self.order(contexts, &parsed, &relevance, segments);
+        let plan = self.order(
+            contexts,
+            &parsed,
+            &relevance,
+            segments,
+            !prompt.question.is_empty(),
+        );
 
         // One mask over the atoms of all contexts.
         let bases: Vec<usize> = parsed

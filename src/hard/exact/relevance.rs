@@ -14,6 +14,8 @@ use super::units::{Atom, Parsed};
 /// Worth by unit: the higher, the rather it is kept.
 pub(super) struct Relevance {
     pub contexts: Vec<f64>,
+    /// For each sentence of each context the worth of the passage that it stands in.
+    pub passages: Vec<Vec<f64>>,
     pub sentences: Vec<Vec<f64>>,
     /// Nll of each token of each context, where it was scored.
     pub nll: Vec<Vec<Option<f32>>>,
@@ -73,6 +75,23 @@ struct Passage {
     sentences: Range<usize>,
 }
 
+impl Passage {
+    fn text<'t>(&self, contexts: &'t [String], parsed: &[Parsed]) -> &'t str {
+        let sentences = &parsed[self.context].sentences[self.sentences.clone()];
+        let start = sentences.first().map_or(0, |s| s.start);
+        let end = sentences.last().map_or(start, |s| s.end);
+        &contexts[self.context][start..end]
+    }
+
+    /// Its tokens in its context.
+    fn tokens(&self, parsed: &[Parsed]) -> Range<usize> {
+        let parsed = &parsed[self.context];
+        let start = parsed.sentence_tokens(self.sentences.start).start;
+        let end = parsed.sentence_tokens(self.sentences.end - 1).end;
+        start..end.max(start)
+    }
+}
+
 impl Exact<'_> {
     /// Scores contexts and sentences by the rank method.
     pub(super) fn relevance(
@@ -95,18 +114,33 @@ impl Exact<'_> {
         } else {
             parsed.iter().map(|p| vec![None; p.ids.len()]).collect()
         };
-        let (contexts, sentences) = match method {
-            RankMethod::Llmlingua => by_surprise(parsed, &nll),
-            RankMethod::Longllmlingua => self.by_question(&prompt.question, contexts, parsed)?,
-            RankMethod::Bm25 => by_rank(contexts, parsed, |texts| {
+        let passages = passages(parsed);
+        let (by_passage, sentences) = match method {
+            RankMethod::Llmlingua => by_surprise(parsed, &passages, &nll),
+            RankMethod::Longllmlingua => {
+                self.by_question(&prompt.question, contexts, parsed, &passages)?
+            }
+            RankMethod::Bm25 => by_rank(contexts, parsed, &passages, |texts| {
                 rank_text::bm25(texts, &prompt.question)
             }),
-            RankMethod::Gzip => by_rank(contexts, parsed, |texts| {
+            RankMethod::Gzip => by_rank(contexts, parsed, &passages, |texts| {
                 rank_text::gzip(texts, &prompt.question)
             }),
         };
+        // A context is as good as its best passage.
+        let mut by_context = vec![f64::NEG_INFINITY; parsed.len()];
+        let mut by_sentence: Vec<Vec<f64>> = parsed
+            .iter()
+            .map(|p| vec![0.0; p.sentences.len()])
+            .collect();
+        for (passage, &worth) in passages.iter().zip(&by_passage) {
+            let own = &mut by_context[passage.context];
+            *own = own.max(worth);
+            by_sentence[passage.context][passage.sentences.clone()].fill(worth);
+        }
         Ok(Relevance {
-            contexts,
+            contexts: by_context,
+            passages: by_sentence,
             sentences,
             nll,
         })
@@ -120,19 +154,14 @@ impl Exact<'_> {
         question: &str,
         contexts: &[String],
         parsed: &[Parsed],
+        passages: &[Passage],
     ) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
-        let passages = passages(parsed);
-        let text_of = |passage: &Passage| {
-            let sentences = &parsed[passage.context].sentences;
-            let start = sentences[passage.sentences.start].start;
-            &contexts[passage.context][start..sentences[passage.sentences.end - 1].end]
-        };
         let query = lexical::words(question);
         let words: Vec<Vec<String>> = passages
             .iter()
-            .map(|p| lexical::words(text_of(p)))
+            .map(|p| lexical::words(p.text(contexts, parsed)))
             .collect();
-        let mut score = self.question_nll(question, parsed, &passages)?;
+        let mut score = self.question_nll(question, parsed, passages)?;
         score.iter_mut().for_each(|nll| *nll = -*nll);
         standardise(&mut score);
         let mut shared = lexical::bm25(&words, &query);
@@ -148,12 +177,8 @@ impl Exact<'_> {
             }
         }
 
-        // A context is as good as its best passage; a sentence stands by its passage and its own words.
-        let mut by_context = vec![f64::NEG_INFINITY; parsed.len()];
-        for (passage, &score) in passages.iter().zip(&score) {
-            let own = &mut by_context[passage.context];
-            *own = own.max(score);
-        }
+        // A sentence stands by its passage and its own words.
+        let by_passage = score.clone();
         standardise(&mut score);
         let mut places = Vec::new();
         let mut sentence_words = Vec::new();
@@ -173,7 +198,7 @@ impl Exact<'_> {
         for ((p, c, s), own) in places.into_iter().zip(own) {
             sentences[c][s] = PASSAGE_WEIGHT * score[p] + own;
         }
-        Ok((by_context, sentences))
+        Ok((by_passage, sentences))
     }
 
     /// Mean nll of the question after each passage.
@@ -192,10 +217,7 @@ impl Exact<'_> {
         let sequences: Vec<Vec<u32>> = passages
             .iter()
             .map(|passage| {
-                let parsed = &parsed[passage.context];
-                let first = parsed.sentence_tokens(passage.sentences.start).start;
-                let last = parsed.sentence_tokens(passage.sentences.end - 1).end;
-                let own = &parsed.ids[first..last.max(first)];
+                let own = &parsed[passage.context].ids[passage.tokens(parsed)];
                 let own = &own[own.len().saturating_sub(positions - question.len())..];
                 [own, question].concat()
             })
@@ -266,24 +288,33 @@ fn passages(parsed: &[Parsed]) -> Vec<Passage> {
 }
 
 /// The most surprising per token first.
-fn by_surprise(parsed: &[Parsed], nll: &[Vec<Option<f32>>]) -> (Vec<f64>, Vec<Vec<f64>>) {
-    let contexts = nll.iter().map(|n| mean(n).unwrap_or(0.0)).collect();
+fn by_surprise(
+    parsed: &[Parsed],
+    passages: &[Passage],
+    nll: &[Vec<Option<f32>>],
+) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let worth = |c: usize, tokens: Range<usize>| mean(&nll[c][tokens]).unwrap_or(0.0);
+    let by_passage = passages
+        .iter()
+        .map(|p| worth(p.context, p.tokens(parsed)))
+        .collect();
     let sentences = parsed
         .iter()
-        .zip(nll)
-        .map(|(p, nll)| {
+        .enumerate()
+        .map(|(c, p)| {
             (0..p.sentences.len())
-                .map(|s| mean(&nll[p.sentence_tokens(s)]).unwrap_or(0.0))
+                .map(|s| worth(c, p.sentence_tokens(s)))
                 .collect()
         })
         .collect();
-    (contexts, sentences)
+    (by_passage, sentences)
 }
 
 /// Worth by a ranking of texts, best first.
 fn by_rank(
     contexts: &[String],
     parsed: &[Parsed],
+    passages: &[Passage],
     rank: impl Fn(&[&str]) -> Vec<usize>,
 ) -> (Vec<f64>, Vec<Vec<f64>>) {
     let worth = |texts: &[&str]| {
@@ -299,12 +330,12 @@ fn by_rank(
         .flat_map(|(text, p)| p.sentences.iter().map(|r| &text[r.clone()]))
         .collect();
     let mut flat = worth(&sentences).into_iter();
-    let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+    let passages: Vec<&str> = passages.iter().map(|p| p.text(contexts, parsed)).collect();
     let sentences = parsed
         .iter()
         .map(|p| flat.by_ref().take(p.sentences.len()).collect())
         .collect();
-    (worth(&contexts), sentences)
+    (worth(&passages), sentences)
 }
 
 /// To mean 0 and standard deviation 1; equal values become 0.
