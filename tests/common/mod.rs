@@ -3,6 +3,7 @@
 
 pub mod compare;
 pub mod gguf;
+pub mod oracle;
 pub mod tiny;
 
 use std::io::Write;
