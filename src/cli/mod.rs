@@ -3,6 +3,7 @@
 mod batch;
 mod compress;
 mod encode;
+mod export;
 mod failure;
 mod files;
 mod generate;
@@ -40,6 +41,7 @@ enum Command {
     Prefill(prefill::Args),
     Generate(generate::Args),
     Inspect(inspect::Args),
+    Export(export::Args),
 }
 
 /// Runs the program on the process's own arguments.
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
             Command::Prefill(args) => prefill::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Export(args) => export::run(args),
         },
         // Help, asked for or not, and the version are clap's own pages, not errors of one line.
         Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {

@@ -4,6 +4,7 @@
 //! format; each further file of this folder turns it into what one host reads.
 
 pub mod file;
+pub mod llama_cpp;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
