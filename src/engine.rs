@@ -1,15 +1,21 @@
 //! The whole library behind one object.
 
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::hard::{self, Compressed, Options, Prompt};
 use crate::model::decoder::Model;
+use crate::model::lora::Lora;
 use crate::model::weights::Weights;
 use crate::model::{Scorer, gguf};
+use crate::ops::Backend;
 use crate::ops::cpu::Cpu;
+use crate::prefix::{KvPrefix, ModelId};
+use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
 use crate::text::{GgufVocab, Tokenizer};
 
 /// Where a model runs.
@@ -25,6 +31,8 @@ pub enum Device {
 /// Shape and origin of an open model, for display.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelInfo {
+    /// Name of its file or folder.
+    pub name: String,
     /// `llama`, `qwen2`, `qwen3`, `gpt2`.
     pub architecture: String,
     /// Number of weights; a tied head counts once.
@@ -37,6 +45,10 @@ pub struct ModelInfo {
     pub hidden: usize,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
+    /// Id of the token that begins a text, if the model names one.
+    pub bos: Option<u32>,
+    /// Id of the token that ends a text, if the model names one.
+    pub eos: Option<u32>,
     /// Identifies weights and configuration.
     pub fingerprint: String,
     /// Where it runs, in words.
@@ -71,6 +83,41 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Those of [`hard::compress_structured`].
     fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed>;
+
+    /// Reads an encoder's adapter from a folder: see [`Adapter::open`].
+    ///
+    /// # Errors
+    /// Those of [`Adapter::open`].
+    fn adapter(&self, folder: &Path) -> Result<Adapter>;
+
+    /// A text as the K and V of a few memory tokens: see [`soft::encode`].
+    ///
+    /// # Errors
+    /// Those of [`soft::encode`].
+    fn encode(
+        &self,
+        adapter: &Adapter,
+        source: &Source,
+        options: &EncodeOptions,
+    ) -> Result<KvPrefix>;
+
+    /// A text as the model's own K and V: see [`soft::prefill`].
+    ///
+    /// # Errors
+    /// Those of [`soft::prefill`].
+    fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix>;
+
+    /// Text behind a prefix and a prompt: see [`soft::generate`].
+    ///
+    /// # Errors
+    /// Those of [`soft::generate`], and [`Error::Input`] for another model's prefix, naming both.
+    fn generate(
+        &self,
+        prefix: Option<&KvPrefix>,
+        prompt: &[u32],
+        options: &Sampling,
+        each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated>;
 }
 
 /// Opens a GGUF file or a Hugging Face folder.
@@ -85,13 +132,17 @@ pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
     let weights = Weights::open(model)?;
     let tokenizer = tokenizer(&weights)?;
     let config = weights.config();
+    let name = model.file_name().unwrap_or(model.as_os_str());
     let info = ModelInfo {
+        name: name.to_string_lossy().into_owned(),
         architecture: config.family.name().into(),
         parameters: weights.parameters(),
         vocab: config.vocab,
         layers: config.layers,
         hidden: config.hidden,
         max_positions: config.max_positions,
+        bos: config.bos,
+        eos: config.eos,
         fingerprint: weights.fingerprint(),
         device: format!("cpu, {} threads", rayon::current_num_threads()),
     };
@@ -100,6 +151,7 @@ pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
         tokenizer,
         path: model.to_owned(),
         model: Model::load(Cpu::new(), &weights)?,
+        lora: Mutex::default(),
     }))
 }
 
@@ -150,14 +202,39 @@ fn vocab(metadata: &gguf::Metadata) -> Result<GgufVocab> {
 }
 
 /// A model in memory, with its tokenizer.
-struct Loaded<S> {
+struct Loaded<B: Backend> {
     info: ModelInfo,
     tokenizer: Option<Tokenizer>,
     path: std::path::PathBuf,
-    model: S,
+    model: Model<B>,
+    /// The adapter last used, on the device.
+    lora: Mutex<Option<(String, Arc<Lora<B>>)>>,
 }
 
-impl<S: Scorer> Engine for Loaded<S> {
+impl<B: Backend> Loaded<B> {
+    fn id(&self) -> ModelId {
+        ModelId {
+            name: self.info.name.clone(),
+            architecture: self.info.architecture.clone(),
+            fingerprint: self.info.fingerprint.clone(),
+        }
+    }
+
+    fn lora(&self, adapter: &Adapter) -> Result<Arc<Lora<B>>> {
+        let mut last = self.lora.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((id, lora)) = &*last
+            && id == adapter.id()
+        {
+            return Ok(lora.clone());
+        }
+        let lora = Lora::load(self.model.backend(), self.model.config(), &adapter.lora)?;
+        let lora = Arc::new(lora);
+        *last = Some((adapter.id().into(), lora.clone()));
+        Ok(lora)
+    }
+}
+
+impl<B: Backend> Engine for Loaded<B> {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
@@ -179,5 +256,36 @@ impl<S: Scorer> Engine for Loaded<S> {
 
     fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
         hard::compress_structured(&self.model, self.tokenizer()?, prompt, options)
+    }
+
+    fn adapter(&self, folder: &Path) -> Result<Adapter> {
+        Adapter::open(folder, self.model.config())
+    }
+
+    fn encode(
+        &self,
+        adapter: &Adapter,
+        source: &Source,
+        options: &EncodeOptions,
+    ) -> Result<KvPrefix> {
+        let lora = self.lora(adapter)?;
+        soft::encode(&self.model, &self.id(), adapter, &lora, source, options)
+    }
+
+    fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {
+        soft::prefill(&self.model, &self.id(), source, options)
+    }
+
+    fn generate(
+        &self,
+        prefix: Option<&KvPrefix>,
+        prompt: &[u32],
+        options: &Sampling,
+        each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        if let Some(prefix) = prefix {
+            prefix.check_model(&self.id())?;
+        }
+        soft::generate(&self.model, prefix, prompt, options, each)
     }
 }

@@ -14,16 +14,21 @@
 //! # Ok::<(), prefold::Error>(())
 //! ```
 //!
-//! The floors, top down: [`engine`] chooses a backend; [`hard`] selects; [`model`] scores; [`ops`]
-//! computes; [`text`] and [`error`] stand on the ground. No arrow runs back up.
+//! The floors, top down: [`engine`] chooses a backend; [`hard`] selects text and [`soft`] makes KV
+//! prefixes; [`model`] runs; [`ops`] computes; [`text`], [`prefix`] and [`error`] stand on the ground.
+//! No arrow runs back up.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod engine;
 pub mod error;
+pub mod files;
 pub mod hard;
 pub mod model;
 pub mod ops;
+pub mod prefix;
+mod rope;
+pub mod soft;
 pub mod text;
 
 pub use engine::{Device, Engine, ModelInfo, open};

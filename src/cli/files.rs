@@ -55,37 +55,7 @@ pub fn stdout_failure(error: io::Error) -> Failure {
     }
 }
 
-/// Writes `text` to `path` whole or not at all: under another name first, then renamed.
-///
-/// A symlink stays one (its target is replaced), permissions stay as they are, and what is no
-/// regular file, as `/dev/null`, is written directly.
+/// Writes `text` to `path` whole or not at all.
 pub fn write_whole(path: &Path, text: &str) -> Outcome {
-    let (target, permissions) = match fs::metadata(path) {
-        Ok(found) if found.is_file() => {
-            let target = fs::canonicalize(path).map_err(Error::io(path))?;
-            (target, Some(found.permissions()))
-        }
-        Ok(_) => return Ok(fs::write(path, text).map_err(Error::io(path))?),
-        Err(_) => (path.to_path_buf(), None),
-    };
-    let mut scratch_name = std::ffi::OsString::from(".");
-    scratch_name.push(target.file_name().unwrap_or_default());
-    scratch_name.push(format!(".{}.tmp", std::process::id()));
-    let scratch = target.with_file_name(scratch_name);
-    let written = (|| {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&scratch)?;
-        file.write_all(text.as_bytes())?;
-        if let Some(permissions) = permissions {
-            file.set_permissions(permissions)?;
-        }
-        file.sync_all()?;
-        fs::rename(&scratch, &target)
-    })();
-    written.map_err(|error| {
-        let _ = fs::remove_file(&scratch);
-        Failure::Failed(Error::io(path)(error))
-    })
+    Ok(prefold::files::write_whole(path, text.as_bytes())?)
 }

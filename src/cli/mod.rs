@@ -2,13 +2,19 @@
 
 mod batch;
 mod compress;
+mod encode;
+mod export;
 mod failure;
 mod files;
+mod generate;
+mod inspect;
 mod marked;
 mod model;
 mod options;
 mod page;
+mod prefill;
 mod score;
+mod soft;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -31,6 +37,11 @@ enum Command {
     Compress(Box<compress::Args>),
     Score(score::Args),
     Batch(batch::Args),
+    Encode(encode::Args),
+    Prefill(prefill::Args),
+    Generate(generate::Args),
+    Inspect(inspect::Args),
+    Export(export::Args),
 }
 
 /// Runs the program on the process's own arguments.
@@ -40,6 +51,11 @@ pub fn main() -> ExitCode {
             Command::Compress(args) => compress::run(*args),
             Command::Score(args) => score::run(args),
             Command::Batch(args) => batch::run(args),
+            Command::Encode(args) => encode::run(args),
+            Command::Prefill(args) => prefill::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Export(args) => export::run(args),
         },
         // Help, asked for or not, and the version are clap's own pages, not errors of one line.
         Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {

@@ -7,6 +7,8 @@ use serde_json::Value;
 use super::gguf::Metadata;
 use super::mapped::{one_line, read_json};
 use crate::error::{Error, Result};
+use crate::rope::Rope;
+pub use crate::rope::RopeScaling;
 
 /// The decoder families whose forward is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,31 +44,6 @@ impl Family {
             _ => return None,
         })
     }
-}
-
-/// How rotary frequencies are stretched for longer contexts.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All positions divided by `factor`.
-    Linear {
-        /// At least 1 as a rule.
-        factor: f32,
-    },
-    /// Llama 3's: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f32,
-        /// Wavelengths above `original_max_positions / low_freq_factor` are low frequencies.
-        low_freq_factor: f32,
-        /// Wavelengths below `original_max_positions / high_freq_factor` are high frequencies.
-        high_freq_factor: f32,
-        /// Context length before the stretch.
-        original_max_positions: usize,
-    },
-    /// Frequencies divided one by one, as GGUF's `rope_freqs.weight` stores them: `head_dim / 2`.
-    Factors(Vec<f32>),
 }
 
 /// Shapes and constants of a decoder. Those of an open model are checked: sizes lie between 1 and
@@ -117,6 +94,15 @@ const DEFAULT_THETA: f32 = 10_000.0;
 const LONGEST_CONFIG: u64 = 1 << 20;
 
 impl Config {
+    /// How keys and queries are rotated; `None` where positions are learned.
+    pub fn rope(&self) -> Option<Rope> {
+        (self.family != Family::Gpt2).then(|| Rope {
+            theta: self.rope_theta,
+            dim: self.head_dim,
+            scaling: self.rope_scaling.clone(),
+        })
+    }
+
     /// What is wrong with the values by themselves, if anything; `file` is where they came from.
     pub(crate) fn check(&self, file: &Path) -> Result<()> {
         let bad = |reason: String| Err(Error::format(file, reason));

@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family};
 use crate::model::kv::Kv;
-use crate::model::rope;
+use crate::model::lora::{LayerLora, Lora, LowRank};
 use crate::model::weights::Weights;
 use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pick, Rotate};
+use crate::rope;
 
 /// An open model on a device. Any number of threads may use it at once.
 pub struct Model<B: Backend> {
@@ -64,6 +65,15 @@ struct Scratch<B: Backend> {
     inner: B::Buf<f32>,
     angles: B::Buf<f32>,
     nll: B::Buf<f32>,
+}
+
+/// What a forward pass begins with.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// Token ids.
+    Ids(&'a [u32]),
+    /// Embeddings, `[rows, hidden]`.
+    Embeddings(&'a [f32]),
 }
 
 /// Token ids of sequences that share a prefix, which is what the KV cache holds, and do not see each
@@ -124,7 +134,7 @@ impl<B: Backend> Model<B> {
                 true => None,
                 false => Some(loader.matrix("lm_head.weight")?),
             },
-            frequencies: (!gpt2).then(|| rope::frequencies(&config)),
+            frequencies: config.rope().map(|rope| rope.frequencies()),
             pool: Mutex::default(),
             config,
             backend,
@@ -155,24 +165,57 @@ impl<B: Backend> Model<B> {
     /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
     /// errors of the device.
     pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
-        let (c, rows, prefix) = (&self.config, batch.ids.len(), kv.len());
-        let total = batch
-            .lengths
+        self.run(Input::Ids(batch.ids), batch.lengths, None, kv)
+    }
+
+    /// Runs one sequence of ids or embeddings, with the adapter `lora` on if there is one; the rest is
+    /// as in [`Model::forward`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Model::forward`], and [`Error::Shape`] for embeddings that are no whole rows.
+    pub fn forward_adapted(
+        &self,
+        input: Input<'_>,
+        lora: Option<&Lora<B>>,
+        kv: &mut Kv<B>,
+    ) -> Result<Hidden<'_, B>> {
+        let rows = match input {
+            Input::Ids(ids) => ids.len(),
+            Input::Embeddings(rows) => rows.len() / self.config.hidden,
+        };
+        self.run(input, &[rows], lora, kv)
+    }
+
+    fn run(
+        &self,
+        input: Input<'_>,
+        lengths: &[usize],
+        lora: Option<&Lora<B>>,
+        kv: &mut Kv<B>,
+    ) -> Result<Hidden<'_, B>> {
+        let (c, prefix, next) = (&self.config, kv.len(), kv.position());
+        let (what, got, width) = match input {
+            Input::Ids(ids) => ("ids", ids.len(), 1),
+            Input::Embeddings(rows) => ("embedding elements", rows.len(), c.hidden),
+        };
+        let total = lengths
             .iter()
-            .try_fold(0usize, |sum, &n| sum.checked_add(n));
-        if total != Some(rows) {
+            .try_fold(0usize, |sum, &n| sum.checked_add(n))
+            .and_then(|rows| rows.checked_mul(width));
+        if total != Some(got) {
             return Err(Error::Shape {
                 op: "forward",
-                want: format!("lengths that add up to {rows} ids"),
+                want: format!("lengths that add up to {got} {what}"),
                 got: format!("{total:?}"),
             });
         }
-        let longest = batch.lengths.iter().max().copied().unwrap_or(0);
-        self.check_positions(prefix, longest)?;
-        let positions: Vec<u32> = batch
-            .lengths
+        let rows = got / width;
+        let longest = lengths.iter().max().copied().unwrap_or(0);
+        self.check_positions(next, longest)?;
+        let positions: Vec<u32> = lengths
             .iter()
-            .flat_map(|&n| (prefix..prefix + n).map(|position| position as u32))
+            .flat_map(|&n| (next..next + n).map(|position| position as u32))
             .collect();
 
         kv.reserve(&self.backend, rows)?;
@@ -180,8 +223,13 @@ impl<B: Backend> Model<B> {
         let Some(scratch) = hidden.scratch.as_mut() else {
             return Ok(hidden);
         };
-        self.backend
-            .embed(batch.ids, &self.embedding, false, &mut scratch.x)?;
+        match input {
+            Input::Ids(ids) => {
+                self.backend
+                    .embed(ids, &self.embedding, false, &mut scratch.x)?;
+            }
+            Input::Embeddings(rows) => self.backend.write(rows, &mut scratch.x)?,
+        }
         if let Some(table) = &self.positions {
             self.backend
                 .embed(&positions, table, true, &mut scratch.x)?;
@@ -196,27 +244,44 @@ impl<B: Backend> Model<B> {
             head_dim: c.head_dim,
             prefix,
             at: prefix,
-            lengths: batch.lengths,
+            lengths,
             window: c.sliding_window,
         };
+        let mut low = match lora {
+            Some(lora) => self.backend.zeros(rows * lora.widest())?,
+            None => self.backend.zeros(0)?,
+        };
         for (i, layer) in self.layers.iter().enumerate() {
-            self.layer(layer, &attention, rows, kv.layer(i), scratch)?;
+            let lora = lora.map(|lora| lora.layer(i)).unwrap_or_default();
+            self.layer(
+                layer,
+                lora,
+                &attention,
+                rows,
+                kv.layer(i),
+                scratch,
+                &mut low,
+            )?;
         }
         self.norm(&self.norm, rows, &scratch.x, &mut scratch.h)?;
         Ok(hidden)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn layer(
         &self,
         layer: &Layer<B>,
+        lora: LayerLora<'_, B>,
         attention: &Attention<'_>,
         rows: usize,
         [k, v]: &mut [B::Buf<f32>; 2],
         s: &mut Scratch<B>,
+        low: &mut B::Buf<f32>,
     ) -> Result<()> {
         let (b, c) = (&self.backend, &self.config);
         self.norm(&layer.attention_norm, rows, &s.x, &mut s.h)?;
         self.project(&layer.qkv, rows, &s.h, false, &mut s.qkv)?;
+        self.adapt(lora.qkv, rows, &s.h, low, &mut s.qkv)?;
         b.rotate(
             Rotate {
                 rows,
@@ -234,14 +299,46 @@ impl<B: Backend> Model<B> {
         )?;
         b.attention(attention, &s.qkv, k, v, &mut s.attention)?;
         self.project(&layer.output, rows, &s.attention, true, &mut s.x)?;
+        self.adapt(lora.output, rows, &s.attention, low, &mut s.x)?;
         self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
         self.project(&layer.up, rows, &s.h, false, &mut s.up)?;
+        self.adapt(lora.up, rows, &s.h, low, &mut s.up)?;
         if c.family == Family::Gpt2 {
             b.gelu(rows * c.ffn, &s.up, &mut s.inner)?;
         } else {
             b.swiglu(rows, c.ffn, &s.up, &mut s.inner)?;
         }
-        self.project(&layer.down, rows, &s.inner, true, &mut s.x)
+        self.project(&layer.down, rows, &s.inner, true, &mut s.x)?;
+        self.adapt(lora.down, rows, &s.inner, low, &mut s.x)
+    }
+
+    /// Adds what an adapter adds to a projection of `x`, if it does; `low` holds what is between its
+    /// two factors.
+    fn adapt(
+        &self,
+        adapter: Option<&LowRank<B>>,
+        rows: usize,
+        x: &B::Buf<f32>,
+        low: &mut B::Buf<f32>,
+        y: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let Some(adapter) = adapter else {
+            return Ok(());
+        };
+        let down = Linear {
+            rows,
+            inputs: adapter.inputs,
+            outputs: adapter.rank,
+            add: false,
+        };
+        let up = Linear {
+            rows,
+            inputs: adapter.rank,
+            outputs: adapter.outputs,
+            add: true,
+        };
+        self.backend.linear(down, x, &adapter.a, None, low)?;
+        self.backend.linear(up, low, &adapter.b, None, y)
     }
 
     fn norm(
@@ -360,7 +457,35 @@ impl<B: Backend> Hidden<'_, B> {
         backend.download(&scratch.nll, 0..picks.len())
     }
 
-    /// Logits of all rows, `[rows, vocab]`: for tests and for generation, where rows are few.
+    /// The states themselves, `[rows, hidden]`.
+    pub fn states(&self) -> Result<Vec<f32>> {
+        let Some(scratch) = self.scratch.as_ref() else {
+            return Ok(Vec::new());
+        };
+        let len = self.rows * self.model.config.hidden;
+        self.model.backend.download(&scratch.h, 0..len)
+    }
+
+    /// Logits of the last row, `[vocab]`; empty if there are no rows.
+    pub fn last_logits(&self) -> Result<Vec<f32>> {
+        let (backend, c) = (&self.model.backend, &self.model.config);
+        let (Some(scratch), Some(last)) = (self.scratch.as_ref(), self.rows.checked_sub(1)) else {
+            return Ok(Vec::new());
+        };
+        let row = backend.download(&scratch.h, last * c.hidden..self.rows * c.hidden)?;
+        let shape = Linear {
+            rows: 1,
+            inputs: c.hidden,
+            outputs: c.vocab,
+            add: false,
+        };
+        let mut logits = backend.zeros(c.vocab)?;
+        let head = self.model.head();
+        backend.linear(shape, &backend.upload(&row)?, head, None, &mut logits)?;
+        backend.download(&logits, 0..c.vocab)
+    }
+
+    /// Logits of all rows, `[rows, vocab]`: for tests, where rows are few.
     pub fn logits(&self) -> Result<Vec<f32>> {
         let (model, c) = (self.model, &self.model.config);
         let Some(scratch) = self.scratch.as_ref() else {

@@ -9,7 +9,8 @@ use crate::ops::Storage;
 /// Keys, rotated already, and values of every layer: rows of `[kv_heads, head_dim]`, one per position.
 ///
 /// A row stands where it stands whatever its rotation says: after [`Kv::remove`] the rows that
-/// followed keep the rotation of their old position, and what comes next takes position `len()`.
+/// followed keep the rotation of their old position. What comes next takes position `position()`,
+/// which is `len()` unless the cache began with a prefix that says otherwise.
 pub struct Kv<S: Storage> {
     /// K and V by layer; one pair for all layers where nothing needs to be kept.
     layers: Vec<[S::Buf<f32>; 2]>,
@@ -17,6 +18,8 @@ pub struct Kv<S: Storage> {
     /// Elements of a row.
     width: usize,
     len: usize,
+    /// Position of the next row.
+    next: usize,
     capacity: usize,
 }
 
@@ -41,13 +44,19 @@ impl<S: Storage> Kv<S> {
             transient,
             width: config.kv_heads * config.head_dim,
             len: 0,
+            next: 0,
             capacity: 0,
         })
     }
 
-    /// Positions held.
+    /// Rows held.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// The position that the next row takes.
+    pub fn position(&self) -> usize {
+        self.next
     }
 
     /// True when nothing is held.
@@ -88,6 +97,7 @@ impl<S: Storage> Kv<S> {
             ));
         }
         self.len += rows;
+        self.next += rows;
         Ok(())
     }
 
@@ -98,6 +108,7 @@ impl<S: Storage> Kv<S> {
     /// [`Error::Input`] if there are fewer.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         self.check("length to cut the KV cache to", len, len)?;
+        self.next -= (self.len - len).min(self.next);
         self.len = len;
         Ok(())
     }
@@ -117,6 +128,50 @@ impl<S: Storage> Kv<S> {
             storage.copy_within(buf, from.clone(), range.start * self.width)?;
         }
         self.len -= range.len();
+        self.next -= range.len().min(self.next);
+        Ok(())
+    }
+
+    /// Begins an empty cache with `rows` rows, for each layer K, rotated, and V; what comes next takes
+    /// position `next`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] if the cache is not empty, [`Error::Shape`] for another size.
+    pub(crate) fn begin(
+        &mut self,
+        storage: &S,
+        rows: usize,
+        next: usize,
+        layers: &[[Vec<f32>; 2]],
+    ) -> Result<()> {
+        if self.len > 0 || self.transient {
+            return Err(Error::input("prefix", "the KV cache is not empty"));
+        }
+        let want = format!(
+            "{} layers of {rows} rows of {}",
+            self.layers.len(),
+            self.width
+        );
+        let shape = |got: usize| Error::Shape {
+            op: "prefix",
+            want: want.clone(),
+            got: got.to_string(),
+        };
+        if layers.len() != self.layers.len() {
+            return Err(shape(layers.len()));
+        }
+        self.reserve(storage, rows)?;
+        for (to, from) in self.layers.iter_mut().zip(layers) {
+            for (to, from) in to.iter_mut().zip(from) {
+                if from.len() != rows * self.width {
+                    return Err(shape(from.len()));
+                }
+                storage.write(from, to)?;
+            }
+        }
+        self.len = rows;
+        self.next = next;
         Ok(())
     }
 

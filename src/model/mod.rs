@@ -5,10 +5,11 @@ pub mod decoder;
 pub mod gguf;
 pub mod kv;
 mod layout;
-mod mapped;
+pub mod lora;
+pub(crate) mod mapped;
+mod prefix;
 pub mod quant;
-mod rope;
-mod safetensors;
+pub(crate) mod safetensors;
 mod score;
 pub mod weights;
 

@@ -1,0 +1,91 @@
+//! `prefold export`: a prefix as a host reads it.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use prefold::prefix::llama_cpp::{Layout, Slot};
+use prefold::prefix::{Dtype, KRope};
+use serde_json::json;
+
+use super::failure::{Failure, Outcome};
+use super::files::write_stdout;
+use super::soft::read_prefix;
+
+/// A KV prefix in the form that a host reads; prints what the host must be told, as JSON
+#[derive(clap::Args)]
+pub struct Args {
+    /// The prefix
+    #[arg(value_name = "FILE")]
+    prefix: PathBuf,
+    /// The host. llama.cpp: a file for `POST /slots/ID?action=restore`; transformers and vllm: a
+    /// safetensors file with rotated K, which the modules under python/ read
+    #[arg(long, value_enum)]
+    to: Host,
+    /// Where it goes
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// For llama.cpp: a slot that the server saved behind a prompt of one token; version, streams and
+    /// types are taken from it
+    #[arg(long, value_name = "SLOT")]
+    template: Option<PathBuf>,
+    /// For llama.cpp without a template: version 3 or 4 of the file, for a server with one slot, flash
+    /// attention and an f16 cache
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4,
+        conflicts_with = "template"
+    )]
+    slot_version: u32,
+    /// The id that stands for each memory token in a prompt
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    placeholder: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Host {
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+    Transformers,
+    Vllm,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Outcome {
+    if args.to != Host::LlamaCpp && args.template.is_some() {
+        return Err(Failure::Usage("--template is for llama.cpp only".into()));
+    }
+    let (prefix, dtype) = read_prefix(&args.prefix)?;
+    let report = match args.to {
+        Host::LlamaCpp => {
+            let layout = match &args.template {
+                Some(path) => Layout::of_template(path)?,
+                None => Layout::new(args.slot_version)?,
+            };
+            let slot = Slot::new(&prefix, &layout, args.placeholder)?;
+            slot.write(&args.output)?;
+            json!({
+                "tokens": slot.tokens,
+                "cells": slot.cells,
+                "bytes": slot.bytes.len(),
+            })
+        }
+        Host::Transformers | Host::Vllm => {
+            let placeholder = args.placeholder;
+            let salt = prefix.content_id();
+            let prefix = prefix.with_k_rope(KRope::Applied)?;
+            let dtype: Dtype = dtype;
+            prefix.write(&args.output, dtype)?;
+            let tokens = match prefix.source_ids().len() == prefix.shape().tokens {
+                true => prefix.source_ids().to_vec(),
+                false => vec![placeholder; prefix.shape().tokens],
+            };
+            json!({
+                "tokens": tokens,
+                "next_pos": prefix.next_pos(),
+                "cache_salt": salt,
+            })
+        }
+    };
+    write_stdout(&format!("{report}\n"))
+}

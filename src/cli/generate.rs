@@ -1,0 +1,162 @@
+//! `prefold generate`: text behind a prefix and a prompt.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use prefold::Error;
+use prefold::soft::{Finish, Sampling};
+use serde_json::json;
+
+use super::failure::{Failure, Outcome};
+use super::files::{stdout_failure, text_or_file, write_stdout};
+use super::model::{self, Busy};
+use super::soft::{parse_ids, read_prefix};
+
+/// Text behind a KV prefix and a prompt, by the model itself
+#[derive(clap::Args)]
+pub struct Args {
+    /// A prefix that this model made
+    #[arg(long, short, value_name = "FILE")]
+    prefix: Option<PathBuf>,
+    /// The prompt, or `@FILE`; special tokens such as <|im_start|> are read as such. Behind a prefix
+    /// it may be left out: a single BOS then asks for the text
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_ids")]
+    prompt: Option<String>,
+    /// Token ids in place of a prompt, as `[1, 2, 3]`
+    #[arg(long, value_name = "JSON")]
+    prompt_ids: Option<String>,
+    /// Most tokens to make
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    max_new_tokens: usize,
+    /// 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Only the likeliest tokens that have so much probability together
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Go on behind the end of a text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print JSON, with ids and text, instead of the text as it comes
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: model::Args,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Outcome {
+    let sampling = Sampling {
+        max_new_tokens: args.max_new_tokens,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        ignore_eos: args.ignore_eos,
+    };
+    sampling.check()?;
+    if args.prefix.is_none() && args.prompt.is_none() && args.prompt_ids.is_none() {
+        let reason = "there is neither --prompt nor --prompt-ids, and no --prefix to go on from";
+        return Err(Failure::Usage(reason.into()));
+    }
+    let given_ids = match &args.prompt_ids {
+        Some(json) => Some(parse_ids("--prompt-ids", json)?),
+        None => None,
+    };
+    let text = args.prompt.as_deref().map(text_or_file).transpose()?;
+    let prefix = match &args.prefix {
+        Some(path) => Some(read_prefix(path)?.0),
+        None => None,
+    };
+    let model = args.model.open()?;
+    let engine = &*model.engine;
+    let prompt = match (given_ids, text) {
+        (Some(ids), _) => ids,
+        (None, Some(text)) => {
+            // Behind a prefix no second BOS.
+            let tokenizer = engine.tokenizer()?;
+            tokenizer.encode(&text, prefix.is_none(), true)?.ids
+        }
+        (None, None) => vec![engine.info().bos.ok_or_else(|| Error::Input {
+            what: "--prompt".into(),
+            reason:
+                "the model names no BOS to ask for the text with; give one by --prompt-ids".into(),
+        })?],
+    };
+
+    let tokenizer = engine.tokenizer().ok();
+    if tokenizer.is_none() && !args.json {
+        // Says why there can be no text.
+        engine.tokenizer()?;
+    }
+    let busy = args.json.then(|| Busy::new("generating".into()));
+    let mut stream = Stream::default();
+    let mut failure = None;
+    let mut each = |id: u32| {
+        if let (Some(tokenizer), false) = (tokenizer, args.json)
+            && let Err(error) = stream.push(&tokenizer.token_bytes(id))
+        {
+            failure = Some(error);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    };
+    let made = engine.generate(prefix.as_ref(), &prompt, &sampling, &mut each)?;
+    drop(busy);
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if args.json {
+        let mut report = json!(made);
+        report["text"] = match tokenizer {
+            Some(tokenizer) => tokenizer.decode(&made.ids).into(),
+            None => serde_json::Value::Null,
+        };
+        report["load_seconds"] = model.load_seconds.into();
+        return write_stdout(&format!("{report}\n"));
+    }
+    stream.end()?;
+    if made.finish == Finish::Context {
+        eprintln!("the model's context is full");
+    }
+    Ok(())
+}
+
+/// Bytes of tokens on their way to standard output: a character goes out when it is whole.
+#[derive(Default)]
+struct Stream {
+    held: Vec<u8>,
+}
+
+impl Stream {
+    fn push(&mut self, bytes: &[u8]) -> Outcome {
+        self.held.extend_from_slice(bytes);
+        let whole = match std::str::from_utf8(&self.held) {
+            Ok(text) => text.len(),
+            // What can never become a character goes out as it is shown in any case.
+            Err(error) if error.error_len().is_some() => self.held.len(),
+            Err(error) => error.valid_up_to(),
+        };
+        self.flush(whole)
+    }
+
+    /// What is left, and the end of the last line.
+    fn end(mut self) -> Outcome {
+        self.held.push(b'\n');
+        self.flush(self.held.len())
+    }
+
+    fn flush(&mut self, count: usize) -> Outcome {
+        let mut out = std::io::stdout().lock();
+        let text = String::from_utf8_lossy(&self.held[..count]);
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(stdout_failure)?;
+        drop(text);
+        self.held.drain(..count);
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! What the commands around KV prefixes share: where the text comes from and how a file is written.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use prefold::prefix::{Dtype, KRope, KvPrefix};
+use prefold::soft::Source;
+use prefold::{Engine, Error};
+
+use super::failure::{Failure, Outcome};
+use super::files::read_text;
+
+/// A text, or ids in its place
+#[derive(clap::Args)]
+pub struct TextArgs {
+    /// The text; `-` is standard input
+    #[arg(value_name = "FILE", required_unless_present_any = ["text", "ids"])]
+    file: Option<PathBuf>,
+    /// The text itself
+    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
+    text: Option<String>,
+    /// Token ids in place of a text, as `[1, 2, 3]`
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["file", "text"])]
+    ids: Option<String>,
+}
+
+/// A text or ids, before there is a tokenizer.
+pub enum Given {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+impl TextArgs {
+    /// Reads what was given.
+    pub fn read(&self) -> Outcome<Given> {
+        match (&self.text, &self.ids, &self.file) {
+            (Some(text), ..) => Ok(Given::Text(text.clone())),
+            (_, Some(ids), _) => Ok(Given::Ids(parse_ids("--ids", ids)?)),
+            (.., Some(file)) => Ok(Given::Text(read_text(file)?)),
+            _ => Err(Failure::Usage("there is no text".into())),
+        }
+    }
+}
+
+impl Given {
+    /// Its token ids; `special` lets the tokenizer put a BOS in front, where it does.
+    pub fn source(self, engine: &dyn Engine, special: bool) -> Outcome<Source> {
+        Ok(match self {
+            Given::Ids(ids) => Source::ids(ids),
+            Given::Text(text) => {
+                let ids = engine.tokenizer()?.encode(&text, special, false)?.ids;
+                Source::text(&text, ids)
+            }
+        })
+    }
+}
+
+/// Token ids as JSON.
+pub fn parse_ids(option: &str, json: &str) -> Outcome<Vec<u32>> {
+    serde_json::from_str(json).map_err(|_| {
+        let shown: String = json.chars().take(40).collect();
+        Failure::Usage(format!(
+            "{option} {shown:?} is no list of token ids, as [1, 2, 3]"
+        ))
+    })
+}
+
+/// How a prefix is written
+#[derive(clap::Args)]
+pub struct WriteArgs {
+    /// Where the prefix goes
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Element type of K and V in the file
+    #[arg(long, value_enum, default_value = "f16")]
+    dtype: DtypeName,
+    /// Whether K is stored rotated to its positions
+    #[arg(long, value_enum, default_value = "applied")]
+    k_rope: KRopeName,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DtypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KRopeName {
+    None,
+    Applied,
+}
+
+impl WriteArgs {
+    /// Writes the prefix and says so in one line on standard error.
+    pub fn write(&self, prefix: KvPrefix, seconds: f64) -> Outcome {
+        let dtype = match self.dtype {
+            DtypeName::F32 => Dtype::F32,
+            DtypeName::F16 => Dtype::F16,
+            DtypeName::Bf16 => Dtype::Bf16,
+        };
+        let prefix = prefix.with_k_rope(match self.k_rope {
+            KRopeName::None => KRope::None,
+            KRopeName::Applied => KRope::Applied,
+        })?;
+        prefix.write(&self.output, dtype)?;
+        let bytes = std::fs::metadata(&self.output)
+            .map_err(Error::io(&self.output))?
+            .len();
+        eprintln!(
+            "{} tokens in {} rows of K and V, {bytes} bytes, {seconds:.2} s",
+            prefix.origin().source_tokens,
+            prefix.shape().tokens,
+        );
+        Ok(())
+    }
+}
+
+/// Reads a prefix for a command.
+pub fn read_prefix(path: &Path) -> Outcome<(KvPrefix, Dtype)> {
+    Ok(KvPrefix::read(path)?)
+}

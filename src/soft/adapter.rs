@@ -1,0 +1,152 @@
+//! An encoder's adapter: LoRA, memory embeddings, and how it was trained.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::model::config::Config;
+use crate::model::lora::{LoraWeights, floats};
+use crate::model::{mapped, safetensors};
+use crate::prefix::{Method, hex};
+
+/// Where the decoder goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NextPosition {
+    /// At the number of memory tokens, as the paper's code trains it: what Hugging Face's cache does
+    /// when it is told no positions. The memory tokens' own angles are those behind the text.
+    #[default]
+    Memory,
+    /// Behind the last memory token's own position.
+    Text,
+}
+
+/// How an adapter was trained, from `prefold.json` beside it; the defaults are the paper's.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// 500xCompressor or ICAE.
+    pub method: Method,
+    /// Longest text, in tokens; `None`: as many as the model has positions for.
+    pub max_text_tokens: Option<usize>,
+    /// Shorter texts are filled up to so many tokens.
+    pub pad_to: Option<usize>,
+    /// With this id; the model's end-of-text id unless it is given.
+    pub pad_id: Option<u32>,
+    /// Where the decoder goes on.
+    pub next_position: NextPosition,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            method: Method::FiveHundredX,
+            max_text_tokens: None,
+            pad_to: None,
+            pad_id: None,
+            next_position: NextPosition::Memory,
+        }
+    }
+}
+
+/// An encoder's adapter in memory, checked against the model that it is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    pub(crate) lora: LoraWeights,
+    /// `[num_mem, hidden]`.
+    pub(crate) memory: Vec<f32>,
+    pub(crate) hidden: usize,
+    settings: Settings,
+    id: String,
+}
+
+/// The file of memory embeddings, and the tensor in it.
+const MEMORY: &str = "memory_embeddings";
+/// A handful of settings.
+const LONGEST_SETTINGS: u64 = 1 << 16;
+
+impl Adapter {
+    /// Reads a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`,
+    /// `memory_embeddings.safetensors` (`[num_mem, hidden]`), and perhaps `prefold.json`.
+    ///
+    /// # Errors
+    /// Those of [`LoraWeights::open`]; [`Error::Format`] for memory embeddings or settings that do not
+    /// fit.
+    pub fn open(folder: &Path, config: &Config) -> Result<Self> {
+        let lora = LoraWeights::open(folder, config)?;
+        let path = folder.join(format!("{MEMORY}.safetensors"));
+        let tensors = safetensors::read(&path)?;
+        let tensor = tensors
+            .get(MEMORY)
+            .ok_or_else(|| Error::format(&path, format!("there is no tensor {MEMORY}")))?;
+        let num_mem = match tensor.shape[..] {
+            [n, width] | [1, n, width] if width == config.hidden && n > 0 => n,
+            _ => {
+                let (got, hidden) = (&tensor.shape, config.hidden);
+                let reason = format!("{MEMORY} is {got:?}, expected [num_mem, {hidden}]");
+                return Err(Error::format(&path, reason));
+            }
+        };
+        let memory = floats(tensor)?;
+        let settings_path = folder.join("prefold.json");
+        let settings: Settings = match settings_path.exists() {
+            true => mapped::read_json(&settings_path, LONGEST_SETTINGS)?,
+            false => Settings::default(),
+        };
+        let bad = |reason: &str| Err(Error::format(&settings_path, reason));
+        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
+            return bad("method is neither 500xcompressor nor icae");
+        }
+        if settings.max_text_tokens == Some(0) {
+            return bad("max_text_tokens is 0");
+        }
+        if settings.pad_to > settings.max_text_tokens && settings.max_text_tokens.is_some() {
+            return bad("pad_to is more than max_text_tokens");
+        }
+        if settings
+            .pad_id
+            .is_some_and(|id| id as usize >= config.vocab)
+        {
+            return bad("pad_id is outside the vocabulary");
+        }
+        if num_mem >= config.max_positions {
+            return Err(Error::format(
+                &path,
+                "more rows than the model has positions",
+            ));
+        }
+        let mut hash = Sha256::new();
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            let path = folder.join(name);
+            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+            hash.update(&bytes);
+        }
+        for value in &memory {
+            hash.update(value.to_le_bytes());
+        }
+        Ok(Adapter {
+            lora,
+            memory,
+            hidden: config.hidden,
+            settings,
+            id: hex(&hash.finalize()),
+        })
+    }
+
+    /// Number of memory tokens.
+    pub fn num_mem(&self) -> usize {
+        self.memory.len() / self.hidden
+    }
+
+    /// How it was trained.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// SHA-256 of its configuration and values, hexadecimal.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}

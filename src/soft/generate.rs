@@ -1,0 +1,266 @@
+//! The frozen decoder behind a prefix: greedy, or sampled with temperature and top-p.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::advance;
+use crate::error::{Error, Result};
+use crate::model::decoder::Model;
+use crate::ops::Backend;
+use crate::prefix::KvPrefix;
+
+/// How the next token is chosen, and when to stop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Most tokens to make.
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token (of equals the lowest id); more flattens the odds. Not negative.
+    pub temperature: f32,
+    /// The likeliest tokens whose probabilities add up to so much are candidates; above 0, up to 1.
+    pub top_p: f32,
+    /// The same seed gives the same tokens.
+    pub seed: u64,
+    /// Goes on behind the end of a text.
+    pub ignore_eos: bool,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling {
+            max_new_tokens: 128,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            ignore_eos: false,
+        }
+    }
+}
+
+/// Why generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The end-of-text token came; it is not among the ids.
+    Eos,
+    /// As many tokens as were asked for.
+    Length,
+    /// The model has no more positions.
+    Context,
+    /// The caller stopped it.
+    Stopped,
+}
+
+/// What was generated.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Generated {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Why there are no more.
+    pub finish: Finish,
+    /// Rows of the prefix.
+    pub prefix_tokens: usize,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Until the first token was known.
+    pub first_token_seconds: f64,
+    /// All in all.
+    pub seconds: f64,
+}
+
+/// Goes on behind `prefix` and `prompt`; `each` hears every id as it comes and may stop.
+///
+/// # Errors
+/// [`Error::Input`] for an empty prompt, options outside their ranges, ids outside the vocabulary or
+/// more tokens than the model has positions; those of [`Model::begin`].
+pub fn generate<B: Backend>(
+    model: &Model<B>,
+    prefix: Option<&KvPrefix>,
+    prompt: &[u32],
+    options: &Sampling,
+    each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generated> {
+    let start = Instant::now();
+    options.check()?;
+    if prompt.is_empty() {
+        let reason = "it has no tokens; one BOS asks for the text behind a prefix";
+        return Err(Error::input("prompt", reason));
+    }
+    let mut kv = match prefix {
+        Some(prefix) => model.begin(prefix)?,
+        None => model.kv()?,
+    };
+    let c = model.config();
+    let eos = c.eos.filter(|_| !options.ignore_eos);
+    let mut random = Random(options.seed);
+    let mut ids: Vec<u32> = Vec::new();
+    let mut first_token_seconds = 0.0;
+    let mut hidden = advance(model, prompt, None, &mut kv)?;
+    let finish = loop {
+        if ids.len() >= options.max_new_tokens {
+            break Finish::Length;
+        }
+        let logits = match hidden.take() {
+            Some(hidden) => hidden.last_logits()?,
+            None => break Finish::Length,
+        };
+        let id = options.choose(&logits, &mut random);
+        if ids.is_empty() {
+            first_token_seconds = start.elapsed().as_secs_f64();
+        }
+        if eos == Some(id) {
+            break Finish::Eos;
+        }
+        ids.push(id);
+        if each(id).is_break() {
+            break Finish::Stopped;
+        }
+        if kv.position() >= c.max_positions {
+            break Finish::Context;
+        }
+        hidden = match ids.len() < options.max_new_tokens {
+            true => advance(model, &[id], None, &mut kv)?,
+            false => None,
+        };
+    };
+    Ok(Generated {
+        finish,
+        prefix_tokens: prefix.map_or(0, |prefix| prefix.shape().tokens),
+        prompt_tokens: prompt.len(),
+        first_token_seconds,
+        seconds: start.elapsed().as_secs_f64(),
+        ids,
+    })
+}
+
+impl Sampling {
+    /// An error that names the first option outside its range.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn check(&self) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let reason = format!("{} is not 0 or a positive number", self.temperature);
+            return Err(Error::input("temperature", reason));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            let reason = format!("{} is not above 0 and up to 1", self.top_p);
+            return Err(Error::input("top_p", reason));
+        }
+        Ok(())
+    }
+
+    fn choose(&self, logits: &[f32], random: &mut Random) -> u32 {
+        let best = best(logits);
+        if self.temperature == 0.0 {
+            return best as u32;
+        }
+        let top = f64::from(logits.get(best).copied().unwrap_or(0.0));
+        let weight = |logit: f32| ((f64::from(logit) - top) / f64::from(self.temperature)).exp();
+        let mut odds: Vec<(u32, f64)> = (0..)
+            .zip(logits.iter().map(|&logit| weight(logit)))
+            .filter(|(_, weight)| *weight > 0.0)
+            .collect();
+        let mut total: f64 = odds.iter().map(|(_, weight)| weight).sum();
+        if self.top_p < 1.0 {
+            odds.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let wanted = total * f64::from(self.top_p);
+            let mut sum = 0.0;
+            let last = odds.iter().position(|(_, weight)| {
+                sum += weight;
+                sum >= wanted
+            });
+            if let Some(last) = last {
+                odds.truncate(last + 1);
+                total = sum;
+            }
+        }
+        let mut left = random.unit() * total;
+        for &(id, weight) in &odds {
+            left -= weight;
+            if left < 0.0 {
+                return id;
+            }
+        }
+        odds.last().map_or(best as u32, |&(id, _)| id)
+    }
+}
+
+/// The index of the greatest value, of equals the lowest.
+fn best(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// The generator SplitMix64: small, seeded, the same everywhere.
+struct Random(u64);
+
+impl Random {
+    /// From 0 up to, not including, 1.
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(sampling: &Sampling, logits: &[f32]) -> Vec<usize> {
+        let mut random = Random(sampling.seed);
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..10_000 {
+            counts[sampling.choose(logits, &mut random) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn sampling_follows_the_odds() {
+        // Probabilities 0.5, 0.25, 0.25 and none.
+        let logits = [2f32.ln(), 0.0, 0.0, f32::NEG_INFINITY];
+        let mut sampling = Sampling {
+            temperature: 1.0,
+            ..Sampling::default()
+        };
+        let seen = counts(&sampling, &logits);
+        // Four standard deviations are 200.
+        assert!(seen[0].abs_diff(5000) < 200 && seen[1].abs_diff(2500) < 180);
+        assert_eq!(seen[3], 0);
+        sampling.top_p = 0.6;
+        let seen = counts(&sampling, &logits);
+        // Of equals the lower id is the candidate.
+        assert!(seen[0].abs_diff(6667) < 200);
+        assert_eq!(seen[2], 0);
+        sampling.top_p = 0.5;
+        assert_eq!(counts(&sampling, &logits)[0], 10_000);
+        sampling.top_p = 1.0;
+        sampling.temperature = 0.5;
+        // Squares of the odds: 4 to 1 to 1.
+        assert!(counts(&sampling, &logits)[0].abs_diff(6667) < 200);
+        sampling.temperature = 0.0;
+        assert_eq!(counts(&sampling, &[1.0, 3.0, 3.0])[1], 10_000);
+    }
+
+    #[test]
+    fn options_outside_their_ranges_are_errors() {
+        for (temperature, top_p) in [(-1.0, 1.0), (f32::NAN, 1.0), (1.0, 0.0), (1.0, 1.1)] {
+            let sampling = Sampling {
+                temperature,
+                top_p,
+                ..Sampling::default()
+            };
+            assert!(sampling.check().is_err());
+        }
+    }
+}
