@@ -70,7 +70,16 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions.
-    fn score(&self, ids: &[u32]) -> Result<Vec<f32>>;
+    fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.score_tail(ids, 1)
+    }
+
+    /// Nll (nats) of `ids[from..]`, each given all before it; the LM head works for these alone. The
+    /// first id has none: `from` 0 is taken as 1.
+    ///
+    /// # Errors
+    /// Those of [`Engine::score`].
+    fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
 
     /// A shorter prompt: see [`hard::compress`].
     ///
@@ -246,8 +255,9 @@ impl<B: Backend> Engine for Loaded<B> {
         })
     }
 
-    fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.model.session()?.score(ids)
+    fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
+        let nlls = self.model.score_tails(&[(ids, from)])?;
+        Ok(nlls.into_iter().next().unwrap_or_default())
     }
 
     fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
