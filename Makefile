@@ -16,7 +16,7 @@ MODEL   ?= $(SMOLLM2)
 HOSTS     := .venv
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
-.PHONY: all build demo test model model-qwen check clean
+.PHONY: all build demo test model model-qwen check bench-reference bench-quality clean
 all: build
 
 build:
@@ -54,6 +54,17 @@ check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --release
+
+# Beside Microsoft's llmlingua, both in one run; its environment needs 1.5 GB.
+bench-reference: $(SMOLLM2) build
+	test -d .venv-reference || { $(PYTHON) -m venv .venv-reference.tmp && \
+	  .venv-reference.tmp/bin/python -m pip install --quiet llmlingua==0.2.2 transformers==4.57.6 torch gguf && \
+	  mv .venv-reference.tmp .venv-reference; }
+	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
+
+# What a host still knows after compression.
+bench-quality: $(SMOLLM2) $(QWEN)
+	$(CARGO) bench --bench quality -- $(ARGS)
 
 clean:
 	$(CARGO) clean
