@@ -63,6 +63,10 @@ fn generate(engine: &dyn Engine, prefix: Option<&KvPrefix>, prompt: &[u32], n: u
         })
         .unwrap();
     assert_eq!(heard, made.ids);
+    assert_eq!(made.logprobs.len(), made.ids.len());
+    // What is taken is at least as likely as any other.
+    let even = -(engine.info().vocab as f32).ln();
+    assert!(made.logprobs.iter().all(|&l| l > even && l < 1e-6));
     made.ids
 }
 

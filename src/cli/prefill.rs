@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use prefold::soft::PrefillOptions;
+use clap::ValueEnum;
+use prefold::soft::{KeepBy, PrefillOptions};
 
 use super::failure::Outcome;
 use super::model::{self, Busy};
@@ -13,10 +14,28 @@ use super::soft::{TextArgs, WriteArgs};
 pub struct Args {
     #[command(flatten)]
     text: TextArgs,
+    /// Keep the K and V of this share of the tokens only, at their own positions
+    #[arg(long, value_name = "RATE")]
+    keep: Option<f64>,
+    /// By what they are chosen: the tokens' surprise, or attention, per layer and head group
+    #[arg(
+        long,
+        value_enum,
+        requires = "keep",
+        default_value = "expected-attention"
+    )]
+    by: KeepByName,
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     model: model::Args,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KeepByName {
+    Llmlingua,
+    Snapkv,
+    ExpectedAttention,
 }
 
 /// Runs the command.
@@ -24,7 +43,14 @@ pub fn run(args: Args) -> Outcome {
     let given = args.text.read()?;
     let model = args.model.open()?;
     let source = given.source(&*model.engine, true)?;
-    let options = PrefillOptions::default();
+    let by = match args.by {
+        KeepByName::Llmlingua => KeepBy::Llmlingua,
+        KeepByName::Snapkv => KeepBy::Snapkv,
+        KeepByName::ExpectedAttention => KeepBy::ExpectedAttention,
+    };
+    let options = PrefillOptions {
+        keep: args.keep.map(|rate| (rate, by)),
+    };
     let busy = Busy::new("reading".into());
     let start = Instant::now();
     let prefix = model.engine.prefill(&source, &options)?;

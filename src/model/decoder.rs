@@ -67,6 +67,9 @@ struct Scratch<B: Backend> {
     nll: B::Buf<f32>,
 }
 
+/// Hears the number of each layer and its queries, rotated: `[rows, heads, head_dim]`.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(usize, Vec<f32>);
+
 /// What a forward pass begins with.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
@@ -165,7 +168,7 @@ impl<B: Backend> Model<B> {
     /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
     /// errors of the device.
     pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
-        self.run(Input::Ids(batch.ids), batch.lengths, None, kv)
+        self.run(Input::Ids(batch.ids), batch.lengths, None, kv, None)
     }
 
     /// Runs one sequence of ids or embeddings, with the adapter `lora` on if there is one; the rest is
@@ -184,7 +187,21 @@ impl<B: Backend> Model<B> {
             Input::Ids(ids) => ids.len(),
             Input::Embeddings(rows) => rows.len() / self.config.hidden,
         };
-        self.run(input, &[rows], lora, kv)
+        self.run(input, &[rows], lora, kv, None)
+    }
+
+    /// Runs one sequence without an adapter while `watch` looks on.
+    pub(crate) fn forward_watched(
+        &self,
+        input: Input<'_>,
+        kv: &mut Kv<B>,
+        watch: Watch<'_>,
+    ) -> Result<Hidden<'_, B>> {
+        let rows = match input {
+            Input::Ids(ids) => ids.len(),
+            Input::Embeddings(rows) => rows.len() / self.config.hidden,
+        };
+        self.run(input, &[rows], None, kv, Some(watch))
     }
 
     fn run(
@@ -193,6 +210,7 @@ impl<B: Backend> Model<B> {
         lengths: &[usize],
         lora: Option<&Lora<B>>,
         kv: &mut Kv<B>,
+        mut watch: Option<Watch<'_>>,
     ) -> Result<Hidden<'_, B>> {
         let (c, prefix, next) = (&self.config, kv.len(), kv.position());
         let (what, got, width) = match input {
@@ -262,6 +280,15 @@ impl<B: Backend> Model<B> {
                 scratch,
                 &mut low,
             )?;
+            if let Some(watch) = &mut watch {
+                let (width, stride) = (
+                    c.heads * c.head_dim,
+                    (c.heads + 2 * c.kv_heads) * c.head_dim,
+                );
+                let qkv = self.backend.download(&scratch.qkv, 0..rows * stride)?;
+                let queries = qkv.chunks_exact(stride).flat_map(|row| &row[..width]);
+                watch(i, queries.copied().collect());
+            }
         }
         self.norm(&self.norm, rows, &scratch.x, &mut scratch.h)?;
         Ok(hidden)

@@ -291,22 +291,35 @@ impl KvPrefix {
         if wanted == self.k_rope {
             return Ok(self);
         }
-        let Some(rope) = self.rope.clone() else {
-            return Err(Error::input(
-                "--k-rope none",
-                "the model's positions are learned, so that its keys cannot be turned back",
-            ));
-        };
-        let head = self.shape.tokens * self.shape.head_dim;
-        let mut layers = std::mem::take(&mut self.layers);
-        for (i, [k, _]) in layers.iter_mut().enumerate() {
-            for (h, keys) in k.chunks_exact_mut(head).enumerate() {
-                rope.turn(keys, self.head_positions(i, h), wanted == KRope::None);
-            }
+        for layer in 0..self.layers.len() {
+            let k = self.key_layer(layer, wanted)?;
+            self.layers[layer][0] = k;
         }
-        self.layers = layers;
         self.k_rope = wanted;
         Ok(self)
+    }
+
+    /// K of one layer in the state `wanted`; see [`KvPrefix::with_k_rope`].
+    pub(crate) fn key_layer(&self, layer: usize, wanted: KRope) -> Result<Vec<f32>> {
+        let Some([k, _]) = self.layers.get(layer) else {
+            return Err(Error::input("layer", format!("there is no layer {layer}")));
+        };
+        let mut k = k.clone();
+        match (&self.rope, wanted == self.k_rope) {
+            (_, true) => {}
+            (Some(rope), false) => {
+                let head = self.shape.tokens * self.shape.head_dim;
+                for (h, keys) in k.chunks_exact_mut(head).enumerate() {
+                    let positions = self.head_positions(layer, h);
+                    rope.turn(keys, positions, wanted == KRope::None);
+                }
+            }
+            (None, false) => {
+                let reason = "the model's positions are learned: its keys cannot be turned back";
+                return Err(Error::input("k_rope none", reason));
+            }
+        }
+        Ok(k)
     }
 
     /// An id of what is in it, whatever file it lies in: a hash of model, adapter, method, text and

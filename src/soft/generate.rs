@@ -58,6 +58,8 @@ pub enum Finish {
 pub struct Generated {
     /// Token ids.
     pub ids: Vec<u32>,
+    /// The natural log of each one's probability, before temperature and top-p.
+    pub logprobs: Vec<f32>,
     /// Why there are no more.
     pub finish: Finish,
     /// Rows of the prefix.
@@ -95,7 +97,7 @@ pub fn generate<B: Backend>(
     let c = model.config();
     let eos = c.eos.filter(|_| !options.ignore_eos);
     let mut random = Random(options.seed);
-    let mut ids: Vec<u32> = Vec::new();
+    let (mut ids, mut logprobs): (Vec<u32>, Vec<f32>) = Default::default();
     let mut first_token_seconds = 0.0;
     let mut hidden = advance(model, prompt, None, &mut kv)?;
     let finish = loop {
@@ -114,6 +116,7 @@ pub fn generate<B: Backend>(
             break Finish::Eos;
         }
         ids.push(id);
+        logprobs.push(logprob(&logits, id));
         if each(id).is_break() {
             break Finish::Stopped;
         }
@@ -132,7 +135,15 @@ pub fn generate<B: Backend>(
         first_token_seconds,
         seconds: start.elapsed().as_secs_f64(),
         ids,
+        logprobs,
     })
+}
+
+fn logprob(logits: &[f32], id: u32) -> f32 {
+    let max = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    let own = logits.get(id as usize).copied().unwrap_or(f32::MIN);
+    (f64::from(own - max) - sum.ln()) as f32
 }
 
 impl Sampling {

@@ -8,11 +8,13 @@ mod adapter;
 mod encode;
 mod generate;
 mod prefill;
+mod prune;
 
 pub use adapter::{Adapter, NextPosition, Settings};
 pub use encode::{EncodeOptions, encode, pieces};
 pub use generate::{Finish, Generated, Sampling, generate};
 pub use prefill::{PrefillOptions, prefill};
+pub use prune::KeepBy;
 
 use crate::error::{Error, Result};
 use crate::model::decoder::{Hidden, Input, Model};

@@ -4,9 +4,9 @@
     llama_cpp.py PREFOLD MODEL
 
 PREFOLD is the built program, MODEL a GGUF of SmolLM2-135M-Instruct. Needs the package xllamacpp, which holds the server. Each
-case restores an exported prefix into a slot, asks a question behind it, and compares the answer's ids: with those that
-the server itself gives for the whole prompt where the prefix is a text's own cache, with those of `prefold generate`
-where it is not. The server must say that it took the prefix from its cache.
+case restores an exported prefix into a slot, asks a question behind it, and compares the answer: with the ids that the server
+itself gives for the whole prompt where the prefix is a text's own cache, with the ids and log-probabilities of `prefold
+generate` where it is not. The server must say that it took the prefix from its cache.
 """
 
 import json
@@ -30,8 +30,13 @@ TEXT = (
 )
 HEAD = "<|im_start|>user\n" + TEXT
 QUESTION = "\nWho built the lighthouse?<|im_end|>\n<|im_start|>assistant\n"
-# The server rounds activations to 8 bits, prefold does not: in the end every greedy answer of two runtimes parts ways.
-ANSWER = 8
+ANSWER = 12
+# In nats. The server rounds activations to 8 bits and its cache to 16, prefold does not, and the random adapter's prefix is
+# like no text's, which makes much of little; K or V in a wrong place is worth several.
+TOLERANCE = 0.5
+
+# Six tenths of the keys and values, chosen by surprise or by attention.
+PRUNED = ("llmlingua", "snapkv", "expected-attention")
 
 # name: (slots, flash attention, one stream for all slots)
 SERVERS = {
@@ -78,7 +83,8 @@ class Server:
         return self.post("/slots/{0}?action={1}".format(self.slot, action), {"filename": name})
 
     def complete(self, ids, count=ANSWER):
-        """Ids of the answer, and how many of the prompt's came from the cache."""
+        """The answer's ids, for each the likeliest ones with their log-probabilities, and how many of the prompt's came from
+        the cache."""
         answer = self.post(
             "/completion",
             {
@@ -89,9 +95,13 @@ class Server:
                 "cache_prompt": True,
                 "return_tokens": True,
                 "ignore_eos": True,
+                "n_probs": 10,
             },
         )
-        return answer["tokens"], answer["timings"]["cache_n"]
+        odds = [
+            {one["id"]: one["logprob"] for one in each["top_logprobs"]} for each in answer["completion_probabilities"]
+        ]
+        return answer["tokens"], odds, answer["timings"]["cache_n"]
 
     def forget(self):
         self.post("/slots/{0}?action=erase".format(self.slot), {})
@@ -134,6 +144,7 @@ def write_adapter(folder, layers=30, hidden=576, kv=192, rank=4, memory=6):
 class Prefold:
     def __init__(self, program, model):
         self.program, self.model = program, model
+        self.answers = {}
 
     def run(self, *arguments):
         done = subprocess.run(
@@ -149,9 +160,31 @@ class Prefold:
         return json.loads(self.run("export", "--to", "llama.cpp", prefix, "-o", slot, *more))
 
     def generate(self, prefix, ids, count=ANSWER):
+        if prefix not in self.answers:
+            self.answers[prefix] = self.ask(prefix, ids, count)
+        return self.answers[prefix]
+
+    def ask(self, prefix, ids, count):
         arguments = ["generate", "--prefix", prefix, "--prompt-ids", json.dumps(ids), "--json", "--ignore-eos"]
         done = self.run(*arguments, "--max-new-tokens", str(count), "--model", self.model)
-        return json.loads(done)["ids"]
+        done = json.loads(done)
+        return done["ids"], done["logprobs"]
+
+
+def compare(name, answer, odds, wanted):
+    """Holds a server's answer to ours, as far as both go on behind the same ids; gives the greatest difference."""
+    worst = 0.0
+    for index, (id, logprob) in enumerate(zip(*wanted)):
+        assert id in odds[index], "{0}: {1}, unlikely at {2} of {3}".format(name, id, index, answer)
+        difference = abs(odds[index][id] - logprob)
+        assert difference < TOLERANCE, "{0}: {1} differs by {2} at {3}".format(name, id, difference, index)
+        worst = max(worst, difference)
+        if answer[index] != id:
+            # Two runtimes part ways where two ids are about equally likely, and only there.
+            assert odds[index][answer[index]] - odds[index][id] < TOLERANCE, "{0}: {1}".format(name, answer)
+            break
+    assert index > 0
+    return "{0} ids compared, {1:.2f} nats apart".format(index + 1, worst)
 
 
 def check(server, prefold, folder, prefixes, what, template_name):
@@ -162,7 +195,7 @@ def check(server, prefold, folder, prefixes, what, template_name):
     question = server.tokenize(QUESTION)
     head = server.tokenize(HEAD)
     server.forget()
-    whole, cached = server.complete(head + question)
+    whole, _, cached = server.complete(head + question)
     assert cached == 0
     for name, prefix in prefixes.items():
         slot = name + ".bin"
@@ -170,13 +203,16 @@ def check(server, prefold, folder, prefixes, what, template_name):
         server.forget()
         restored = server.slot_file("restore", slot)
         assert restored["n_restored"] == len(told["tokens"]), restored
-        answer, cached = server.complete(told["tokens"] + question)
+        answer, odds, cached = server.complete(told["tokens"] + question)
         assert cached == len(told["tokens"]), "{0}: {1} of {2} cached".format(name, cached, len(told["tokens"]))
-        want = whole if name == "prefilled" else prefold.generate(prefix, question)
-        assert answer == want, "{0}: {1} instead of {2}".format(name, answer, want)
         if name == "prefilled":
+            assert answer == whole, "{0}: {1} instead of {2}".format(name, answer, whole)
+            same = "the whole prompt's answer"
+        else:
+            same = compare(name, answer, odds, prefold.generate(prefix, question))
+        if name != "soft":
             assert told["tokens"] == head
-        print("{0}: {1}: {2} tokens in {3} cells, cached, same answer".format(what, name, cached, told["cells"]))
+        print("{0}: {1}: {2} tokens in {3} cells, cached, {4}".format(what, name, cached, told["cells"], same))
     # Without a template: the file is the same where the server is the default one.
     if what == "one slot, flash attention":
         slot = os.path.join(folder, "plain.bin")
@@ -190,7 +226,8 @@ def main(program, model):
     with tempfile.TemporaryDirectory() as folder:
         adapter = os.path.join(folder, "adapter")
         write_adapter(adapter)
-        prefixes = {name: os.path.join(folder, name + ".safetensors") for name in ("prefilled", "soft")}
+        names = ("prefilled", "soft") + PRUNED
+        prefixes = {name: os.path.join(folder, name + ".safetensors") for name in names}
         server = None
         for number, (what, (slots, flash, unified)) in enumerate(SERVERS.items()):
             del server
@@ -198,6 +235,8 @@ def main(program, model):
             if number == 0:
                 ids = json.dumps(server.tokenize(HEAD))
                 prefold.make("prefill", "--ids", ids, "-o", prefixes["prefilled"])
+                for by in PRUNED:
+                    prefold.make("prefill", "--ids", ids, "--keep", "0.6", "--by", by, "-o", prefixes[by])
                 prefold.make("encode", "--adapter", adapter, "--text", TEXT, "--k-rope", "none", "-o", prefixes["soft"])
             check(server, prefold, folder, prefixes, what, "template-{0}.bin".format(number))
     print("all passed")
