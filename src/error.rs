@@ -35,6 +35,12 @@ pub enum Error {
     /// The device asked for is missing or failed.
     #[error("device {device}: {reason}")]
     Device { device: String, reason: String },
+    /// A kernel could not be started or, executed by the CPU, did what it must not.
+    #[error("kernel {kernel}: {reason}")]
+    Launch {
+        kernel: &'static str,
+        reason: String,
+    },
 }
 
 /// A result of this crate.

@@ -21,6 +21,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod gpu;
 pub mod hard;
 pub mod model;
 pub mod ops;

@@ -11,7 +11,9 @@ use serde_json::Value;
 fn engine() -> Option<&'static dyn Engine> {
     static ENGINE: OnceLock<Option<Box<dyn Engine>>> = OnceLock::new();
     ENGINE
-        .get_or_init(|| Some(prefold::open(&common::smollm2()?, Device::Cpu).expect("the model opens")))
+        .get_or_init(|| {
+            Some(prefold::open(&common::smollm2()?, Device::Cpu).expect("the model opens"))
+        })
         .as_deref()
 }
 
@@ -31,7 +33,9 @@ fn rows(wanted: impl Fn(&str) -> bool) -> Option<(&'static dyn Engine, Vec<Value
 }
 
 fn check(wanted: impl Fn(&str) -> bool, at_least: usize) {
-    let Some((engine, rows)) = rows(wanted) else { return };
+    let Some((engine, rows)) = rows(wanted) else {
+        return;
+    };
     assert!(rows.len() >= at_least, "only {} rows", rows.len());
     let mut failed = Vec::new();
     for row in &rows {
@@ -50,10 +54,19 @@ fn check(wanted: impl Fn(&str) -> bool, at_least: usize) {
             Err(error) => Value::String(error.to_string()),
         };
         if got != row["result"] {
-            failed.push(format!("{}:\n  want {}\n  got  {got}", row["name"], row["result"]));
+            failed.push(format!(
+                "{}:\n  want {}\n  got  {got}",
+                row["name"], row["result"]
+            ));
         }
     }
-    assert!(failed.is_empty(), "{} of {}\n{}", failed.len(), rows.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} of {}\n{}",
+        failed.len(),
+        rows.len(),
+        failed.join("\n")
+    );
 }
 
 #[test]
@@ -74,17 +87,28 @@ fn all_other_compressions_are_identical() {
 
 #[test]
 fn log_probabilities_agree() {
-    let Some((engine, rows)) = rows(|name| name.starts_with("lp_")) else { return };
+    let Some((engine, rows)) = rows(|name| name.starts_with("lp_")) else {
+        return;
+    };
     assert_eq!(rows.len(), 3);
     for row in rows {
         let text = row["args"]["text"].as_str().expect("a text");
-        let ids = engine.tokenizer().unwrap().encode(text, true, true).unwrap().ids;
+        let ids = engine
+            .tokenizer()
+            .unwrap()
+            .encode(text, true, true)
+            .unwrap()
+            .ids;
         let want: Vec<u32> = serde_json::from_value(row["result"]["ids"].clone()).unwrap();
         assert_eq!(ids, want);
         let want: Vec<f32> = serde_json::from_value(row["result"]["logprobs"].clone()).unwrap();
         let got = engine.score(&ids).unwrap();
         assert_eq!(got.len(), want.len());
-        let worst = got.iter().zip(&want).map(|(nll, lp)| (nll + lp).abs()).fold(0.0, f32::max);
+        let worst = got
+            .iter()
+            .zip(&want)
+            .map(|(nll, lp)| (nll + lp).abs())
+            .fold(0.0, f32::max);
         eprintln!("{}: worst log-probability {worst:e} off", row["name"]);
         assert!(worst < 2e-3, "{worst}");
     }
