@@ -27,5 +27,5 @@ pub mod model;
 pub mod ops;
 pub mod text;
 
-pub use engine::{Device, Engine, ModelInfo, open};
+pub use engine::{Device, Engine, ModelInfo, open, open_with};
 pub use error::{Error, Result};
