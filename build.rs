@@ -80,22 +80,21 @@ fn compile(nvcc: &Path, out: &Path) -> Vec<(String, String)> {
     }
     options.push("-gencode".into());
     options.push("arch=compute_80,code=compute_80".into());
-    let headers = [
-        "abi.h",
-        "compat.cuh",
-        "tile.cuh",
-        "arch/convert.cuh",
-        "arch/copy.cuh",
-        "arch/mma.cuh",
-    ];
+    let mut headers: Vec<PathBuf> = ["kernels", "kernels/arch"]
+        .into_iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file() && path.extension().is_some_and(|e| e != "cu"))
+        .collect();
+    headers.sort();
     let (mut images, mut fresh) = (Vec::new(), 0);
     let mut running = Vec::new();
     for file in FILES {
         let mut hash = DefaultHasher::new();
         (&version, &options).hash(&mut hash);
         let source = PathBuf::from(format!("kernels/{file}.cu"));
-        for path in headers.iter().map(|h| Path::new("kernels").join(h)) {
-            fs::read(&path).unwrap_or_default().hash(&mut hash);
+        for path in &headers {
+            fs::read(path).unwrap_or_default().hash(&mut hash);
         }
         fs::read(&source).unwrap_or_default().hash(&mut hash);
         let image = out.join(format!("{file}-{:016x}.fatbin", hash.finish()));

@@ -47,7 +47,7 @@ struct LoadMatrix {
   unsigned out[4];
 };
 
-inline void load_matrix(void **lanes) {
+QUIET inline void load_matrix(void **lanes) {
   for (int matrix = 0; matrix < 4; matrix++) {
     for (int lane = 0; lane < 32; lane++) {
       auto &me = *static_cast<LoadMatrix *>(lanes[lane]);
@@ -70,7 +70,7 @@ struct Mma {
 
 inline float half_of(unsigned pair, int i) { return float_of(i ? pair & 0xffff0000u : pair << 16); }
 
-inline void mma(void **lanes) {
+QUIET inline void mma(void **lanes) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; lane++) {
     const auto &me = *static_cast<Mma *>(lanes[lane]);

@@ -102,12 +102,15 @@ struct Warp {
   const char *what, *file;
   int line;
   unsigned mask, arrived;
+  // See Machine::phases.
+  unsigned phase;
+  char phases[2];
 };
 
 struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<unsigned char *> shared;
+  unsigned char *shared;
   size_t shared_bytes;
   const Registered *kernel;
   const void *params;
@@ -115,6 +118,10 @@ struct Machine {
   bool late;
   uint64_t seed;
   unsigned threads, arrived, current;
+  // What the thread sanitizer sees threads meet at. One barrier's and the next one's are two, or who
+  // leaves the first late would seem to come after what others did before the second.
+  unsigned phase;
+  char phases[2];
   bool failed;
   std::string report;
 #if defined(__x86_64__)
@@ -279,12 +286,7 @@ void land(const Copy &copy) {
 
 void run_block(std::vector<unsigned> &turn) {
   Machine &m = *machine;
-#ifdef TSAN
-  // Memory of its own: blocks are not ordered, so none may be handed on within a launch.
-  auto fresh = static_cast<unsigned char *>(aligned_alloc(128, (m.shared_bytes + 255) / 128 * 128));
-  m.shared.push_back(fresh);
-#endif
-  memset(m.shared.back(), 0xff, m.shared_bytes);
+  memset(m.shared, 0xff, m.shared_bytes);
   for (auto &warp : m.warps) warp = {};
   m.arrived = 0;
   release(&m.kernel);
@@ -311,6 +313,8 @@ void run_block(std::vector<unsigned> &turn) {
       break;
     }
   }
+  // To the thread sanitizer blocks follow each other, as they do here.
+  acquire(&m.params);
 #ifdef TSAN
   for (unsigned i = 0; i < m.threads; i++) __tsan_destroy_fiber(m.fibers[i].tsan);
 #endif
@@ -323,7 +327,7 @@ Registered::Registered(const char *name, size_t params, unsigned threads, void (
   registered = this;
 }
 
-unsigned char *shared_memory() { return machine->shared.back(); }
+unsigned char *shared_memory() { return machine->shared; }
 
 void fail(const char *what, const char *file, int line) {
   machine->failed = true;
@@ -334,11 +338,13 @@ void fail(const char *what, const char *file, int line) {
 
 void barrier(const char *file, int line) {
   Machine &m = *machine;
-  release(&m.arrived);
+  char *const meeting = &m.phases[m.phase % 2];
+  release(meeting);
   if (++m.arrived < m.threads) {
     wait_here("barrier", file, line);
   } else {
     m.arrived = 0;
+    m.phase++;
     for (unsigned i = 0; i < m.threads; i++) {
       Fiber &f = m.fibers[i];
       if (i == m.current) continue;
@@ -349,7 +355,7 @@ void barrier(const char *file, int line) {
       f.state = Fiber::READY;
     }
   }
-  acquire(&m.arrived);
+  acquire(meeting);
 }
 
 void collective(const char *what, unsigned mask, void *payload, void (*compute)(void **lanes),
@@ -378,14 +384,17 @@ void collective(const char *what, unsigned mask, void *payload, void (*compute)(
   if (compute) compute(warp.lanes);
   for (unsigned i = 0; i < 32; i++)
     if (mask >> i & 1 && i != lane) m.fibers[m.current - lane + i].state = Fiber::READY;
+  const unsigned phase = warp.phase + 1;
   warp = {};
+  warp.phase = phase;
 }
 
 void warp_barrier(unsigned mask, const char *file, int line) {
   Warp &warp = machine->warps[machine->current / 32];
-  release(&warp.mask);
+  char *const meeting = &warp.phases[warp.phase % 2];
+  release(meeting);
   collective("warp barrier", mask, nullptr, nullptr, file, line);
-  acquire(&warp.mask);
+  acquire(meeting);
 }
 
 void copy_async(void *to, const void *from, unsigned bytes, unsigned valid) {
@@ -458,12 +467,11 @@ extern "C" int prefold_launch(const char *name, const void *params, size_t size,
   m.shared_bytes = shared_bytes;
 #ifdef TSAN
   m.tsan = __tsan_get_current_fiber();
-#else
+#endif
   // Exactly as large as asked for, so that the address sanitizer sees the end.
   void *shared = nullptr;
   if (posix_memalign(&shared, 128, shared_bytes ? shared_bytes : 1)) return refuse("no memory");
-  m.shared.push_back(static_cast<unsigned char *>(shared));
-#endif
+  m.shared = static_cast<unsigned char *>(shared);
   block_size = {threads, 1, 1};
   grid_size = {grid[0], grid[1], grid[2]};
   thread_index = {0, 0, 0};
@@ -475,9 +483,7 @@ extern "C" int prefold_launch(const char *name, const void *params, size_t size,
         block_index = {x, y, z};
         run_block(turn);
       }
-  acquire(&m.params);
-  for (auto shared : m.shared) free(shared);
-  m.shared.clear();
+  free(shared);
   if (!m.failed) return 0;
   return refuse(m.report + ", block (" + std::to_string(block_index.x) + ", " +
                 std::to_string(block_index.y) + ", " + std::to_string(block_index.z) + ")");

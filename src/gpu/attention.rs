@@ -38,7 +38,9 @@ impl Variant {
         match (precision, d) {
             (Precision::Bf16, 1..=32) if d.is_multiple_of(4) => Some(mma("attention_bf16_32", 32)),
             (Precision::Bf16, 33..=64) if d.is_multiple_of(4) => Some(mma("attention_bf16_64", 64)),
-            (Precision::Bf16, 65..=128) if d.is_multiple_of(4) => Some(mma("attention_bf16_128", 128)),
+            (Precision::Bf16, 65..=128) if d.is_multiple_of(4) => {
+                Some(mma("attention_bf16_128", 128))
+            }
             (_, 1..=64) => Some(fma("attention_f32_64")),
             (_, 65..=256) => Some(fma("attention_f32_256")),
             _ => None,

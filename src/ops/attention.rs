@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{Columns, GemmOp, Rows, multiply, tiled};
+use super::gemm::{Columns, GemmOp, LINE, Rows, multiply, tiled, to_line};
 use super::simd::{self, simd_fn};
 use crate::error::{Error, Result};
 
@@ -166,10 +166,11 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
     let keys = task.position + task.count;
     // Scores, then queries, outputs, and first and last visible key of each lane.
     let need = (keys + 2 * d + 2) * width;
-    if scratch.len() < need {
-        scratch.resize(need, 0.0);
+    if scratch.len() < need + LINE {
+        scratch.resize(need + LINE, 0.0);
     }
-    let (panel, rest) = scratch[..need].split_at_mut(d * width);
+    let start = to_line(scratch);
+    let (panel, rest) = scratch[start..start + need].split_at_mut(d * width);
     let (result, rest) = rest.split_at_mut(d * width);
     let (limits, scores) = rest.split_at_mut(2 * width);
     let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut::<N>().0;
