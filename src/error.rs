@@ -65,6 +65,14 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// A kernel could not be started or, executed by the CPU, did what it must not.
+    #[error("kernel {kernel}: {reason}")]
+    Launch {
+        /// Its name in `kernels/`.
+        kernel: &'static str,
+        /// What it did.
+        reason: String,
+    },
 }
 
 /// A result of this crate.

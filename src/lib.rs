@@ -23,6 +23,7 @@
 pub mod engine;
 pub mod error;
 pub mod files;
+pub mod gpu;
 pub mod hard;
 pub mod model;
 pub mod ops;
@@ -31,5 +32,5 @@ mod rope;
 pub mod soft;
 pub mod text;
 
-pub use engine::{Device, Engine, ModelInfo, open};
+pub use engine::{Device, Engine, ModelInfo, open, open_with};
 pub use error::{Error, Result};
