@@ -384,7 +384,7 @@ fn an_output_file_is_whole_or_not_there() {
 }
 
 #[test]
-fn a_closed_pipe_ends_it_quietly() {
+fn a_closed_pipe_ends_it_with_one_line() {
     let model = model_or_skip!();
     let folder = Folder::new("pipe");
     let row = json!({"name": "t", "call": "tokenize", "args": {"text": "a b c"}});
@@ -405,7 +405,9 @@ fn a_closed_pipe_ends_it_quietly() {
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(141), "{args:?}");
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.starts_with("prefold: standard output"), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
     }
 }
 
