@@ -91,7 +91,7 @@ check:
 # Beside Microsoft's llmlingua, both in one run; its environment needs 1.5 GB.
 bench-reference: $(SMOLLM2) build
 	test -d .venv-reference || { $(PYTHON) -m venv .venv-reference.tmp && \
-	  .venv-reference.tmp/bin/python -m pip install --quiet llmlingua==0.2.2 transformers==4.57.6 torch gguf && \
+	  .venv-reference.tmp/bin/python -m pip install --quiet llmlingua==0.2.2 transformers==4.46.3 torch gguf && \
 	  mv .venv-reference.tmp .venv-reference; }
 	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
 

@@ -27,6 +27,20 @@ class Words:
         return text.split()
 
 
+def as_folder(model):
+    """The GGUF as the Hugging Face folder that the reference wants: dequantised to f32, made once."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = ROOT / ".cache" / "reference" / model.stem
+    if not folder.is_dir():
+        making = folder.with_suffix(".tmp")
+        source = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
+        AutoModelForCausalLM.from_pretrained(**source).float().save_pretrained(making)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(making)
+        making.rename(folder)
+    return folder
+
+
 def load_reference(model, threads):
     import tiktoken
     import torch
@@ -36,9 +50,7 @@ def load_reference(model, threads):
     torch.set_num_threads(threads)
     from llmlingua import PromptCompressor
 
-    compressor = PromptCompressor(
-        str(model.parent), device_map="cpu", model_config={"gguf_file": model.name}
-    )
+    compressor = PromptCompressor(str(as_folder(model)), device_map="cpu")
     # Loaded from a GGUF, transformers' tokenizer puts a BOS in front and does not split digits;
     # SmolLM2's own does neither.
     backend = compressor.tokenizer.backend_tokenizer
