@@ -1,14 +1,16 @@
 //! Every kernel, executed by a CPU, against a naive oracle in f64: threads in several orders,
-//! asynchronous copies early and late, and guards around every buffer.
+//! asynchronous copies early and late, and guards around every buffer. Where there is a CUDA device, the
+//! same cases by it too.
 
 mod common;
 
 use common::Random;
 use common::compare::{assert_close, wide};
-use common::emu::{SCHEDULES, backend};
+use common::device::{Device, everywhere};
+use common::emu::{SCHEDULES, launcher};
 use half::bf16;
 use prefold::Error;
-use prefold::gpu::{Emu, Gpu, Precision, Schedule};
+use prefold::gpu::{Gpu, Launcher, Precision, Schedule};
 use prefold::ops::{
     Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick,
     Rotate, Select, Selection, Storage, TopKOp,
@@ -48,19 +50,10 @@ fn nll(logits: &[f64], target: usize) -> f64 {
     sum.ln() + max - logits[target]
 }
 
-/// Runs `test` on every schedule, or says that it is skipped.
-fn everywhere(precision: Precision, test: impl Fn(&Gpu<Emu>, &str)) {
-    for schedule in SCHEDULES {
-        let Some(gpu) = backend(schedule, precision) else {
-            return;
-        };
-        test(&gpu, &format!("{precision:?}, {schedule:?}"));
-    }
-}
-
 /// One schedule, for what is large.
-fn once(precision: Precision, schedule: Schedule, test: impl Fn(&Gpu<Emu>, &str)) {
-    if let Some(gpu) = backend(schedule, precision) {
+fn once(precision: Precision, schedule: Schedule, test: impl Fn(&Gpu<Device>, &str)) {
+    if let Some(emu) = launcher("library.cu", schedule) {
+        let gpu = Gpu::new(Device::Emu(emu), precision);
         test(&gpu, &format!("{precision:?}, {schedule:?}"));
     }
 }
@@ -137,8 +130,8 @@ fn likelihoods_over_real_vocabularies() {
     });
 }
 
-fn check_nll(
-    gpu: &Gpu<Emu>,
+fn check_nll<L: Launcher>(
+    gpu: &Gpu<L>,
     precision: Precision,
     rows: usize,
     width: usize,
@@ -673,4 +666,19 @@ fn operands_are_checked() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         assert!(gpu.download(&x, 4..9).is_err());
     });
+}
+
+#[test]
+fn a_missing_device_is_said_in_one_line() {
+    use prefold::gpu::Cuda;
+    let error = match Cuda::open(4321) {
+        Ok(_) => panic!("there is no device of that number"),
+        Err(error) => error,
+    };
+    assert!(matches!(error, Error::Device { .. }));
+    let line = error.to_string();
+    assert!(
+        line.starts_with("device cuda:4321: ") && !line.contains('\n'),
+        "{line}"
+    );
 }

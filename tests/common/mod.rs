@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod compare;
+pub mod device;
 pub mod emu;
 pub mod gguf;
 pub mod oracle;
