@@ -19,6 +19,8 @@
 //! No arrow runs back up.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+// A list of ranges may well hold one.
+#![allow(clippy::single_range_in_vec_init)]
 
 pub mod engine;
 pub mod error;

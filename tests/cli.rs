@@ -406,7 +406,10 @@ fn a_closed_pipe_ends_it_with_one_line() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(141), "{args:?}");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.starts_with("prefold: standard output"), "{args:?}: {said}");
+        assert!(
+            said.starts_with("prefold: standard output"),
+            "{args:?}: {said}"
+        );
         assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
     }
 }

@@ -27,7 +27,9 @@ impl Failure {
             Failure::Usage(message) => message.clone(),
             Failure::Failed(error) => error.to_string(),
             Failure::Rows { failed, rows } => format!("{failed} of {rows} rows failed"),
-            Failure::ClosedPipe => "standard output: its reader has gone before all was written".into(),
+            Failure::ClosedPipe => {
+                "standard output: its reader has gone before all was written".into()
+            }
         };
         one_line(&text)
     }

@@ -4,6 +4,14 @@
 //! are allocated by the caller, matrices are row-major, and every op checks its operands before it
 //! touches them.
 
+// Loops over tiles count by index: LLVM unrolls them into registers, which it does not do for zips.
+// Constants are written as they are derived, not as f32 rounds them.
+#![allow(
+    clippy::needless_range_loop,
+    clippy::manual_memcpy,
+    clippy::excessive_precision
+)]
+
 pub mod attention;
 pub mod cpu;
 pub mod gemm;
