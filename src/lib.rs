@@ -22,6 +22,7 @@
 
 pub mod engine;
 pub mod error;
+mod ffi;
 pub mod files;
 pub mod hard;
 pub mod model;
