@@ -16,7 +16,7 @@ MODEL   ?= $(SMOLLM2)
 HOSTS     := .venv
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
-.PHONY: all build demo test model model-qwen check clean
+.PHONY: all build demo test test-hosts model model-qwen check clean
 all: build
 
 build:
@@ -49,6 +49,18 @@ test:
 	@$(MAKE) --no-print-directory $(LLAMA_CPP) || [ "$$CI" != true ]
 	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
 	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
+
+# The hosts that are too heavy for every test: PyTorch is half a gigabyte. Needs ../shared.
+TRANSFORMERS := $(HOSTS)/transformers
+$(TRANSFORMERS):
+	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --target "$@.tmp" torch transformers==4.57.6
+	mv "$@.tmp" "$@"
+
+test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(filter $(SMOLLM2),$(MODEL)) build
+	PYTHONPATH=$(LLAMA_CPP) $(PYTHON) tests/hosts/llama_cpp.py target/release/prefold "$(MODEL)"
+	PYTHONPATH=$(TRANSFORMERS) $(PYTHON) tests/hosts/transformers_cache.py target/release/prefold ../shared/golden
 
 check:
 	$(CARGO) fmt --check
