@@ -21,6 +21,7 @@ CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
 .PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check
+.PHONY: test-hosts
 all: build
 
 build:
@@ -82,6 +83,18 @@ abi:
 
 abi-check:
 	$(ABI) | diff - src/gpu/abi.rs
+
+# The hosts that are too heavy for every test: PyTorch is half a gigabyte. Needs ../shared.
+TRANSFORMERS := $(HOSTS)/transformers
+$(TRANSFORMERS):
+	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --target "$@.tmp" torch transformers==4.57.6
+	mv "$@.tmp" "$@"
+
+test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(filter $(SMOLLM2),$(MODEL)) build
+	PYTHONPATH=$(LLAMA_CPP) $(PYTHON) tests/hosts/llama_cpp.py target/release/prefold "$(MODEL)"
+	PYTHONPATH=$(TRANSFORMERS) $(PYTHON) tests/hosts/transformers_cache.py target/release/prefold ../shared/golden
 
 check:
 	$(CARGO) fmt --check

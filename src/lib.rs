@@ -24,6 +24,7 @@
 
 pub mod engine;
 pub mod error;
+mod ffi;
 pub mod files;
 pub mod gpu;
 pub mod hard;

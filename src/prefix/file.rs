@@ -2,7 +2,7 @@
 //!
 //! Tensors: `layers.{i}.k` and `layers.{i}.v`, `[kv_heads, tokens, head_dim]`; `rope_positions`, i32
 //! `[tokens]` or `[layers, kv_heads, tokens]`; `source_ids`, i32, where the prefix stands for a text's
-//! own tokens. The metadata, all strings, are those that [`metadata`] writes.
+//! own tokens. The metadata, all strings, are those that `metadata` writes.
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,6 +1,6 @@
 //! KV prefixes: keys and values that a host reads in place of a text.
 //!
-//! A [`KvPrefix`] is plain data in the host's memory and knows where it came from. [`file`] is its own
+//! A [`KvPrefix`] is plain data in the host's memory and knows where it came from. [`mod@file`] is its own
 //! format; each further file of this folder turns it into what one host reads.
 
 pub mod file;

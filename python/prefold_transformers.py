@@ -1,0 +1,82 @@
+"""prefold's KV prefixes for Hugging Face transformers (4.57 and 5).
+
+    prefix = Prefix.open("p.safetensors")           # of `prefold export --to transformers`, or any with rotated K
+    ids = generate(model, prefix, prompt_ids, max_new_tokens=50, do_sample=False)
+
+The cache holds the prefix's rows, and the prompt goes on at `prefix.next_pos`, which need not be the number of rows: a pruned
+prefix has gaps. That the model is the one that made the prefix is for you to see to; `prefix.metadata` names it.
+"""
+
+import contextlib
+
+import torch
+from safetensors import safe_open
+from transformers import DynamicCache
+
+
+class Prefix:
+    """Keys and values of every layer, `[1, kv_heads, tokens, head_dim]`, K rotated."""
+
+    def __init__(self, keys, values, metadata):
+        self.keys, self.values, self.metadata = keys, values, metadata
+        self.tokens = keys[0].shape[2]
+        self.next_pos = int(metadata["next_pos"])
+
+    @classmethod
+    def open(cls, path):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != "prefold-kv" or metadata.get("format_version") != "1":
+                raise ValueError("{0}: not a prefix of prefold".format(path))
+            if metadata["k_rope"] != "applied" or metadata.get("rope_pairing", "half") != "half":
+                raise ValueError("{0}: K is not rotated; run `prefold export --to transformers` on it".format(path))
+            layers = sum(name.endswith(".k") for name in file.keys())
+            keys = [file.get_tensor("layers.{0}.k".format(layer))[None] for layer in range(layers)]
+            values = [file.get_tensor("layers.{0}.v".format(layer))[None] for layer in range(layers)]
+        return cls(keys, values, metadata)
+
+    def cache(self, model):
+        """A fresh DynamicCache for one generation: it grows with what follows."""
+        config = model.config
+        wanted = (config.num_hidden_layers, config.num_key_value_heads)
+        got = (len(self.keys), self.keys[0].shape[1])
+        if wanted != got:
+            raise ValueError("the model has {0} layers and heads, the prefix {1}".format(wanted, got))
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(zip(self.keys, self.values)):
+            key, value = (part.to(model.device, model.dtype).clone() for part in (key, value))
+            cache.update(key, value, layer)
+        return cache
+
+
+@contextlib.contextmanager
+def shifted(model, shift):
+    """While it lasts, `model.generate` gives every token a position `shift` higher."""
+    prepare = model.prepare_inputs_for_generation
+
+    def prepare_shifted(input_ids, **kwargs):
+        inputs = prepare(input_ids, **kwargs)
+        given = inputs.get("input_ids")
+        given = inputs["inputs_embeds"] if given is None else given
+        positions = inputs.get("position_ids")
+        if positions is None:
+            start = inputs["past_key_values"].get_seq_length()
+            positions = torch.arange(start, start + given.shape[1], device=given.device)[None]
+        inputs["position_ids"] = positions + shift
+        return inputs
+
+    model.prepare_inputs_for_generation = prepare_shifted
+    try:
+        yield
+    finally:
+        del model.prepare_inputs_for_generation
+
+
+def generate(model, prefix, prompt_ids, placeholder=0, **options):
+    """Ids that `model.generate(..., **options)` makes behind the prefix and a prompt (a list of ids, at least one)."""
+    ids = torch.tensor([[placeholder] * prefix.tokens + list(prompt_ids)], device=model.device)
+    with shifted(model, prefix.next_pos - prefix.tokens):
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), past_key_values=prefix.cache(model), **options
+        )
+    return made[0, ids.shape[1] :].tolist()

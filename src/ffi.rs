@@ -1,0 +1,736 @@
+//! The C ABI: see `include/prefold.h`, which says what each function does and who owns what.
+//!
+//! Handles are numbers that are looked up, not pointers: a closed or invented one is an error code.
+//! Every function runs inside [`guard`], so that no panic crosses, and what went wrong is kept for the
+//! thread that asked.
+
+// The one place where raw pointers come in.
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc)]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+
+use half::{bf16, f16};
+use serde_json::Value;
+
+use crate::engine::{Device, Engine};
+use crate::error::Error;
+use crate::hard::Request;
+use crate::prefix::llama_cpp::{Layout, Slot};
+use crate::prefix::{Dtype, KRope, KvPrefix, Method};
+use crate::soft::{Adapter, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
+
+/// What a function returns: `PREFOLD_…` of the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+enum Code {
+    Ok = 0,
+    Argument = 1,
+    Io = 2,
+    Format = 3,
+    Unsupported = 4,
+    Budget = 5,
+    Device = 6,
+    Buffer = 7,
+    Handle = 8,
+    Panic = 9,
+}
+
+/// Why a function fails.
+struct Failure(Code, String);
+
+type Outcome<T = ()> = Result<T, Failure>;
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match error {
+            Error::Io { .. } => Code::Io,
+            Error::Format { .. } => Code::Format,
+            Error::Unsupported { .. } => Code::Unsupported,
+            Error::Budget { .. } => Code::Budget,
+            Error::Device { .. } => Code::Device,
+            _ => Code::Argument,
+        };
+        Failure(code, error.to_string())
+    }
+}
+
+fn argument(reason: impl Into<String>) -> Failure {
+    Failure(Code::Argument, reason.into())
+}
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+/// Runs a function's body; keeps its failure for this thread.
+fn guard(body: impl FnOnce() -> Outcome) -> i32 {
+    let (code, message) = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return Code::Ok as i32,
+        Ok(Err(Failure(code, message))) => (code, message),
+        Err(_) => (Code::Panic, "a bug in prefold: it panicked".into()),
+    };
+    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    LAST_ERROR.with(|last| {
+        if let Ok(mut last) = last.try_borrow_mut() {
+            *last = message;
+        }
+    });
+    code as i32
+}
+
+/// What a handle may stand for.
+#[derive(Clone)]
+enum Object {
+    Engine(Arc<dyn Engine>),
+    Adapter(Arc<Adapter>),
+    Prefix(Arc<KvPrefix>),
+}
+
+static OBJECTS: LazyLock<RwLock<HashMap<u64, Object>>> = LazyLock::new(RwLock::default);
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+fn keep(object: Object) -> u64 {
+    let handle = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut objects = OBJECTS.write().unwrap_or_else(PoisonError::into_inner);
+    objects.insert(handle, object);
+    handle
+}
+
+fn find(handle: u64) -> Option<Object> {
+    let objects = OBJECTS.read().unwrap_or_else(PoisonError::into_inner);
+    objects.get(&handle).cloned()
+}
+
+fn no_handle(handle: u64, what: &str) -> Failure {
+    let message = format!("handle {handle} is no open {what}");
+    Failure(Code::Handle, message)
+}
+
+fn engine(handle: u64) -> Outcome<Arc<dyn Engine>> {
+    match find(handle) {
+        Some(Object::Engine(engine)) => Ok(engine),
+        _ => Err(no_handle(handle, "engine")),
+    }
+}
+
+fn adapter(handle: u64) -> Outcome<Arc<Adapter>> {
+    match find(handle) {
+        Some(Object::Adapter(adapter)) => Ok(adapter),
+        _ => Err(no_handle(handle, "adapter")),
+    }
+}
+
+fn prefix(handle: u64) -> Outcome<Arc<KvPrefix>> {
+    match find(handle) {
+        Some(Object::Prefix(prefix)) => Ok(prefix),
+        _ => Err(no_handle(handle, "prefix")),
+    }
+}
+
+/// A C string as UTF-8.
+fn text<'a>(pointer: *const c_char, name: &str) -> Outcome<&'a str> {
+    if pointer.is_null() {
+        return Err(argument(format!("{name} is NULL")));
+    }
+    // SAFETY: not NULL, and the header asks for a string that ends with a zero and lives through
+    // the call.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    text.to_str()
+        .map_err(|_| argument(format!("{name} is not UTF-8")))
+}
+
+/// Elements that the caller lends for reading.
+fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Outcome<&'a [T]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if pointer.is_null() || !pointer.is_aligned() || count > isize::MAX as usize / size_of::<T>() {
+        return Err(argument(format!("{name} is NULL, unaligned or too long")));
+    }
+    // SAFETY: not NULL, aligned, and the header asks for `count` elements that live through the call.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// Where one value goes.
+fn put<T>(pointer: *mut T, value: T, name: &str) -> Outcome {
+    if pointer.is_null() || !pointer.is_aligned() {
+        return Err(argument(format!("{name} is NULL or unaligned")));
+    }
+    // SAFETY: not NULL, aligned, and the header asks for room for one.
+    unsafe { pointer.write(value) };
+    Ok(())
+}
+
+/// Copies `values` to a buffer of `capacity` elements and says how many there are in `count`, even
+/// when there is too little room.
+fn fill<T: Copy>(
+    values: &[T],
+    buffer: *mut T,
+    capacity: usize,
+    count: *mut usize,
+    name: &str,
+) -> Outcome {
+    if !count.is_null() {
+        put(count, values.len(), "count")?;
+    }
+    if values.len() > capacity {
+        let message = format!(
+            "{name} has room for {capacity}, and {} are needed",
+            values.len()
+        );
+        return Err(Failure(Code::Buffer, message));
+    }
+    if values.is_empty() {
+        return Ok(());
+    }
+    if buffer.is_null() || !buffer.is_aligned() {
+        return Err(argument(format!("{name} is NULL or unaligned")));
+    }
+    // SAFETY: not NULL, aligned, with room for `capacity` elements as the header asks, which are at
+    // least as many; and no two of the caller's buffers are one of ours.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), buffer, values.len()) };
+    Ok(())
+}
+
+/// A struct of the caller, who may have been built with an older header: what is missing at its end
+/// stays as in `default`. Every struct begins with its size.
+fn sized<T: Copy>(pointer: *const T, default: T, name: &str) -> Outcome<T> {
+    if pointer.is_null() {
+        return Ok(default);
+    }
+    if !pointer.is_aligned() {
+        return Err(argument(format!("{name} is unaligned")));
+    }
+    // SAFETY: not NULL, aligned, and the header asks for the size in front.
+    let size = unsafe { pointer.cast::<usize>().read() };
+    if size < size_of::<usize>() || size > 4096 {
+        return Err(argument(format!("{name}: struct_size is {size}")));
+    }
+    let mut value = default;
+    let known = size.min(size_of::<T>());
+    // SAFETY: both are `known` bytes long, plain numbers of any bits, and do not overlap.
+    unsafe {
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), known);
+    }
+    Ok(value)
+}
+
+/// Text, ids or both; see the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PrefoldSource {
+    struct_size: usize,
+    text: *const c_char,
+    ids: *const u32,
+    ids_count: usize,
+}
+
+fn source(pointer: *const PrefoldSource, engine: &dyn Engine, special: bool) -> Outcome<Source> {
+    if pointer.is_null() {
+        return Err(argument("source is NULL"));
+    }
+    let none = PrefoldSource {
+        struct_size: 0,
+        text: std::ptr::null(),
+        ids: std::ptr::null(),
+        ids_count: 0,
+    };
+    let given = sized(pointer, none, "source")?;
+    if !given.text.is_null() {
+        let text = text(given.text, "source text")?;
+        let ids = engine.tokenizer()?.encode(text, special, false)?.ids;
+        return Ok(Source::text(text, ids));
+    }
+    let ids = slice(given.ids, given.ids_count, "source ids")?;
+    Ok(Source::ids(ids.to_vec()))
+}
+
+/// See the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PrefoldEncodeOptions {
+    struct_size: usize,
+    method: u32,
+    piece_tokens: usize,
+}
+
+/// See the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PrefoldPrefillOptions {
+    struct_size: usize,
+    keep: f64,
+    keep_by: u32,
+}
+
+/// See the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PrefoldSampling {
+    struct_size: usize,
+    max_new_tokens: usize,
+    temperature: f32,
+    top_p: f32,
+    seed: u64,
+    ignore_eos: u32,
+}
+
+/// See the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PrefoldPrefixInfo {
+    struct_size: usize,
+    layers: usize,
+    kv_heads: usize,
+    tokens: usize,
+    head_dim: usize,
+    next_pos: usize,
+    source_tokens: usize,
+    positions: usize,
+    k_rope: u32,
+    method: u32,
+}
+
+/// See the header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PrefoldRead {
+    struct_size: usize,
+    layer: usize,
+    value: u32,
+    dtype: u32,
+    k_rope: u32,
+    interleaved: u32,
+    head_stride: usize,
+    token_stride: usize,
+    channel_stride: usize,
+}
+
+fn dtype(number: u32) -> Outcome<Dtype> {
+    match number {
+        0 => Ok(Dtype::F32),
+        1 => Ok(Dtype::F16),
+        2 => Ok(Dtype::Bf16),
+        other => Err(argument(format!("dtype {other}: 0 is f32, 1 f16, 2 bf16"))),
+    }
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_last_error() -> *const c_char {
+    LAST_ERROR.with(|last| match last.try_borrow() {
+        Ok(last) => last.as_ptr(),
+        Err(_) => c"".as_ptr(),
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_abi_version() -> u32 {
+    1
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_close(handle: u64) -> i32 {
+    guard(|| {
+        let mut objects = OBJECTS.write().unwrap_or_else(PoisonError::into_inner);
+        let object = objects.remove(&handle);
+        drop(objects);
+        object.map(drop).ok_or_else(|| no_handle(handle, "object"))
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_engine_open(path: *const c_char, out: *mut u64) -> i32 {
+    guard(|| {
+        put(out, 0, "out")?;
+        let engine = crate::engine::open(Path::new(text(path, "path")?), Device::Auto)?;
+        put(out, keep(Object::Engine(engine.into())), "out")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_tokenize(
+    engine_handle: u64,
+    string: *const c_char,
+    add_special: u32,
+    parse_special: u32,
+    ids: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let engine = engine(engine_handle)?;
+        let string = text(string, "text")?;
+        let tokenizer = engine.tokenizer()?;
+        let made = tokenizer.encode(string, add_special != 0, parse_special != 0)?;
+        fill(&made.ids, ids, capacity, count, "ids")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_score(
+    engine_handle: u64,
+    ids: *const u32,
+    ids_count: usize,
+    nll: *mut f32,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let scores = engine(engine_handle)?.score(slice(ids, ids_count, "ids")?)?;
+        fill(&scores, nll, capacity, count, "nll")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_compress(
+    engine_handle: u64,
+    request: *const c_char,
+    result: *mut c_char,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let engine = engine(engine_handle)?;
+        let request: Value = serde_json::from_str(text(request, "request")?)
+            .map_err(|error| argument(format!("request: {error}")))?;
+        let Value::Object(arguments) = request else {
+            return Err(argument("request is no JSON object"));
+        };
+        let request = Request::from_python(arguments)?;
+        let made = engine.compress(&request.prompt, &request.options)?;
+        let json = serde_json::to_string(&made).map_err(|error| argument(error.to_string()))?;
+        let bytes: Vec<c_char> = json.bytes().map(|byte| byte as c_char).chain([0]).collect();
+        fill(&bytes, result, capacity, count, "result")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_adapter_open(
+    engine_handle: u64,
+    folder: *const c_char,
+    out: *mut u64,
+) -> i32 {
+    guard(|| {
+        put(out, 0, "out")?;
+        let adapter = engine(engine_handle)?.adapter(Path::new(text(folder, "folder")?))?;
+        put(out, keep(Object::Adapter(Arc::new(adapter))), "out")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_encode(
+    engine_handle: u64,
+    adapter_handle: u64,
+    given: *const PrefoldSource,
+    options: *const PrefoldEncodeOptions,
+    out: *mut u64,
+) -> i32 {
+    guard(|| {
+        put(out, 0, "out")?;
+        let (engine, adapter) = (engine(engine_handle)?, adapter(adapter_handle)?);
+        let default = PrefoldEncodeOptions {
+            struct_size: 0,
+            method: 0,
+            piece_tokens: 0,
+        };
+        let options = sized(options, default, "options")?;
+        let options = EncodeOptions {
+            method: match options.method {
+                0 => None,
+                1 => Some(Method::FiveHundredX),
+                2 => Some(Method::Icae),
+                other => return Err(argument(format!("method {other}"))),
+            },
+            piece_tokens: (options.piece_tokens > 0).then_some(options.piece_tokens),
+        };
+        let source = source(given, &*engine, false)?;
+        let prefix = engine.encode(&adapter, &source, &options)?;
+        put(out, keep(Object::Prefix(Arc::new(prefix))), "out")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefill(
+    engine_handle: u64,
+    given: *const PrefoldSource,
+    options: *const PrefoldPrefillOptions,
+    out: *mut u64,
+) -> i32 {
+    guard(|| {
+        put(out, 0, "out")?;
+        let engine = engine(engine_handle)?;
+        let default = PrefoldPrefillOptions {
+            struct_size: 0,
+            keep: 0.0,
+            keep_by: 0,
+        };
+        let options = sized(options, default, "options")?;
+        let keep_by = match options.keep_by {
+            0 => KeepBy::ExpectedAttention,
+            1 => KeepBy::Snapkv,
+            2 => KeepBy::Llmlingua,
+            other => return Err(argument(format!("keep_by {other}"))),
+        };
+        let options = PrefillOptions {
+            keep: (options.keep != 0.0).then_some((options.keep, keep_by)),
+        };
+        let source = source(given, &*engine, true)?;
+        let prefix = engine.prefill(&source, &options)?;
+        put(out, keep(Object::Prefix(Arc::new(prefix))), "out")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_generate(
+    engine_handle: u64,
+    prefix_handle: u64,
+    prompt: *const u32,
+    prompt_count: usize,
+    options: *const PrefoldSampling,
+    ids: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let engine = engine(engine_handle)?;
+        let prefix = match prefix_handle {
+            0 => None,
+            handle => Some(prefix(handle)?),
+        };
+        let prompt = slice(prompt, prompt_count, "prompt")?;
+        let d = Sampling::default();
+        let default = PrefoldSampling {
+            struct_size: 0,
+            max_new_tokens: d.max_new_tokens,
+            temperature: d.temperature,
+            top_p: d.top_p,
+            seed: d.seed,
+            ignore_eos: 0,
+        };
+        let given = sized(options, default, "options")?;
+        let sampling = Sampling {
+            // More than there is room for would be made in vain.
+            max_new_tokens: given.max_new_tokens.min(capacity),
+            temperature: given.temperature,
+            top_p: given.top_p,
+            seed: given.seed,
+            ignore_eos: given.ignore_eos != 0,
+        };
+        let mut each = |_| ControlFlow::Continue(());
+        let made = engine.generate(prefix.as_deref(), prompt, &sampling, &mut each)?;
+        fill(&made.ids, ids, capacity, count, "ids")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefix_open(path: *const c_char, out: *mut u64) -> i32 {
+    guard(|| {
+        put(out, 0, "out")?;
+        let (prefix, _) = KvPrefix::read(Path::new(text(path, "path")?))?;
+        put(out, keep(Object::Prefix(Arc::new(prefix))), "out")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefix_save(handle: u64, path: *const c_char, element: u32) -> i32 {
+    guard(|| {
+        let prefix = prefix(handle)?;
+        prefix.write(Path::new(text(path, "path")?), dtype(element)?)?;
+        Ok(())
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefix_export_llama_cpp(
+    handle: u64,
+    template: *const c_char,
+    placeholder: u32,
+    path: *const c_char,
+) -> i32 {
+    guard(|| {
+        let prefix = prefix(handle)?;
+        let layout = match template.is_null() {
+            true => Layout::new(4)?,
+            false => Layout::of_template(Path::new(text(template, "template")?))?,
+        };
+        let path = Path::new(text(path, "path")?);
+        Slot::new(&prefix, &layout, placeholder)?.write(path)?;
+        Ok(())
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefix_info(handle: u64, out: *mut PrefoldPrefixInfo) -> i32 {
+    guard(|| {
+        let prefix = prefix(handle)?;
+        if out.is_null() || !out.is_aligned() {
+            return Err(argument("out is NULL or unaligned"));
+        }
+        // SAFETY: not NULL, aligned, and the header asks for the size in front.
+        let size = unsafe { out.cast::<usize>().read() };
+        if size < size_of::<usize>() {
+            return Err(argument(format!("out: struct_size is {size}")));
+        }
+        let shape = prefix.shape();
+        let info = PrefoldPrefixInfo {
+            struct_size: size,
+            layers: shape.layers,
+            kv_heads: shape.kv_heads,
+            tokens: shape.tokens,
+            head_dim: shape.head_dim,
+            next_pos: prefix.next_pos(),
+            source_tokens: prefix.origin().source_tokens,
+            positions: prefix.positions().len(),
+            k_rope: u32::from(prefix.k_rope() == KRope::Applied),
+            method: match prefix.origin().method {
+                Method::FiveHundredX => 1,
+                Method::Icae => 2,
+                Method::Prefill => 3,
+                Method::Pruned => 4,
+            },
+        };
+        let known = size.min(size_of::<PrefoldPrefixInfo>());
+        // SAFETY: the caller has `size` bytes, which are at least `known`; no overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping((&raw const info).cast::<u8>(), out.cast(), known);
+        }
+        Ok(())
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefix_positions(
+    handle: u64,
+    positions: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let prefix = prefix(handle)?;
+        fill(prefix.positions(), positions, capacity, count, "positions")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_prefix_read(
+    handle: u64,
+    what: *const PrefoldRead,
+    buffer: *mut c_void,
+    bytes: usize,
+) -> i32 {
+    guard(|| {
+        let prefix = prefix(handle)?;
+        if what.is_null() {
+            return Err(argument("what is NULL"));
+        }
+        let default = PrefoldRead {
+            struct_size: 0,
+            layer: 0,
+            value: 0,
+            dtype: 0,
+            k_rope: 1,
+            interleaved: 0,
+            head_stride: 0,
+            token_stride: 0,
+            channel_stride: 0,
+        };
+        let what = sized(what, default, "what")?;
+        read_strided(&prefix, what, buffer, bytes)
+    })
+}
+
+fn read_strided(
+    prefix: &KvPrefix,
+    what: PrefoldRead,
+    buffer: *mut c_void,
+    bytes: usize,
+) -> Outcome {
+    let s = prefix.shape();
+    let element = dtype(what.dtype)?;
+    let wanted = match what.k_rope {
+        0 => KRope::None,
+        _ => KRope::Applied,
+    };
+    let (values, turned);
+    match prefix.layer(what.layer) {
+        None => {
+            let message = format!("layer {}: there are {}", what.layer, s.layers);
+            return Err(argument(message));
+        }
+        Some([_, v]) if what.value != 0 => values = v,
+        Some(_) => {
+            turned = prefix.key_layer(what.layer, wanted)?;
+            values = &turned;
+        }
+    }
+    // Strides of 0: [kv_heads, tokens, head_dim] without gaps.
+    let or = |stride: usize, dense: usize| if stride == 0 { dense } else { stride };
+    let size = element.bytes();
+    let channel = or(what.channel_stride, size);
+    let token = or(what.token_stride, s.head_dim * size);
+    let head = or(what.head_stride, s.tokens * s.head_dim * size);
+    let last = [
+        (s.kv_heads - 1, head),
+        (s.tokens - 1, token),
+        (s.head_dim - 1, channel),
+    ]
+    .iter()
+    .try_fold(size, |sum, &(count, stride)| {
+        sum.checked_add(count.checked_mul(stride)?)
+    });
+    let Some(need) = last.filter(|&need| need <= bytes) else {
+        let message = format!("the buffer has {bytes} bytes, and {last:?} are needed");
+        return Err(Failure(Code::Buffer, message));
+    };
+    if buffer.is_null() || need > isize::MAX as usize {
+        return Err(argument("buffer is NULL"));
+    }
+    let half = s.head_dim / 2;
+    for (row, row_values) in values.chunks_exact(s.head_dim).enumerate() {
+        let start = row / s.tokens * head + row % s.tokens * token;
+        for (i, &value) in row_values.iter().enumerate() {
+            let i = match what.interleaved != 0 && what.value == 0 {
+                true => i % half * 2 + i / half,
+                false => i,
+            };
+            let mut word = [0; 4];
+            match element {
+                Dtype::F32 => word = value.to_le_bytes(),
+                Dtype::F16 => word[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                Dtype::Bf16 => word[..2].copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            }
+            // SAFETY: `buffer` is not NULL and has `bytes` bytes as the header asks; the greatest
+            // offset plus an element is `need`, which is no more.
+            unsafe {
+                let to = buffer.cast::<u8>().add(start + i * channel);
+                std::ptr::copy_nonoverlapping(word.as_ptr(), to, size);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Hugging Face transformers reads prefold's prefixes through python/prefold_transformers.py.
+
+    transformers_cache.py PREFOLD GOLDEN
+
+PREFOLD is the built program, GOLDEN the folder with the tiny golden models. Both run in f32, so the ids must be the same: those
+of `prefold generate` behind a prefilled, a soft and three pruned prefixes, and those of the whole prompt for the first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python"))
+import prefold_transformers as host
+
+TEXT = [(i * i * 7 + 13 * i + 5) % 380 for i in range(150)]
+PROMPT = [17, 4, 230, 9]
+ANSWER = 24
+
+
+def main(program, golden):
+    def run(*arguments):
+        return subprocess.run([program, *arguments], check=True, stdout=subprocess.PIPE).stdout
+
+    options = {"max_new_tokens": ANSWER, "min_new_tokens": ANSWER, "do_sample": False, "pad_token_id": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        made, exported = (os.path.join(folder, name) for name in ("made", "exported"))
+        for family in ("500x/tiny", "models/llama3", "models/qwen2", "models/qwen3"):
+            path = os.path.join(golden, family)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            cases = [["prefill"]]
+            cases += [["prefill", "--keep", "0.4", "--by", by] for by in ("llmlingua", "snapkv", "expected-attention")]
+            if family == "500x/tiny":
+                adapter = os.path.join(golden, "500x/tiny-adapter-all")
+                cases.append(["encode", "--adapter", adapter])
+                cases.append(["encode", "--adapter", adapter, "--method", "icae", "--piece-tokens", "60"])
+            for case in cases:
+                common = ["--ids", json.dumps(TEXT), "--dtype", "f32", "--k-rope", "none", "-m", path, "-o", made]
+                run(*case, *common)
+                told = json.loads(run("export", "--to", "transformers", made, "-o", exported))
+                prefix = host.Prefix.open(exported)
+                assert len(told["tokens"]) == prefix.tokens and told["next_pos"] == prefix.next_pos
+                got = host.generate(model, prefix, PROMPT, **options)
+                asked = ["generate", "-p", made, "--prompt-ids", json.dumps(PROMPT), "-n", str(ANSWER)]
+                want = json.loads(run(*asked, "--json", "--ignore-eos", "-m", path))["ids"]
+                eos = model.generation_config.eos_token_id
+                assert eos not in want, "choose another prompt: the answer ends early"
+                assert got == want, "{0} {1}: {2} instead of {3}".format(family, case, got, want)
+                if case == ["prefill"]:
+                    ids = torch.tensor([TEXT + PROMPT])
+                    whole = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+                    assert whole[0, ids.shape[1] :].tolist() == got
+                print("transformers {0}, {1}: {2}: the same {3} ids".format(
+                    transformers.__version__, family, " ".join(case[:1] + case[3:]), len(got)))
+    print("all passed")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
