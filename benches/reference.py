@@ -51,6 +51,8 @@ def load_reference(model, threads):
     from llmlingua import PromptCompressor
 
     compressor = PromptCompressor(str(as_folder(model)), device_map="cpu")
+    # Later releases leave spaces as they are; this one must be told to.
+    compressor.tokenizer.clean_up_tokenization_spaces = False
     # Loaded from a GGUF, transformers' tokenizer puts a BOS in front and does not split digits;
     # SmolLM2's own does neither.
     backend = compressor.tokenizer.backend_tokenizer
