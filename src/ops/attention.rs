@@ -6,6 +6,9 @@
 //! crossing them, and the weights already form the panel that the second product, with V, needs.
 //! Memory per thread is keys times the width of a panel.
 
+// Tiles are indexed: all their loops are short, of constant length, and unrolled.
+#![allow(clippy::needless_range_loop)]
+
 use pulp::Simd;
 use rayon::prelude::*;
 

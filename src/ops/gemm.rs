@@ -6,6 +6,9 @@
 //! lies, one broadcast element per row and step. What becomes of a finished tile is up to the
 //! caller, so that a bias, a residual or a softmax costs no second pass over memory.
 
+// Tiles are indexed: all their loops are short, of constant length, and unrolled.
+#![allow(clippy::needless_range_loop)]
+
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -429,9 +432,7 @@ pub(super) fn load<S: Simd, const N: usize>(s: S, row: &[f32]) -> [S::f32s; N] {
     let mut out = [s.splat_f32s(0.0); N];
     let (vectors, tail) = S::as_simd_f32s(row);
     if vectors.len() == N {
-        for j in 0..N {
-            out[j] = vectors[j];
-        }
+        out.copy_from_slice(vectors);
     } else {
         for (j, &v) in vectors.iter().enumerate() {
             out[j] = v;
@@ -446,9 +447,7 @@ pub(super) fn load<S: Simd, const N: usize>(s: S, row: &[f32]) -> [S::f32s; N] {
 pub(super) fn store<S: Simd, const N: usize>(s: S, row: &mut [f32], values: &[S::f32s; N]) {
     let (vectors, tail) = S::as_mut_simd_f32s(row);
     if vectors.len() == N {
-        for j in 0..N {
-            vectors[j] = values[j];
-        }
+        vectors.copy_from_slice(values);
     } else {
         let whole = vectors.len();
         for (j, v) in vectors.iter_mut().enumerate() {

@@ -343,7 +343,7 @@ simd_fn! {
 /// `x/2 · (1 + tanh(z))` is `x · sigmoid(2z)`; here `z = √(2/π) · (x + 0.044715 x³)`.
 #[inline(always)]
 fn gelu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769;
     let cubic = s.mul_add_e_f32s(
         s.splat_f32s(0.044_715 * TWICE_ROOT),
         s.mul_f32s(x, x),

@@ -4,6 +4,9 @@
 //! maximum and a running sum of exponentials per row and lane, so that memory grows with the number
 //! of rows and not with rows times vocabulary.
 
+// Tiles are indexed: all their loops are short, of constant length, and unrolled.
+#![allow(clippy::needless_range_loop)]
+
 use pulp::Simd;
 use rayon::prelude::*;
 

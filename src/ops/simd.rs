@@ -39,7 +39,7 @@ pub(super) fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     // Adding it rounds to an integer and leaves that integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // In two parts, the first short enough that its product with n is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = s.min_f32s(s.max_f32s(x, s.splat_f32s(-87.0)), s.splat_f32s(87.0));
     let shifted = s.mul_add_e_f32s(
