@@ -16,7 +16,11 @@ MODEL   ?= $(SMOLLM2)
 HOSTS     := .venv
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
-.PHONY: all build demo test test-hosts model model-qwen check clean
+.PHONY: all build demo test test-hosts model model-qwen check bench-reference bench-quality clean
+CUDA_VENV := .venv-cuda
+NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
+
+.PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check
 all: build
 
 build:
@@ -62,10 +66,50 @@ test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(filter $(SMOLLM2),$(MODEL)) build
 	PYTHONPATH=$(LLAMA_CPP) $(PYTHON) tests/hosts/llama_cpp.py target/release/prefold "$(MODEL)"
 	PYTHONPATH=$(TRANSFORMERS) $(PYTHON) tests/hosts/transformers_cache.py target/release/prefold ../shared/golden
 
+# Part of `make test`: every kernel executed by the CPU. Needed: g++.
+test-kernels:
+	$(CARGO) test --release --test kernels --test kernel_models --test planted
+
+# The same at small shapes under the address and the thread sanitizer.
+kernels-sanitize:
+	tools/sanitize.sh
+
+# nvcc from Python wheels, one minor version of all; `make build` finds it there.
+cuda-toolkit: $(CUDA_VENV)/pyvenv.cfg
+$(CUDA_VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(CUDA_VENV).new
+	$(CUDA_VENV).new/bin/pip install --quiet nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
+	  nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 libclang==18.1.1
+	mv $(CUDA_VENV).new $(CUDA_VENV)
+
+# Registers, shared memory and spills of every kernel; fails on a spill.
+kernels:
+	$(PYTHON) tools/kernel_table.py $(NVCC)
+
+# src/gpu/abi.rs from kernels/abi.h. Needed: libclang, from `make cuda-toolkit` or the system.
+ABI = LIBCLANG_PATH="$${LIBCLANG_PATH-$(abspath $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/clang/native))}" \
+  $(CARGO) run --quiet --locked --manifest-path tools/abi/Cargo.toml -- kernels/abi.h | rustfmt --edition 2024
+abi:
+	$(ABI) > src/gpu/abi.rs.tmp && mv src/gpu/abi.rs.tmp src/gpu/abi.rs
+
+abi-check:
+	$(ABI) | diff - src/gpu/abi.rs
+
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --release
+
+# Beside Microsoft's llmlingua, both in one run; its environment needs 1.5 GB.
+bench-reference: $(SMOLLM2) build
+	test -d .venv-reference || { $(PYTHON) -m venv .venv-reference.tmp && \
+	  .venv-reference.tmp/bin/python -m pip install --quiet llmlingua==0.2.2 transformers==4.46.3 torch gguf && \
+	  mv .venv-reference.tmp .venv-reference; }
+	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
+
+# What a host still knows after compression.
+bench-quality: $(SMOLLM2) $(QWEN)
+	$(CARGO) bench --bench quality -- $(ARGS)
 
 clean:
 	$(CARGO) clean

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::gpu::{Cuda, Gpu, Precision};
 use crate::hard::{self, Compressed, Options, Prompt};
 use crate::model::decoder::Model;
 use crate::model::lora::Lora;
 use crate::model::weights::Weights;
 use crate::model::{Scorer, gguf};
-use crate::ops::Backend;
-use crate::ops::cpu::Cpu;
+use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
 use crate::text::{GgufVocab, Tokenizer};
@@ -26,6 +26,8 @@ pub enum Device {
     Auto,
     /// The CPU, all cores.
     Cpu,
+    /// A CUDA device by its number.
+    Cuda(usize),
 }
 
 /// Shape and origin of an open model, for display.
@@ -70,7 +72,16 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions.
-    fn score(&self, ids: &[u32]) -> Result<Vec<f32>>;
+    fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.score_tail(ids, 1)
+    }
+
+    /// Nll (nats) of `ids[from..]`, each given all before it; the LM head works for these alone. The
+    /// first id has none: `from` 0 is taken as 1.
+    ///
+    /// # Errors
+    /// Those of [`Engine::score`].
+    fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
 
     /// A shorter prompt: see [`hard::compress`].
     ///
@@ -120,15 +131,40 @@ pub trait Engine: Send + Sync {
     ) -> Result<Generated>;
 }
 
-/// Opens a GGUF file or a Hugging Face folder.
+/// Opens a GGUF file or a Hugging Face folder; a CUDA device works in `precision`, the CPU in f32.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Format`] for a file that cannot be read, and [`Error::Unsupported`] for
+/// [`Error::Device`] for a CUDA device that was asked for and cannot be had; [`Error::Io`] and [`Error::Format`] for a file that cannot be read, and [`Error::Unsupported`] for
 /// an architecture, tokenizer or tensor type that is not built.
-pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
-    match device {
-        Device::Auto | Device::Cpu => {}
+pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<Box<dyn Engine>> {
+    // First: without a device nothing needs to be read.
+    let cuda = match device {
+        Device::Cpu => None,
+        Device::Cuda(index) => Some(Cuda::open(index)?),
+        Device::Auto => Cuda::open(0).ok(),
+    };
+    match cuda {
+        Some(cuda) => {
+            let gpu = Gpu::new(cuda, precision);
+            let name = gpu.describe();
+            load(model, gpu, name)
+        }
+        None => {
+            let name = format!("cpu, {} threads", rayon::current_num_threads());
+            load(model, Cpu::new(), name)
+        }
     }
+}
+
+/// [`open_with`] in the default precision.
+///
+/// # Errors
+/// Those of [`open_with`].
+pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
+    open_with(model, device, Precision::default())
+}
+
+fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn Engine>> {
     let weights = Weights::open(model)?;
     let tokenizer = tokenizer(&weights)?;
     let config = weights.config();
@@ -144,13 +180,13 @@ pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
         bos: config.bos,
         eos: config.eos,
         fingerprint: weights.fingerprint(),
-        device: format!("cpu, {} threads", rayon::current_num_threads()),
+        device,
     };
     Ok(Box::new(Loaded {
         info,
         tokenizer,
         path: model.to_owned(),
-        model: Model::load(Cpu::new(), &weights)?,
+        model: Model::load(backend, &weights)?,
         lora: Mutex::default(),
     }))
 }
@@ -246,8 +282,9 @@ impl<B: Backend> Engine for Loaded<B> {
         })
     }
 
-    fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.model.session()?.score(ids)
+    fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
+        let nlls = self.model.score_tails(&[(ids, from)])?;
+        Ok(nlls.into_iter().next().unwrap_or_default())
     }
 
     fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {

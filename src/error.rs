@@ -9,32 +9,70 @@ pub enum Error {
     /// An operand does not have the shape that an operation needs: a bug of the caller.
     #[error("{op}: expected {want}, got {got}")]
     Shape {
+        /// The operation.
         op: &'static str,
+        /// What it needs.
         want: String,
+        /// What it was given.
         got: String,
     },
     /// A file was read, but its content is not what its format demands.
     #[error("{}: {reason}", file.display())]
-    Format { file: PathBuf, reason: String },
+    Format {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The file system said no.
     #[error("{}: {source}", path.display())]
     Io {
+        /// The file or folder.
         path: PathBuf,
+        /// What the file system said.
         #[source]
         source: std::io::Error,
     },
     /// A legitimate request for something that is not built; `have` names what there is.
     #[error("{what} is not supported; there is {have}")]
-    Unsupported { what: String, have: String },
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What there is instead.
+        have: String,
+    },
     /// An option or argument is outside its range or contradicts another.
     #[error("{what}: {reason}")]
-    Input { what: String, reason: String },
+    Input {
+        /// The option or argument, with its value.
+        what: String,
+        /// Why it is refused, and what would do.
+        reason: String,
+    },
     /// The budget cannot be met: what must be kept is already longer.
     #[error("budget of {target} tokens: {reason}")]
-    Budget { target: usize, reason: String },
+    Budget {
+        /// The tokens asked for.
+        target: usize,
+        /// Why they do not suffice.
+        reason: String,
+    },
     /// The device asked for is missing or failed.
     #[error("device {device}: {reason}")]
-    Device { device: String, reason: String },
+    Device {
+        /// The device.
+        device: String,
+        /// What it said.
+        reason: String,
+    },
+    /// A kernel could not be started or, executed by the CPU, did what it must not.
+    #[error("kernel {kernel}: {reason}")]
+    Launch {
+        /// Its name in `kernels/`.
+        kernel: &'static str,
+        /// What it did.
+        reason: String,
+    },
 }
 
 /// A result of this crate.

@@ -24,6 +24,7 @@ pub mod engine;
 pub mod error;
 mod ffi;
 pub mod files;
+pub mod gpu;
 pub mod hard;
 pub mod model;
 pub mod ops;
@@ -32,5 +33,5 @@ mod rope;
 pub mod soft;
 pub mod text;
 
-pub use engine::{Device, Engine, ModelInfo, open};
+pub use engine::{Device, Engine, ModelInfo, open, open_with};
 pub use error::{Error, Result};

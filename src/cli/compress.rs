@@ -98,7 +98,8 @@ impl Report {
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    let options = args.flags.options();
+    let mut options = args.flags.options();
+    options.trace = args.html.is_some();
     // The library checks too, but only after a model was loaded.
     options.check()?;
     let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;

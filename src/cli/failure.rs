@@ -13,7 +13,7 @@ pub enum Failure {
     Failed(Error),
     /// Some rows of a batch failed; each has said so in its own line: exit code 1.
     Rows { failed: usize, rows: usize },
-    /// Whoever reads our output has gone: no message, and the exit code of a SIGPIPE.
+    /// Whoever reads our output has gone: the exit code of a SIGPIPE.
     ClosedPipe,
 }
 
@@ -21,15 +21,17 @@ pub enum Failure {
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
-    /// The message, in one line; none where silence is right.
-    pub fn line(&self) -> Option<String> {
+    /// The message, in one line.
+    pub fn line(&self) -> String {
         let text = match self {
             Failure::Usage(message) => message.clone(),
             Failure::Failed(error) => error.to_string(),
             Failure::Rows { failed, rows } => format!("{failed} of {rows} rows failed"),
-            Failure::ClosedPipe => return None,
+            Failure::ClosedPipe => {
+                "standard output: its reader has gone before all was written".into()
+            }
         };
-        Some(one_line(&text))
+        one_line(&text)
     }
 
     /// The exit code of the process.
@@ -87,7 +89,7 @@ mod tests {
             file: "a\nb\u{1b}[2J.gguf".into(),
             reason: "bad\r\nmagic".into(),
         });
-        let line = failure.line().unwrap();
+        let line = failure.line();
         assert_eq!(line, "a\\nb\\u{1b}[2J.gguf: bad\\r\\nmagic");
     }
 }

@@ -73,9 +73,7 @@ pub fn main() -> ExitCode {
 
 /// Says what went wrong, in one line, and gives the exit code for it.
 fn report(failure: &Failure) -> ExitCode {
-    if let Some(line) = failure.line() {
-        // With standard error gone too there is nobody left to tell.
-        let _ = writeln!(std::io::stderr(), "prefold: {line}");
-    }
+    // With standard error gone too there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "prefold: {}", failure.line());
     failure.code()
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
+use prefold::gpu::Precision;
 use prefold::{Device, Engine, Error};
 
 use super::failure::Outcome;
@@ -20,21 +21,42 @@ pub struct Args {
     /// GGUF file or Hugging Face folder [default: the model that `make model` fetched]
     #[arg(long, short, value_name = "PATH", help_heading = "Model")]
     model: Option<PathBuf>,
-    /// Where it runs
+    /// Where it runs: auto, cpu, cuda or cuda:N
+    #[arg(
+        long,
+        value_parser = device,
+        default_value = "auto",
+        help_heading = "Model"
+    )]
+    device: Device,
+    /// What products are made of on a CUDA device; the CPU has f32
     #[arg(
         long,
         value_enum,
-        default_value = "auto",
+        default_value = "bf16",
         help_heading = "Model",
         hide_possible_values = false
     )]
-    device: DeviceName,
+    precision: PrecisionName,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum DeviceName {
-    Auto,
-    Cpu,
+enum PrecisionName {
+    Bf16,
+    F32,
+}
+
+fn device(name: &str) -> Result<Device, String> {
+    match name {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(0)),
+        _ => name
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse().ok())
+            .map(Device::Cuda)
+            .ok_or_else(|| "possible values: auto, cpu, cuda, cuda:N".into()),
+    }
 }
 
 /// An open model, where it came from and how long that took.
@@ -51,15 +73,15 @@ impl Args {
             Some(path) => path.clone(),
             None => default_model()?,
         };
-        let device = match self.device {
-            DeviceName::Auto => Device::Auto,
-            DeviceName::Cpu => Device::Cpu,
+        let precision = match self.precision {
+            PrecisionName::Bf16 => Precision::Bf16,
+            PrecisionName::F32 => Precision::F32,
         };
         let name = path.file_name().unwrap_or(path.as_os_str());
         let name = name.to_string_lossy().into_owned();
         let busy = Busy::new(format!("loading {name}"));
         let start = Instant::now();
-        let engine = prefold::open(&path, device)?;
+        let engine = prefold::open_with(&path, self.device, precision)?;
         drop(busy);
         Ok(Model {
             engine,

@@ -18,10 +18,10 @@ where
     })
 }
 
-const GRANULARITIES: &[&str] = &["context", "sentence", "token"];
+const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
 const COUNTS: &[&str] = &["cl100k", "scorer"];
 const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
-const REORDERS: &[&str] = &["original", "sort", "two_stage"];
+const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
 const CONDITIONS: &[&str] = &[
     "none",
     "before",
@@ -169,7 +169,7 @@ impl Flags {
                 .condition_in_question
                 .unwrap_or(default.condition_in_question),
             condition_compare: self.condition_compare,
-            reorder_context: self.reorder_context.unwrap_or(default.reorder_context),
+            reorder_context: self.reorder_context,
             dynamic_context_compression_ratio: self
                 .dynamic_context_compression_ratio
                 .unwrap_or(default.dynamic_context_compression_ratio),
@@ -179,6 +179,7 @@ impl Flags {
             strict_preserve_uncompressed: !self.no_strict_preserve_uncompressed,
             granularity: self.granularity.unwrap_or(default.granularity),
             count: self.count.unwrap_or(default.count),
+            trace: default.trace,
             force_tokens: self.force_token,
             force_reserve_digit: self.force_digits,
         }
@@ -256,10 +257,10 @@ mod tests {
             token_budget_ratio: 1.1,
             condition_in_question: Condition::AfterCondition,
             condition_compare: true,
-            reorder_context: Reorder::TwoStage,
+            reorder_context: Some(Reorder::TwoStage),
             dynamic_context_compression_ratio: 0.3,
             add_instruction: true,
-            rank_method: RankMethod::Longllmlingua,
+            rank_method: Some(RankMethod::Longllmlingua),
             concate_question: false,
             strict_preserve_uncompressed: false,
             ..Options::default()

@@ -35,11 +35,17 @@ pub enum RankMethod {
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
     #[default]
+    /// The text alone.
     None,
+    /// The text after the question.
     Before,
+    /// The question after the text.
     After,
+    /// `none`, with the question in front at the token level.
     NoneCondition,
+    /// `before`, with the question in front at the token level.
     BeforeCondition,
+    /// `after`, with the question in front at the token level.
     AfterCondition,
 }
 
@@ -76,6 +82,8 @@ pub enum Reorder {
     Sort,
     /// Best at both ends, worst in the middle.
     TwoStage,
+    /// By rank, best last: next to the question.
+    Reverse,
 }
 
 impl Reorder {
@@ -87,6 +95,7 @@ impl Reorder {
     ) -> Vec<T> {
         match self {
             Reorder::Sort => {}
+            Reorder::Reverse => ranked.reverse(),
             Reorder::Original => ranked.sort_by_key(place),
             Reorder::TwoStage => {
                 let even = ranked.iter().step_by(2);
@@ -113,10 +122,13 @@ pub enum Budget {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
-    /// Whole contexts; only the last one taken is cut.
+    /// Whole contexts; only the last one taken is cut, at its passages and sentences.
     Context,
-    /// Whole sentences; only the last one taken is cut.
+    /// Whole passages: a context of up to 320 tokens, or some sentences of a longer one. Only the last
+    /// one taken is cut. The default: of all four it leaves a reader the most (`benches/quality`).
     #[default]
+    Passage,
+    /// Whole sentences; only the last one taken is cut.
     Sentence,
     /// Tokens everywhere.
     Token,
@@ -149,22 +161,35 @@ pub struct Options {
     pub force_context_ids: Option<Vec<usize>>,
     /// Number of contexts that are forcibly kept.
     pub force_context_number: Option<usize>,
+    /// Drop whole contexts. Exact budget: off gives every context the same share.
     pub use_context_level_filter: bool,
+    /// Reference: drop whole sentences.
     pub use_sentence_level_filter: bool,
+    /// Reference: drop tokens.
     pub use_token_level_filter: bool,
     /// Keep double line breaks.
     pub keep_split: bool,
+    /// Sentences of the whole prompt that come first and are to be kept.
     pub keep_first_sentence: usize,
+    /// Sentences of the whole prompt that come last and are to be kept.
     pub keep_last_sentence: usize,
     /// Sentences kept in every context.
     pub keep_sentence_number: usize,
+    /// What the score of a sentence that is to be kept is raised by.
     pub high_priority_bonus: f64,
     /// Arithmetic on the target for the context level: an operator and a number, as in `+100` or `*1.5`.
     pub context_budget: String,
+    /// Reference: what the sentence level takes of the target, as a factor.
     pub token_budget_ratio: f64,
+    /// Reference: where the question stands when texts are ranked.
     pub condition_in_question: Condition,
+    /// Reference: tokens are judged by what the question takes off their nll (LongLLMLingua, eq. 4).
     pub condition_compare: bool,
-    pub reorder_context: Reorder,
+    /// The order of contexts in the result. `None`: the reference leaves them as given; the exact
+    /// budget puts the best last where there is a question, and leaves them as given where there is
+    /// none.
+    pub reorder_context: Option<Reorder>,
+    /// Reference: how much more the best context keeps than the middle one (LongLLMLingua, eq. 5).
     pub dynamic_context_compression_ratio: f64,
     /// Put the instruction in front of the condition.
     pub add_instruction: bool,
@@ -180,6 +205,9 @@ pub struct Options {
     pub granularity: Granularity,
     /// Exact budget: whose tokens are counted.
     pub count: Count,
+    /// Exact budget: score every token, also where the choice does not need it, so that
+    /// [`super::Piece::nll`] can be shown.
+    pub trace: bool,
     /// Exact budget: strings that are kept wherever they stand.
     pub force_tokens: Vec<String>,
     /// Exact budget: keep every digit.
@@ -207,7 +235,7 @@ impl Default for Options {
             token_budget_ratio: 1.4,
             condition_in_question: Condition::default(),
             condition_compare: false,
-            reorder_context: Reorder::default(),
+            reorder_context: None,
             dynamic_context_compression_ratio: 0.0,
             add_instruction: false,
             rank_method: None,
@@ -215,6 +243,7 @@ impl Default for Options {
             strict_preserve_uncompressed: true,
             granularity: Granularity::default(),
             count: Count::default(),
+            trace: false,
             force_tokens: Vec::new(),
             force_reserve_digit: false,
         }

@@ -18,6 +18,7 @@ pub struct Piece {
 /// A compressed prompt; the first six keys are the reference's own.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Compressed {
+    /// The shorter prompt.
     pub compressed_prompt: String,
     /// cl100k_base tokens of the whole prompt before.
     pub origin_tokens: usize,

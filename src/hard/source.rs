@@ -193,7 +193,7 @@ impl Source {
         let mut done = push(head..first.min(tail), true, None);
         for mark in &self.marks {
             if mark.range.start > done {
-                done = push(done..mark.range.start, false, None);
+                push(done..mark.range.start, false, None);
             }
             done = push(mark.range.clone(), mark.kept, mark.nll);
         }

@@ -27,9 +27,16 @@ pub trait Scorer: Send + Sync {
     /// Starts an empty KV cache.
     fn session(&self) -> Result<Box<dyn Session + '_>>;
 
-    /// Nll (natural log) of `ids[1..]` of each sequence on its own, from an empty cache; the
-    /// sequences share forward passes. A sequence of one id or none gives an empty vector.
-    fn score_each(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>>;
+    /// Nll (natural log) of `ids[from..]` of each sequence `(ids, from)` on its own, from an empty
+    /// cache; the sequences share forward passes, and the LM head works for the tail alone. The first
+    /// id of a sequence has no nll: `from` 0 is taken as 1.
+    fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>>;
+
+    /// Nll of `ids[1..]` of each sequence on its own.
+    fn score_each(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let tails: Vec<(&[u32], usize)> = sequences.iter().map(|ids| (*ids, 1)).collect();
+        self.score_tails(&tails)
+    }
 }
 
 /// A KV cache that grows by what is scored and can be cut.

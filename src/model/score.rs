@@ -25,8 +25,8 @@ impl<B: Backend> Scorer for Model<B> {
         }))
     }
 
-    fn score_each(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-        for ids in sequences {
+    fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        for (ids, _) in sequences {
             self.check_positions(0, ids.len())?;
         }
         let mut kv = Kv::transient(self.backend(), self.config())?;
@@ -36,48 +36,56 @@ impl<B: Backend> Scorer for Model<B> {
 
 impl<B: Backend> Model<B> {
     /// Scores each sequence behind what `kv` holds, several to a pass, and leaves `kv` as it was.
-    fn score_packed(&self, sequences: &[&[u32]], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
+    fn score_packed(&self, sequences: &[(&[u32], usize)], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
         let mut scores: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
         let mut rest = sequences;
-        while let Some(first) = rest.first() {
+        while let Some((first, from)) = rest.first() {
             if first.len() > WHOLE && kv.is_empty() {
                 let mut session = KvSession {
                     model: self,
                     kv: self.kv()?,
                 };
-                scores.push(session.score(first)?);
+                let mut nll = session.score(first)?;
+                nll.drain(..from.saturating_sub(1).min(nll.len()));
+                scores.push(nll);
                 rest = &rest[1..];
                 continue;
             }
             let mut rows = 0;
             let fit = rest
                 .iter()
-                .take_while(|ids| {
+                .take_while(|(ids, _)| {
                     rows += ids.len();
                     rows <= PASS
                 })
                 .count()
                 .max(1);
             let (now, later) = rest.split_at(fit);
-            let ids = now.concat();
-            let lengths: Vec<usize> = now.iter().map(|ids| ids.len()).collect();
+            let ids: Vec<u32> = now
+                .iter()
+                .flat_map(|(ids, _)| ids.iter().copied())
+                .collect();
+            let lengths: Vec<usize> = now.iter().map(|(ids, _)| ids.len()).collect();
             let batch = Batch {
                 ids: &ids,
                 lengths: &lengths,
             };
             let mut picks = Vec::with_capacity(ids.len());
             let mut row = 0;
-            for ids in now {
-                for &target in ids.iter().skip(1) {
-                    picks.push(Pick { row, target });
-                    row += 1;
+            for (ids, from) in now {
+                let from = (*from).max(1);
+                for (i, &target) in ids.iter().enumerate().skip(from) {
+                    picks.push(Pick {
+                        row: row + i as u32 - 1,
+                        target,
+                    });
                 }
-                row += u32::from(!ids.is_empty());
+                row += ids.len() as u32;
             }
             let nll = self.forward(&batch, kv)?.nll(&picks)?;
             let mut nll = nll.into_iter();
-            for ids in now {
-                let count = ids.len().saturating_sub(1);
+            for (ids, from) in now {
+                let count = ids.len().saturating_sub((*from).max(1));
                 scores.push(nll.by_ref().take(count).collect());
             }
             rest = later;
@@ -130,7 +138,8 @@ impl<B: Backend> Session for KvSession<'_, B> {
         for ids in continuations {
             self.model.check_positions(self.kv.len(), ids.len())?;
         }
-        self.model.score_packed(continuations, &mut self.kv)
+        let tails: Vec<(&[u32], usize)> = continuations.iter().map(|ids| (*ids, 1)).collect();
+        self.model.score_packed(&tails, &mut self.kv)
     }
 
     fn truncate(&mut self, len: usize) -> Result<()> {

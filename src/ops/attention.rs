@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{Columns, GemmOp, Rows, multiply, tiled};
+use super::gemm::{Columns, GemmOp, LINE, Rows, multiply, tiled, to_line};
 use super::simd::{self, simd_fn};
 use crate::error::{Error, Result};
 
@@ -166,10 +166,11 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
     let keys = task.position + task.count;
     // Scores, then queries, outputs, and first and last visible key of each lane.
     let need = (keys + 2 * d + 2) * width;
-    if scratch.len() < need {
-        scratch.resize(need, 0.0);
+    if scratch.len() < need + LINE {
+        scratch.resize(need + LINE, 0.0);
     }
-    let (panel, rest) = scratch[..need].split_at_mut(d * width);
+    let start = to_line(scratch);
+    let (panel, rest) = scratch[start..start + need].split_at_mut(d * width);
     let (result, rest) = rest.split_at_mut(d * width);
     let (limits, scores) = rest.split_at_mut(2 * width);
     let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut::<N>().0;
@@ -184,25 +185,27 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
         let mut first = 0;
         while first < queries {
             let used = width.min(queries - first);
-            // Queries as columns; unused lanes repeat the last.
-            for lane in 0..width {
-                let query = first + lane.min(used - 1);
-                let (t, head) = (query / task.group, kv * task.group + query % task.group);
-                let row = (task.row + t) * (shape.heads + 2 * shape.kv_heads) + head;
-                for (to, &q) in panel[lane..]
-                    .iter_mut()
-                    .step_by(width)
-                    .zip(&qkv[row * d..][..d])
-                {
-                    *to = q * scale;
+            // Queries as columns, a few at once; unused lanes repeat the last.
+            let mut lane = 0;
+            while lane < width {
+                let mut rows = [&qkv[..0]; 4];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let query = first + (lane + i).min(used - 1);
+                    let (t, head) = (query / task.group, kv * task.group + query % task.group);
+                    let start = (task.row + t) * (shape.heads + 2 * shape.kv_heads) + head;
+                    *row = &qkv[start * d..][..d];
+                    if lane + i < width {
+                        let last = task.position + t;
+                        let from = match shape.window {
+                            Some(window) => (last + 1).saturating_sub(window),
+                            None => 0,
+                        };
+                        limits[lane + i] = from as f32;
+                        limits[width + lane + i] = last as f32;
+                    }
                 }
-                let last = task.position + t;
-                let from = match shape.window {
-                    Some(window) => (last + 1).saturating_sub(window),
-                    None => 0,
-                };
-                limits[lane] = from as f32;
-                limits[width + lane] = last as f32;
+                columns_of(rows, scale, width, &mut panel[lane..]);
+                lane += 4;
             }
             let seen = Seen {
                 start: limits[0] as usize,
@@ -226,6 +229,9 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
                 let start = column.min(d - count);
                 let mut sums = [[s.splat_f32s(0.0); N]; M];
                 for segment in segments {
+                    if segment.len == 0 {
+                        continue;
+                    }
                     let left = Columns {
                         data: cache.at(v, segment.row, start),
                         stride: cache.stride,
@@ -246,11 +252,47 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
                 let query = first + lane;
                 let (t, head) = (query / task.group, kv * task.group + query % task.group);
                 let out = &mut task.out[(t * shape.heads + head) * d..][..d];
-                for (out, &v) in out.iter_mut().zip(result[lane..].iter().step_by(width)) {
-                    *out = v;
+                for (out, row) in out.iter_mut().zip(result.chunks_exact(width)) {
+                    *out = row[lane];
                 }
             }
             first += width;
+        }
+    }
+}
+
+/// Writes four rows, scaled, as neighbouring columns of a matrix of that width; of a matrix that is
+/// narrower than four, as many as fit.
+#[inline(always)]
+fn columns_of(rows: [&[f32]; 4], scale: f32, width: usize, out: &mut [f32]) {
+    let blocks = rows[0].len() / 4;
+    let fours = [
+        &rows[0].as_chunks::<4>().0[..blocks],
+        &rows[1].as_chunks::<4>().0[..blocks],
+        &rows[2].as_chunks::<4>().0[..blocks],
+        &rows[3].as_chunks::<4>().0[..blocks],
+    ];
+    let mut done = 0;
+    if width.is_multiple_of(4) {
+        for block in 0..blocks {
+            let [a, b, c, d] = [
+                fours[0][block],
+                fours[1][block],
+                fours[2][block],
+                fours[3][block],
+            ];
+            for k in 0..4 {
+                let at = (4 * block + k) * width;
+                if let Some(out) = out[at..].first_chunk_mut::<4>() {
+                    *out = [a[k] * scale, b[k] * scale, c[k] * scale, d[k] * scale];
+                }
+            }
+        }
+        done = 4 * blocks;
+    }
+    for k in done..rows[0].len() {
+        for (i, row) in rows.iter().enumerate().take(width) {
+            out[k * width + i] = row[k] * scale;
         }
     }
 }

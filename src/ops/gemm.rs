@@ -54,7 +54,7 @@ pub struct Panels {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) width: usize,
-    pub(super) data: Vec<f32>,
+    data: Aligned,
 }
 
 impl Panels {
@@ -65,16 +65,53 @@ impl Panels {
     /// Copies row `n` of the matrix to `out`, or adds it.
     pub(super) fn row(&self, n: usize, add: bool, out: &mut [f32]) {
         let start = n / self.width * self.width * self.inputs + n % self.width;
-        let column = self.data[start..].iter().step_by(self.width);
+        let column = self.data.get()[start..].iter().step_by(self.width);
         for (out, &v) in out.iter_mut().zip(column) {
             *out = if add { *out + v } else { v };
         }
     }
 }
 
+/// Floats that begin at a cache line: a vector that lies across two costs two accesses.
+#[derive(Debug)]
+struct Aligned {
+    data: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn zeros(len: usize) -> Self {
+        let data = vec![0.0; len + LINE];
+        Aligned {
+            start: to_line(&data),
+            data,
+            len,
+        }
+    }
+
+    fn get(&self) -> &[f32] {
+        &self.data[self.start..][..self.len]
+    }
+
+    fn get_mut(&mut self) -> &mut [f32] {
+        &mut self.data[self.start..][..self.len]
+    }
+}
+
+/// Floats of a cache line.
+pub(super) const LINE: usize = 16;
+
+/// The index, below [`LINE`], at which a cache line begins in `data`.
+pub(super) fn to_line(data: &[f32]) -> usize {
+    (data.as_ptr() as usize / size_of::<f32>()).wrapping_neg() % LINE
+}
+
 /// Rows of the left operand that stay in the second-level cache while panels go by.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Upper bound of the same in rows.
+/// Weights that stay there for several blocks.
+const GROUP_BYTES: usize = 3 << 18;
+/// Upper bound of a block in rows.
 const BLOCK_ROWS: usize = 192;
 
 /// How a product is cut into tasks: blocks of rows times groups of panels.
@@ -92,9 +129,11 @@ impl Split {
         let block_rows = rows.div_ceil(blocks).next_multiple_of(cpu.tile.rows);
         // Several tasks per thread, so that one held up does not hold up all.
         let groups = (4 * rayon::current_num_threads()).div_ceil(blocks);
+        // The panels of a group wait in the cache for the blocks to come.
+        let cached = GROUP_BYTES / (4 * inputs.max(1) * cpu.tile.columns);
         Split {
             block_rows,
-            group_panels: panels.div_ceil(groups).max(1),
+            group_panels: panels.div_ceil(groups).min(cached).max(1),
         }
     }
 }
@@ -111,8 +150,9 @@ impl GemmOp for Cpu {
             });
         }
         let width = self.tile.columns;
-        let mut data = vec![0.0; outputs.div_ceil(width) * width * inputs];
-        data.par_chunks_mut(width * inputs)
+        let mut data = Aligned::zeros(outputs.div_ceil(width) * width * inputs);
+        data.get_mut()
+            .par_chunks_mut(width * inputs)
             .zip(values.par_chunks(width * inputs))
             .for_each(|(panel, rows)| {
                 for (i, row) in rows.chunks_exact(inputs).enumerate() {
@@ -379,7 +419,7 @@ pub(super) fn multiply<S: Simd, const N: usize, const M: usize>(
 #[inline(always)]
 pub(super) fn panel<S: Simd, const N: usize>(w: &Panels, p: usize) -> &[[S::f32s; N]] {
     let len = w.inputs * w.width;
-    let (vectors, _) = S::as_simd_f32s(&w.data[p * len..][..len]);
+    let (vectors, _) = S::as_simd_f32s(&w.data.get()[p * len..][..len]);
     vectors.as_chunks::<N>().0
 }
 

@@ -11,6 +11,7 @@ pub mod layer;
 pub mod nll;
 mod simd;
 pub mod storage;
+pub mod topk;
 
 pub use attention::{Attention, AttentionOp};
 pub use cpu::Cpu;
@@ -18,11 +19,12 @@ pub use gemm::{GemmOp, Linear};
 pub use layer::{LayerOp, Norm, NormKind, Rotate};
 pub use nll::{NllOp, Pick};
 pub use storage::{Elem, Storage};
+pub use topk::{Keep, Select, Selection, TopKOp};
 
 /// A device that has every op: a missing one is a compile error, and two devices cannot be mixed.
-pub trait Backend: GemmOp + LayerOp + AttentionOp + NllOp {}
+pub trait Backend: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp {}
 
-impl<B: GemmOp + LayerOp + AttentionOp + NllOp> Backend for B {}
+impl<B: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp> Backend for B {}
 
 /// The error for an operand of the wrong length.
 pub(crate) fn expect_len(

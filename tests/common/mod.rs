@@ -2,9 +2,13 @@
 #![allow(dead_code)]
 
 pub mod compare;
+pub mod device;
+pub mod emu;
 pub mod gguf;
+pub mod oracle;
 pub mod tiny;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,9 +21,13 @@ pub fn shared() -> Option<PathBuf> {
     )
 }
 
-/// SmolLM2-135M-Instruct in Q4_1: `$PREFOLD_MODEL` or the copy in `.cache/models`.
+/// SmolLM2-135M-Instruct in Q4_1: `$PREFOLD_MODEL` or the copy in `.cache/models`. Under `CI=true` a
+/// test that asks for it fails where it is missing.
 pub fn smollm2() -> Option<PathBuf> {
-    model("PREFOLD_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf")
+    let path = model("PREFOLD_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf");
+    let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    assert!(path.is_some() || !ci, "`make model` fetches the model");
+    path
 }
 
 /// Qwen2.5-Coder-0.5B-Instruct in Q4_K_M: `$PREFOLD_QWEN` or the copy in `.cache/models`.
@@ -38,8 +46,17 @@ fn model(variable: &str, name: &str) -> Option<PathBuf> {
     }
 }
 
+/// `path` where it is there, and otherwise a line that the test runner does not capture (as it does
+/// `eprintln!` in a test that passes), so that nobody takes what was skipped for tested.
 fn existing(path: PathBuf) -> Option<PathBuf> {
-    path.exists().then_some(path)
+    if path.exists() {
+        return Some(path);
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let line = format!("skipped: {test}: {} is not there\n", path.display());
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    None
 }
 
 /// A fresh folder that goes when the test is done.

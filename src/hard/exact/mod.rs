@@ -7,6 +7,7 @@
 //! longest beginning of that order that fits the budget is the result.
 
 mod fit;
+mod lexical;
 mod order;
 mod relevance;
 mod units;
@@ -90,7 +91,13 @@ impl Exact<'_> {
             .map(|text| Parsed::new(self.tokenizer, text))
             .collect::<Result<Vec<_>>>()?;
         let relevance = self.relevance(prompt, contexts, &parsed)?;
-        let plan = self.order(contexts, &parsed, &relevance, segments);
+        let plan = self.order(
+            contexts,
+            &parsed,
+            &relevance,
+            segments,
+            !prompt.question.is_empty(),
+        );
 
         // One mask over the atoms of all contexts.
         let bases: Vec<usize> = parsed
@@ -205,8 +212,8 @@ impl Frame<'_> {
     }
 }
 
-/// The kept atoms of a context as text. Where something was dropped, the space after it goes too if
-/// there is one before it.
+/// The kept atoms of a context as text. Where something was dropped, white space on both sides of the
+/// gap becomes one, and words that had some between them do not run together.
 fn text_of(context: &str, parsed: &Parsed, mask: &[bool]) -> String {
     if mask.iter().all(|&kept| kept) {
         return context.to_string();
@@ -219,8 +226,15 @@ fn text_of(context: &str, parsed: &Parsed, mask: &[bool]) -> String {
             continue;
         }
         let mut piece = &context[atom.range.clone()];
-        if gap && (text.is_empty() || text.ends_with(char::is_whitespace)) {
-            piece = piece.trim_start();
+        if gap {
+            let before = &context[..atom.range.start];
+            if text.is_empty() || text.ends_with(char::is_whitespace) {
+                piece = piece.trim_start();
+            } else if !piece.starts_with(char::is_whitespace)
+                && before.ends_with(char::is_whitespace)
+            {
+                text.push(if before.ends_with('\n') { '\n' } else { ' ' });
+            }
         }
         text.push_str(piece);
         gap = false;

@@ -1,6 +1,6 @@
 //! The one order of all atoms: what goes into the budget first.
 
-use crate::hard::options::Granularity;
+use crate::hard::options::{Granularity, Reorder};
 use crate::hard::structured::Segment;
 
 use super::Exact;
@@ -33,10 +33,19 @@ impl Exact<'_> {
         parsed: &[Parsed],
         relevance: &Relevance,
         segments: Option<&[Vec<Segment>]>,
+        question: bool,
     ) -> Plan {
         let by_rank = ranks(&relevance.contexts);
         let mut ranked: Vec<usize> = (0..contexts.len()).collect();
         ranked.sort_by_key(|&c| by_rank[c]);
+
+        // A small host reads best what stands next to the question.
+        let default = if question {
+            Reorder::Reverse
+        } else {
+            Reorder::Original
+        };
+        let reorder = self.options.reorder_context.unwrap_or(default);
 
         // By preference alone, coarse to fine.
         let mut atoms: Vec<(usize, usize)> = (0..parsed.len())
@@ -51,7 +60,23 @@ impl Exact<'_> {
             let sentence = -(relevance.sentences[c][atom.sentence] + bonus[c][atom.sentence]);
             let word = -words[c][atom.word];
             match granularity {
-                Granularity::Context => (context, sentence, c, atom.sentence, a),
+                Granularity::Context => (
+                    context,
+                    -relevance.passages[c][atom.sentence],
+                    c,
+                    atom.sentence,
+                    a,
+                ),
+                Granularity::Passage => {
+                    let bonus = bonus[c][atom.sentence];
+                    (
+                        -bonus,
+                        -relevance.passages[c][atom.sentence],
+                        c,
+                        atom.sentence,
+                        a,
+                    )
+                }
                 Granularity::Sentence => (sentence, 0.0, c, atom.sentence, a),
                 Granularity::Token => (word, 0.0, c, atom.word, a),
             }
@@ -88,7 +113,7 @@ impl Exact<'_> {
         Plan {
             atoms: keyed.into_iter().map(|(_, atom)| atom).collect(),
             forced,
-            contexts: self.options.reorder_context.arrange(ranked, |&c| c),
+            contexts: reorder.arrange(ranked, |&c| c),
         }
     }
 

@@ -45,7 +45,14 @@ impl Parsed {
             if end == start || !text.is_char_boundary(end) {
                 continue;
             }
-            while sentence + 1 < sentences.len() && sentences[sentence + 1].start <= start {
+            // A token that starts with the space before a sentence is that sentence's first word.
+            let shown = text[start..end].trim_start();
+            let at = if shown.is_empty() {
+                start
+            } else {
+                end - shown.len()
+            };
+            while sentence + 1 < sentences.len() && sentences[sentence + 1].start <= at {
                 sentence += 1;
             }
             if atoms
@@ -72,7 +79,8 @@ impl Parsed {
 }
 
 impl Parsed {
-    /// The tokens of a sentence; a token on the border belongs to the sentence that it starts in.
+    /// The tokens of a sentence; a token on the border belongs to the sentence in which its first
+    /// visible character stands.
     pub fn sentence_tokens(&self, sentence: usize) -> Range<usize> {
         let first = self.atoms.partition_point(|a| a.sentence < sentence);
         let last = self.atoms.partition_point(|a| a.sentence <= sentence);
@@ -96,15 +104,45 @@ fn starts_word(text: &str, at: usize) -> bool {
 }
 
 /// Scripts that put no space between words: Thai to Khmer, kana, Han, Hangul syllables are spaced.
-fn unspaced(c: char) -> bool {
+pub(super) fn unspaced(c: char) -> bool {
     matches!(c, '\u{0e00}'..='\u{0eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
         | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}'
         | '\u{20000}'..='\u{3ffff}')
 }
 
-/// Sentences in any language: Punkt's for English, cut again at line ends and at full stops that need
-/// no space after them.
+/// Nobody wraps lines wider than this (in characters); a text of longer ones has a line a paragraph.
+const WIDEST_WRAP: usize = 120;
+
+/// The width in characters to which the lines of `text` are wrapped, as nearly as one can tell: one
+/// line in ten may be longer. None where lines are too long to be wrapped at all.
+fn wrap_width(text: &str) -> Option<usize> {
+    let mut lengths: Vec<usize> = text
+        .lines()
+        .map(|line| line.trim_end().chars().count())
+        .filter(|&length| length > 0)
+        .collect();
+    lengths.sort_unstable();
+    let width = *lengths.get(lengths.len() * 9 / 10)?;
+    (width <= WIDEST_WRAP).then_some(width)
+}
+
+/// True where the line break at `at` is only there because the next word did not fit the line any
+/// more: then it ends no sentence.
+fn wraps(text: &str, at: usize, width: Option<usize>) -> bool {
+    let line = text[..at].rsplit('\n').next().unwrap_or_default();
+    let next = text[at + 1..].split('\n').next().unwrap_or_default();
+    let mut words = next.split_whitespace();
+    let (Some(width), Some(word)) = (width, words.next()) else {
+        return false;
+    };
+    let item = matches!(word, "-" | "*" | "+" | "•" | ">" | "|") || word.starts_with('#');
+    !item && line.trim_end().chars().count() + 1 + word.chars().count() > width
+}
+
+/// Sentences in any language: Punkt's for English, cut again at the ends of lines that were not just
+/// wrapped, and at full stops that need no space after them.
 fn split(text: &str) -> Vec<Range<usize>> {
+    let width = wrap_width(text);
     let mut cuts = vec![0];
     for sentence in sentences(text) {
         cuts.push(sentence.start);
@@ -113,7 +151,10 @@ fn split(text: &str) -> Vec<Range<usize>> {
         let mut last = sentence.start;
         for (at, c) in body.char_indices() {
             let end = sentence.start + at + c.len_utf8();
-            let full_stop = matches!(c, '\n' | '。' | '！' | '？' | '।' | '۔' | '؟' | '።');
+            let full_stop = match c {
+                '\n' => !wraps(text, end - 1, width),
+                c => matches!(c, '。' | '！' | '？' | '।' | '۔' | '؟' | '።'),
+            };
             let clause = long
                 && matches!(c, ';' | ':' | '—' | '；' | '、' | '，' | ',' | ' ')
                 && end - last > LONG_SENTENCE / if c == ' ' { 1 } else { 2 };
@@ -155,6 +196,25 @@ mod tests {
         let long = "word ".repeat(500);
         assert!(split(&long).iter().all(|r| r.len() <= LONG_SENTENCE + 8));
         assert_eq!(texts(&long).concat(), long);
+    }
+
+    #[test]
+    fn a_wrapped_line_ends_no_sentence_and_a_short_one_does() {
+        let wrapped = "The lines of this text are wrapped at a\nwidth of forty characters or so, as was\n\
+                       the custom. A heading\n\nThen a list of things\n- one that is rather long, but not\n- two\n";
+        assert_eq!(
+            texts(wrapped),
+            [
+                "The lines of this text are wrapped at a\nwidth of forty characters or so, as was\nthe custom. ",
+                "A heading\n\n",
+                "Then a list of things\n",
+                "- one that is rather long, but not\n",
+                "- two\n"
+            ]
+        );
+        // A line a paragraph: every break is meant.
+        let paragraphs = format!("{0}\n{0}\nb c\n", "a word ".repeat(30));
+        assert_eq!(texts(&paragraphs).len(), 3);
     }
 
     #[test]

@@ -51,7 +51,10 @@ impl Reference<'_> {
         }
         let ratios = dynamic_ratios(used.len(), options.dynamic_context_compression_ratio);
         let ranked: Vec<(usize, f64)> = used.into_iter().zip(ratios).collect();
-        let ranked = options.reorder_context.arrange(ranked, |&(i, _)| i);
+        let ranked = options
+            .reorder_context
+            .unwrap_or_default()
+            .arrange(ranked, |&(i, _)| i);
         Ok(ranked.into_iter().unzip())
     }
 }

@@ -1,0 +1,139 @@
+"""prefold beside Microsoft's llmlingua in one run, on the same model and the same cores.
+
+    make bench-reference            (a virtual environment of its own: torch, transformers, llmlingua)
+    .venv-reference/bin/python benches/reference.py --cases CASES.jsonl --only licence_long,long_full
+
+A case is a row as `prefold batch` takes it; without --cases the documents under examples/ serve. The
+two take turns, each case is run --repeat times, and the median counts. Loading is not timed. Counts of
+cl100k_base would need a download, so the reference's own counter is replaced by a count of words; that
+changes its reported figures and nothing else.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Words:
+    """Stands in for tiktoken's encoding."""
+
+    def encode(self, text):
+        return text.split()
+
+
+def as_folder(model):
+    """The GGUF as the Hugging Face folder that the reference wants: dequantised to f32, made once."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = ROOT / ".cache" / "reference" / model.stem
+    if not folder.is_dir():
+        making = folder.with_suffix(".tmp")
+        source = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
+        AutoModelForCausalLM.from_pretrained(**source).float().save_pretrained(making)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(making)
+        making.rename(folder)
+    return folder
+
+
+def load_reference(model, threads):
+    import tiktoken
+    import torch
+    from tokenizers import pre_tokenizers, processors
+
+    tiktoken.encoding_for_model = lambda name: Words()
+    torch.set_num_threads(threads)
+    from llmlingua import PromptCompressor
+
+    compressor = PromptCompressor(str(as_folder(model)), device_map="cpu")
+    # Loaded from a GGUF, transformers' tokenizer puts a BOS in front and does not split digits;
+    # SmolLM2's own does neither.
+    backend = compressor.tokenizer.backend_tokenizer
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return compressor
+
+
+class Prefold:
+    """One process, one model, a case a line."""
+
+    def __init__(self, program, model):
+        self.process = subprocess.Popen(
+            [program, "batch", "-", "--model", model],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        self.call("tokenize", {"text": "warm"})
+
+    def call(self, call, args):
+        self.process.stdin.write(json.dumps({"name": "x", "call": call, "args": args}) + "\n")
+        self.process.stdin.flush()
+        row = json.loads(self.process.stdout.readline())
+        if "error" in row:
+            sys.exit(f"prefold: {row['error']}")
+        return row["result"]
+
+
+def example_cases():
+    folder = ROOT / "examples" / "peps"
+    docs = [path.read_text() for path in sorted(folder.glob("pep-*.txt"))]
+    question = (folder / "question.txt").read_text().strip()
+    preset = {
+        "rank_method": "longllmlingua", "condition_in_question": "after_condition",
+        "reorder_context": "sort", "dynamic_context_compression_ratio": 0.3,
+        "condition_compare": True, "question": question,
+    }
+    return [
+        ("plain, rate 0.33", "compress_prompt", {"context": docs[:3], "rate": 0.33}),
+        ("preset, rate 0.5", "compress_prompt", {"context": docs[:3], "rate": 0.5, **preset}),
+    ]
+
+
+def timed(function):
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", type=pathlib.Path,
+                        default=ROOT / ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf")
+    parser.add_argument("--prefold", default=str(ROOT / "target/release/prefold"))
+    parser.add_argument("--cases", type=pathlib.Path)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    cases = example_cases()
+    if args.cases:
+        rows = [json.loads(line) for line in args.cases.open()]
+        wanted = [name for name in args.only.split(",") if name]
+        cases = [(r["name"], r["call"], r["args"]) for r in rows
+                 if r["call"] == "compress_prompt" and (not wanted or r["name"] in wanted)]
+    reference = load_reference(args.model.resolve(), args.threads)
+    ours = Prefold(args.prefold, str(args.model))
+    print(f"{'case':<20} {'llmlingua':>10} {'parity':>9} {'ratio':>7} {'default':>9} {'ratio':>7}  same text")
+    for name, call, arguments in cases:
+        theirs, parity, exact = [], [], []
+        for _ in range(args.repeat):
+            seconds, want = timed(lambda: reference.compress_prompt(**arguments))
+            theirs.append(seconds)
+            seconds, got = timed(lambda: ours.call(call, arguments))
+            parity.append(seconds)
+            seconds, _ = timed(lambda: ours.call(call, {**arguments, "budget": "exact"}))
+            exact.append(seconds)
+        same = want["compressed_prompt"] == got["compressed_prompt"]
+        t, p, e = map(statistics.median, (theirs, parity, exact))
+        print(f"{name:<20} {t:>8.2f} s {p:>7.2f} s {t / p:>6.1f}x {e:>7.2f} s {t / e:>6.1f}x  {'yes' if same else 'NO'}",
+              flush=True)
+
+
+if __name__ == "__main__":
+    main()

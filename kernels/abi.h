@@ -1,0 +1,185 @@
+// The launch ABI: one Params struct per kernel, and nothing else passes between Rust and a kernel.
+//
+// A kernel takes its struct by value. Addresses are device addresses; Rust sees them as u64. Fields
+// stand in falling size and every struct's size is a multiple of 8, so that there is no padding and
+// the mirrors in src/gpu/abi.rs are plain data. After a change: `make abi`.
+//
+// Matrices are row-major. A "leading dimension" (ld) counts elements from one row to the next.
+#pragma once
+#include <stdint.h>
+
+#if defined(ABI_MIRROR)
+#define ADDRESS(type) uint64_t
+#else
+#define ADDRESS(type) type *
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// Rows of a tile of a product, of x and of w alike, where elements are bf16.
+#define TILE_BF16 128
+/// The same where they are f32.
+#define TILE_F32 64
+/// Inner dimension of a tile; operands are padded with zeros to a multiple of 16 bytes only.
+#define TILE_K_BF16 32
+#define TILE_K_F32 16
+/// Stages of the pipeline of copies.
+#define TILE_STAGES 3
+/// Threads of a block that makes tiles.
+#define TILE_THREADS 256
+/// f32 words of shared memory from one row of a f32 tile to the next.
+#define TILE_PITCH_F32 20
+
+/// pack_f32, pack_bf16: out[i] = x[index ? index[i] : i], as f32 or bf16, each row filled up with zeros.
+typedef struct PackParams {
+  ADDRESS(const float) x;         ///< [.., width]
+  ADDRESS(const uint32_t) index;  ///< [rows], or null
+  ADDRESS(void) out;              ///< [rows, ld]
+  uint32_t rows, width, ld, stride; ///< stride: elements from one row of x to the next
+} PackParams;
+
+/// gemm_f32, gemm_bf16: y = x · wᵀ (+ bias) (+ y).
+typedef struct GemmParams {
+  ADDRESS(const void) x;     ///< [rows, ld]
+  ADDRESS(const void) w;     ///< [outputs, ld]
+  ADDRESS(const float) bias; ///< [outputs], or null
+  ADDRESS(float) y;          ///< [rows, outputs]
+  uint32_t rows, outputs, ld, add;
+} GemmParams;
+
+/// What one block found out about one row from its share of the vocabulary, in units of log2.
+typedef struct NllPart {
+  float max; ///< of logit · log2(e); -inf if it saw none
+  float sum; ///< of 2^(logit · log2(e) - max)
+} NllPart;
+
+/// nll_f32, nll_bf16: parts of the log-sum-exp of x · wᵀ, and the targets' logits.
+typedef struct NllParams {
+  ADDRESS(const void) x;          ///< [rows, ld]
+  ADDRESS(const void) w;          ///< [vocab, ld]
+  ADDRESS(const uint32_t) target; ///< [rows], each below vocab
+  ADDRESS(NllPart) parts;         ///< [splits, rows]
+  ADDRESS(float) logit;           ///< [rows]
+  uint32_t rows, vocab, ld, splits;
+} NllParams;
+
+/// nll_logits: the same from given logits.
+typedef struct NllLogitsParams {
+  ADDRESS(const float) logits;    ///< [rows, ld]
+  ADDRESS(const uint32_t) target; ///< [rows], each below vocab
+  ADDRESS(NllPart) parts;         ///< [splits, rows]
+  ADDRESS(float) logit;           ///< [rows]
+  uint32_t rows, vocab, ld, splits;
+} NllLogitsParams;
+
+/// nll_merge: out[row] = ln of the sum over all parts - the target's logit.
+typedef struct NllMergeParams {
+  ADDRESS(const NllPart) parts; ///< [splits, rows]
+  ADDRESS(const float) logit;   ///< [rows]
+  ADDRESS(float) out;           ///< [rows]
+  uint32_t rows, splits;
+} NllMergeParams;
+
+/// A segment and what to keep of it.
+typedef struct Segment {
+  uint32_t first, len; ///< scores[first..first + len]
+  uint32_t count;      ///< the `count` largest are kept, of equals the lowest index; or
+  float quantile;      ///< if not negative, 0 to 1: those above it, as numpy interpolates linearly
+} Segment;
+
+/// topk: one block per segment.
+typedef struct TopkParams {
+  ADDRESS(const float) scores;
+  ADDRESS(const uint32_t) ids;     ///< as scores
+  ADDRESS(const Segment) segments; ///< [grid]
+  ADDRESS(uint32_t) mask;          ///< as scores: 1 for kept, 0 for dropped
+  ADDRESS(uint32_t) kept_ids;      ///< as scores: a segment's kept ids, in order, from `first` on
+  ADDRESS(uint32_t) kept_rows;     ///< as scores: the same of their indices
+  ADDRESS(uint32_t) kept;          ///< [grid]: how many
+  uint32_t cached;                 ///< keys that fit in shared memory behind the histogram
+  uint32_t unused;
+} TopkParams;
+
+/// gather: out[to + i] = x[rows[i]] for i < *count: kept rows of a KV cache, moved together.
+typedef struct GatherParams {
+  ADDRESS(const float) x;
+  ADDRESS(const uint32_t) rows;
+  ADDRESS(const uint32_t) count;
+  ADDRESS(float) out;
+  uint32_t width; ///< of a row
+  uint32_t to;
+} GatherParams;
+
+/// embed_f32, embed_bf16: out[i] = table[ids[i]] (+ out[i]).
+typedef struct EmbedParams {
+  ADDRESS(const uint32_t) ids;
+  ADDRESS(const void) table; ///< [.., ld]
+  ADDRESS(float) out;        ///< [rows, width]
+  uint32_t rows, width, ld, add;
+} EmbedParams;
+
+/// norm_rows: RMSNorm or LayerNorm, one block per row.
+typedef struct NormParams {
+  ADDRESS(const float) x;      ///< [grid, width]
+  ADDRESS(const float) weight; ///< [width]
+  ADDRESS(const float) bias;   ///< [width], or null
+  ADDRESS(float) y;            ///< [grid, width]
+  uint32_t width, layer;       ///< layer: take off the mean
+  float eps;
+  uint32_t unused;
+} NormParams;
+
+/// rotate: QK-norm, rotary positions and the append to the cache, one warp per head.
+typedef struct RotateParams {
+  ADDRESS(float) qkv;          ///< [rows, heads + 2·kv_heads, head_dim]
+  ADDRESS(const float) q_norm; ///< [head_dim], or null
+  ADDRESS(const float) k_norm; ///< [head_dim], or null
+  ADDRESS(const float) angles; ///< [rows, 2, head_dim/2]: cosines, then sines; or null
+  ADDRESS(float) k;            ///< [.., kv_heads, head_dim], from row `at` on
+  ADDRESS(float) v;            ///< the same
+  uint32_t rows, heads, kv_heads, head_dim, at;
+  float eps;
+} RotateParams;
+
+/// swiglu: y = silu(gate) · up, rows of x being [gate, up]; gelu: y = gelu(x), width elements a row.
+typedef struct ActivateParams {
+  ADDRESS(const float) x;
+  ADDRESS(float) y;
+  uint32_t rows, width;
+} ActivateParams;
+
+/// A run of queries of one sequence that a block works on.
+typedef struct AttentionTile {
+  uint32_t row;      ///< of qkv, of the first position
+  uint32_t count;    ///< positions
+  uint32_t position; ///< of the first: keys before it
+  uint32_t own;      ///< cache row of the sequence's own first key, whose position is `prefix`
+} AttentionTile;
+
+/// attention_f32_*, attention_bf16_*: a block per (tile, key head, split). With one split the result
+/// goes to `out`, with more to `parts`.
+typedef struct AttentionParams {
+  ADDRESS(const float) qkv;           ///< [.., heads + 2·kv_heads, head_dim]
+  ADDRESS(const float) k;             ///< [.., kv_heads, head_dim]
+  ADDRESS(const float) v;             ///< the same
+  ADDRESS(const AttentionTile) tiles; ///< [grid.x]
+  ADDRESS(float) out;                 ///< [.., heads, head_dim]
+  ADDRESS(float) parts;               ///< [splits, rows, heads, head_dim + 2]: sums, max in log2, sum
+  uint32_t rows, heads, kv_heads, head_dim;
+  uint32_t prefix, splits;
+  uint32_t window; ///< keys that a query sees, itself included; 0: all
+  float scale;     ///< log2(e) / sqrt(head_dim)
+} AttentionParams;
+
+/// attention_merge: one warp per (row, head).
+typedef struct AttentionMergeParams {
+  ADDRESS(const float) parts;
+  ADDRESS(float) out;
+  uint32_t rows, heads, head_dim, splits;
+} AttentionMergeParams;
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,6 @@
+// All kernels in one translation unit, for the host.
+#include "../attention.cu"
+#include "../gemm.cu"
+#include "../layer.cu"
+#include "../nll.cu"
+#include "../topk.cu"

@@ -1,0 +1,490 @@
+// Executes kernels on a CPU, to find their mistakes where there is no GPU.
+//
+// Blocks run one after another. The threads of a block are fibers: each runs until it needs others,
+// at a barrier or a warp collective, and then the next one does, in ascending, descending or random
+// order. So a result that depends on an order that nobody promised differs between runs. Shared memory
+// holds NaN before each block. Copies land early or late (see copy_async). What cannot go on is
+// reported with file and line: barriers that only some threads reach, lanes at different collectives,
+// deadlocks.
+//
+// It shows neither speed nor weak memory order nor the rounding of tensor cores. A lost update, too,
+// needs the thread sanitizer, to which every CUDA thread is a thread and only barriers order them.
+#include "runtime.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#if defined(__SANITIZE_THREAD__) || defined(WITH_TSAN)
+#include <sanitizer/tsan_interface.h>
+#define TSAN 1
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define ASAN 1
+#endif
+
+#if defined(__x86_64__)
+// Saves what a callee must, changes stacks, and returns on the other one.
+asm(R"(
+.text
+.type prefold_switch, @function
+prefold_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size prefold_switch, .-prefold_switch
+)");
+extern "C" void prefold_switch(void **save, void *to);
+#else
+#include <ucontext.h>
+#endif
+
+namespace host {
+
+TLS Index thread_index, block_index, block_size, grid_size;
+
+namespace {
+
+const Registered *registered;
+
+enum Order { ASCENDING, DESCENDING, RANDOM };
+
+struct Copy {
+  void *to;
+  const void *from;
+  unsigned bytes, valid;
+};
+
+constexpr size_t STACK = 256 << 10;
+
+struct Fiber {
+  enum { READY, WAITING, DONE } state;
+  char *stack;
+#if defined(__x86_64__)
+  void *top;
+#else
+  ucontext_t context;
+#endif
+  // What it waits for.
+  const char *what, *file;
+  int line;
+  // Groups of copies under way, the last one still open.
+  std::vector<std::vector<Copy>> copies;
+#ifdef TSAN
+  void *tsan;
+#endif
+#ifdef ASAN
+  void *fake;
+#endif
+};
+
+struct Warp {
+  void *lanes[32];
+  const char *what, *file;
+  int line;
+  unsigned mask, arrived;
+  // See Machine::phases.
+  unsigned phase;
+  char phases[2];
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  unsigned char *shared;
+  size_t shared_bytes;
+  const Registered *kernel;
+  const void *params;
+  Order order;
+  bool late;
+  uint64_t seed;
+  unsigned threads, arrived, current;
+  // What the thread sanitizer sees threads meet at. One barrier's and the next one's are two, or who
+  // leaves the first late would seem to come after what others did before the second.
+  unsigned phase;
+  char phases[2];
+  bool failed;
+  std::string report;
+#if defined(__x86_64__)
+  void *top;
+#else
+  ucontext_t context;
+#endif
+#ifdef TSAN
+  void *tsan;
+#endif
+#ifdef ASAN
+  void *fake;
+  const void *stack;
+  size_t stack_size;
+#endif
+  ~Machine() {
+    for (auto &fiber : fibers) munmap(fiber.stack, STACK);
+  }
+};
+
+thread_local Machine *machine;
+
+uint64_t next_random(uint64_t &state) {
+  uint64_t z = state += 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
+// From a fiber to the scheduler. A fiber that has `ended` is not entered again.
+void leave(bool ended) {
+  Machine &m = *machine;
+  Fiber &me = m.fibers[m.current];
+  (void)ended;
+#ifdef TSAN
+  __tsan_switch_to_fiber(m.tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+#ifdef ASAN
+  __sanitizer_start_switch_fiber(ended ? nullptr : &me.fake, m.stack, m.stack_size);
+#endif
+#if defined(__x86_64__)
+  prefold_switch(&me.top, m.top);
+#else
+  swapcontext(&me.context, &m.context);
+#endif
+#ifdef ASAN
+  __sanitizer_finish_switch_fiber(me.fake, &m.stack, &m.stack_size);
+#endif
+}
+
+void enter(unsigned thread) {
+  Machine &m = *machine;
+  Fiber &next = m.fibers[thread];
+  m.current = thread;
+  thread_index.x = thread;
+#ifdef TSAN
+  __tsan_switch_to_fiber(next.tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+#ifdef ASAN
+  __sanitizer_start_switch_fiber(&m.fake, next.stack, STACK);
+#endif
+#if defined(__x86_64__)
+  prefold_switch(&m.top, next.top);
+#else
+  swapcontext(&m.context, &next.context);
+#endif
+#ifdef ASAN
+  __sanitizer_finish_switch_fiber(m.fake, nullptr, nullptr);
+#endif
+}
+
+void acquire(void *at) {
+#ifdef TSAN
+  __tsan_acquire(at);
+#else
+  (void)at;
+#endif
+}
+
+void release(void *at) {
+#ifdef TSAN
+  __tsan_release(at);
+#else
+  (void)at;
+#endif
+}
+
+void fiber_main() {
+  Machine &m = *machine;
+#ifdef ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &m.stack, &m.stack_size);
+#endif
+  acquire(&m.kernel);
+  m.kernel->run(m.params);
+  release(&m.params);
+  m.fibers[m.current].state = Fiber::DONE;
+  leave(true);
+  abort();
+}
+
+void start(Fiber &fiber) {
+  fiber.state = Fiber::READY;
+  fiber.copies.assign(1, {});
+#ifdef TSAN
+  fiber.tsan = __tsan_create_fiber(0);
+#endif
+#ifdef ASAN
+  fiber.fake = nullptr;
+  __asan_unpoison_memory_region(fiber.stack, STACK);
+#endif
+#if defined(__x86_64__)
+  // As if fiber_main had been left by prefold_switch: six registers, where to return to, and the stack
+  // as it is after a call.
+  auto top = reinterpret_cast<void **>(fiber.stack + STACK);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void *>(fiber_main);
+  for (int i = 0; i < 6; i++) *--top = nullptr;
+  fiber.top = top;
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = STACK;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+#endif
+}
+
+std::string place(const char *what, const char *file, int line) {
+  const char *slash = strrchr(file, '/');
+  return std::string(what) + " at " + (slash ? slash + 1 : file) + ":" + std::to_string(line);
+}
+
+// Nobody can go on: who waits where.
+std::string deadlock() {
+  Machine &m = *machine;
+  std::map<std::string, unsigned> waiting;
+  unsigned ended = 0;
+  for (unsigned i = 0; i < m.threads; i++) {
+    const Fiber &f = m.fibers[i];
+    if (f.state == Fiber::DONE) ended++;
+    else waiting[place(f.what, f.file, f.line)]++;
+  }
+  std::string out = "deadlock:";
+  for (auto &[at, count] : waiting)
+    out += " " + std::to_string(count) + " threads wait for a " + at + ";";
+  return out + " " + std::to_string(ended) + " of " + std::to_string(m.threads) + " have ended";
+}
+
+void wait_here(const char *what, const char *file, int line) {
+  Fiber &me = machine->fibers[machine->current];
+  me.state = Fiber::WAITING;
+  me.what = what;
+  me.file = file;
+  me.line = line;
+  leave(false);
+}
+
+void land(const Copy &copy) {
+  memcpy(copy.to, copy.from, copy.valid);
+  memset(static_cast<char *>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+}
+
+void run_block(std::vector<unsigned> &turn) {
+  Machine &m = *machine;
+  memset(m.shared, 0xff, m.shared_bytes);
+  for (auto &warp : m.warps) warp = {};
+  m.arrived = 0;
+  release(&m.kernel);
+  for (unsigned i = 0; i < m.threads; i++) start(m.fibers[i]);
+  for (;;) {
+    bool progress = false;
+    if (m.order == RANDOM)
+      for (unsigned i = m.threads; i > 1; i--)
+        std::swap(turn[i - 1], turn[next_random(m.seed) % i]);
+    for (unsigned i = 0; i < m.threads && !m.failed; i++) {
+      const unsigned thread = m.order == DESCENDING ? m.threads - 1 - i : turn[i];
+      if (m.fibers[thread].state != Fiber::READY) continue;
+      progress = true;
+      enter(thread);
+    }
+    if (m.failed) break;
+    if (!progress) {
+      for (unsigned i = 0; i < m.threads; i++) {
+        if (m.fibers[i].state == Fiber::DONE) continue;
+        m.report = deadlock();
+        m.failed = true;
+        break;
+      }
+      break;
+    }
+  }
+  // To the thread sanitizer blocks follow each other, as they do here.
+  acquire(&m.params);
+#ifdef TSAN
+  for (unsigned i = 0; i < m.threads; i++) __tsan_destroy_fiber(m.fibers[i].tsan);
+#endif
+}
+
+} // namespace
+
+Registered::Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *))
+    : name(name), params(params), threads(threads), run(run), next(registered) {
+  registered = this;
+}
+
+unsigned char *shared_memory() { return machine->shared; }
+
+void fail(const char *what, const char *file, int line) {
+  machine->failed = true;
+  machine->report = place(what, file, line) + ", thread " + std::to_string(thread_index.x);
+  leave(true);
+  abort();
+}
+
+void barrier(const char *file, int line) {
+  Machine &m = *machine;
+  char *const meeting = &m.phases[m.phase % 2];
+  release(meeting);
+  if (++m.arrived < m.threads) {
+    wait_here("barrier", file, line);
+  } else {
+    m.arrived = 0;
+    m.phase++;
+    for (unsigned i = 0; i < m.threads; i++) {
+      Fiber &f = m.fibers[i];
+      if (i == m.current) continue;
+      if (f.line != line || strcmp(f.file, file) != 0)
+        fail(("threads meet at different barriers, this one and " + place("that", f.file, f.line))
+                 .c_str(),
+             file, line);
+      f.state = Fiber::READY;
+    }
+  }
+  acquire(meeting);
+}
+
+void collective(const char *what, unsigned mask, void *payload, void (*compute)(void **lanes),
+                const char *file, int line) {
+  Machine &m = *machine;
+  const unsigned lane = m.current % 32;
+  Warp &warp = m.warps[m.current / 32];
+  if (!(mask >> lane & 1)) fail("a lane calls a collective whose mask lacks it", file, line);
+  if (!warp.arrived) {
+    warp.what = what;
+    warp.file = file;
+    warp.line = line;
+    warp.mask = mask;
+  } else if (warp.mask != mask || warp.line != line || strcmp(warp.file, file) != 0) {
+    fail(("lanes diverge: others wait for a " + place(warp.what, warp.file, warp.line) +
+          ", this one for a " + what)
+             .c_str(),
+         file, line);
+  }
+  warp.lanes[lane] = payload;
+  warp.arrived |= 1u << lane;
+  if (warp.arrived != mask) {
+    wait_here(what, file, line);
+    return;
+  }
+  if (compute) compute(warp.lanes);
+  for (unsigned i = 0; i < 32; i++)
+    if (mask >> i & 1 && i != lane) m.fibers[m.current - lane + i].state = Fiber::READY;
+  const unsigned phase = warp.phase + 1;
+  warp = {};
+  warp.phase = phase;
+}
+
+void warp_barrier(unsigned mask, const char *file, int line) {
+  Warp &warp = machine->warps[machine->current / 32];
+  char *const meeting = &warp.phases[warp.phase % 2];
+  release(meeting);
+  collective("warp barrier", mask, nullptr, nullptr, file, line);
+  acquire(meeting);
+}
+
+void copy_async(void *to, const void *from, unsigned bytes, unsigned valid) {
+  Machine &m = *machine;
+  const Copy copy{to, from, bytes, valid};
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    fail("a copy is not aligned", "copy.cuh", 0);
+  if (m.late) m.fibers[m.current].copies.back().push_back(copy);
+  else land(copy);
+}
+
+void copy_commit() {
+  auto &copies = machine->fibers[machine->current].copies;
+  copies.emplace_back();
+}
+
+void copy_wait(unsigned left) {
+  auto &copies = machine->fibers[machine->current].copies;
+  // The open group counts for none.
+  while (copies.size() > left + 1) {
+    for (const auto &copy : copies.front()) land(copy);
+    copies.erase(copies.begin());
+  }
+}
+
+} // namespace host
+
+// Runs a kernel; 0, or a line in `report`. `grid` has three numbers; order 0 ascending, 1 descending,
+// 2 random by `seed`; `late` lets copies land as late as they may.
+extern "C" int prefold_launch(const char *name, const void *params, size_t size, const unsigned *grid,
+                              unsigned threads, size_t shared_bytes, int order, int late,
+                              uint64_t seed, char *report, size_t report_size) {
+  using namespace host;
+  auto refuse = [&](const std::string &why) {
+    snprintf(report, report_size, "%s", why.c_str());
+    return 1;
+  };
+  const Registered *kernel = registered;
+  while (kernel && strcmp(kernel->name, name) != 0) kernel = kernel->next;
+  if (!kernel) return refuse("there is no such kernel");
+  if (size != kernel->params)
+    return refuse("its params have " + std::to_string(kernel->params) + " bytes, not " +
+                  std::to_string(size));
+  if (!threads || threads % 32 || threads > kernel->threads)
+    return refuse("blocks of " + std::to_string(threads) + " threads; it takes whole warps up to " +
+                  std::to_string(kernel->threads));
+  if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535)
+    return refuse("a grid that CUDA does not take");
+  if (shared_bytes > 227 << 10) return refuse("more shared memory than a block can have");
+
+  static thread_local Machine kept;
+  machine = &kept;
+  Machine &m = kept;
+  while (m.fibers.size() < threads) {
+    Fiber fiber{};
+    void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) return refuse("no memory for another stack");
+    fiber.stack = static_cast<char *>(stack);
+    m.fibers.push_back(std::move(fiber));
+  }
+  m.warps.assign(threads / 32, {});
+  m.kernel = kernel;
+  m.params = params;
+  m.order = static_cast<Order>(order);
+  m.late = late != 0;
+  m.seed = seed;
+  m.threads = threads;
+  m.failed = false;
+  m.shared_bytes = shared_bytes;
+#ifdef TSAN
+  m.tsan = __tsan_get_current_fiber();
+#endif
+  // Exactly as large as asked for, so that the address sanitizer sees the end.
+  void *shared = nullptr;
+  if (posix_memalign(&shared, 128, shared_bytes ? shared_bytes : 1)) return refuse("no memory");
+  m.shared = static_cast<unsigned char *>(shared);
+  block_size = {threads, 1, 1};
+  grid_size = {grid[0], grid[1], grid[2]};
+  thread_index = {0, 0, 0};
+  std::vector<unsigned> turn(threads);
+  for (unsigned i = 0; i < threads; i++) turn[i] = i;
+  for (unsigned z = 0; z < grid[2] && !m.failed; z++)
+    for (unsigned y = 0; y < grid[1] && !m.failed; y++)
+      for (unsigned x = 0; x < grid[0] && !m.failed; x++) {
+        block_index = {x, y, z};
+        run_block(turn);
+      }
+  free(shared);
+  if (!m.failed) return 0;
+  return refuse(m.report + ", block (" + std::to_string(block_index.x) + ", " +
+                std::to_string(block_index.y) + ", " + std::to_string(block_index.z) + ")");
+}

@@ -1,0 +1,121 @@
+// What stands between the products of a decoder layer. Everything here moves each byte once and is
+// bound by memory; the residual is added by the product that makes it (gemm.cu).
+#include "arch/convert.cuh"
+
+// The sum of `v` over the block, for all threads. `warps`: a word per warp. Two barriers.
+DEVICE float block_sum(float v, float *warps) {
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0.0f;
+  for (unsigned i = 0; i < blockDim.x / 32; i++) sum += warps[i];
+  // Nobody writes the next sums before all have read these.
+  __syncthreads();
+  return sum;
+}
+
+// out[i] = table[ids[i]] (+ out[i]). One block per row; 2 or 4 bytes in, 4 (or 8) out an element.
+template <class Read> DEVICE void embed(const EmbedParams &p, Read read) {
+  const unsigned row = blockIdx.x;
+  const size_t from = static_cast<size_t>(p.ids[row]) * p.ld;
+  float *out = p.out + static_cast<size_t>(row) * p.width;
+  for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x) {
+    const float v = read(from + i);
+    out[i] = p.add ? out[i] + v : v;
+  }
+}
+
+KERNEL(embed_f32, EmbedParams, 256) {
+  embed(p, [&](size_t i) { return static_cast<const float *>(p.table)[i]; });
+}
+KERNEL(embed_bf16, EmbedParams, 256) {
+  embed(p, [&](size_t i) { return bf16_to_float(static_cast<const uint16_t *>(p.table)[i]); });
+}
+
+// y = (x - mean) / sqrt(variance + eps) · weight + bias, the mean being 0 for RMSNorm. One block per
+// row, which stays in the first-level cache between the passes. Shared memory: 4 bytes a warp.
+KERNEL(norm_rows, NormParams, 256) {
+  DYNAMIC_SHARED(memory);
+  auto warps = reinterpret_cast<float *>(memory);
+  const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
+  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
+  float mean = 0.0f;
+  if (p.layer) {
+    float sum = 0.0f;
+    for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x) sum += x[i];
+    mean = block_sum(sum, warps) / p.width;
+  }
+  float squares = 0.0f;
+  for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x) squares += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / sqrtf(block_sum(squares, warps) / p.width + p.eps);
+  for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x)
+    y[i] = (x[i] - mean) * scale * p.weight[i] + (p.bias ? p.bias[i] : 0.0f);
+}
+
+// QK-norm, rotation and the append to the cache. One warp per row and head of q, k and v: a lane has
+// the pairs (i, i + head_dim/2) for i = lane, lane + 32 …, so that the norm is one warp's sum and the
+// rotation needs nobody else. Rows x heads x head_dim x 4 bytes in, the same out, k and v twice.
+KERNEL(rotate, RotateParams, 256) {
+  const unsigned lane = threadIdx.x % 32, half = p.head_dim / 2;
+  const unsigned heads = p.heads + 2 * p.kv_heads;
+  const unsigned index = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  const unsigned row = index / heads, head = index % heads;
+  if (row >= p.rows) return;
+  float *x = p.qkv + static_cast<size_t>(index) * p.head_dim;
+  const bool is_q = head < p.heads, is_v = head >= p.heads + p.kv_heads;
+  const float *weight = is_q ? p.q_norm : p.k_norm;
+  float *cache = nullptr;
+  if (!is_q) {
+    const unsigned to = head - p.heads - (is_v ? p.kv_heads : 0);
+    cache = (is_v ? p.v : p.k) + (static_cast<size_t>(p.at + row) * p.kv_heads + to) * p.head_dim;
+  }
+  float scale = 1.0f;
+  if (!is_v && weight) {
+    float squares = 0.0f;
+    for (unsigned i = lane; i < p.head_dim; i += 32) squares += x[i] * x[i];
+    scale = 1.0f / sqrtf(warp_sum(squares) / p.head_dim + p.eps);
+    // The lanes' elements for the sum are not those for the rotation.
+    __syncwarp();
+  }
+  for (unsigned i = lane; i < half; i += 32) {
+    float a = x[i], b = x[i + half];
+    if (!is_v) {
+      if (weight) {
+        a *= scale * weight[i];
+        b *= scale * weight[i + half];
+      }
+      if (p.angles) {
+        const float *angles = p.angles + static_cast<size_t>(row) * p.head_dim;
+        const float c = angles[i], s = angles[half + i], old = a;
+        a = a * c - b * s;
+        b = b * c + old * s;
+      }
+      x[i] = a;
+      x[i + half] = b;
+    }
+    if (cache) {
+      cache[i] = a;
+      cache[i + half] = b;
+    }
+  }
+}
+
+DEVICE float sigmoid(float v) { return 1.0f / (1.0f + exp2_fast(-LOG2_E * v)); }
+
+// y = silu(gate) · up. Grid: (rows, shares of a row).
+KERNEL(swiglu, ActivateParams, 256) {
+  const float *gate = p.x + static_cast<size_t>(blockIdx.x) * 2 * p.width;
+  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x)
+    y[i] = gate[i] * sigmoid(gate[i]) * gate[p.width + i];
+}
+
+// GPT-2's gelu: x/2 · (1 + tanh(z)) is x · sigmoid(2z), z = sqrt(2/pi) · (x + 0.044715 x^3).
+KERNEL(gelu, ActivateParams, 256) {
+  const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
+  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x) {
+    const float v = x[i];
+    y[i] = v * sigmoid(1.5957691216f * v * (1.0f + 0.044715f * v * v));
+  }
+}

@@ -1,0 +1,138 @@
+// Negative log-likelihoods: LM head, log-softmax and gather in one.
+//
+//   out[i] = ln sum_v exp(x[i] · w[v]) - x[i] · w[target[i]]        x [rows, ld], w [vocab, ld]
+//
+// The logits never exist in memory: a block makes one tile of 128 rows by 128 ids after another
+// (tile.cuh) and folds each into a running maximum and a running sum of powers of two, per thread and
+// row. At the end the threads that share a row merge what they have by way of shared memory.
+//
+// The vocabulary is cut into `splits` shares, so that few rows fill a large device too: 200 rows are
+// two tiles, and 66 shares of SmolLM2's 384 tiles make 132 blocks. A share costs 8 bytes a row in
+// `parts`, which nll_merge adds up: at most 1 MB by the choice of `splits` in src/gpu/nll.rs.
+//
+// FLOP: 2 · rows · vocab · ld, plus one exponential per logit. Bytes: w once per 128 rows, from L2
+// where blocks of different rows run side by side on the same share (rows are the faster grid index).
+// Bound by tensor cores from about 256 rows on, by reading w below. At ld 576 a tile is 18.9 MFLOP
+// and 16384 exponentials, 1024 cycles of an SM's special function units: hidden only as far as the
+// second block of the SM multiplies meanwhile.
+#include "tile.cuh"
+
+// Adds a value to a running log-sum-exp, all in units of log2.
+struct LogSum {
+  float max, sum;
+
+  // Makes `m` the maximum; what is there is scaled.
+  DEVICE void raise(float m) {
+    if (m > max) {
+      sum *= exp2_fast(max - m);
+      max = m;
+    }
+  }
+  DEVICE void merge(LogSum other) {
+    raise(other.max);
+    // Nothing but -inf on both sides would make inf - inf.
+    if (other.max > -INFINITE) sum += other.sum * exp2_fast(other.max - max);
+  }
+};
+
+// Merges what the threads that share a row know; the first thread of each row writes it.
+template <int SHARERS, class Put>
+DEVICE void merge_rows(const LogSum *partial, int rows, Put put) {
+  for (int row = threadIdx.x; row < rows; row += blockDim.x) {
+    LogSum all = {-INFINITE, 0.0f};
+    for (int i = 0; i < SHARERS; i++) all.merge(partial[row * SHARERS + i]);
+    put(row, all);
+  }
+}
+
+// Grid: (tiles of rows, splits). Shared memory: see tiles(); at least SIZE · SHARERS · 8 bytes.
+template <class T> DEVICE void nll_rows(const NllParams &p) {
+  DYNAMIC_SHARED(shared);
+  const int all = (p.vocab + T::SIZE - 1) / T::SIZE;
+  const int share = (all + p.splits - 1) / p.splits;
+  const int first = least<int>(blockIdx.y * share, all), last = least(first + share, all);
+  const int top = blockIdx.x * T::SIZE, vocab = p.vocab, rows = p.rows;
+
+  LogSum state[T::ROWS];
+  int target[T::ROWS];
+  UNROLL
+  for (int i = 0; i < T::ROWS; i++) {
+    state[i] = {-INFINITE, 0.0f};
+    const int row = top + T::row(i);
+    target[i] = row < rows ? static_cast<int>(p.target[row]) : -1;
+  }
+  tiles<T>(p.x, p.w, rows, vocab, p.ld, blockIdx.x, first, last, shared, [&](int tile, T &sums) {
+    const int start = tile * T::SIZE;
+    UNROLL
+    for (int i = 0; i < T::ROWS; i++) {
+      float max = -INFINITE;
+      UNROLL
+      for (int j = 0; j < T::COLUMNS; j++) {
+        const int id = start + T::column(j);
+        float &v = sums.at(i, j);
+        if (id == target[i]) p.logit[top + T::row(i)] = v;
+        v = id < vocab ? v * LOG2_E : -INFINITE;
+        max = most(max, v);
+      }
+      state[i].raise(max);
+      if (max > -INFINITE) {
+        UNROLL
+        for (int j = 0; j < T::COLUMNS; j++)
+          state[i].sum += exp2_fast(sums.at(i, j) - state[i].max);
+      }
+    }
+  });
+  // The last tile's operands have been read by all.
+  __syncthreads();
+  auto partial = reinterpret_cast<LogSum *>(shared);
+  UNROLL
+  for (int i = 0; i < T::ROWS; i++) partial[T::row(i) * T::SHARERS + T::sharer()] = state[i];
+  __syncthreads();
+  merge_rows<T::SHARERS>(partial, T::SIZE, [&](int row, LogSum all) {
+    if (top + row < rows)
+      p.parts[static_cast<size_t>(blockIdx.y) * rows + top + row] = {all.max, all.sum};
+  });
+}
+
+KERNEL(nll_bf16, NllParams, TILE_THREADS) { nll_rows<Bf16>(p); }
+KERNEL(nll_f32, NllParams, TILE_THREADS) { nll_rows<F32>(p); }
+
+// The same from logits that somebody made already. Grid: (rows, splits); shared memory: 8 bytes a
+// thread. Reads 4 bytes a logit, once: bound by memory.
+KERNEL(nll_logits, NllLogitsParams, 256) {
+  DYNAMIC_SHARED(memory);
+  const unsigned row = blockIdx.x;
+  const unsigned share = (p.vocab + p.splits - 1) / p.splits;
+  const unsigned first = least(blockIdx.y * share, p.vocab), last = least(first + share, p.vocab);
+  const float *logits = p.logits + static_cast<size_t>(row) * p.ld;
+  LogSum state = {-INFINITE, 0.0f};
+  for (unsigned id = first + threadIdx.x; id < last; id += blockDim.x) {
+    const float v = logits[id] * LOG2_E;
+    state.raise(v);
+    if (v > -INFINITE) state.sum += exp2_fast(v - state.max);
+  }
+  const unsigned target = p.target[row];
+  if (blockIdx.y == 0 && threadIdx.x == 0) p.logit[row] = logits[target];
+  auto partial = reinterpret_cast<LogSum *>(memory);
+  partial[threadIdx.x] = state;
+  __syncthreads();
+  // Halving the number of threads that hold something.
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) partial[threadIdx.x].merge(partial[threadIdx.x + half]);
+    __syncthreads();
+  }
+  if (threadIdx.x == 0)
+    p.parts[static_cast<size_t>(blockIdx.y) * p.rows + row] = {partial[0].max, partial[0].sum};
+}
+
+// One thread per row. A row of nothing but -inf gives NaN, as log-softmax does.
+KERNEL(nll_merge, NllMergeParams, 256) {
+  const unsigned row = blockIdx.x * blockDim.x + threadIdx.x;
+  if (row >= p.rows) return;
+  LogSum all = {-INFINITE, 0.0f};
+  for (unsigned split = 0; split < p.splits; split++) {
+    const NllPart part = p.parts[static_cast<size_t>(split) * p.rows + row];
+    all.merge({part.max, part.sum});
+  }
+  p.out[row] = (all.max + log2f(all.sum)) * LN_2 - p.logit[row];
+}

@@ -1,0 +1,421 @@
+//! Mirror of kernels/abi.h, which says what the fields are. Made by `make abi`; not to be edited.
+#![allow(missing_docs, dead_code)]
+
+pub const TILE_BF16: u32 = 128;
+pub const TILE_F32: u32 = 64;
+pub const TILE_K_BF16: u32 = 32;
+pub const TILE_K_F32: u32 = 16;
+pub const TILE_STAGES: u32 = 3;
+pub const TILE_THREADS: u32 = 256;
+pub const TILE_PITCH_F32: u32 = 20;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct PackParams {
+    pub x: u64,
+    pub index: u64,
+    pub out: u64,
+    pub rows: u32,
+    pub width: u32,
+    pub ld: u32,
+    pub stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PackParams"][::std::mem::size_of::<PackParams>() - 40usize];
+    ["Alignment of PackParams"][::std::mem::align_of::<PackParams>() - 8usize];
+    ["Offset of field: PackParams::x"][::std::mem::offset_of!(PackParams, x) - 0usize];
+    ["Offset of field: PackParams::index"][::std::mem::offset_of!(PackParams, index) - 8usize];
+    ["Offset of field: PackParams::out"][::std::mem::offset_of!(PackParams, out) - 16usize];
+    ["Offset of field: PackParams::rows"][::std::mem::offset_of!(PackParams, rows) - 24usize];
+    ["Offset of field: PackParams::width"][::std::mem::offset_of!(PackParams, width) - 28usize];
+    ["Offset of field: PackParams::ld"][::std::mem::offset_of!(PackParams, ld) - 32usize];
+    ["Offset of field: PackParams::stride"][::std::mem::offset_of!(PackParams, stride) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct GemmParams {
+    pub x: u64,
+    pub w: u64,
+    pub bias: u64,
+    pub y: u64,
+    pub rows: u32,
+    pub outputs: u32,
+    pub ld: u32,
+    pub add: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GemmParams"][::std::mem::size_of::<GemmParams>() - 48usize];
+    ["Alignment of GemmParams"][::std::mem::align_of::<GemmParams>() - 8usize];
+    ["Offset of field: GemmParams::x"][::std::mem::offset_of!(GemmParams, x) - 0usize];
+    ["Offset of field: GemmParams::w"][::std::mem::offset_of!(GemmParams, w) - 8usize];
+    ["Offset of field: GemmParams::bias"][::std::mem::offset_of!(GemmParams, bias) - 16usize];
+    ["Offset of field: GemmParams::y"][::std::mem::offset_of!(GemmParams, y) - 24usize];
+    ["Offset of field: GemmParams::rows"][::std::mem::offset_of!(GemmParams, rows) - 32usize];
+    ["Offset of field: GemmParams::outputs"][::std::mem::offset_of!(GemmParams, outputs) - 36usize];
+    ["Offset of field: GemmParams::ld"][::std::mem::offset_of!(GemmParams, ld) - 40usize];
+    ["Offset of field: GemmParams::add"][::std::mem::offset_of!(GemmParams, add) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NllPart {
+    pub max: f32,
+    pub sum: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NllPart"][::std::mem::size_of::<NllPart>() - 8usize];
+    ["Alignment of NllPart"][::std::mem::align_of::<NllPart>() - 4usize];
+    ["Offset of field: NllPart::max"][::std::mem::offset_of!(NllPart, max) - 0usize];
+    ["Offset of field: NllPart::sum"][::std::mem::offset_of!(NllPart, sum) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NllParams {
+    pub x: u64,
+    pub w: u64,
+    pub target: u64,
+    pub parts: u64,
+    pub logit: u64,
+    pub rows: u32,
+    pub vocab: u32,
+    pub ld: u32,
+    pub splits: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NllParams"][::std::mem::size_of::<NllParams>() - 56usize];
+    ["Alignment of NllParams"][::std::mem::align_of::<NllParams>() - 8usize];
+    ["Offset of field: NllParams::x"][::std::mem::offset_of!(NllParams, x) - 0usize];
+    ["Offset of field: NllParams::w"][::std::mem::offset_of!(NllParams, w) - 8usize];
+    ["Offset of field: NllParams::target"][::std::mem::offset_of!(NllParams, target) - 16usize];
+    ["Offset of field: NllParams::parts"][::std::mem::offset_of!(NllParams, parts) - 24usize];
+    ["Offset of field: NllParams::logit"][::std::mem::offset_of!(NllParams, logit) - 32usize];
+    ["Offset of field: NllParams::rows"][::std::mem::offset_of!(NllParams, rows) - 40usize];
+    ["Offset of field: NllParams::vocab"][::std::mem::offset_of!(NllParams, vocab) - 44usize];
+    ["Offset of field: NllParams::ld"][::std::mem::offset_of!(NllParams, ld) - 48usize];
+    ["Offset of field: NllParams::splits"][::std::mem::offset_of!(NllParams, splits) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NllLogitsParams {
+    pub logits: u64,
+    pub target: u64,
+    pub parts: u64,
+    pub logit: u64,
+    pub rows: u32,
+    pub vocab: u32,
+    pub ld: u32,
+    pub splits: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NllLogitsParams"][::std::mem::size_of::<NllLogitsParams>() - 48usize];
+    ["Alignment of NllLogitsParams"][::std::mem::align_of::<NllLogitsParams>() - 8usize];
+    ["Offset of field: NllLogitsParams::logits"]
+        [::std::mem::offset_of!(NllLogitsParams, logits) - 0usize];
+    ["Offset of field: NllLogitsParams::target"]
+        [::std::mem::offset_of!(NllLogitsParams, target) - 8usize];
+    ["Offset of field: NllLogitsParams::parts"]
+        [::std::mem::offset_of!(NllLogitsParams, parts) - 16usize];
+    ["Offset of field: NllLogitsParams::logit"]
+        [::std::mem::offset_of!(NllLogitsParams, logit) - 24usize];
+    ["Offset of field: NllLogitsParams::rows"]
+        [::std::mem::offset_of!(NllLogitsParams, rows) - 32usize];
+    ["Offset of field: NllLogitsParams::vocab"]
+        [::std::mem::offset_of!(NllLogitsParams, vocab) - 36usize];
+    ["Offset of field: NllLogitsParams::ld"][::std::mem::offset_of!(NllLogitsParams, ld) - 40usize];
+    ["Offset of field: NllLogitsParams::splits"]
+        [::std::mem::offset_of!(NllLogitsParams, splits) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NllMergeParams {
+    pub parts: u64,
+    pub logit: u64,
+    pub out: u64,
+    pub rows: u32,
+    pub splits: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NllMergeParams"][::std::mem::size_of::<NllMergeParams>() - 32usize];
+    ["Alignment of NllMergeParams"][::std::mem::align_of::<NllMergeParams>() - 8usize];
+    ["Offset of field: NllMergeParams::parts"]
+        [::std::mem::offset_of!(NllMergeParams, parts) - 0usize];
+    ["Offset of field: NllMergeParams::logit"]
+        [::std::mem::offset_of!(NllMergeParams, logit) - 8usize];
+    ["Offset of field: NllMergeParams::out"][::std::mem::offset_of!(NllMergeParams, out) - 16usize];
+    ["Offset of field: NllMergeParams::rows"]
+        [::std::mem::offset_of!(NllMergeParams, rows) - 24usize];
+    ["Offset of field: NllMergeParams::splits"]
+        [::std::mem::offset_of!(NllMergeParams, splits) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct Segment {
+    pub first: u32,
+    pub len: u32,
+    pub count: u32,
+    pub quantile: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Segment"][::std::mem::size_of::<Segment>() - 16usize];
+    ["Alignment of Segment"][::std::mem::align_of::<Segment>() - 4usize];
+    ["Offset of field: Segment::first"][::std::mem::offset_of!(Segment, first) - 0usize];
+    ["Offset of field: Segment::len"][::std::mem::offset_of!(Segment, len) - 4usize];
+    ["Offset of field: Segment::count"][::std::mem::offset_of!(Segment, count) - 8usize];
+    ["Offset of field: Segment::quantile"][::std::mem::offset_of!(Segment, quantile) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct TopkParams {
+    pub scores: u64,
+    pub ids: u64,
+    pub segments: u64,
+    pub mask: u64,
+    pub kept_ids: u64,
+    pub kept_rows: u64,
+    pub kept: u64,
+    pub cached: u32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TopkParams"][::std::mem::size_of::<TopkParams>() - 64usize];
+    ["Alignment of TopkParams"][::std::mem::align_of::<TopkParams>() - 8usize];
+    ["Offset of field: TopkParams::scores"][::std::mem::offset_of!(TopkParams, scores) - 0usize];
+    ["Offset of field: TopkParams::ids"][::std::mem::offset_of!(TopkParams, ids) - 8usize];
+    ["Offset of field: TopkParams::segments"]
+        [::std::mem::offset_of!(TopkParams, segments) - 16usize];
+    ["Offset of field: TopkParams::mask"][::std::mem::offset_of!(TopkParams, mask) - 24usize];
+    ["Offset of field: TopkParams::kept_ids"]
+        [::std::mem::offset_of!(TopkParams, kept_ids) - 32usize];
+    ["Offset of field: TopkParams::kept_rows"]
+        [::std::mem::offset_of!(TopkParams, kept_rows) - 40usize];
+    ["Offset of field: TopkParams::kept"][::std::mem::offset_of!(TopkParams, kept) - 48usize];
+    ["Offset of field: TopkParams::cached"][::std::mem::offset_of!(TopkParams, cached) - 56usize];
+    ["Offset of field: TopkParams::unused"][::std::mem::offset_of!(TopkParams, unused) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct GatherParams {
+    pub x: u64,
+    pub rows: u64,
+    pub count: u64,
+    pub out: u64,
+    pub width: u32,
+    pub to: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GatherParams"][::std::mem::size_of::<GatherParams>() - 40usize];
+    ["Alignment of GatherParams"][::std::mem::align_of::<GatherParams>() - 8usize];
+    ["Offset of field: GatherParams::x"][::std::mem::offset_of!(GatherParams, x) - 0usize];
+    ["Offset of field: GatherParams::rows"][::std::mem::offset_of!(GatherParams, rows) - 8usize];
+    ["Offset of field: GatherParams::count"][::std::mem::offset_of!(GatherParams, count) - 16usize];
+    ["Offset of field: GatherParams::out"][::std::mem::offset_of!(GatherParams, out) - 24usize];
+    ["Offset of field: GatherParams::width"][::std::mem::offset_of!(GatherParams, width) - 32usize];
+    ["Offset of field: GatherParams::to"][::std::mem::offset_of!(GatherParams, to) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct EmbedParams {
+    pub ids: u64,
+    pub table: u64,
+    pub out: u64,
+    pub rows: u32,
+    pub width: u32,
+    pub ld: u32,
+    pub add: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of EmbedParams"][::std::mem::size_of::<EmbedParams>() - 40usize];
+    ["Alignment of EmbedParams"][::std::mem::align_of::<EmbedParams>() - 8usize];
+    ["Offset of field: EmbedParams::ids"][::std::mem::offset_of!(EmbedParams, ids) - 0usize];
+    ["Offset of field: EmbedParams::table"][::std::mem::offset_of!(EmbedParams, table) - 8usize];
+    ["Offset of field: EmbedParams::out"][::std::mem::offset_of!(EmbedParams, out) - 16usize];
+    ["Offset of field: EmbedParams::rows"][::std::mem::offset_of!(EmbedParams, rows) - 24usize];
+    ["Offset of field: EmbedParams::width"][::std::mem::offset_of!(EmbedParams, width) - 28usize];
+    ["Offset of field: EmbedParams::ld"][::std::mem::offset_of!(EmbedParams, ld) - 32usize];
+    ["Offset of field: EmbedParams::add"][::std::mem::offset_of!(EmbedParams, add) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NormParams {
+    pub x: u64,
+    pub weight: u64,
+    pub bias: u64,
+    pub y: u64,
+    pub width: u32,
+    pub layer: u32,
+    pub eps: f32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NormParams"][::std::mem::size_of::<NormParams>() - 48usize];
+    ["Alignment of NormParams"][::std::mem::align_of::<NormParams>() - 8usize];
+    ["Offset of field: NormParams::x"][::std::mem::offset_of!(NormParams, x) - 0usize];
+    ["Offset of field: NormParams::weight"][::std::mem::offset_of!(NormParams, weight) - 8usize];
+    ["Offset of field: NormParams::bias"][::std::mem::offset_of!(NormParams, bias) - 16usize];
+    ["Offset of field: NormParams::y"][::std::mem::offset_of!(NormParams, y) - 24usize];
+    ["Offset of field: NormParams::width"][::std::mem::offset_of!(NormParams, width) - 32usize];
+    ["Offset of field: NormParams::layer"][::std::mem::offset_of!(NormParams, layer) - 36usize];
+    ["Offset of field: NormParams::eps"][::std::mem::offset_of!(NormParams, eps) - 40usize];
+    ["Offset of field: NormParams::unused"][::std::mem::offset_of!(NormParams, unused) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct RotateParams {
+    pub qkv: u64,
+    pub q_norm: u64,
+    pub k_norm: u64,
+    pub angles: u64,
+    pub k: u64,
+    pub v: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub at: u32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 72usize];
+    ["Alignment of RotateParams"][::std::mem::align_of::<RotateParams>() - 8usize];
+    ["Offset of field: RotateParams::qkv"][::std::mem::offset_of!(RotateParams, qkv) - 0usize];
+    ["Offset of field: RotateParams::q_norm"]
+        [::std::mem::offset_of!(RotateParams, q_norm) - 8usize];
+    ["Offset of field: RotateParams::k_norm"]
+        [::std::mem::offset_of!(RotateParams, k_norm) - 16usize];
+    ["Offset of field: RotateParams::angles"]
+        [::std::mem::offset_of!(RotateParams, angles) - 24usize];
+    ["Offset of field: RotateParams::k"][::std::mem::offset_of!(RotateParams, k) - 32usize];
+    ["Offset of field: RotateParams::v"][::std::mem::offset_of!(RotateParams, v) - 40usize];
+    ["Offset of field: RotateParams::rows"][::std::mem::offset_of!(RotateParams, rows) - 48usize];
+    ["Offset of field: RotateParams::heads"][::std::mem::offset_of!(RotateParams, heads) - 52usize];
+    ["Offset of field: RotateParams::kv_heads"]
+        [::std::mem::offset_of!(RotateParams, kv_heads) - 56usize];
+    ["Offset of field: RotateParams::head_dim"]
+        [::std::mem::offset_of!(RotateParams, head_dim) - 60usize];
+    ["Offset of field: RotateParams::at"][::std::mem::offset_of!(RotateParams, at) - 64usize];
+    ["Offset of field: RotateParams::eps"][::std::mem::offset_of!(RotateParams, eps) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ActivateParams {
+    pub x: u64,
+    pub y: u64,
+    pub rows: u32,
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivateParams"][::std::mem::size_of::<ActivateParams>() - 24usize];
+    ["Alignment of ActivateParams"][::std::mem::align_of::<ActivateParams>() - 8usize];
+    ["Offset of field: ActivateParams::x"][::std::mem::offset_of!(ActivateParams, x) - 0usize];
+    ["Offset of field: ActivateParams::y"][::std::mem::offset_of!(ActivateParams, y) - 8usize];
+    ["Offset of field: ActivateParams::rows"]
+        [::std::mem::offset_of!(ActivateParams, rows) - 16usize];
+    ["Offset of field: ActivateParams::width"]
+        [::std::mem::offset_of!(ActivateParams, width) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionTile {
+    pub row: u32,
+    pub count: u32,
+    pub position: u32,
+    pub own: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionTile"][::std::mem::size_of::<AttentionTile>() - 16usize];
+    ["Alignment of AttentionTile"][::std::mem::align_of::<AttentionTile>() - 4usize];
+    ["Offset of field: AttentionTile::row"][::std::mem::offset_of!(AttentionTile, row) - 0usize];
+    ["Offset of field: AttentionTile::count"]
+        [::std::mem::offset_of!(AttentionTile, count) - 4usize];
+    ["Offset of field: AttentionTile::position"]
+        [::std::mem::offset_of!(AttentionTile, position) - 8usize];
+    ["Offset of field: AttentionTile::own"][::std::mem::offset_of!(AttentionTile, own) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionParams {
+    pub qkv: u64,
+    pub k: u64,
+    pub v: u64,
+    pub tiles: u64,
+    pub out: u64,
+    pub parts: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub prefix: u32,
+    pub splits: u32,
+    pub window: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 80usize];
+    ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
+    ["Offset of field: AttentionParams::qkv"]
+        [::std::mem::offset_of!(AttentionParams, qkv) - 0usize];
+    ["Offset of field: AttentionParams::k"][::std::mem::offset_of!(AttentionParams, k) - 8usize];
+    ["Offset of field: AttentionParams::v"][::std::mem::offset_of!(AttentionParams, v) - 16usize];
+    ["Offset of field: AttentionParams::tiles"]
+        [::std::mem::offset_of!(AttentionParams, tiles) - 24usize];
+    ["Offset of field: AttentionParams::out"]
+        [::std::mem::offset_of!(AttentionParams, out) - 32usize];
+    ["Offset of field: AttentionParams::parts"]
+        [::std::mem::offset_of!(AttentionParams, parts) - 40usize];
+    ["Offset of field: AttentionParams::rows"]
+        [::std::mem::offset_of!(AttentionParams, rows) - 48usize];
+    ["Offset of field: AttentionParams::heads"]
+        [::std::mem::offset_of!(AttentionParams, heads) - 52usize];
+    ["Offset of field: AttentionParams::kv_heads"]
+        [::std::mem::offset_of!(AttentionParams, kv_heads) - 56usize];
+    ["Offset of field: AttentionParams::head_dim"]
+        [::std::mem::offset_of!(AttentionParams, head_dim) - 60usize];
+    ["Offset of field: AttentionParams::prefix"]
+        [::std::mem::offset_of!(AttentionParams, prefix) - 64usize];
+    ["Offset of field: AttentionParams::splits"]
+        [::std::mem::offset_of!(AttentionParams, splits) - 68usize];
+    ["Offset of field: AttentionParams::window"]
+        [::std::mem::offset_of!(AttentionParams, window) - 72usize];
+    ["Offset of field: AttentionParams::scale"]
+        [::std::mem::offset_of!(AttentionParams, scale) - 76usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionMergeParams {
+    pub parts: u64,
+    pub out: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub splits: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionMergeParams"][::std::mem::size_of::<AttentionMergeParams>() - 32usize];
+    ["Alignment of AttentionMergeParams"][::std::mem::align_of::<AttentionMergeParams>() - 8usize];
+    ["Offset of field: AttentionMergeParams::parts"]
+        [::std::mem::offset_of!(AttentionMergeParams, parts) - 0usize];
+    ["Offset of field: AttentionMergeParams::out"]
+        [::std::mem::offset_of!(AttentionMergeParams, out) - 8usize];
+    ["Offset of field: AttentionMergeParams::rows"]
+        [::std::mem::offset_of!(AttentionMergeParams, rows) - 16usize];
+    ["Offset of field: AttentionMergeParams::heads"]
+        [::std::mem::offset_of!(AttentionMergeParams, heads) - 20usize];
+    ["Offset of field: AttentionMergeParams::head_dim"]
+        [::std::mem::offset_of!(AttentionMergeParams, head_dim) - 24usize];
+    ["Offset of field: AttentionMergeParams::splits"]
+        [::std::mem::offset_of!(AttentionMergeParams, splits) - 28usize];
+};

@@ -1,0 +1,270 @@
+//! Kernels executed by a CPU: see `kernels/host/runtime.cpp` for what that shows and what not.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libloading::Library;
+
+use super::launch::Launcher;
+use crate::error::{Error, Result};
+
+/// In which order the threads of a block take their turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// From the first on.
+    Ascending,
+    /// From the last on.
+    Descending,
+    /// Another order at every turn, by a seed.
+    Random(u64),
+}
+
+/// What CUDA leaves open and this launcher lets one choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// Turns of threads.
+    pub order: Order,
+    /// Asynchronous copies land as late as they may, instead of at once.
+    pub late: bool,
+}
+
+type Launch = unsafe extern "C" fn(
+    name: *const c_char,
+    params: *const c_void,
+    size: usize,
+    grid: *const c_uint,
+    threads: c_uint,
+    shared: usize,
+    order: c_int,
+    late: c_int,
+    seed: u64,
+    report: *mut c_char,
+    report_size: usize,
+) -> c_int;
+
+/// A launcher without a GPU, for tests. It is thorough, not fast.
+pub struct Emu {
+    library: Library,
+    schedule: Schedule,
+    processors: u32,
+    /// Begin and size of the memory that is in use.
+    live: Arc<Mutex<BTreeMap<usize, usize>>>,
+}
+
+/// Bytes before and after a piece of memory that nobody may touch.
+const GUARD: usize = 256;
+const CANARY: u8 = 0xa5;
+/// What memory holds that is not zeroed: NaN as bf16 and f32, and no index of anything.
+const POISON: u8 = 0xff;
+
+impl Emu {
+    /// Loads a library made of `kernels/` and `kernels/host/` by a host compiler. `processors` is how
+    /// many multiprocessors the launches shall reckon with: more of them, more splits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if it cannot be loaded.
+    ///
+    /// # Safety
+    ///
+    /// The library's initialisers run; it must be such a library.
+    pub unsafe fn open(library: &Path, schedule: Schedule, processors: u32) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let library = unsafe { Library::new(library) }.map_err(|error| Error::Device {
+            device: "emulation".into(),
+            reason: error.to_string(),
+        })?;
+        Ok(Emu {
+            library,
+            schedule,
+            processors,
+            live: Arc::default(),
+        })
+    }
+
+    /// Begin and size of a piece of memory whose guards are damaged.
+    fn damaged(&self) -> Option<(usize, usize)> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let damaged = live.iter().find(|&(&begin, &bytes)| {
+            [begin - GUARD, begin + bytes].into_iter().any(|guard| {
+                // SAFETY: the memory is live, and its guards belong to it.
+                let guard = unsafe { std::slice::from_raw_parts(guard as *const u8, GUARD) };
+                guard.iter().any(|&byte| byte != CANARY)
+            })
+        });
+        damaged.map(|(&begin, &bytes)| (begin, bytes))
+    }
+}
+
+/// Memory between guards.
+pub struct Guarded {
+    begin: NonNull<u8>,
+    bytes: usize,
+    live: Arc<Mutex<BTreeMap<usize, usize>>>,
+}
+
+// SAFETY: it is plain memory; who writes it holds it exclusively.
+unsafe impl Send for Guarded {}
+// SAFETY: as above.
+unsafe impl Sync for Guarded {}
+
+impl Guarded {
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes.checked_add(2 * GUARD)?, GUARD).ok()
+    }
+
+    fn new(bytes: usize, fill: u8, live: &Arc<Mutex<BTreeMap<usize, usize>>>) -> Option<Self> {
+        let layout = Self::layout(bytes)?;
+        // SAFETY: the size is not zero, and all of it is written before anyone reads.
+        let begin = unsafe {
+            let Some(base) = NonNull::new(alloc(layout)) else {
+                handle_alloc_error(layout)
+            };
+            base.write_bytes(CANARY, bytes + 2 * GUARD);
+            let begin = base.add(GUARD);
+            begin.write_bytes(fill, bytes);
+            begin
+        };
+        live.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(begin.as_ptr() as usize, bytes);
+        Some(Guarded {
+            begin,
+            bytes,
+            live: live.clone(),
+        })
+    }
+
+    /// The place of `count` bytes from `at` on.
+    fn place(&self, at: usize, count: usize) -> Result<*mut u8> {
+        if at.checked_add(count).is_none_or(|end| end > self.bytes) {
+            return Err(Error::Shape {
+                op: "copy",
+                want: format!("at most {} bytes", self.bytes),
+                got: format!("{count} from {at} on"),
+            });
+        }
+        // SAFETY: within the allocation.
+        Ok(unsafe { self.begin.as_ptr().add(at) })
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&(self.begin.as_ptr() as usize));
+        if let Some(layout) = Self::layout(self.bytes) {
+            // SAFETY: allocated with this layout, GUARD bytes before.
+            unsafe { dealloc(self.begin.as_ptr().sub(GUARD), layout) };
+        }
+    }
+}
+
+impl Launcher for Emu {
+    type Memory = Guarded;
+
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Guarded> {
+        let fill = if zeroed { 0 } else { POISON };
+        Guarded::new(bytes, fill, &self.live).ok_or_else(|| Error::Device {
+            device: "emulation".into(),
+            reason: format!("no memory of {bytes} bytes"),
+        })
+    }
+
+    fn address(&self, memory: &Guarded) -> u64 {
+        memory.begin.as_ptr() as u64
+    }
+
+    fn write(&self, memory: &mut Guarded, at: usize, from: &[u8]) -> Result<()> {
+        let to = memory.place(at, from.len())?;
+        // SAFETY: `place` checked the length; the memory is held exclusively.
+        unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    fn read(&self, memory: &Guarded, at: usize, to: &mut [u8]) -> Result<()> {
+        let from = memory.place(at, to.len())?;
+        // SAFETY: as above.
+        unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(
+        &self,
+        from: &Guarded,
+        from_at: usize,
+        to: &mut Guarded,
+        to_at: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        let from = from.place(from_at, bytes)?;
+        let to = to.place(to_at, bytes)?;
+        // SAFETY: as above; two pieces do not overlap.
+        unsafe { to.copy_from_nonoverlapping(from, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        params: &[u8],
+    ) -> Result<()> {
+        let failed = |reason: String| Error::Launch { kernel, reason };
+        let name = CString::new(kernel).map_err(|error| failed(error.to_string()))?;
+        let (order, seed) = match self.schedule.order {
+            Order::Ascending => (0, 0),
+            Order::Descending => (1, 0),
+            Order::Random(seed) => (2, seed),
+        };
+        // Kernels read their parameters where they lie: aligned as they demand.
+        let mut aligned = vec![0u64; params.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
+        let mut report = [0u8; 512];
+        // SAFETY: the library is ours, so that its function has this type; the rest is the caller's
+        // promise.
+        let code = unsafe {
+            let launch = self
+                .library
+                .get::<Launch>(b"prefold_launch\0")
+                .map_err(|error| failed(error.to_string()))?;
+            launch(
+                name.as_ptr(),
+                aligned.as_ptr().cast(),
+                params.len(),
+                grid.as_ptr(),
+                threads,
+                shared,
+                order,
+                self.schedule.late.into(),
+                seed,
+                report.as_mut_ptr().cast(),
+                report.len(),
+            )
+        };
+        if code != 0 {
+            let end = report.iter().position(|&byte| byte == 0).unwrap_or(0);
+            return Err(failed(String::from_utf8_lossy(&report[..end]).into_owned()));
+        }
+        match self.damaged() {
+            Some((_, bytes)) => Err(failed(format!("wrote outside a buffer of {bytes} bytes"))),
+            None => Ok(()),
+        }
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    fn describe(&self) -> String {
+        "kernels executed by the CPU".into()
+    }
+}

@@ -1,0 +1,57 @@
+//! What can run a kernel: a device's memory, and launches by name.
+
+use crate::error::Result;
+
+/// Runs kernels with parameters as `kernels/abi.h` lays them out.
+///
+/// Calls take effect in the order in which they are made, by whatever thread: there is one queue. A
+/// launch may return before the kernel has run; `read` waits for all before it.
+pub trait Launcher: Send + Sync + Sized + 'static {
+    /// A piece of the device's memory, free again when dropped, after what was launched before.
+    type Memory: Send + Sync;
+
+    /// `bytes` bytes, aligned to 256. Those not `zeroed` have any content.
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory>;
+
+    /// Its address on the device.
+    fn address(&self, memory: &Self::Memory) -> u64;
+
+    /// Copies to the device from byte `at` on. `from` may change as soon as this returns.
+    fn write(&self, memory: &mut Self::Memory, at: usize, from: &[u8]) -> Result<()>;
+
+    /// Copies from the device from byte `at` on.
+    fn read(&self, memory: &Self::Memory, at: usize, to: &mut [u8]) -> Result<()>;
+
+    /// Copies `bytes` bytes within the device.
+    fn copy(
+        &self,
+        from: &Self::Memory,
+        from_at: usize,
+        to: &mut Self::Memory,
+        to_at: usize,
+        bytes: usize,
+    ) -> Result<()>;
+
+    /// Starts `kernel` on a grid of blocks of `threads` threads with `shared` bytes of dynamic shared
+    /// memory each. `params` holds its parameter struct.
+    ///
+    /// # Safety
+    ///
+    /// The parameters are the kernel's, and every address in them points to memory of this launcher
+    /// that is as large as the kernel's shapes demand; what it writes nobody else uses meanwhile.
+    #[allow(unsafe_code)]
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        params: &[u8],
+    ) -> Result<()>;
+
+    /// Multiprocessors: blocks that run at once are about twice as many.
+    fn processors(&self) -> u32;
+
+    /// The device in words.
+    fn describe(&self) -> String;
+}

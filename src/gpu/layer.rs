@@ -1,0 +1,174 @@
+//! What stands between the products, by `kernels/layer.cu`.
+
+use super::abi::{ActivateParams, EmbedParams, NormParams, RotateParams};
+use super::gemm::Matrix;
+use super::{Buf, Gpu, Launcher, Precision, size};
+use crate::error::{Error, Result};
+use crate::ops::expect_len;
+use crate::ops::layer::{LayerOp, Norm, NormKind, Rotate};
+
+const THREADS: u32 = 256;
+
+/// Blocks for a row of `width` elements, of which each thread takes four.
+fn shares(width: usize) -> usize {
+    width.div_ceil(4 * THREADS as usize)
+}
+
+impl<L: Launcher> LayerOp for Gpu<L> {
+    fn embed(
+        &self,
+        ids: &[u32],
+        table: &Matrix<L>,
+        add: bool,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let width = table.inputs;
+        expect_len("embed", "the output", ids.len() * width, out.len)?;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.outputs) {
+            return Err(Error::input(
+                format!("token id {id}"),
+                format!("the model has {} ids", table.outputs),
+            ));
+        }
+        let mut scratch = self.scratch();
+        scratch.tiles.clear();
+        let [at] = scratch
+            .table
+            .fill(&self.launcher, [bytemuck::cast_slice(ids)])?;
+        let params = EmbedParams {
+            ids: at,
+            table: self.launcher.address(&table.memory),
+            out: self.at(out),
+            rows: size("embed", ids.len())?,
+            width: size("embed", width)?,
+            ld: size("embed", table.ld)?,
+            add: add.into(),
+        };
+        let kernel = match self.precision {
+            Precision::Bf16 => "embed_bf16",
+            Precision::F32 => "embed_f32",
+        };
+        // SAFETY: ids and lengths were checked.
+        unsafe { self.launch(kernel, [ids.len(), 1, 1], THREADS, 0, &params) }
+    }
+
+    fn norm(
+        &self,
+        shape: Norm,
+        x: &Buf<L, f32>,
+        weight: &Buf<L, f32>,
+        bias: Option<&Buf<L, f32>>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let Norm { rows, width, .. } = shape;
+        expect_len("norm", "x", rows * width, x.len)?;
+        expect_len("norm", "y", rows * width, y.len)?;
+        expect_len("norm", "the weight", width, weight.len)?;
+        if let Some(bias) = bias {
+            expect_len("norm", "the bias", width, bias.len)?;
+        }
+        let params = NormParams {
+            x: self.at(x),
+            weight: self.at(weight),
+            bias: bias.map_or(0, |bias| self.at(bias)),
+            y: self.at(y),
+            width: size("norm", width)?,
+            layer: u32::from(shape.kind == NormKind::Layer),
+            eps: shape.eps,
+            unused: 0,
+        };
+        let shared = THREADS as usize / 32 * size_of::<f32>();
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("norm_rows", [rows, 1, 1], THREADS, shared, &params) }
+    }
+
+    fn rotate(
+        &self,
+        shape: Rotate,
+        qkv: &mut Buf<L, f32>,
+        norms: Option<[&Buf<L, f32>; 2]>,
+        angles: Option<&Buf<L, f32>>,
+        k: &mut Buf<L, f32>,
+        v: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let Rotate {
+            rows,
+            heads,
+            kv_heads,
+            head_dim,
+            at,
+            eps,
+        } = shape;
+        let all = heads + 2 * kv_heads;
+        let kv = kv_heads * head_dim;
+        if !head_dim.is_multiple_of(2) {
+            return Err(Error::Shape {
+                op: "rotate",
+                want: "heads of even width".into(),
+                got: head_dim.to_string(),
+            });
+        }
+        expect_len("rotate", "qkv", rows * all * head_dim, qkv.len)?;
+        expect_len("rotate", "k", (at + rows) * kv, k.len)?;
+        expect_len("rotate", "v", (at + rows) * kv, v.len)?;
+        for norm in norms.iter().flatten() {
+            expect_len("rotate", "a norm's weight", head_dim, norm.len)?;
+        }
+        if let Some(angles) = angles {
+            expect_len("rotate", "the angles", rows * head_dim, angles.len)?;
+        }
+        let norms = norms.map_or([0, 0], |norms| norms.map(|norm| self.at(norm)));
+        let params = RotateParams {
+            qkv: self.at(qkv),
+            q_norm: norms[0],
+            k_norm: norms[1],
+            angles: angles.map_or(0, |angles| self.at(angles)),
+            k: self.at(k),
+            v: self.at(v),
+            rows: size("rotate", rows)?,
+            heads: size("rotate", heads)?,
+            kv_heads: size("rotate", kv_heads)?,
+            head_dim: size("rotate", head_dim)?,
+            at: size("rotate", at)?,
+            eps,
+        };
+        let warps = size("rotate", rows * all)? as usize;
+        let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("rotate", grid, THREADS, 0, &params) }
+    }
+
+    fn swiglu(
+        &self,
+        rows: usize,
+        width: usize,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        expect_len("swiglu", "x", rows * width * 2, x.len)?;
+        expect_len("swiglu", "y", rows * width, y.len)?;
+        let params = ActivateParams {
+            x: self.at(x),
+            y: self.at(y),
+            rows: size("swiglu", rows)?,
+            width: size("swiglu", width)?,
+        };
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("swiglu", [rows, shares(width), 1], THREADS, 0, &params) }
+    }
+
+    fn gelu(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+        expect_len("gelu", "x", len, x.len)?;
+        expect_len("gelu", "y", len, y.len)?;
+        let params = ActivateParams {
+            x: self.at(x),
+            y: self.at(y),
+            rows: 1,
+            width: size("gelu", len)?,
+        };
+        // One row; the grid's second side has an end, and threads go on where there are more.
+        let grid = [1, shares(len).min(4096), 1];
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("gelu", grid, THREADS, 0, &params) }
+    }
+}

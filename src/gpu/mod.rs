@@ -1,0 +1,271 @@
+//! The ops by kernels of ours (`kernels/`), on a GPU or, for tests, executed by a CPU.
+//!
+//! [`Gpu`] implements every op once, over a [`Launcher`]: [`Cuda`] is a device, [`Emu`] runs the same
+//! kernels through the same grids, parameters and checks where there is none.
+
+#![allow(unsafe_code)]
+
+mod abi;
+mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod cuda;
+mod emu;
+mod gemm;
+mod launch;
+mod layer;
+mod nll;
+mod topk;
+
+pub use cuda::Cuda;
+pub use emu::{Emu, Order, Schedule};
+pub use gemm::Matrix;
+pub use launch::Launcher;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::Result;
+use crate::ops::expect_len;
+use crate::ops::storage::{Elem, Storage};
+
+/// What products are made of; sums are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Weights and operands in bf16, on tensor cores.
+    #[default]
+    Bf16,
+    /// All in f32.
+    F32,
+}
+
+impl Precision {
+    fn bytes(self) -> usize {
+        match self {
+            Precision::Bf16 => 2,
+            Precision::F32 => 4,
+        }
+    }
+
+    /// Elements of a row, filled up to 16 bytes.
+    fn padded(self, width: usize) -> usize {
+        width.next_multiple_of(16 / self.bytes())
+    }
+}
+
+/// A backend whose ops are kernels.
+pub struct Gpu<L: Launcher> {
+    launcher: L,
+    precision: Precision,
+    scratch: Mutex<Scratch<L>>,
+}
+
+/// Memory that ops share. An op holds the lock while it puts its launches into the one queue, so that
+/// the next op's come after them.
+struct Scratch<L: Launcher> {
+    /// Small tables that go up: ids, tiles, segments.
+    table: Slot<L>,
+    /// The left operand of a product.
+    operand: Slot<L>,
+    /// What blocks of one row found out.
+    parts: Slot<L>,
+    /// What `table` holds, if it is attention's tiles: they are the same in every layer.
+    tiles: Vec<abi::AttentionTile>,
+}
+
+struct Slot<L: Launcher>(Option<(L::Memory, usize)>);
+
+impl<L: Launcher> Slot<L> {
+    /// At least `bytes` bytes with any content; their address.
+    fn reserve(&mut self, launcher: &L, bytes: usize) -> Result<u64> {
+        match &self.0 {
+            Some((memory, held)) if *held >= bytes => Ok(launcher.address(memory)),
+            held => {
+                let grown = held.as_ref().map_or(0, |(_, held)| held + held / 2);
+                let bytes = bytes.max(grown).max(256);
+                // The old goes first: both might not fit.
+                self.0 = None;
+                let (memory, _) = self.0.insert((launcher.alloc(bytes, false)?, bytes));
+                Ok(launcher.address(memory))
+            }
+        }
+    }
+
+    /// The bytes of `parts`, one after the other, each from a multiple of 16 bytes on; the address of
+    /// each.
+    fn fill<const N: usize>(&mut self, launcher: &L, parts: [&[u8]; N]) -> Result<[u64; N]> {
+        let mut all = Vec::with_capacity(parts.iter().map(|part| part.len() + 16).sum());
+        let at = parts.map(|part| {
+            all.resize(all.len().next_multiple_of(16), 0);
+            let at = all.len() as u64;
+            all.extend_from_slice(part);
+            at
+        });
+        let address = self.reserve(launcher, all.len())?;
+        if let Some((memory, _)) = &mut self.0 {
+            launcher.write(memory, 0, &all)?;
+        }
+        Ok(at.map(|at| address + at))
+    }
+}
+
+impl<L: Launcher> Gpu<L> {
+    /// A backend on a device.
+    pub fn new(launcher: L, precision: Precision) -> Self {
+        Gpu {
+            launcher,
+            precision,
+            scratch: Mutex::new(Scratch {
+                table: Slot(None),
+                operand: Slot(None),
+                parts: Slot(None),
+                tiles: Vec::new(),
+            }),
+        }
+    }
+
+    /// The device.
+    pub fn launcher(&self) -> &L {
+        &self.launcher
+    }
+
+    /// The device in words.
+    pub fn describe(&self) -> String {
+        let precision = match self.precision {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        format!("{}, {precision}", self.launcher.describe())
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch<L>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Launcher::launch`]. An empty grid is nothing to do.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    unsafe fn launch<P: bytemuck::Pod>(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared: usize,
+        params: &P,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let dims = grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
+        let params = bytemuck::bytes_of(params);
+        // SAFETY: the caller's promise.
+        unsafe { self.launcher.launch(kernel, dims, threads, shared, params) }
+    }
+
+    fn at<T: Elem>(&self, buf: &Buf<L, T>) -> u64 {
+        self.launcher.address(&buf.memory)
+    }
+}
+
+/// A size as kernels take it.
+fn size(op: &'static str, value: usize) -> Result<u32> {
+    // Kernels count in 32 bits, with a sign here and there.
+    match u32::try_from(value) {
+        Ok(size) if size <= u32::MAX / 2 => Ok(size),
+        _ => Err(crate::Error::Shape {
+            op,
+            want: "sizes below 2^31".into(),
+            got: value.to_string(),
+        }),
+    }
+}
+
+/// A buffer on the device.
+pub struct Buf<L: Launcher, T> {
+    memory: L::Memory,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<L: Launcher, T> Buf<L, T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl<L: Launcher> Storage for Gpu<L> {
+    type Buf<T: Elem> = Buf<L, T>;
+
+    fn zeros<T: Elem>(&self, len: usize) -> Result<Buf<L, T>> {
+        Ok(Buf {
+            memory: self.launcher.alloc(len * size_of::<T>(), true)?,
+            len,
+            of: PhantomData,
+        })
+    }
+
+    fn upload<T: Elem>(&self, host: &[T]) -> Result<Buf<L, T>> {
+        let mut memory = self.launcher.alloc(size_of_val(host), false)?;
+        self.launcher
+            .write(&mut memory, 0, bytemuck::cast_slice(host))?;
+        Ok(Buf {
+            memory,
+            len: host.len(),
+            of: PhantomData,
+        })
+    }
+
+    fn write<T: Elem>(&self, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
+        expect_len("write", "the buffer", host.len(), buf.len)?;
+        self.launcher
+            .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
+    }
+
+    fn download<T: Elem>(&self, buf: &Buf<L, T>, range: Range<usize>) -> Result<Vec<T>> {
+        let end = range.end.max(range.start);
+        expect_len("download", "the buffer", end, buf.len)?;
+        let mut host = vec![T::default(); range.len()];
+        let at = range.start * size_of::<T>();
+        self.launcher
+            .read(&buf.memory, at, bytemuck::cast_slice_mut(&mut host))?;
+        Ok(host)
+    }
+
+    fn resize<T: Elem>(&self, buf: &mut Buf<L, T>, len: usize) -> Result<()> {
+        let mut memory = self.launcher.alloc(len * size_of::<T>(), true)?;
+        let bytes = len.min(buf.len) * size_of::<T>();
+        self.launcher.copy(&buf.memory, 0, &mut memory, 0, bytes)?;
+        buf.memory = memory;
+        buf.len = len;
+        Ok(())
+    }
+
+    fn copy_within<T: Elem>(
+        &self,
+        buf: &mut Buf<L, T>,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<()> {
+        let end = from.end.max(to.saturating_add(from.len())).max(from.start);
+        expect_len("copy_within", "the buffer", end, buf.len)?;
+        let size = size_of::<T>();
+        let bytes = from.len() * size;
+        // By way of another buffer: source and destination may overlap.
+        let mut between = self.launcher.alloc(bytes, false)?;
+        self.launcher
+            .copy(&buf.memory, from.start * size, &mut between, 0, bytes)?;
+        self.launcher
+            .copy(&between, 0, &mut buf.memory, to * size, bytes)
+    }
+}

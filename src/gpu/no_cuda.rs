@@ -1,0 +1,72 @@
+//! Stands in for `cuda.rs` where the crate is built without it.
+
+use std::convert::Infallible;
+
+use super::launch::Launcher;
+use crate::error::{Error, Result};
+
+/// There is none.
+pub struct Cuda(Infallible);
+
+impl Cuda {
+    /// # Errors
+    ///
+    /// [`Error::Device`] always.
+    pub fn open(index: usize) -> Result<Self> {
+        Err(Error::Device {
+            device: format!("cuda:{index}"),
+            reason: "this program was built without the feature `cuda`".into(),
+        })
+    }
+}
+
+#[allow(unused_variables)]
+impl Launcher for Cuda {
+    type Memory = Infallible;
+
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Infallible> {
+        match self.0 {}
+    }
+
+    fn address(&self, memory: &Infallible) -> u64 {
+        match self.0 {}
+    }
+
+    fn write(&self, memory: &mut Infallible, at: usize, from: &[u8]) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn read(&self, memory: &Infallible, at: usize, to: &mut [u8]) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn copy(
+        &self,
+        from: &Infallible,
+        from_at: usize,
+        to: &mut Infallible,
+        to_at: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        match self.0 {}
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        params: &[u8],
+    ) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn processors(&self) -> u32 {
+        match self.0 {}
+    }
+
+    fn describe(&self) -> String {
+        match self.0 {}
+    }
+}

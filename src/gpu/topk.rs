@@ -1,0 +1,94 @@
+//! Selection by `kernels/topk.cu`.
+
+use super::abi::{GatherParams, Segment, TopkParams};
+use super::{Buf, Gpu, Launcher, size};
+use crate::error::Result;
+use crate::ops::expect_len;
+use crate::ops::topk::{self, Keep, Select, Selection, TopKOp};
+
+/// Bytes of the kernel's shared memory before the keys: digits, warps' sums, two numbers.
+const FIXED: usize = (2048 + 32 + 2) * 4;
+/// Keys beside them: what a block can have without asking for more.
+const CACHED: usize = (48 * 1024 - FIXED) / 4 - 1;
+
+impl<L: Launcher> TopKOp for Gpu<L> {
+    fn topk(
+        &self,
+        segments: &[Select],
+        scores: &Buf<L, f32>,
+        ids: &Buf<L, u32>,
+        out: &mut Selection<Self>,
+    ) -> Result<()> {
+        topk::check(
+            segments,
+            scores.len,
+            ids.len,
+            [out.mask.len, out.ids.len, out.rows.len, out.kept.len],
+        )?;
+        let longest = segments.iter().map(|s| s.len as usize).max().unwrap_or(0);
+        let cached = longest.min(CACHED);
+        let segments: Vec<Segment> = segments
+            .iter()
+            .map(|segment| Segment {
+                first: segment.first,
+                len: segment.len,
+                count: match segment.keep {
+                    Keep::Count(count) => count,
+                    Keep::Above(_) => 0,
+                },
+                quantile: match segment.keep {
+                    Keep::Count(_) => -1.0,
+                    Keep::Above(quantile) => quantile,
+                },
+            })
+            .collect();
+        let mut scratch = self.scratch();
+        scratch.tiles.clear();
+        let table = [bytemuck::cast_slice(&segments)];
+        let [at] = scratch.table.fill(&self.launcher, table)?;
+        let params = TopkParams {
+            scores: self.at(scores),
+            ids: self.at(ids),
+            segments: at,
+            mask: self.at(&out.mask),
+            kept_ids: self.at(&out.ids),
+            kept_rows: self.at(&out.rows),
+            kept: self.at(&out.kept),
+            cached: size("topk", cached)?,
+            unused: 0,
+        };
+        // Short segments need no large block: its barriers cost more.
+        let threads = longest.div_ceil(4).next_multiple_of(32).clamp(64, 1024) as u32;
+        let grid = [segments.len(), 1, 1];
+        // SAFETY: every segment lies within all buffers, and shared memory has room for the keys.
+        unsafe { self.launch("topk", grid, threads, FIXED + 4 * (cached + 1), &params) }
+    }
+
+    fn gather(
+        &self,
+        width: usize,
+        x: &Buf<L, f32>,
+        selection: &Selection<Self>,
+        segment: usize,
+        of: Select,
+        to: usize,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let (first, len) = (of.first as usize, of.len as usize);
+        expect_len("gather", "x", (first + len) * width, x.len)?;
+        expect_len("gather", "the output", (to + len) * width, out.len)?;
+        expect_len("gather", "the rows", first + len, selection.rows.len)?;
+        expect_len("gather", "the counts", segment + 1, selection.kept.len)?;
+        let params = GatherParams {
+            x: self.at(x),
+            rows: self.at(&selection.rows) + (first * size_of::<u32>()) as u64,
+            count: self.at(&selection.kept) + (segment * size_of::<u32>()) as u64,
+            out: self.at(out),
+            width: size("gather", width)?,
+            to: size("gather", to)?,
+        };
+        let blocks = len.min(4 * self.launcher.processors() as usize);
+        // SAFETY: a segment keeps at most `len` rows, all of them its own; lengths were checked.
+        unsafe { self.launch("gather", [blocks, 1, 1], 256, 0, &params) }
+    }
+}

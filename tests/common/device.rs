@@ -1,0 +1,133 @@
+//! One launcher for tests: kernels executed by the CPU, or by a CUDA device where there is one.
+
+use prefold::gpu::{Cuda, Emu, Gpu, Launcher, Precision};
+use prefold::{Error, Result};
+
+use super::emu::{SCHEDULES, launcher};
+
+/// Either.
+pub enum Device {
+    Emu(Emu),
+    Cuda(Cuda),
+}
+
+/// Memory of either.
+pub enum Memory {
+    Emu(<Emu as Launcher>::Memory),
+    Cuda(<Cuda as Launcher>::Memory),
+}
+
+/// Backends on all schedules of the CPU and on the first CUDA device. What is missing is said; a missing
+/// device is a failure if `PREFOLD_REQUIRE_CUDA` is 1.
+pub fn everywhere(precision: Precision, test: impl Fn(&Gpu<Device>, &str)) {
+    for schedule in SCHEDULES {
+        if let Some(emu) = launcher("library.cu", schedule) {
+            let gpu = Gpu::new(Device::Emu(emu), precision);
+            test(&gpu, &format!("{precision:?}, {schedule:?}"));
+        }
+    }
+    match Cuda::open(0) {
+        Ok(cuda) => {
+            let gpu = Gpu::new(Device::Cuda(cuda), precision);
+            let name = gpu.describe();
+            test(&gpu, &name);
+        }
+        Err(error) => {
+            let required = std::env::var_os("PREFOLD_REQUIRE_CUDA").is_some_and(|v| v == "1");
+            assert!(!required, "{error}");
+            eprintln!("skipped: {error}");
+        }
+    }
+}
+
+fn mixed() -> Error {
+    Error::Device {
+        device: "test".into(),
+        reason: "memory of another device".into(),
+    }
+}
+
+impl Launcher for Device {
+    type Memory = Memory;
+
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Memory> {
+        match self {
+            Device::Emu(emu) => emu.alloc(bytes, zeroed).map(Memory::Emu),
+            Device::Cuda(cuda) => cuda.alloc(bytes, zeroed).map(Memory::Cuda),
+        }
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        match (self, memory) {
+            (Device::Emu(emu), Memory::Emu(memory)) => emu.address(memory),
+            (Device::Cuda(cuda), Memory::Cuda(memory)) => cuda.address(memory),
+            _ => 0,
+        }
+    }
+
+    fn write(&self, memory: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
+        match (self, memory) {
+            (Device::Emu(emu), Memory::Emu(memory)) => emu.write(memory, at, from),
+            (Device::Cuda(cuda), Memory::Cuda(memory)) => cuda.write(memory, at, from),
+            _ => Err(mixed()),
+        }
+    }
+
+    fn read(&self, memory: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        match (self, memory) {
+            (Device::Emu(emu), Memory::Emu(memory)) => emu.read(memory, at, to),
+            (Device::Cuda(cuda), Memory::Cuda(memory)) => cuda.read(memory, at, to),
+            _ => Err(mixed()),
+        }
+    }
+
+    fn copy(
+        &self,
+        from: &Memory,
+        from_at: usize,
+        to: &mut Memory,
+        to_at: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        match (self, from, to) {
+            (Device::Emu(emu), Memory::Emu(from), Memory::Emu(to)) => {
+                emu.copy(from, from_at, to, to_at, bytes)
+            }
+            (Device::Cuda(cuda), Memory::Cuda(from), Memory::Cuda(to)) => {
+                cuda.copy(from, from_at, to, to_at, bytes)
+            }
+            _ => Err(mixed()),
+        }
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        params: &[u8],
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Device::Emu(emu) => emu.launch(kernel, grid, threads, shared, params),
+                Device::Cuda(cuda) => cuda.launch(kernel, grid, threads, shared, params),
+            }
+        }
+    }
+
+    fn processors(&self) -> u32 {
+        match self {
+            Device::Emu(emu) => emu.processors(),
+            Device::Cuda(cuda) => cuda.processors(),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Device::Emu(emu) => emu.describe(),
+            Device::Cuda(cuda) => cuda.describe(),
+        }
+    }
+}

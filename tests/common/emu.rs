@@ -1,0 +1,95 @@
+//! The kernels as a library for the host, and backends on it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use prefold::gpu::{Emu, Gpu, Order, Precision, Schedule};
+
+/// Ways to run a launch, of which each finds other mistakes.
+pub const SCHEDULES: [Schedule; 4] = [
+    schedule(Order::Ascending, false),
+    schedule(Order::Descending, true),
+    schedule(Order::Random(1), true),
+    schedule(Order::Random(2), false),
+];
+
+pub const fn schedule(order: Order, late: bool) -> Schedule {
+    Schedule { order, late }
+}
+
+/// A backend that reckons with so many multiprocessors that work is split; none without a C++ compiler.
+pub fn backend(schedule: Schedule, precision: Precision) -> Option<Gpu<Emu>> {
+    Some(Gpu::new(launcher("library.cu", schedule)?, precision))
+}
+
+/// The kernels of a file of `kernels/host`.
+pub fn launcher(unit: &'static str, schedule: Schedule) -> Option<Emu> {
+    // SAFETY: made by `library`.
+    Some(unsafe { Emu::open(&library(unit)?, schedule, 24) }.unwrap())
+}
+
+/// Compiles once per content of the sources.
+fn library(unit: &'static str) -> Option<PathBuf> {
+    static BUILT: [OnceLock<Option<PathBuf>>; 2] = [const { OnceLock::new() }; 2];
+    let which = usize::from(unit != "library.cu");
+    BUILT[which].get_or_init(|| build(unit)).clone()
+}
+
+fn build(unit: &str) -> Option<PathBuf> {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let compiler = std::env::var("CXX").unwrap_or("g++".into());
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "no C++ compiler to execute the kernels with"
+        );
+        eprintln!("skipped: no C++ compiler ({compiler}) to execute the kernels with");
+        return None;
+    }
+    let mut hash = DefaultHasher::new();
+    for folder in ["", "arch", "host"] {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(kernels.join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .collect();
+        files.sort();
+        for file in files {
+            std::fs::read(file).unwrap().hash(&mut hash);
+        }
+    }
+    let name = unit.replace('.', "-");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let library = target.join(format!("{name}-{:016x}.so", hash.finish()));
+    if !library.exists() {
+        let partial = target.join(format!("{name}-{}.so", std::process::id()));
+        let output = Command::new(&compiler)
+            .args([
+                "-std=c++17",
+                "-O2",
+                "-g1",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-fPIC",
+                "-shared",
+            ])
+            .args(["-x", "c++"])
+            .arg(kernels.join("host").join(unit))
+            .arg(kernels.join("host/runtime.cpp"))
+            .arg("-o")
+            .arg(&partial)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        std::fs::rename(&partial, &library).unwrap();
+    }
+    Some(library)
+}

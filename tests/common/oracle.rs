@@ -1,0 +1,108 @@
+//! Every op the naive way in f64: slow, and simple enough to be read as its definition.
+
+use prefold::ops::{Attention, NormKind};
+
+/// `x[rows, inputs] · w[outputs, inputs]ᵀ + bias`.
+pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f64> {
+    let mut out = Vec::new();
+    for x in x.chunks(inputs) {
+        for (n, w) in w.chunks(inputs).enumerate() {
+            out.push(dot(x, w) + bias.map_or(0.0, |bias| bias[n].into()));
+        }
+    }
+    out
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+        .sum()
+}
+
+/// RMSNorm or LayerNorm of one row.
+pub fn norm(kind: NormKind, eps: f32, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = match kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
+    };
+    let square: f64 = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
+    let root = (square / n + f64::from(eps)).sqrt();
+    x.iter()
+        .zip(weight)
+        .enumerate()
+        .map(|(i, (&x, &w))| {
+            (f64::from(x) - mean) / root * f64::from(w) + bias.map_or(0.0, |b| b[i].into())
+        })
+        .collect()
+}
+
+/// Rotates one head; `angles` are cosines, then sines.
+pub fn rotate(head: &[f64], angles: &[f32]) -> Vec<f64> {
+    let half = head.len() / 2;
+    (0..head.len())
+        .map(|i| {
+            let (cos, sin): (f64, f64) = (angles[i % half].into(), angles[half + i % half].into());
+            if i < half {
+                head[i] * cos - head[i + half] * sin
+            } else {
+                head[i] * cos + head[i - half] * sin
+            }
+        })
+        .collect()
+}
+
+/// `silu(gate) · up`.
+pub fn swiglu(gate: f32, up: f32) -> f64 {
+    f64::from(gate) / (1.0 + (-f64::from(gate)).exp()) * f64::from(up)
+}
+
+/// GPT-2's GELU.
+pub fn gelu(x: f32) -> f64 {
+    let x = f64::from(x);
+    let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    0.5 * x * (1.0 + z.tanh())
+}
+
+/// Attention of every row over the prefix and over its own sequence up to itself.
+pub fn attention(shape: &Attention<'_>, qkv: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+    let mut out = Vec::new();
+    let mut first = 0;
+    for &length in shape.lengths {
+        for i in 0..length {
+            let mut rows: Vec<usize> = (0..shape.prefix).collect();
+            rows.extend((0..=i).map(|j| shape.at + first + j));
+            let seen = shape.window.unwrap_or(usize::MAX).min(rows.len());
+            let rows = &rows[rows.len() - seen..];
+            for head in 0..heads {
+                let kv = head / (heads / kv_heads);
+                let at = |row: usize| (row * kv_heads + kv) * d;
+                let row = (first + i) * (heads + 2 * kv_heads) + head;
+                let q = &qkv[row * d..][..d];
+                let scores: Vec<f64> = rows
+                    .iter()
+                    .map(|&row| dot(q, &k[at(row)..][..d]) / (d as f64).sqrt())
+                    .collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for c in 0..d {
+                    let value = |(w, &row): (&f64, &usize)| w * f64::from(v[at(row) + c]);
+                    out.push(weights.iter().zip(rows).map(value).sum::<f64>() / sum);
+                }
+            }
+        }
+        first += length;
+    }
+    out
+}
+
+/// `-ln softmax(x · headᵀ)[target]` of one row.
+pub fn nll(x: &[f32], head: &[f32], target: usize) -> f64 {
+    let logits: Vec<f64> = head.chunks(x.len()).map(|w| dot(x, w)).collect();
+    let max = logits.iter().copied().fold(f64::MIN, f64::max);
+    let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+    sum.ln() + max - logits[target]
+}

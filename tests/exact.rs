@@ -1,0 +1,367 @@
+//! The exact budget: within one token of the target for prompts of any length and script, never half
+//! a character, and what must be kept is kept.
+
+mod common;
+
+use common::Random;
+use prefold::hard::{self, Count, Granularity, Options, Prompt, RankMethod, Reorder};
+use prefold::model::{Scorer, Session};
+use prefold::text::{Tokenizer, count_cl100k};
+use prefold::{Device, Engine, Error};
+
+/// Scores that depend on the ids alone. Whether a budget is kept must not depend on the scores, so
+/// prompts of 50,000 tokens need no model.
+struct AnyScores;
+
+impl Scorer for AnyScores {
+    fn max_positions(&self) -> usize {
+        2048
+    }
+
+    fn session(&self) -> prefold::Result<Box<dyn Session + '_>> {
+        unreachable!("the exact budget keeps no cache")
+    }
+
+    fn score_tails(&self, sequences: &[(&[u32], usize)]) -> prefold::Result<Vec<Vec<f32>>> {
+        let nll = |pair: &[u32]| {
+            let mut random = Random(u64::from(pair[0]) << 32 | u64::from(pair[1]));
+            (random.below(4096)) as f32 / 256.0
+        };
+        Ok(sequences
+            .iter()
+            .map(|(ids, from)| {
+                assert!(ids.len() <= self.max_positions());
+                ids.windows(2)
+                    .skip(from.saturating_sub(1))
+                    .map(nll)
+                    .collect()
+            })
+            .collect())
+    }
+}
+
+fn engine() -> Option<&'static dyn Engine> {
+    static ENGINE: std::sync::OnceLock<Option<Box<dyn Engine>>> = std::sync::OnceLock::new();
+    ENGINE
+        .get_or_init(|| Some(prefold::open(&common::smollm2()?, Device::Cpu).expect("it opens")))
+        .as_deref()
+}
+
+fn tokenizer() -> Option<&'static Tokenizer> {
+    engine().map(|engine| engine.tokenizer().expect("a tokenizer"))
+}
+
+/// Real text in several scripts and forms.
+fn texts() -> Vec<(&'static str, String)> {
+    let prose = include_str!("../examples/peps/pep-0418.txt").to_string();
+    let code = include_str!("../src/hard/exact/fit.rs").to_string();
+    let mixed = "東京タワーは1958年に完成した。高さは333メートルで、東京のシンボルです。\
+        Привет, мир! Как дела? 한국어 텍스트입니다. नमस्ते दुनिया। สวัสดีชาวโลก 👩‍👩‍👧‍👦🏳️‍🌈🦀 \
+        Ünïcödé naïve café — “quotes” … 1,234.5 kg\n"
+        .repeat(12);
+    let one_line = prose.split_whitespace().collect::<Vec<_>>().join(" ");
+    let json = (0..120)
+        .map(|i| format!("{{\"id\": {i}, \"name\": \"n{i}\"}}"))
+        .collect::<Vec<_>>()
+        .join(",\n");
+    vec![
+        ("prose", prose),
+        ("code", code),
+        ("mixed", mixed),
+        ("one line", one_line),
+        ("json", json),
+    ]
+}
+
+/// The count that the options name.
+fn tokens(tokenizer: &Tokenizer, count: Count, text: &str) -> usize {
+    match count {
+        Count::Cl100k => count_cl100k(text),
+        Count::Scorer => tokenizer.encode(text, false, false).unwrap().ids.len(),
+    }
+}
+
+fn check(prompt: &Prompt, options: &Options, what: &str) {
+    let Some(tokenizer) = tokenizer() else { return };
+    let parts = std::iter::once(&prompt.instruction)
+        .chain(&prompt.context)
+        .chain([&prompt.question]);
+    let whole = parts.map(String::as_str).collect::<Vec<_>>().join("\n\n");
+    let whole = whole.trim();
+    let origin = tokens(tokenizer, options.count, whole);
+    let want = match options.target_token {
+        Some(target) => (target as usize).min(origin),
+        None => (origin as f64 * options.rate).round() as usize,
+    };
+    let result = hard::compress(&AnyScores, tokenizer, prompt, options)
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    let got = tokens(tokenizer, options.count, &result.compressed_prompt);
+    assert!(
+        got.abs_diff(want) <= 1,
+        "{what}: wanted {want} of {origin} tokens, got {got}"
+    );
+    let pieces: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
+    assert_eq!(pieces.trim(), whole, "{what}: the pieces are the prompt");
+}
+
+#[test]
+fn the_budget_is_kept_to_one_token() {
+    for (name, text) in texts() {
+        for count in [Count::Cl100k, Count::Scorer] {
+            for granularity in [
+                Granularity::Context,
+                Granularity::Passage,
+                Granularity::Sentence,
+                Granularity::Token,
+            ] {
+                for (rate, length) in [
+                    (0.5, 400),
+                    (0.25, text.len()),
+                    (0.8, 1500),
+                    (0.1, 3000),
+                    (0.97, 900),
+                ] {
+                    let end = (length.min(text.len())..=text.len())
+                        .find(|&i| text.is_char_boundary(i))
+                        .unwrap_or(text.len());
+                    let prompt = Prompt {
+                        context: vec![text[..end].to_string()],
+                        ..Prompt::default()
+                    };
+                    let options = Options {
+                        rate,
+                        count,
+                        granularity,
+                        ..Options::default()
+                    };
+                    check(
+                        &prompt,
+                        &options,
+                        &format!("{name}, {count:?}, {granularity:?}, {rate}, {end} bytes"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_budget_is_kept_with_many_contexts_a_question_and_every_rank_method() {
+    let context: Vec<String> = texts().into_iter().map(|(_, text)| text).collect();
+    for rank_method in [
+        None,
+        Some(RankMethod::Llmlingua),
+        Some(RankMethod::Longllmlingua),
+        Some(RankMethod::Bm25),
+        Some(RankMethod::Gzip),
+    ] {
+        for reorder in [
+            None,
+            Some(Reorder::Original),
+            Some(Reorder::Sort),
+            Some(Reorder::TwoStage),
+        ] {
+            let prompt = Prompt {
+                instruction: "Answer from the text.".into(),
+                context: context.clone(),
+                question: "How tall is the tower of Tokyo?".into(),
+            };
+            let options = Options {
+                rate: 0.3,
+                rank_method,
+                reorder_context: reorder,
+                ..Options::default()
+            };
+            check(&prompt, &options, &format!("{rank_method:?}, {reorder:?}"));
+        }
+    }
+}
+
+#[test]
+fn ten_tokens_and_fifty_thousand() {
+    let prompt = |text: &str| Prompt {
+        context: vec![text.to_string()],
+        ..Prompt::default()
+    };
+    for rate in [0.1, 0.3, 0.5, 0.9] {
+        let options = Options {
+            rate,
+            ..Options::default()
+        };
+        check(
+            &prompt("The quick brown fox jumps over the lazy dog."),
+            &options,
+            "ten tokens",
+        );
+    }
+    let long = include_str!("../examples/peps/pep-0418.txt").repeat(140);
+    assert!(count_cl100k(&long) > 50_000, "{}", count_cl100k(&long));
+    for granularity in [Granularity::Passage, Granularity::Token] {
+        let options = Options {
+            rate: 0.5,
+            granularity,
+            ..Options::default()
+        };
+        check(&prompt(&long), &options, "fifty thousand tokens");
+    }
+    let options = Options {
+        target_token: Some(1234.0),
+        ..Options::default()
+    };
+    check(&prompt(&long), &options, "1,234 of fifty thousand");
+}
+
+#[test]
+fn a_prompt_that_fits_stays_as_it_is() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let prompt = Prompt {
+        instruction: "Do.".into(),
+        context: vec!["  One.\n".into(), "Two.".into()],
+        question: "Why?".into(),
+    };
+    for options in [
+        Options {
+            rate: 1.0,
+            ..Options::default()
+        },
+        Options {
+            target_token: Some(1000.0),
+            ..Options::default()
+        },
+    ] {
+        let result = hard::compress(&AnyScores, tokenizer, &prompt, &options).unwrap();
+        assert_eq!(result.compressed_prompt, "Do.\n\n  One.\n\n\nTwo.\n\nWhy?");
+        assert_eq!(result.ratio, "1.0x");
+    }
+    let empty = hard::compress(
+        &AnyScores,
+        tokenizer,
+        &Prompt::default(),
+        &Options::default(),
+    )
+    .unwrap();
+    assert_eq!(
+        (empty.compressed_prompt.as_str(), empty.compressed_tokens),
+        ("", 0)
+    );
+}
+
+#[test]
+fn what_must_be_kept_is_kept_or_refused() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let text = "Alice has 12 apples and Bob has 340 pears. The rest of this text says very little, \
+        and says it slowly, and could be dropped without any loss to anyone at all. MARK here.";
+    let prompt = Prompt {
+        context: vec![text.into()],
+        ..Prompt::default()
+    };
+    let options = Options {
+        rate: 0.4,
+        granularity: Granularity::Token,
+        force_tokens: vec!["MARK".into()],
+        force_reserve_digit: true,
+        ..Options::default()
+    };
+    let kept = hard::compress(&AnyScores, tokenizer, &prompt, &options)
+        .unwrap()
+        .compressed_prompt;
+    for wanted in ["12", "340", "MARK"] {
+        assert!(kept.contains(wanted), "{wanted} is not in {kept:?}");
+    }
+    let tight = Options {
+        target_token: Some(2.0),
+        ..options
+    };
+    let refused = hard::compress(&AnyScores, tokenizer, &prompt, &tight);
+    assert!(
+        matches!(refused, Err(Error::Budget { target: 2, .. })),
+        "{refused:?}"
+    );
+
+    let tagged = Prompt {
+        context: vec![format!(
+            "<llmlingua, compress=False>Keep me whole.</llmlingua><llmlingua>{text}</llmlingua>"
+        )],
+        ..Prompt::default()
+    };
+    let options = Options {
+        rate: 0.3,
+        ..Options::default()
+    };
+    let kept = hard::compress_structured(&AnyScores, tokenizer, &tagged, &options).unwrap();
+    assert!(
+        kept.compressed_prompt.starts_with("Keep me whole."),
+        "{}",
+        kept.compressed_prompt
+    );
+    assert!(kept.compressed_tokens < count_cl100k(text));
+
+    let forced = Prompt {
+        context: vec!["One two three.".into(), text.into()],
+        ..Prompt::default()
+    };
+    let options = Options {
+        rate: 0.3,
+        force_context_ids: Some(vec![0]),
+        ..Options::default()
+    };
+    let kept = hard::compress(&AnyScores, tokenizer, &forced, &options)
+        .unwrap()
+        .compressed_prompt;
+    assert!(kept.contains("One two three."), "{kept}");
+}
+
+#[test]
+fn an_instruction_longer_than_the_budget_is_refused() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let prompt = Prompt {
+        instruction: "A rather long instruction that takes many tokens by itself.".into(),
+        context: vec!["Short.".into()],
+        question: String::new(),
+    };
+    let options = Options {
+        target_token: Some(3.0),
+        ..Options::default()
+    };
+    let refused = hard::compress(&AnyScores, tokenizer, &prompt, &options).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("instruction and question alone"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_real_model_finds_what_the_question_asks_for() {
+    let Some(engine) = engine() else { return };
+    let filler = |city: &str, thing: &str| {
+        format!(
+            "{city} is a city in the north. It has a {thing} and a market. Its people are known for \
+             their bread. The river runs through it from east to west. Trains leave every hour."
+        )
+    };
+    let prompt = Prompt {
+        context: vec![
+            filler("Arden", "castle"),
+            filler("Brook", "museum"),
+            "The lighthouse of Cape Hollow was built in 1871 by the engineer Maria Stone. It is \
+             forty metres tall, and its lamp can be seen from far away. It stands on a rock."
+                .into(),
+            filler("Dale", "theatre"),
+        ],
+        question: "Who built the lighthouse of Cape Hollow?".into(),
+        ..Prompt::default()
+    };
+    let options = Options {
+        rate: 0.4,
+        ..Options::default()
+    };
+    let result = engine.compress(&prompt, &options).unwrap();
+    assert!(
+        result.compressed_prompt.contains("Maria Stone"),
+        "{}",
+        result.compressed_prompt
+    );
+    assert!(result.compressed_prompt.ends_with(&prompt.question));
+}

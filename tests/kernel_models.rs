@@ -1,0 +1,179 @@
+//! Whole models by our kernels, executed by a CPU.
+
+mod common;
+
+use common::compare::assert_close;
+use common::emu::{SCHEDULES, backend};
+use prefold::gpu::{Emu, Gpu, Precision, Schedule};
+use prefold::hard::{self, Options, Prompt};
+use prefold::model::decoder::Batch;
+use prefold::model::weights::Weights;
+use prefold::model::{Model, Scorer};
+use prefold::ops::{Cpu, Pick};
+use prefold::text::{GgufVocab, Tokenizer};
+use safetensors::SafeTensors;
+
+const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];
+
+fn weights(family: &str) -> Option<(Weights, Vec<u8>)> {
+    let Some(shared) = common::shared() else {
+        eprintln!("skipped: no golden values beside the crate");
+        return None;
+    };
+    let folder = shared.join("golden/models").join(family);
+    let golden = std::fs::read(folder.join("golden.safetensors")).unwrap();
+    Some((Weights::open(&folder).unwrap(), golden))
+}
+
+fn model(weights: &Weights, precision: Precision, schedule: Schedule) -> Option<Model<Gpu<Emu>>> {
+    Some(Model::load(backend(schedule, precision)?, weights).unwrap())
+}
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let view = file.tensor(name).unwrap();
+    let bytes = view.data().as_chunks::<4>().0;
+    bytes
+        .iter()
+        .map(|&b| f32::from_le_bytes(b).into())
+        .collect()
+}
+
+#[test]
+fn families_agree_with_the_reference() {
+    for family in FAMILIES {
+        let Some((weights, golden)) = weights(family) else {
+            return;
+        };
+        let golden = SafeTensors::deserialize(&golden).unwrap();
+        let ids = golden.tensor("ids").unwrap();
+        let ids: Vec<u32> = ids
+            .data()
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&b| u32::from_le_bytes(b))
+            .collect();
+        let want: Vec<f64> = floats(&golden, "logprobs").iter().map(|l| -l).collect();
+        for precision in [Precision::F32, Precision::Bf16] {
+            // The bounds of f32's sums in another order, and of 8 bits through all layers.
+            let (logit, nll) = match precision {
+                Precision::F32 => (3e-5, 3e-5),
+                Precision::Bf16 => (0.05, 0.05),
+            };
+            for schedule in &SCHEDULES[1..3] {
+                let Some(model) = model(&weights, precision, *schedule) else {
+                    return;
+                };
+                let mut kv = model.kv().unwrap();
+                let batch = Batch {
+                    ids: &ids,
+                    lengths: &[ids.len()],
+                };
+                let mut hidden = model.forward(&batch, &mut kv).unwrap();
+                let logits = hidden.logits().unwrap();
+                let what = format!("{family}, {precision:?}");
+                let worst = assert_close(&what, &logits, &floats(&golden, "logits"), logit, 0.0);
+                let picks: Vec<Pick> = (0..)
+                    .zip(&ids[1..])
+                    .map(|(row, &target)| Pick { row, target })
+                    .collect();
+                let got = hidden.nll(&picks).unwrap();
+                let off = assert_close(&what, &got, &want, nll, 0.0);
+                eprintln!("{what}: logits differ by at most {worst:.1e}, nll by {off:.1e}");
+            }
+        }
+    }
+}
+
+/// In chunks behind a cache, and several texts at once behind one prefix: as the CPU's backend.
+#[test]
+fn sessions_agree_with_the_cpu() {
+    for family in ["qwen3", "gpt2"] {
+        let Some((weights, _)) = weights(family) else {
+            return;
+        };
+        let Some(gpu) = model(&weights, Precision::F32, SCHEDULES[2]) else {
+            return;
+        };
+        let cpu = Model::load(Cpu::new(), &weights).unwrap();
+        let ids: Vec<u32> = (0..90).map(|i| i * 37 % 384).collect();
+        let run = |model: &dyn Scorer| {
+            let mut all = model.score_each(&[&ids[..5], &[], &ids]).unwrap();
+            let mut session = model.session().unwrap();
+            all.push(session.score(&ids[..40]).unwrap());
+            session.remove(7..19).unwrap();
+            all.push(session.score(&ids[40..71]).unwrap());
+            all.extend(session.score_after(&[&ids[71..], &ids[3..9]]).unwrap());
+            session.truncate(20).unwrap();
+            all.push(session.score(&ids[50..]).unwrap());
+            all.concat()
+        };
+        let want: Vec<f64> = run(&cpu).iter().map(|&v| v.into()).collect();
+        assert_close(family, &run(&gpu), &want, 3e-5, 0.0);
+    }
+}
+
+/// One token per byte, and one for a pair of them.
+fn byte_tokenizer() -> Tokenizer {
+    let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 256..;
+    let mut tokens: Vec<String> = (0..256)
+        .map(|byte| {
+            let code = if printable(byte) {
+                byte
+            } else {
+                others.next().unwrap()
+            };
+            char::from_u32(code).unwrap().to_string()
+        })
+        .collect();
+    tokens.push("th".into());
+    Tokenizer::from_vocab(GgufVocab {
+        model: "gpt2".into(),
+        pre: "gpt-2".into(),
+        tokens,
+        merges: vec!["t h".into()],
+        bos: Some(0),
+        eos: Some(0),
+        ..GgufVocab::default()
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_text_is_compressed_as_on_the_cpu() {
+    let Some((weights, _)) = weights("llama3") else {
+        return;
+    };
+    let prompt = Prompt {
+        context: vec![
+            "The committee met on the third of May. It chose the smaller of the two bridges, \
+             because the larger one would have cost nine million more."
+                .into(),
+            "Nobody asked the ferrymen.".into(),
+        ],
+        question: "Which bridge?".into(),
+        ..Prompt::default()
+    };
+    let options = Options {
+        rate: 0.5,
+        iterative_size: 40,
+        ..Options::default()
+    };
+    let tokenizer = byte_tokenizer();
+    let cpu = Model::load(Cpu::new(), &weights).unwrap();
+    let want = hard::compress(&cpu, &tokenizer, &prompt, &options).unwrap();
+    let whole: usize = prompt.context.iter().map(String::len).sum();
+    assert!(
+        want.compressed_prompt.len() < whole,
+        "{}",
+        want.compressed_prompt
+    );
+    for schedule in SCHEDULES {
+        let Some(gpu) = model(&weights, Precision::F32, schedule) else {
+            return;
+        };
+        let got = hard::compress(&gpu, &tokenizer, &prompt, &options).unwrap();
+        assert_eq!(got.compressed_prompt, want.compressed_prompt);
+    }
+}
