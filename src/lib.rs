@@ -34,6 +34,7 @@ pub mod prefix;
 mod rope;
 pub mod soft;
 pub mod text;
+pub mod train;
 
 pub use engine::{Device, Engine, ModelInfo, open, open_with};
 pub use error::{Error, Result};

@@ -1,0 +1,69 @@
+//! What is minimised: the nll of a decoder's targets, and its gradients.
+
+use crate::prefix::Method;
+
+/// One trained tensor, or its gradient.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// PEFT's name (`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`), or
+    /// `memory_embeddings`.
+    pub name: String,
+    /// Row-major: `[rank, inputs]` for A, `[outputs, rank]` for B, `[num_mem, hidden]`.
+    pub shape: [usize; 2],
+    /// The values.
+    pub values: Vec<f32>,
+}
+
+/// What a step trains on, in token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sample {
+    /// Give the text back from its memory tokens: the decoder reads BOS + text, its targets are
+    /// text + EOS.
+    Regenerate {
+        /// The text.
+        text: Vec<u32>,
+    },
+    /// Answer from the memory tokens of a context: the decoder reads question + answer, its targets
+    /// are answer + EOS.
+    Answer {
+        /// The context.
+        context: Vec<u32>,
+        /// The question.
+        question: Vec<u32>,
+        /// The answer.
+        answer: Vec<u32>,
+    },
+    /// Answer without memory tokens, the adapter on: targets are answer + EOS.
+    Align {
+        /// The question.
+        question: Vec<u32>,
+        /// The answer.
+        answer: Vec<u32>,
+    },
+}
+
+/// How samples are read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objective {
+    /// 500xCompressor or ICAE.
+    pub method: Method,
+    /// Begins what the decoder gives back.
+    pub bos: u32,
+    /// Ends every target.
+    pub eos: u32,
+    /// Share of LoRA's inputs that are dropped.
+    pub dropout: f32,
+}
+
+/// What a batch gives, summed over its targets: divide by `targets` for the mean.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gradient {
+    /// Sum of the targets' nll.
+    pub nll: f64,
+    /// Number of targets.
+    pub targets: usize,
+    /// Number of tokens that went through the model.
+    pub tokens: usize,
+    /// Of the sum, in the order of the parameters.
+    pub gradients: Vec<Tensor>,
+}
