@@ -68,8 +68,7 @@ pub trait AttentionOp: GemmOp {
 
     /// The gradients of attention's operands from `dout`, that of its output. Those of q overwrite
     /// the place of q in `dqkv` (rows of `[heads + 2 · kv_heads, head_dim]`; the places of k and v
-    /// stay as they are); those of k and v are added to `dk` and `dv`, which are as long as `k` and
-    /// `v`: rows of prefixes that sequences share gather from all of them.
+    /// stay as they are); those of k and v are added to `dk` and `dv`, row for row: rows of prefixes that sequences share gather from all of them.
     fn attention_bwd(
         &self,
         shape: &Attention<'_>,
@@ -142,8 +141,9 @@ impl AttentionOp for Cpu {
         expect_len(op, "lse", rows * heads, lse.len())?;
         let stride = (heads + 2 * kv_heads) * d;
         expect_len(op, "dqkv", rows * stride, dqkv.len())?;
-        expect_len(op, "dk", k.len(), dk.len())?;
-        expect_len(op, "dv", v.len(), dv.len())?;
+        let cache = (shape.at + rows) * kv_heads * d;
+        expect_len(op, "dk", cache, dk.len())?;
+        expect_len(op, "dv", cache, dv.len())?;
 
         // A task has one key head of one sequence, and gradients of its keys and values of its own.
         let group = heads / kv_heads;
