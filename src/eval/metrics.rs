@@ -183,7 +183,12 @@ fn words_13a(text: &str) -> String {
         .replace("<skipped>", "")
         .replace("-\n", "")
         .replace('\n', " ");
-    for (entity, plain) in [("&quot;", "\""), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")] {
+    for (entity, plain) in [
+        ("&quot;", "\""),
+        ("&amp;", "&"),
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+    ] {
         text = text.replace(entity, plain);
     }
     let text = format!(" {text} ");

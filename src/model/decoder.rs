@@ -493,13 +493,22 @@ impl<B: Backend> Hidden<'_, B> {
         self.model.backend.download(&scratch.h, 0..len)
     }
 
-    /// Logits of the last row, `[vocab]`; empty if there are no rows.
-    pub fn last_logits(&self) -> Result<Vec<f32>> {
+    /// Logits of one row, `[vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for a row that is not there.
+    pub fn row_logits(&self, row: usize) -> Result<Vec<f32>> {
         let (backend, c) = (&self.model.backend, &self.model.config);
-        let (Some(scratch), Some(last)) = (self.scratch.as_ref(), self.rows.checked_sub(1)) else {
-            return Ok(Vec::new());
+        let scratch = self.scratch.as_ref().filter(|_| row < self.rows);
+        let Some(scratch) = scratch else {
+            return Err(Error::Shape {
+                op: "logits",
+                want: format!("a row below {}", self.rows),
+                got: row.to_string(),
+            });
         };
-        let row = backend.download(&scratch.h, last * c.hidden..self.rows * c.hidden)?;
+        let row = backend.download(&scratch.h, row * c.hidden..(row + 1) * c.hidden)?;
         let shape = Linear {
             rows: 1,
             inputs: c.hidden,
