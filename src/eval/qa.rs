@@ -302,16 +302,21 @@ impl Task for Qa<'_> {
             max_new_tokens: self.max_new_tokens,
             ..Sampling::default()
         };
-        let mut until_line_end = |_, id| match tokenizer.token_bytes(id).contains(&b'\n') {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
+        // Up to the end of the first line that has something in it.
+        let mut said = vec![Vec::new(); asks.len()];
+        let mut until_line_end = |ask: usize, id| {
+            said[ask].extend(tokenizer.token_bytes(id));
+            match said[ask].trim_ascii_start().contains(&b'\n') {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         };
         let replies = self.host.answer(&asks, &sampling, &mut until_line_end)?;
         let mut answers = Vec::with_capacity(pairs.len());
         for ((pair, (.., host_tokens)), reply) in pairs.iter().zip(&read).zip(replies) {
             let question = &self.questions[pair.item];
             let said = tokenizer.decode(&reply.generated.ids);
-            let said = said.lines().next().unwrap_or("").trim();
+            let said = said.trim_start().lines().next().unwrap_or("").trim_end();
             let nll = reply.nll.iter().map(|&x| f64::from(x)).sum::<f64>();
             let mut scores = BTreeMap::from([("nll".into(), nll / reply.nll.len().max(1) as f64)]);
             if self.max_new_tokens > 0 {

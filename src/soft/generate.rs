@@ -172,14 +172,15 @@ pub fn answer<B: Backend>(
         if ids.is_empty() {
             break;
         }
-        let mut speaking: Vec<&mut Speaker<B>> = speakers
-            .iter_mut()
-            .filter(|speaker| speaker.finish.is_none())
-            .collect();
-        for (speaker, &id) in speaking.iter_mut().zip(&ids) {
-            if let Some(hidden) = advance(model, &[id], None, &mut speaker.kv)? {
-                speaker.logits = hidden.row_logits(0)?;
-            }
+        let (mut caches, mut logits) = (Vec::new(), Vec::new());
+        for speaker in speakers.iter_mut().filter(|s| s.finish.is_none()) {
+            caches.push(&mut speaker.kv);
+            logits.push(&mut speaker.logits);
+        }
+        let all = model.step(&ids, &mut caches)?.logits()?;
+        for (logits, row) in logits.into_iter().zip(all.chunks_exact(c.vocab)) {
+            logits.clear();
+            logits.extend_from_slice(row);
         }
     }
     let seconds = start.elapsed().as_secs_f64();
