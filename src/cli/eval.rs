@@ -67,7 +67,7 @@ struct QaArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     skip: usize,
     /// Only questions that bring `docs`
-    #[arg(long)]
+    #[arg(long, overrides_with = "with_docs")]
     with_docs: bool,
     /// The model that answers [default: the one that scores]
     #[arg(long, value_name = "PATH", help_heading = "Model")]
@@ -88,7 +88,7 @@ struct QaArgs {
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     ways: Vec<WayName>,
     /// Add the presets llmlingua and longllmlingua in reference mode
-    #[arg(long)]
+    #[arg(long, overrides_with = "reference")]
     reference: bool,
     #[command(flatten)]
     common: Common,
