@@ -378,10 +378,8 @@ fn questions_from_end_to_end() {
     };
     assert_eq!(tokens("none"), 0.0);
     assert!(tokens("gold") < tokens("full"));
-    assert!(
-        (tokens("prefold") / tokens("full") - 0.5).abs() < 0.1,
-        "{table}"
-    );
+    // The question, which stays whole, is part of the budget.
+    assert!(tokens("prefold") > 0.0 && tokens("prefold") <= 0.5 * tokens("full"));
     let differences = report["differences"].as_array().unwrap();
     assert_eq!(differences.len(), rows.len() - 1);
     assert_eq!(keys(&differences[0])[..3], ["way", "less", "rate"]);
@@ -463,7 +461,7 @@ fn texts_from_end_to_end() {
     let metrics = ["nll", "rouge1", "rouge2", "rouge_l", "bleu", "em"];
     assert_eq!(report["metrics"], json!(metrics));
     assert_eq!(report["items"], 2);
-    assert_eq!(report["text_tokens"], json!(4.0));
+    assert_eq!(report["text_tokens"], json!(4.5));
     let rows = report["rows"].as_array().unwrap();
     let ways: Vec<&Value> = rows.iter().map(|row| &row["way"]).collect();
     assert_eq!(ways, ["full", "none", "500xcompressor"]);
@@ -476,5 +474,5 @@ fn texts_from_end_to_end() {
     // Nothing tells less than the whole text.
     let nll = |row: usize| rows[row]["nll"]["mean"].as_f64().unwrap();
     assert!(nll(0) < nll(1), "{out}");
-    assert_eq!(rows[0]["host_tokens"], json!(4.0));
+    assert_eq!(rows[0]["host_tokens"], json!(4.5));
 }

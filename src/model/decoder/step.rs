@@ -42,10 +42,12 @@ impl<B: Backend> Model<B> {
         let wide = (c.heads + 2 * c.kv_heads) * c.head_dim;
         let narrow = c.heads * c.head_dim;
         let (mut qkv, mut out) = (b.zeros(wide)?, b.zeros(narrow)?);
-        let frequencies = self.frequencies.as_deref().unwrap_or(&[]);
         let angles = positions
             .iter()
-            .map(|&position| b.upload(&rope::angles(frequencies, &[position])))
+            .map(|&position| match &self.frequencies {
+                Some(frequencies) => b.upload(&rope::angles(frequencies, &[position])),
+                None => b.zeros(0),
+            })
             .collect::<Result<Vec<_>>>()?;
         let mut low = b.zeros(0)?;
         for (i, layer) in self.layers.iter().enumerate() {
