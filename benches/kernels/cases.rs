@@ -476,6 +476,7 @@ impl<L: Clock> Bench<L> {
                 kv_heads: m.kv_heads,
                 head_dim: m.head_dim,
                 prefix,
+                prefixes: &[],
                 at: prefix,
                 lengths: &lengths,
                 window: None,

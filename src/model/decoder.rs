@@ -261,6 +261,7 @@ impl<B: Backend> Model<B> {
             kv_heads: c.kv_heads,
             head_dim: c.head_dim,
             prefix,
+            prefixes: &[],
             at: prefix,
             lengths,
             window: c.sliding_window,
