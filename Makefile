@@ -20,7 +20,7 @@ LLAMA_CPP := $(HOSTS)/llama.cpp
 CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
-.PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check
+.PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check gpu-bundle
 .PHONY: test-hosts
 all: build
 
@@ -74,6 +74,11 @@ $(CUDA_VENV)/pyvenv.cfg:
 # Registers, shared memory and spills of every kernel; fails on a spill.
 kernels:
 	$(PYTHON) tools/kernel_table.py $(NVCC)
+
+# One folder that checks and measures the kernels on a GPU machine without Rust and without a network:
+# target/gpu-bundle/run.sh there. The model, if it is here, is cut into parts beside it.
+gpu-bundle:
+	$(PYTHON) tools/gpu_bundle.py $(if $(wildcard $(MODEL)),--model "$(MODEL)")
 
 # src/gpu/abi.rs from kernels/abi.h. Needed: libclang, from `make cuda-toolkit` or the system.
 ABI = LIBCLANG_PATH="$${LIBCLANG_PATH-$(abspath $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/clang/native))}" \
