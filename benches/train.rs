@@ -105,7 +105,7 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
         eos: c.eos.unwrap_or(0),
         dropout: 0.0,
     };
-    let mut parameters = trainee.initial(arguments.memory, MemoryStart::Normal, 1)?;
+    let mut parameters = trainee.initial(arguments.memory, MemoryStart::Mean, 1)?;
     let batch: Vec<Sample> = (0..arguments.batch)
         .map(|i| Sample::Regenerate {
             text: ids(i, arguments.tokens, c.vocab),
@@ -121,6 +121,9 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
             .map(|&v| f64::from(v).powi(2))
             .sum::<f64>()
     };
+    // Of the mean: as long as B is zero they depend on no draw, so that another program can check them.
+    let loss = before.nll / before.targets as f64;
+    let slope = before.gradients.last().map_or(0.0, squares).sqrt() / before.targets as f64;
     let square: f64 = before.gradients.iter().map(squares).sum();
     let wanted = 2e-3 * before.nll;
     for (parameter, gradient) in parameters.iter_mut().zip(&before.gradients) {
@@ -153,6 +156,7 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
             "memory": arguments.memory, "rank": arguments.rank, "steps": arguments.steps,
             "activations_mb": arguments.activations, "seconds_median": median, "seconds_best": best,
             "cores_busy": busy, "peak_mb": peak, "tokens_per_step": before.tokens,
+            "loss": loss, "memory_gradient": slope,
         });
         println!("{line}");
     } else {
