@@ -31,6 +31,7 @@ pub mod hard;
 pub mod model;
 pub mod ops;
 pub mod prefix;
+mod random;
 mod rope;
 pub mod soft;
 pub mod text;

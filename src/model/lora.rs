@@ -300,6 +300,62 @@ pub(crate) fn floats(tensor: &RawTensor) -> Result<Vec<f32>> {
     Ok(out)
 }
 
+/// The projections that an adapter may change, in the order of a layer: name, outputs, inputs.
+pub(crate) fn modules(config: &Config) -> Vec<(&'static str, usize, usize)> {
+    let module = |&(target, name): &(Target, &'static str)| {
+        let (outputs, inputs) = target.shape(config);
+        (name, outputs, inputs)
+    };
+    Target::ALL.iter().map(module).collect()
+}
+
+/// PEFT's name of a matrix; `side` is `lora_A` or `lora_B`.
+pub(crate) fn peft_name(layer: usize, module: &str, side: &str) -> String {
+    format!("base_model.model.model.layers.{layer}.{module}.{side}.weight")
+}
+
+/// An adapter as its files have it, unscaled; all modules have one rank and one scale.
+pub(crate) struct Raw {
+    pub rank: usize,
+    pub alpha: f32,
+    pub rslora: bool,
+    /// PEFT's name, shape and values: layer by layer, A before B.
+    pub factors: Vec<(String, [usize; 2], Vec<f32>)>,
+}
+
+/// Reads the folder of an adapter that [`LoraWeights::open`] found good.
+pub(crate) fn read_raw(folder: &Path) -> Result<Raw> {
+    let peft = PeftConfig::read(&folder.join("adapter_config.json"))?;
+    if !peft.rank_pattern.is_empty() || !peft.alpha_pattern.is_empty() {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{}: training with a rank_pattern or alpha_pattern",
+                folder.display()
+            ),
+            have: "one rank and one alpha for all modules".into(),
+        });
+    }
+    let path = folder.join("adapter_model.safetensors");
+    let mut factors = BTreeMap::new();
+    for (name, tensor) in safetensors::read(&path)? {
+        let (Some((layer, target, side)), &[rows, columns]) = (parse(&name), &tensor.shape[..])
+        else {
+            continue;
+        };
+        let name = peft_name(layer, name_of(target), ["lora_A", "lora_B"][side]);
+        factors.insert(
+            (layer, target, side),
+            (name, [rows, columns], floats(&tensor)?),
+        );
+    }
+    Ok(Raw {
+        rank: peft.r,
+        alpha: peft.lora_alpha,
+        rslora: peft.use_rslora,
+        factors: factors.into_values().collect(),
+    })
+}
+
 fn name_of(target: Target) -> &'static str {
     Target::ALL[target as usize].1
 }

@@ -4,4 +4,12 @@
 //! The model stays frozen: what is trained is LoRA's matrices and the memory embeddings. [`objective`]
 //! turns samples into a loss and its gradients; all else is the loop around it.
 
+pub mod adamw;
+pub mod checkpoint;
+pub mod data;
+pub mod log;
 pub mod objective;
+pub mod parameters;
+pub mod rows;
+pub mod run;
+pub mod schedule;
