@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Precision};
 use crate::hard::{self, Compressed, Options, Prompt};
 use crate::model::decoder::Model;
-use crate::model::lora::Lora;
+use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
-use crate::model::{Scorer, gguf};
+use crate::model::{Adapted, Scorer, gguf};
 use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
@@ -101,6 +101,13 @@ pub trait Engine: Send + Sync {
     /// Those of [`Adapter::open`].
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
 
+    /// Scores, and so compresses, with an adapter on from now on: one that distribution alignment
+    /// trained (LLMLingua, section 4.3). Prefixes and generated text stay the model's own.
+    ///
+    /// # Errors
+    /// Those of [`LoraWeights::open`].
+    fn score_with(&mut self, folder: &Path) -> Result<()>;
+
     /// A text as the K and V of a few memory tokens: see [`soft::encode`].
     ///
     /// # Errors
@@ -188,6 +195,7 @@ fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn 
         path: model.to_owned(),
         model: Model::load(backend, &weights)?,
         lora: Mutex::default(),
+        scoring: None,
     }))
 }
 
@@ -245,6 +253,8 @@ struct Loaded<B: Backend> {
     model: Model<B>,
     /// The adapter last used, on the device.
     lora: Mutex<Option<(String, Arc<Lora<B>>)>>,
+    /// The adapter that is on when it scores.
+    scoring: Option<Lora<B>>,
 }
 
 impl<B: Backend> Loaded<B> {
@@ -254,6 +264,10 @@ impl<B: Backend> Loaded<B> {
             architecture: self.info.architecture.clone(),
             fingerprint: self.info.fingerprint.clone(),
         }
+    }
+
+    fn scorer(&self) -> Adapted<'_, B> {
+        self.model.with(self.scoring.as_ref())
     }
 
     fn lora(&self, adapter: &Adapter) -> Result<Arc<Lora<B>>> {
@@ -283,20 +297,30 @@ impl<B: Backend> Engine for Loaded<B> {
     }
 
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
-        let nlls = self.model.score_tails(&[(ids, from)])?;
+        let nlls = self.scorer().score_tails(&[(ids, from)])?;
         Ok(nlls.into_iter().next().unwrap_or_default())
     }
 
     fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
-        hard::compress(&self.model, self.tokenizer()?, prompt, options)
+        hard::compress(&self.scorer(), self.tokenizer()?, prompt, options)
     }
 
     fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
-        hard::compress_structured(&self.model, self.tokenizer()?, prompt, options)
+        hard::compress_structured(&self.scorer(), self.tokenizer()?, prompt, options)
     }
 
     fn adapter(&self, folder: &Path) -> Result<Adapter> {
         Adapter::open(folder, self.model.config())
+    }
+
+    fn score_with(&mut self, folder: &Path) -> Result<()> {
+        let weights = LoraWeights::open(folder, self.model.config())?;
+        self.scoring = Some(Lora::load(
+            self.model.backend(),
+            self.model.config(),
+            &weights,
+        )?);
+        Ok(())
     }
 
     fn encode(

@@ -40,6 +40,14 @@ pub struct Args {
     precision: PrecisionName,
 }
 
+/// The adapter that is on when the model scores
+#[derive(clap::Args)]
+pub struct AdapterArgs {
+    /// Score with an adapter that `prefold train align` made
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    adapter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum PrecisionName {
     Bf16,
@@ -88,6 +96,16 @@ impl Args {
             name,
             load_seconds: start.elapsed().as_secs_f64(),
         })
+    }
+}
+
+impl Model {
+    /// The same model, scoring with the adapter that was asked for.
+    pub fn scoring_with(mut self, args: &AdapterArgs) -> Outcome<Model> {
+        if let Some(folder) = &args.adapter {
+            self.engine.score_with(folder)?;
+        }
+        Ok(self)
     }
 }
 

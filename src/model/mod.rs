@@ -14,6 +14,7 @@ mod score;
 pub mod weights;
 
 pub use decoder::Model;
+pub use score::Adapted;
 
 use crate::error::Result;
 
