@@ -17,6 +17,7 @@ use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
 use crate::text::{GgufVocab, Tokenizer};
+use crate::train::{self, objective::Objective};
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,6 +108,12 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Those of [`LoraWeights::open`].
     fn score_with(&mut self, folder: &Path) -> Result<()>;
+
+    /// Losses and gradients of an objective over this model: see [`train::run`](crate::train::run::run).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model or a device whose backward is not built.
+    fn source(&self, objective: Objective) -> Result<Box<dyn train::run::Source + '_>>;
 
     /// A text as the K and V of a few memory tokens: see [`soft::encode`].
     ///
@@ -321,6 +328,14 @@ impl<B: Backend> Engine for Loaded<B> {
             &weights,
         )?);
         Ok(())
+    }
+
+    fn source(&self, objective: Objective) -> Result<Box<dyn train::run::Source + '_>> {
+        let _ = objective;
+        Err(Error::Unsupported {
+            what: "training".into(),
+            have: "no gradients yet".into(),
+        })
     }
 
     fn encode(

@@ -16,11 +16,28 @@ use super::failure::Outcome;
 /// Where `make model` puts the model that is used when none is named.
 const DEFAULT: &str = ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf";
 
+/// Which model
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PathArgs {
     /// GGUF file or Hugging Face folder [default: the model that `make model` fetched]
     #[arg(long, short, value_name = "PATH", help_heading = "Model")]
     model: Option<PathBuf>,
+}
+
+impl PathArgs {
+    /// The model that was asked for.
+    pub fn path(&self) -> Outcome<PathBuf> {
+        Ok(match &self.model {
+            Some(path) => path.clone(),
+            None => default_model()?,
+        })
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    path: PathArgs,
     /// Where it runs: auto, cpu, cuda or cuda:N
     #[arg(
         long,
@@ -54,7 +71,8 @@ enum PrecisionName {
     F32,
 }
 
-fn device(name: &str) -> Result<Device, String> {
+/// A device by its name on the command line.
+pub fn device(name: &str) -> Result<Device, String> {
     match name {
         "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),
@@ -77,26 +95,27 @@ pub struct Model {
 impl Args {
     /// Opens the model that was asked for.
     pub fn open(&self) -> Outcome<Model> {
-        let path = match &self.model {
-            Some(path) => path.clone(),
-            None => default_model()?,
-        };
         let precision = match self.precision {
             PrecisionName::Bf16 => Precision::Bf16,
             PrecisionName::F32 => Precision::F32,
         };
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let name = name.to_string_lossy().into_owned();
-        let busy = Busy::new(format!("loading {name}"));
-        let start = Instant::now();
-        let engine = prefold::open_with(&path, self.device, precision)?;
-        drop(busy);
-        Ok(Model {
-            engine,
-            name,
-            load_seconds: start.elapsed().as_secs_f64(),
-        })
+        open(&self.path.path()?, self.device, precision)
     }
+}
+
+/// Opens a model, with a spinner.
+pub fn open(path: &Path, device: Device, precision: Precision) -> Outcome<Model> {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    let name = name.to_string_lossy().into_owned();
+    let busy = Busy::new(format!("loading {name}"));
+    let start = Instant::now();
+    let engine = prefold::open_with(path, device, precision)?;
+    drop(busy);
+    Ok(Model {
+        engine,
+        name,
+        load_seconds: start.elapsed().as_secs_f64(),
+    })
 }
 
 impl Model {

@@ -51,6 +51,25 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Reads those beside an adapter, if there are any.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] for what is no such file.
+    pub fn open(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(SETTINGS);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let settings: Settings = mapped::read_json(&path, LONGEST_SETTINGS)?;
+        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
+            let reason = "method is neither 500xcompressor nor icae";
+            return Err(Error::format(&path, reason));
+        }
+        Ok(Some(settings))
+    }
+}
+
 /// An encoder's adapter in memory, checked against the model that it is for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
@@ -64,6 +83,8 @@ pub struct Adapter {
 
 /// The file of memory embeddings, and the tensor in it.
 const MEMORY: &str = "memory_embeddings";
+/// The file of settings.
+const SETTINGS: &str = "prefold.json";
 /// A handful of settings.
 const LONGEST_SETTINGS: u64 = 1 << 16;
 
@@ -78,15 +99,9 @@ impl Adapter {
         let lora = LoraWeights::open(folder, config)?;
         let memory = read_memory(folder, config)?;
         let num_mem = memory.len() / config.hidden;
-        let settings_path = folder.join("prefold.json");
-        let settings: Settings = match settings_path.exists() {
-            true => mapped::read_json(&settings_path, LONGEST_SETTINGS)?,
-            false => Settings::default(),
-        };
+        let settings_path = folder.join(SETTINGS);
+        let settings = Settings::open(folder)?.unwrap_or_default();
         let bad = |reason: &str| Err(Error::format(&settings_path, reason));
-        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
-            return bad("method is neither 500xcompressor nor icae");
-        }
         if settings.max_text_tokens == Some(0) {
             return bad("max_text_tokens is 0");
         }
