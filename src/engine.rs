@@ -17,7 +17,9 @@ use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
 use crate::text::{GgufVocab, Tokenizer};
-use crate::train::{self, objective::Objective};
+use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
+use crate::train::parameters::{self, Parameters};
+use crate::train::{self, MemoryStart, Trainee};
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,11 +111,30 @@ pub trait Engine: Send + Sync {
     /// Those of [`LoraWeights::open`].
     fn score_with(&mut self, folder: &Path) -> Result<()>;
 
-    /// Losses and gradients of an objective over this model: see [`train::run`](crate::train::run::run).
+    /// An untrained adapter: A as PEFT draws it, B zero, and so many memory embeddings.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a model or a device whose backward is not built.
-    fn source(&self, objective: Objective) -> Result<Box<dyn train::run::Source + '_>>;
+    /// Those of [`parameters::check`].
+    fn new_adapter(
+        &self,
+        lora: LoraShape,
+        memory_tokens: usize,
+        start: MemoryStart,
+        seed: u64,
+    ) -> Result<Parameters>;
+
+    /// Losses and gradients of an objective over this model, for adapters of `lora`'s shape: what
+    /// [`run`](crate::train::run::run) trains by. Of the activations as many are kept as fit into so
+    /// many bytes; the others are computed again, layer by layer.
+    ///
+    /// # Errors
+    /// Those of [`Trainee::new`].
+    fn source(
+        &self,
+        lora: LoraShape,
+        objective: Objective,
+        activations: usize,
+    ) -> Result<Box<dyn train::run::Source + '_>>;
 
     /// A text as the K and V of a few memory tokens: see [`soft::encode`].
     ///
@@ -330,12 +351,28 @@ impl<B: Backend> Engine for Loaded<B> {
         Ok(())
     }
 
-    fn source(&self, objective: Objective) -> Result<Box<dyn train::run::Source + '_>> {
-        let _ = objective;
-        Err(Error::Unsupported {
-            what: "training".into(),
-            have: "no gradients yet".into(),
-        })
+    fn new_adapter(
+        &self,
+        lora: LoraShape,
+        memory_tokens: usize,
+        start: MemoryStart,
+        seed: u64,
+    ) -> Result<Parameters> {
+        parameters::check(self.model.config(), &lora, memory_tokens)?;
+        let tensors = train::initial(&self.model, &lora, memory_tokens, start, seed)?;
+        Ok(Parameters { lora, tensors })
+    }
+
+    fn source(
+        &self,
+        lora: LoraShape,
+        objective: Objective,
+        activations: usize,
+    ) -> Result<Box<dyn train::run::Source + '_>> {
+        Ok(Box::new(Training {
+            trainee: Trainee::new(&self.model, lora, activations)?,
+            objective,
+        }))
     }
 
     fn encode(
@@ -363,5 +400,29 @@ impl<B: Backend> Engine for Loaded<B> {
             prefix.check_model(&self.id())?;
         }
         soft::generate(&self.model, prefix, prompt, options, each)
+    }
+}
+
+/// An objective over a model.
+struct Training<'m, B: Backend> {
+    trainee: Trainee<'m, B>,
+    objective: Objective,
+}
+
+impl<B: Backend> train::run::Source for Training<'_, B> {
+    fn gradient(
+        &mut self,
+        parameters: &Parameters,
+        batch: &[Sample],
+        seed: u64,
+    ) -> Result<Gradient> {
+        let (tensors, objective) = (&parameters.tensors, &self.objective);
+        self.trainee.gradient(tensors, batch, objective, seed)
+    }
+
+    fn nll(&mut self, parameters: &Parameters, batch: &[Sample]) -> Result<(f64, usize)> {
+        let (tensors, objective) = (&parameters.tensors, &self.objective);
+        let loss = self.trainee.loss(tensors, batch, objective)?;
+        Ok((loss.nll, loss.targets))
     }
 }

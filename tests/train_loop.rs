@@ -7,17 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{TempDir, tiny};
 use prefold::model::config::Family;
+use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::soft::Settings;
+use prefold::train::MemoryStart;
 use prefold::train::adamw::AdamW;
 use prefold::train::checkpoint::{self, Card};
 use prefold::train::data::{self, BadRows, Order, Position, Reading, Stream, Task};
 use prefold::train::log;
-use prefold::train::objective::{Gradient, Sample, Tensor};
-use prefold::train::parameters::{Init, Parameters, Spec};
+use prefold::train::objective::{Gradient, LoraShape, Sample, Tensor};
+use prefold::train::parameters::Parameters;
 use prefold::train::run::{Data, Event, Options, Source, Start, Summary, run};
 use prefold::train::schedule::Schedule;
-use prefold::{Error, Result};
+use prefold::{Device, Engine, Error, Result};
 use serde_json::{Map, json};
 
 /// Half the squared distance of every value from a number that the sample names, plus noise.
@@ -56,6 +58,7 @@ impl Source for Bowl {
 struct Setting {
     dir: TempDir,
     weights: Weights,
+    engine: Box<dyn Engine>,
     rows: PathBuf,
 }
 
@@ -66,6 +69,7 @@ fn setting() -> Setting {
         .collect();
     Setting {
         weights: Weights::open(dir.path()).unwrap(),
+        engine: prefold::open(dir.path(), Device::Cpu).unwrap(),
         rows: dir.write("rows.jsonl", rows),
         dir,
     }
@@ -91,11 +95,11 @@ fn order(path: &Path, seed: u64, buffer: usize) -> Order {
     }
 }
 
-fn spec() -> Spec {
-    Spec {
+fn lora() -> LoraShape {
+    LoraShape {
         rank: 2,
-        memory_tokens: 2,
-        ..Spec::default()
+        alpha: 32.0,
+        targets: vec![Target::Q, Target::V],
     }
 }
 
@@ -129,7 +133,7 @@ impl Setting {
             &mut Bowl,
             Start {
                 config: self.weights.config(),
-                parameters: Parameters::new(&self.weights, &spec())?,
+                parameters: self.engine.new_adapter(lora(), 2, MemoryStart::Normal, 3)?,
                 card: Card {
                     model: "tiny".into(),
                     dropout: 0.05,
@@ -177,8 +181,7 @@ fn it_goes_down_and_writes_what_peft_would() {
     // 120 samples of 17 rows.
     assert_eq!(state.position, Position { epoch: 7, drawn: 1 });
     // The engine reads it as it reads any adapter.
-    let engine = prefold::open(setting.dir.path(), prefold::Device::Cpu).unwrap();
-    let adapter = engine.adapter(&options.out).unwrap();
+    let adapter = setting.engine.adapter(&options.out).unwrap();
     assert_eq!(adapter.num_mem(), 2);
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(options.out.join("adapter_config.json")).unwrap())
@@ -317,7 +320,10 @@ fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
         &mut Cliff(0),
         Start {
             config: setting.weights.config(),
-            parameters: Parameters::new(&setting.weights, &spec()).unwrap(),
+            parameters: setting
+                .engine
+                .new_adapter(lora(), 2, MemoryStart::Normal, 3)
+                .unwrap(),
             card: Card {
                 model: "tiny".into(),
                 dropout: 0.0,
@@ -568,7 +574,7 @@ fn rows_of_every_kind_are_read() {
     let Some(model) = common::smollm2() else {
         return;
     };
-    let engine = prefold::open(&model, prefold::Device::Cpu).unwrap();
+    let engine = prefold::open(&model, Device::Cpu).unwrap();
     let tokenizer = engine.tokenizer().unwrap();
     let words = |text: &str| tokenizer.encode(text, false, false).unwrap().ids;
     let reading = Reading {
@@ -590,45 +596,49 @@ fn rows_of_every_kind_are_read() {
 #[test]
 fn memory_embeddings_begin_where_they_are_told() {
     let setting = setting();
-    let memory = |init| {
-        let spec = Spec { init, ..spec() };
-        let parameters = Parameters::new(&setting.weights, &spec).unwrap();
-        parameters.tensors.last().unwrap().clone()
+    let memory = |start| {
+        let made = setting.engine.new_adapter(lora(), 2, start, 3).unwrap();
+        made.tensors.last().unwrap().clone()
     };
     let embeddings = setting.weights.get("model.embed_tokens.weight").unwrap();
     let embeddings = embeddings.to_f32().unwrap();
     let column = |j: usize| embeddings.iter().skip(j).step_by(tiny::HIDDEN);
-    let Tensor { shape, values, .. } = memory(Init::Mean);
+    let Tensor { shape, values, .. } = memory(MemoryStart::Mean);
     assert_eq!(shape, [2, tiny::HIDDEN]);
     for (i, value) in values.iter().enumerate() {
         let mean = column(i % tiny::HIDDEN).sum::<f32>() / tiny::VOCAB as f32;
-        assert!((value - mean).abs() < 0.05, "{value} for {mean}");
+        assert!((value - mean).abs() < 1e-6, "{value} for {mean}");
     }
-    assert_ne!(values[..tiny::HIDDEN], values[tiny::HIDDEN..]);
-    assert!(memory(Init::Normal).values.iter().all(|v| v.abs() < 0.1));
-    for spec in [
-        Spec { rank: 0, ..spec() },
-        Spec {
-            targets: vec!["w_proj".into()],
-            ..spec()
+    let drawn = memory(MemoryStart::Normal).values;
+    assert!(drawn[..tiny::HIDDEN] != drawn[tiny::HIDDEN..]);
+    let refused = |lora: LoraShape, memory_tokens| {
+        let made = setting
+            .engine
+            .new_adapter(lora, memory_tokens, MemoryStart::Mean, 3);
+        let refused = made.unwrap_err();
+        assert!(matches!(refused, Error::Input { .. }), "{refused}");
+    };
+    refused(LoraShape { rank: 0, ..lora() }, 2);
+    refused(
+        LoraShape {
+            rank: 1 << 40,
+            ..lora()
         },
-        Spec {
+        2,
+    );
+    refused(
+        LoraShape {
             targets: Vec::new(),
-            ..spec()
+            ..lora()
         },
-        Spec {
-            memory_tokens: 1 << 40,
-            ..spec()
+        2,
+    );
+    refused(
+        LoraShape {
+            alpha: f32::NAN,
+            ..lora()
         },
-        Spec {
-            alpha: f64::NAN,
-            ..spec()
-        },
-    ] {
-        let refused = Parameters::new(&setting.weights, &spec).unwrap_err();
-        assert!(
-            matches!(refused, Error::Input { .. }),
-            "{spec:?}: {refused}"
-        );
-    }
+        2,
+    );
+    refused(lora(), 1 << 40);
 }

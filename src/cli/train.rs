@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Subcommand, ValueEnum};
 use prefold::gpu::Precision;
+use prefold::model::config::Config;
+use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::prefix::Method;
 use prefold::soft::Settings;
+use prefold::train::MemoryStart;
 use prefold::train::adamw::AdamW;
 use prefold::train::checkpoint::Card;
 use prefold::train::data::{self, BadRows, Order, Reading, Task};
-use prefold::train::objective::Objective;
-use prefold::train::parameters::{Init, Parameters, Spec};
+use prefold::train::objective::{LoraShape, Objective};
+use prefold::train::parameters::{Parameters, target};
 use prefold::train::run::{self, Data, Options, Start, Summary};
 use prefold::train::schedule::Schedule;
-use prefold::{Device, Error};
+use prefold::{Device, Engine, Error};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Outcome};
@@ -84,7 +87,7 @@ struct RunArgs {
     rank: usize,
     /// LoRA's scale times its rank
     #[arg(long, value_name = "X", default_value_t = 32.0, help_heading = ADAPTER)]
-    alpha: f64,
+    alpha: f32,
     /// Projections: q, k, v, o, gate, up, down, or all
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "q,v",
         help_heading = ADAPTER)]
@@ -173,6 +176,10 @@ struct RunArgs {
     /// Steps from one checkpoint to the next; 0: only at the end
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = RUN)]
     save_every: u64,
+    /// Memory for activations that are kept; what does not fit is computed again, layer by layer,
+    /// which gives the same values
+    #[arg(long, value_name = "MB", default_value_t = 0, help_heading = RUN)]
+    activation_mb: usize,
     /// Print how it ended as JSON
     #[arg(long, help_heading = RUN)]
     json: bool,
@@ -219,7 +226,20 @@ pub fn run(args: Args) -> Outcome {
     let path = args.model.path()?;
     let weights = Weights::open(&path)?;
     let config = weights.config();
-    let parameters = args.parameters(task, &weights)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    listen(&stop)?;
+    let precision = match args.precision {
+        PrecisionName::F32 => Precision::F32,
+        PrecisionName::Bf16 => Precision::Bf16,
+    };
+    let model = model::open(&path, args.device, precision)?;
+    if args.precision == PrecisionName::Bf16 && model.engine.info().device.starts_with("cpu") {
+        return Err(Failure::Failed(Error::Unsupported {
+            what: "--precision bf16 on a CPU".into(),
+            have: "--precision f32 there, and bf16 on a CUDA device".into(),
+        }));
+    }
+    let parameters = args.parameters(task, &*model.engine, config)?;
     let given = args.given_settings()?;
     let method = match (args.method, &given) {
         (Some(name), _) => name.method(),
@@ -281,20 +301,11 @@ pub fn run(args: Args) -> Outcome {
         .identity
         .insert("model".into(), weights.fingerprint().into());
 
-    let stop = Arc::new(AtomicBool::new(false));
-    listen(&stop)?;
-    let precision = match args.precision {
-        PrecisionName::F32 => Precision::F32,
-        PrecisionName::Bf16 => Precision::Bf16,
-    };
-    let model = model::open(&path, args.device, precision)?;
-    if args.precision == PrecisionName::Bf16 && model.engine.info().device.starts_with("cpu") {
-        return Err(Failure::Failed(Error::Unsupported {
-            what: "--precision bf16 on a CPU".into(),
-            have: "--precision f32 there, and bf16 on a CUDA device".into(),
-        }));
-    }
-    let mut source = model.engine.source(objective)?;
+    let mut source = model.engine.source(
+        parameters.lora.clone(),
+        objective,
+        args.activation_mb.saturating_mul(1 << 20),
+    )?;
     // Rows of ids need none, and a row of text says that there is none.
     let tokenizer = model.engine.tokenizer().ok();
     let mut progress = Progress::new(options.steps);
@@ -398,6 +409,7 @@ impl RunArgs {
         if task != Task::Align && self.adapter.is_none() && self.memory_tokens == 0 {
             return Err(input("--memory-tokens 0", "a compressor needs at least 1"));
         }
+        self.lora()?;
         Ok(())
     }
 
@@ -408,34 +420,36 @@ impl RunArgs {
         }
     }
 
-    fn parameters(&self, task: Task, weights: &Weights) -> Outcome<Parameters> {
+    /// Rank, alpha and projections of a new adapter.
+    fn lora(&self) -> Outcome<LoraShape> {
+        let targets = match &self.targets[..] {
+            [one] if one == "all" => Target::ALL.iter().map(|&(target, _)| target).collect(),
+            several => several
+                .iter()
+                .map(|name| {
+                    let have = "expected some of q, k, v, o, gate, up, down, or all";
+                    target(name).ok_or_else(|| input(&format!("--targets {name}"), have))
+                })
+                .collect::<Outcome<_>>()?,
+        };
+        Ok(LoraShape {
+            rank: self.rank,
+            alpha: self.alpha,
+            targets,
+        })
+    }
+
+    fn parameters(&self, task: Task, engine: &dyn Engine, config: &Config) -> Outcome<Parameters> {
         let with_memory = task != Task::Align;
         if let Some(folder) = &self.adapter {
-            return Ok(Parameters::open(folder, weights.config(), with_memory)?);
+            return Ok(Parameters::open(folder, config, with_memory)?);
         }
-        let all = ["q", "k", "v", "o", "gate", "up", "down"];
-        let named: Vec<&str> = match &self.targets[..] {
-            [one] if one == "all" => all.to_vec(),
-            several => several.iter().map(String::as_str).collect(),
+        let memory_tokens = if with_memory { self.memory_tokens } else { 0 };
+        let start = match self.init {
+            InitName::Normal => MemoryStart::Normal,
+            InitName::Mean => MemoryStart::Mean,
         };
-        let full = |name: &str| match all.contains(&name) {
-            true => format!("{name}_proj"),
-            false => name.to_owned(),
-        };
-        Ok(Parameters::new(
-            weights,
-            &Spec {
-                rank: self.rank,
-                alpha: self.alpha,
-                targets: named.into_iter().map(full).collect(),
-                memory_tokens: if with_memory { self.memory_tokens } else { 0 },
-                init: match self.init {
-                    InitName::Normal => Init::Normal,
-                    InitName::Mean => Init::Mean,
-                },
-                seed: self.seed,
-            },
-        )?)
+        Ok(engine.new_adapter(self.lora()?, memory_tokens, start, self.seed)?)
     }
 
     /// How the given adapter was trained, if it says so.
@@ -466,8 +480,8 @@ impl RunArgs {
             "method": objective.method.name(),
             "bos": objective.bos,
             "eos": objective.eos,
-            "rank": parameters.rank,
-            "alpha": parameters.alpha,
+            "rank": parameters.lora.rank,
+            "alpha": parameters.lora.alpha,
             "targets": parameters.targets(),
             "memory-tokens": parameters.memory_tokens(),
             "data": files,

@@ -1,9 +1,9 @@
 //! Attention by `kernels/attention.cu`.
 
 use super::abi::{AttentionMergeParams, AttentionParams, AttentionTile};
-use super::{Buf, Gpu, Launcher, Precision, size};
+use super::{Buf, Gpu, Launcher, Precision, size, unbuilt};
 use crate::error::{Error, Result};
-use crate::ops::attention::{Attention, AttentionOp};
+use crate::ops::attention::{Attended, Attention, AttentionOp};
 use crate::ops::expect_len;
 
 /// Keys that a split has at least: less is not worth the merge.
@@ -65,7 +65,11 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
             at,
             lengths,
             window,
+            prefixes,
         } = shape;
+        if !prefixes.is_empty() {
+            return unbuilt("attention with a prefix for each sequence");
+        }
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || window == Some(0) || prefix > at {
             return Err(Error::Shape {
                 op: "attention",
@@ -162,6 +166,32 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         let grid = [(rows * heads).div_ceil(8), 1, 1];
         // SAFETY: as above; the parts were made for these splits.
         unsafe { self.launch("attention_merge", grid, 256, 0, &params) }
+    }
+
+    // No kernels for training yet.
+
+    fn attention_lse(
+        &self,
+        _: &Attention<'_>,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("attention_lse")
+    }
+
+    fn attention_bwd(
+        &self,
+        _: &Attention<'_>,
+        _: Attended<'_, Self>,
+        _: &Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("attention_bwd")
     }
 }
 

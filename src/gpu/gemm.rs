@@ -1,10 +1,10 @@
 //! Products by `kernels/gemm.cu`.
 
 use super::abi::{self, GemmParams, PackParams};
-use super::{Buf, Gpu, Launcher, Precision, Slot, size};
+use super::{Buf, Gpu, Launcher, Precision, Slot, size, unbuilt};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
-use crate::ops::gemm::{GemmOp, Linear};
+use crate::ops::gemm::{GemmOp, Linear, Outer};
 
 /// A constant matrix on the device, in the backend's precision, rows filled up with zeros to 16 bytes.
 pub struct Matrix<L: Launcher> {
@@ -163,5 +163,15 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         };
         // SAFETY: the lengths were checked, and both operands have rows of `ld` elements.
         unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params) }
+    }
+
+    // No kernels for training yet.
+
+    fn transposed(&self, _: &Matrix<L>) -> Result<Matrix<L>> {
+        unbuilt("transposed")
+    }
+
+    fn outer(&self, _: Outer, _: &Buf<L, f32>, _: &Buf<L, f32>, _: &mut Buf<L, f32>) -> Result<()> {
+        unbuilt("outer")
     }
 }

@@ -2,10 +2,10 @@
 
 use super::abi::{ActivateParams, EmbedParams, NormParams, RotateParams};
 use super::gemm::Matrix;
-use super::{Buf, Gpu, Launcher, Precision, size};
+use super::{Buf, Gpu, Launcher, Precision, size, unbuilt};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
-use crate::ops::layer::{LayerOp, Norm, NormKind, Rotate};
+use crate::ops::layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
 
 const THREADS: u32 = 256;
 
@@ -170,5 +170,56 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         let grid = [1, shares(len).min(4096), 1];
         // SAFETY: lengths were checked.
         unsafe { self.launch("gelu", grid, THREADS, 0, &params) }
+    }
+
+    // No kernels for training yet.
+
+    fn norm_bwd(
+        &self,
+        _: Norm,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("norm_bwd")
+    }
+
+    fn rotate_bwd(
+        &self,
+        _: Rotate,
+        _: &Buf<L, f32>,
+        _: Option<[&Buf<L, f32>; 2]>,
+        _: Option<&Buf<L, f32>>,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("rotate_bwd")
+    }
+
+    fn swiglu_bwd(
+        &self,
+        _: usize,
+        _: usize,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("swiglu_bwd")
+    }
+
+    fn gelu_bwd(
+        &self,
+        _: usize,
+        _: &Buf<L, f32>,
+        _: &Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("gelu_bwd")
+    }
+
+    fn dropout(&self, _: Dropout, _: &Buf<L, f32>, _: &mut Buf<L, f32>) -> Result<()> {
+        unbuilt("dropout")
     }
 }

@@ -172,6 +172,14 @@ impl<L: Launcher> Gpu<L> {
     }
 }
 
+/// What has no kernel yet.
+fn unbuilt<T>(op: &str) -> Result<T> {
+    Err(crate::Error::Unsupported {
+        what: format!("{op} on this device"),
+        have: "the CPU's".into(),
+    })
+}
+
 /// A size as kernels take it.
 fn size(op: &'static str, value: usize) -> Result<u32> {
     // Kernels count in 32 bits, with a sign here and there.
@@ -267,5 +275,38 @@ impl<L: Launcher> Storage for Gpu<L> {
             .copy(&buf.memory, from.start * size, &mut between, 0, bytes)?;
         self.launcher
             .copy(&between, 0, &mut buf.memory, to * size, bytes)
+    }
+
+    fn copy<T: Elem>(
+        &self,
+        from: &Buf<L, T>,
+        range: Range<usize>,
+        to: &mut Buf<L, T>,
+        at: usize,
+    ) -> Result<()> {
+        let end = at.saturating_add(range.len());
+        expect_len("copy", "the source", range.end.max(range.start), from.len)?;
+        expect_len("copy", "the destination", end, to.len)?;
+        let size = size_of::<T>();
+        self.launcher.copy(
+            &from.memory,
+            range.start * size,
+            &mut to.memory,
+            at * size,
+            range.len() * size,
+        )
+    }
+
+    fn clear<T: Elem>(&self, buf: &mut Buf<L, T>, range: Range<usize>) -> Result<()> {
+        expect_len("clear", "the buffer", range.end.max(range.start), buf.len)?;
+        let size = size_of::<T>();
+        let zeros = self.launcher.alloc(range.len() * size, true)?;
+        self.launcher.copy(
+            &zeros,
+            0,
+            &mut buf.memory,
+            range.start * size,
+            range.len() * size,
+        )
     }
 }

@@ -2,7 +2,7 @@
 
 use super::abi::{self, NllLogitsParams, NllMergeParams, NllParams, NllPart};
 use super::gemm::{Matrix, Tile};
-use super::{Buf, Gpu, Launcher, Precision, size};
+use super::{Buf, Gpu, Launcher, Precision, size, unbuilt};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
 use crate::ops::nll::{NllOp, Pick};
@@ -75,6 +75,20 @@ impl<L: Launcher> NllOp for Gpu<L> {
             unsafe { self.merge([parts, logit, out], rows, splits)? };
         }
         Ok(())
+    }
+
+    // No kernel for training yet.
+    fn nll_bwd(
+        &self,
+        _: usize,
+        _: &Buf<L, f32>,
+        _: &Matrix<L>,
+        _: &Matrix<L>,
+        _: &[Pick],
+        _: &mut Buf<L, f32>,
+        _: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        unbuilt("nll_bwd")
     }
 }
 

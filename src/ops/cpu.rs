@@ -158,4 +158,24 @@ impl Storage for Cpu {
         buf.copy_within(from, to);
         Ok(())
     }
+
+    fn copy<T: Elem>(
+        &self,
+        from: &Vec<T>,
+        range: Range<usize>,
+        to: &mut Vec<T>,
+        at: usize,
+    ) -> Result<()> {
+        let end = at.saturating_add(range.len());
+        expect_len("copy", "the source", range.end.max(range.start), from.len())?;
+        expect_len("copy", "the destination", end, to.len())?;
+        to[at..end].copy_from_slice(&from[range]);
+        Ok(())
+    }
+
+    fn clear<T: Elem>(&self, buf: &mut Vec<T>, range: Range<usize>) -> Result<()> {
+        expect_len("clear", "the buffer", range.end.max(range.start), buf.len())?;
+        buf[range].fill(T::default());
+        Ok(())
+    }
 }

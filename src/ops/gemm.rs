@@ -31,6 +31,51 @@ pub struct Linear {
     pub add: bool,
 }
 
+/// Neighbouring columns of a row-major matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Width of the matrix.
+    pub stride: usize,
+    /// The first column.
+    pub first: usize,
+    /// Number of columns.
+    pub width: usize,
+}
+
+impl Span {
+    /// All columns of a matrix of that width.
+    pub fn all(width: usize) -> Self {
+        Span {
+            stride: width,
+            first: 0,
+            width,
+        }
+    }
+
+    /// Elements that `rows` rows of the matrix have, or an error where the columns do not lie in it.
+    pub(crate) fn check(self, op: &'static str, rows: usize) -> Result<usize> {
+        match self.first.checked_add(self.width) {
+            Some(end) if end <= self.stride => Ok(rows * self.stride),
+            _ => Err(Error::Shape {
+                op,
+                want: format!("columns of a matrix of width {}", self.stride),
+                got: format!("{} from {} on", self.width, self.first),
+            }),
+        }
+    }
+}
+
+/// Shape of a product of two matrices of activations over their rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outer {
+    /// Rows of both.
+    pub rows: usize,
+    /// Columns of the first: rows of the result.
+    pub left: Span,
+    /// Columns of the second: columns of the result.
+    pub right: Span,
+}
+
 /// Products of activations with weights.
 pub trait GemmOp: Storage {
     /// A constant matrix `[outputs, inputs]`, laid out as this device multiplies by it fastest.
@@ -47,6 +92,20 @@ pub trait GemmOp: Storage {
         w: &Self::Matrix,
         bias: Option<&Self::Buf<f32>>,
         y: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// The matrix the other way round, `[inputs, outputs]`: with it [`GemmOp::linear`] makes the
+    /// gradient of a linear layer's input, `dx = dy · w`, at the speed of the forward.
+    fn transposed(&self, w: &Self::Matrix) -> Result<Self::Matrix>;
+
+    /// `out[i, j] = Σ_r a[r, left + i] · b[r, right + j]`, row-major `[left.width, right.width]`: the
+    /// gradient of a linear layer's weight from `a = dy` and `b = x`.
+    fn outer(
+        &self,
+        shape: Outer,
+        a: &Self::Buf<f32>,
+        b: &Self::Buf<f32>,
+        out: &mut Self::Buf<f32>,
     ) -> Result<()>;
 }
 
@@ -198,19 +257,115 @@ impl GemmOp for Cpu {
         if let Some(bias) = bias {
             expect_len("linear", "the bias", outputs, bias.len())?;
         }
-        if rows == 0 {
+        let bias = bias.map_or(&[][..], |bias| &bias[..outputs]);
+        self.linear_part(&x[..rows * inputs], w, 0..inputs, bias, add, y);
+        Ok(())
+    }
+
+    fn transposed(&self, w: &Panels) -> Result<Panels> {
+        let width = w.width;
+        let mut data = Aligned::zeros(w.inputs.div_ceil(width) * width * w.outputs);
+        data.get_mut()
+            .par_chunks_mut(width * w.outputs)
+            .enumerate()
+            .for_each(|(q, to)| {
+                // Square by square: what is read and written together stays in the cache.
+                let first = q * width;
+                let count = width.min(w.inputs - first);
+                let squares = to.chunks_mut(width * width);
+                for (square, from) in squares.zip(w.data.get().chunks_exact(width * w.inputs)) {
+                    let from = &from[first * width..(first + count) * width];
+                    for (k, from) in from.chunks_exact(width).enumerate() {
+                        for (to, &v) in square.chunks_exact_mut(width).zip(from) {
+                            to[k] = v;
+                        }
+                    }
+                }
+            });
+        Ok(Panels {
+            outputs: w.inputs,
+            inputs: w.outputs,
+            width,
+            data,
+        })
+    }
+
+    fn outer(&self, shape: Outer, a: &Vec<f32>, b: &Vec<f32>, out: &mut Vec<f32>) -> Result<()> {
+        let Outer { rows, left, right } = shape;
+        expect_len("outer", "a", left.check("outer", rows)?, a.len())?;
+        expect_len("outer", "b", right.check("outer", rows)?, b.len())?;
+        let len = left.width * right.width;
+        expect_len("outer", "the output", len, out.len())?;
+        let out = &mut out[..len];
+        if rows == 0 || len == 0 {
+            out.fill(0.0);
             return Ok(());
+        }
+        let width = self.tile.columns;
+        let panels = right.width.div_ceil(width);
+        let mut scratch = self.scratch(panels * rows * width + LINE);
+        let start = to_line(&scratch.data);
+        let packed = &mut scratch.data[start..][..panels * rows * width];
+        packed
+            .par_chunks_mut(rows * width)
+            .enumerate()
+            .for_each(|(p, panel)| {
+                let first = right.first + p * width;
+                let count = width.min(right.first + right.width - first);
+                let from = b.chunks_exact(right.stride);
+                for (to, row) in panel.chunks_exact_mut(width).zip(from) {
+                    to[..count].copy_from_slice(&row[first..first + count]);
+                    to[count..].fill(0.0);
+                }
+            });
+        let tiles = left.width.div_ceil(self.tile.rows);
+        let share = tiles.div_ceil(4 * rayon::current_num_threads()) * self.tile.rows;
+        out.par_chunks_mut(share * right.width)
+            .enumerate()
+            .for_each(|(i, out)| {
+                let task = OuterTask {
+                    a: &a[left.first + i * share..],
+                    stride: left.stride,
+                    packed,
+                    columns: right.width,
+                    out,
+                };
+                outer_task(self.arch, task);
+            });
+        Ok(())
+    }
+}
+
+impl Cpu {
+    /// `y = x · w[.., steps]ᵀ + bias`, or `y` more by that: a linear layer or, where `steps` are not all
+    /// columns of `w`, a part of its sum. `x` has rows of as many elements as there are steps, `bias`
+    /// is empty for none. The caller has checked the lengths.
+    pub(super) fn linear_part(
+        &self,
+        x: &[f32],
+        w: &Panels,
+        steps: std::ops::Range<usize>,
+        bias: &[f32],
+        add: bool,
+        y: &mut [f32],
+    ) {
+        let (inputs, outputs) = (steps.len(), w.outputs);
+        let rows = x.len() / inputs;
+        if rows == 0 {
+            return;
         }
         let split = Split::new(self, rows, inputs, w.count());
         let group_columns = split.group_panels * w.width;
         let blocks = rows.div_ceil(split.block_rows);
         let mut tasks: Vec<LinearTask> = Vec::new();
         for group in 0..outputs.div_ceil(group_columns) {
-            for block in x[..rows * inputs].chunks(split.block_rows * inputs) {
+            for block in x.chunks(split.block_rows * inputs) {
                 tasks.push(LinearTask {
                     x: block,
                     w,
-                    bias: bias.map_or(&[], |bias| bias),
+                    first: steps.start,
+                    steps: inputs,
+                    bias,
                     column: group * group_columns,
                     add,
                     y: Vec::with_capacity(split.block_rows),
@@ -225,7 +380,64 @@ impl GemmOp for Cpu {
         tasks
             .into_par_iter()
             .for_each(|task| linear_task(self.arch, task));
-        Ok(())
+    }
+}
+
+/// The part of a product over rows that one thread does.
+struct OuterTask<'a> {
+    /// From the first column of the part on.
+    a: &'a [f32],
+    stride: usize,
+    /// The second matrix in panels.
+    packed: &'a [f32],
+    /// Width of the result.
+    columns: usize,
+    /// Rows of the result.
+    out: &'a mut [f32],
+}
+
+simd_fn! {
+    fn outer_task<'a, S>(s, task: OuterTask<'a>) {
+        tiled!(S, outer_tiles(s, task))
+    }
+}
+
+#[inline(always)]
+fn outer_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: OuterTask<'_>) {
+    let OuterTask {
+        a,
+        stride,
+        packed,
+        columns,
+        out,
+    } = task;
+    let width = N * S::F32_LANES;
+    let rows = out.len() / columns;
+    let steps = packed.len() / columns.div_ceil(width) / width;
+    let mut start = 0;
+    while start < columns {
+        let end = columns.min(start + width);
+        let panel = &packed[start * steps..][..steps * width];
+        let panel = S::as_simd_f32s(panel).0.as_chunks::<N>().0;
+        let mut top = 0;
+        while top < rows {
+            let count = M.min(rows - top);
+            let left = Columns {
+                data: &a[top..],
+                stride,
+                count,
+            };
+            let mut sums = [[s.splat_f32s(0.0); N]; M];
+            multiply(s, left, panel, &mut sums);
+            for i in 0..M {
+                if i < count {
+                    let out = &mut out[(top + i) * columns..][start..end];
+                    store::<S, N>(s, out, &sums[i]);
+                }
+            }
+            top += M;
+        }
+        start = end;
     }
 }
 
@@ -233,6 +445,9 @@ impl GemmOp for Cpu {
 struct LinearTask<'a> {
     x: &'a [f32],
     w: &'a Panels,
+    /// Columns of `w`: the first and how many, which are a row's of `x`.
+    first: usize,
+    steps: usize,
     /// Empty for none.
     bias: &'a [f32],
     /// The first column.
@@ -253,6 +468,8 @@ fn linear_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: LinearTask<
     let LinearTask {
         x,
         w,
+        first,
+        steps,
         bias,
         column,
         add,
@@ -263,14 +480,14 @@ fn linear_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: LinearTask<
     let mut start = 0;
     while start < columns {
         let end = columns.min(start + width);
-        let panel = panel::<S, N>(w, (column + start) / width);
+        let panel = &panel::<S, N>(w, (column + start) / width)[first..first + steps];
         let mut initial = [s.splat_f32s(0.0); N];
         if !bias.is_empty() {
             initial = load::<S, N>(s, &bias[column + start..column + end]);
         }
         let mut top = 0;
         while top < y.len() {
-            let rows = Rows::<M>::new(x, w.inputs, top, y.len());
+            let rows = Rows::<M>::new(x, steps, top, y.len());
             let mut sums = [initial; M];
             multiply(s, rows, panel, &mut sums);
             let mut i = 0;

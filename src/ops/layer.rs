@@ -96,6 +96,107 @@ pub trait LayerOp: GemmOp {
 
     /// `y = gelu(x)`, GPT-2's approximation by a hyperbolic tangent.
     fn gelu(&self, len: usize, x: &Self::Buf<f32>, y: &mut Self::Buf<f32>) -> Result<()>;
+
+    /// Adds to `dx` the gradient of the input of [`LayerOp::norm`], whose output has the gradient
+    /// `dy`. (The bias does not matter.)
+    fn norm_bwd(
+        &self,
+        shape: Norm,
+        x: &Self::Buf<f32>,
+        weight: &Self::Buf<f32>,
+        dy: &Self::Buf<f32>,
+        dx: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// The gradient of what [`LayerOp::rotate`] was given. `dqkv` holds that of the rotated q in the
+    /// place of q, and `dk` and `dv` those of rows `at..` of the cache; `dqkv` is made whole. Only with
+    /// `norms` is `qkv` read: what [`LayerOp::rotate`] was given.
+    #[allow(clippy::too_many_arguments)]
+    fn rotate_bwd(
+        &self,
+        shape: Rotate,
+        qkv: &Self::Buf<f32>,
+        norms: Option<[&Self::Buf<f32>; 2]>,
+        angles: Option<&Self::Buf<f32>>,
+        dk: &Self::Buf<f32>,
+        dv: &Self::Buf<f32>,
+        dqkv: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// The gradient of [`LayerOp::swiglu`]'s input `x`: `dx` of `[rows, 2 · width]` from `dy` of
+    /// `[rows, width]`.
+    fn swiglu_bwd(
+        &self,
+        rows: usize,
+        width: usize,
+        x: &Self::Buf<f32>,
+        dy: &Self::Buf<f32>,
+        dx: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// The gradient of [`LayerOp::gelu`]'s input `x`.
+    fn gelu_bwd(
+        &self,
+        len: usize,
+        x: &Self::Buf<f32>,
+        dy: &Self::Buf<f32>,
+        dx: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// `y = x / (1 - rate)` where [`Dropout::keeps`] and 0 elsewhere, or with `add` `y` more by that.
+    /// It is its own backward.
+    fn dropout(&self, shape: Dropout, x: &Self::Buf<f32>, y: &mut Self::Buf<f32>) -> Result<()>;
+}
+
+/// Shape of [`LayerOp::dropout`], and which elements it drops: a function of their index, so that no
+/// mask is stored and every device drops the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// Elements, below 2³².
+    pub len: usize,
+    /// Share that is dropped, at least 0 and below 1.
+    pub rate: f32,
+    /// Chooses them.
+    pub seed: u64,
+    /// Adds to what `y` holds.
+    pub add: bool,
+}
+
+impl Dropout {
+    /// Elements whose hash is below this are dropped.
+    pub fn threshold(&self) -> u32 {
+        (f64::from(self.rate) * 4_294_967_296.0) as u32
+    }
+
+    /// Whether element `i` stays.
+    #[inline(always)]
+    pub fn keeps(&self, i: u32) -> bool {
+        let (low, high) = (self.seed as u32, (self.seed >> 32) as u32);
+        mix(mix(i ^ low) ^ high) >= self.threshold()
+    }
+
+    /// Errors of every backend.
+    pub(crate) fn check(&self, x: usize, y: usize) -> Result<()> {
+        if !(0.0..1.0).contains(&self.rate) || u32::try_from(self.len).is_err() {
+            return Err(Error::Shape {
+                op: "dropout",
+                want: "a rate of at least 0 and below 1, and fewer than 2^32 elements".into(),
+                got: format!("{self:?}"),
+            });
+        }
+        expect_len("dropout", "x", self.len, x)?;
+        expect_len("dropout", "y", self.len, y)
+    }
+}
+
+/// A permutation of the 32-bit numbers that scatters neighbours (MurmurHash3's last step).
+#[inline(always)]
+fn mix(mut h: u32) -> u32 {
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 13;
+    h = h.wrapping_mul(0xc2b2_ae35);
+    h ^ h >> 16
 }
 
 /// Rows that one task works on: enough that the task outweighs its being handed out.
@@ -210,6 +311,318 @@ impl LayerOp for Cpu {
             .zip(y[..len].par_chunks_mut(4096))
             .for_each(|(x, y)| gelu_chunk(self.arch, x, y));
         Ok(())
+    }
+
+    fn norm_bwd(
+        &self,
+        shape: Norm,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        dy: &Vec<f32>,
+        dx: &mut Vec<f32>,
+    ) -> Result<()> {
+        let Norm { rows, width, .. } = shape;
+        expect_len("norm_bwd", "x", rows * width, x.len())?;
+        expect_len("norm_bwd", "dy", rows * width, dy.len())?;
+        expect_len("norm_bwd", "dx", rows * width, dx.len())?;
+        expect_len("norm_bwd", "the weight", width, weight.len())?;
+        let chunk = rows_per_task(width) * width;
+        x[..rows * width]
+            .par_chunks(chunk)
+            .zip(dy[..rows * width].par_chunks(chunk))
+            .zip(dx[..rows * width].par_chunks_mut(chunk))
+            .for_each(|((x, dy), dx)| {
+                norm_rows_bwd(self.arch, shape, x, &weight[..width], dy, dx);
+            });
+        Ok(())
+    }
+
+    fn rotate_bwd(
+        &self,
+        shape: Rotate,
+        qkv: &Vec<f32>,
+        norms: Option<[&Vec<f32>; 2]>,
+        angles: Option<&Vec<f32>>,
+        dk: &Vec<f32>,
+        dv: &Vec<f32>,
+        dqkv: &mut Vec<f32>,
+    ) -> Result<()> {
+        let Rotate {
+            rows,
+            heads,
+            kv_heads,
+            head_dim,
+            at,
+            ..
+        } = shape;
+        let stride = (heads + 2 * kv_heads) * head_dim;
+        let kv = kv_heads * head_dim;
+        let op = "rotate_bwd";
+        expect_len(op, "dqkv", rows * stride, dqkv.len())?;
+        expect_len(op, "dk", (at + rows) * kv, dk.len())?;
+        expect_len(op, "dv", (at + rows) * kv, dv.len())?;
+        for norm in norms.iter().flatten() {
+            expect_len(op, "a norm's weight", head_dim, norm.len())?;
+            expect_len(op, "qkv", rows * stride, qkv.len())?;
+        }
+        if let Some(angles) = angles {
+            expect_len(op, "the angles", rows * head_dim, angles.len())?;
+        }
+        let tables = HeadTables {
+            norms: norms.map(|[q, k]| [&q[..head_dim], &k[..head_dim]]),
+            eps: shape.eps,
+        };
+        let chunk = rows_per_task(stride);
+        dqkv[..rows * stride]
+            .par_chunks_mut(chunk * stride)
+            .enumerate()
+            .for_each(|(i, dqkv)| {
+                let (first, rows) = (i * chunk, dqkv.len() / stride);
+                let angles = angles.map(|a| &a[first * head_dim..][..rows * head_dim]);
+                let qkv = match norms {
+                    Some(_) => &qkv[first * stride..][..rows * stride],
+                    None => &[],
+                };
+                let cache = [dk, dv].map(|d| &d[(at + first) * kv..][..rows * kv]);
+                rotate_rows_bwd(self.arch, shape, tables, angles, qkv, cache, dqkv);
+            });
+        Ok(())
+    }
+
+    fn swiglu_bwd(
+        &self,
+        rows: usize,
+        width: usize,
+        x: &Vec<f32>,
+        dy: &Vec<f32>,
+        dx: &mut Vec<f32>,
+    ) -> Result<()> {
+        expect_len("swiglu_bwd", "x", rows * width * 2, x.len())?;
+        expect_len("swiglu_bwd", "dy", rows * width, dy.len())?;
+        expect_len("swiglu_bwd", "dx", rows * width * 2, dx.len())?;
+        x[..rows * width * 2]
+            .par_chunks_exact(2 * width)
+            .zip(dy[..rows * width].par_chunks_exact(width))
+            .zip(dx[..rows * width * 2].par_chunks_exact_mut(2 * width))
+            .with_min_len(rows_per_task(2 * width))
+            .for_each(|((x, dy), dx)| {
+                let (gate, up) = x.split_at(width);
+                let (dgate, dup) = dx.split_at_mut(width);
+                swiglu_row_bwd(self.arch, gate, up, dy, dgate, dup);
+            });
+        Ok(())
+    }
+
+    fn gelu_bwd(&self, len: usize, x: &Vec<f32>, dy: &Vec<f32>, dx: &mut Vec<f32>) -> Result<()> {
+        expect_len("gelu_bwd", "x", len, x.len())?;
+        expect_len("gelu_bwd", "dy", len, dy.len())?;
+        expect_len("gelu_bwd", "dx", len, dx.len())?;
+        x[..len]
+            .par_chunks(4096)
+            .zip(dy[..len].par_chunks(4096))
+            .zip(dx[..len].par_chunks_mut(4096))
+            .for_each(|((x, dy), dx)| gelu_chunk_bwd(self.arch, x, dy, dx));
+        Ok(())
+    }
+
+    fn dropout(&self, shape: Dropout, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
+        const CHUNK: usize = 16_384;
+        shape.check(x.len(), y.len())?;
+        x[..shape.len]
+            .par_chunks(CHUNK)
+            .zip(y[..shape.len].par_chunks_mut(CHUNK))
+            .enumerate()
+            .for_each(|(i, (x, y))| dropout_chunk(self.arch, shape, (i * CHUNK) as u32, x, y));
+        Ok(())
+    }
+}
+
+simd_fn! {
+    fn norm_rows_bwd<'a, S>(
+        s,
+        shape: Norm,
+        x: &'a [f32],
+        weight: &'a [f32],
+        dy: &'a [f32],
+        dx: &'a mut [f32],
+    ) {
+        let width = shape.width;
+        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+            let g = normed(s, shape.kind, shape.eps, x, weight, dy);
+            for (((dx, &x), &w), &dy) in dx.iter_mut().zip(x).zip(weight).zip(dy) {
+                *dx += (dy * w - g.mean) * g.scale - (x - g.shift) * g.pull;
+            }
+        }
+    }
+}
+
+/// What the gradient of a norm's row is made of: `(dy · w - mean) · scale - (x - shift) · pull`.
+struct Normed {
+    mean: f32,
+    scale: f32,
+    shift: f32,
+    pull: f32,
+}
+
+#[inline(always)]
+fn normed<S: Simd>(
+    s: S,
+    kind: NormKind,
+    eps: f32,
+    x: &[f32],
+    weight: &[f32],
+    dy: &[f32],
+) -> Normed {
+    let width = x.len() as f32;
+    let (shift, mean) = match kind {
+        NormKind::Rms => (0.0, 0.0),
+        NormKind::Layer => (
+            simd::sum(s, x, 0.0, false) / width,
+            simd::dot(s, weight, dy, None) / width,
+        ),
+    };
+    let scale = 1.0 / (simd::sum(s, x, shift, true) / width + eps).sqrt();
+    let along = simd::dot(s, weight, dy, Some((x, shift)));
+    Normed {
+        mean,
+        scale,
+        shift,
+        pull: scale * scale * scale * along / width,
+    }
+}
+
+simd_fn! {
+    fn rotate_rows_bwd<'a, S>(
+        s,
+        shape: Rotate,
+        tables: HeadTables<'a>,
+        angles: Option<&'a [f32]>,
+        qkv: &'a [f32],
+        cache: [&'a [f32]; 2],
+        dqkv: &'a mut [f32],
+    ) {
+        let [dk, dv] = cache;
+        let d = shape.head_dim;
+        let (q_end, kv) = (shape.heads * d, shape.kv_heads * d);
+        let stride = q_end + 2 * kv;
+        for (row, dqkv) in dqkv.chunks_exact_mut(stride).enumerate() {
+            dqkv[q_end..q_end + kv].copy_from_slice(&dk[row * kv..][..kv]);
+            dqkv[q_end + kv..].copy_from_slice(&dv[row * kv..][..kv]);
+            let rotated = &mut dqkv[..q_end + kv];
+            if let Some(angles) = angles {
+                let (cos, sin) = angles[row * d..][..d].split_at(d / 2);
+                rotate_heads_back(cos, sin, rotated);
+            }
+            if let Some([q_norm, k_norm]) = tables.norms {
+                let (q, k) = qkv[row * stride..][..q_end + kv].split_at(q_end);
+                let (dq, dk) = rotated.split_at_mut(q_end);
+                norm_heads_bwd(s, tables.eps, q_norm, q, dq);
+                norm_heads_bwd(s, tables.eps, k_norm, k, dk);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn norm_heads_bwd<S: Simd>(s: S, eps: f32, weight: &[f32], heads: &[f32], dheads: &mut [f32]) {
+    let d = weight.len();
+    for (x, dy) in heads.chunks_exact(d).zip(dheads.chunks_exact_mut(d)) {
+        let g = normed(s, NormKind::Rms, eps, x, weight, dy);
+        for ((dy, &x), &w) in dy.iter_mut().zip(x).zip(weight) {
+            *dy = *dy * w * g.scale - x * g.pull;
+        }
+    }
+}
+
+/// The other way round than `rotate_heads`.
+#[inline(always)]
+fn rotate_heads_back(cos: &[f32], sin: &[f32], heads: &mut [f32]) {
+    let half = cos.len();
+    for head in heads.chunks_exact_mut(2 * half) {
+        let (low, high) = head.split_at_mut(half);
+        for i in 0..half {
+            let (a, b) = (low[i], high[i]);
+            low[i] = a * cos[i] + b * sin[i];
+            high[i] = b * cos[i] - a * sin[i];
+        }
+    }
+}
+
+simd_fn! {
+    fn swiglu_row_bwd<'a, S>(
+        s,
+        gate: &'a [f32],
+        up: &'a [f32],
+        dy: &'a [f32],
+        dgate: &'a mut [f32],
+        dup: &'a mut [f32],
+    ) {
+        let (gates, gate_tail) = S::as_simd_f32s(gate);
+        let (ups, up_tail) = S::as_simd_f32s(up);
+        let (dys, dy_tail) = S::as_simd_f32s(dy);
+        let (dgates, dgate_tail) = S::as_mut_simd_f32s(dgate);
+        let (dups, dup_tail) = S::as_mut_simd_f32s(dup);
+        for i in 0..gates.len() {
+            [dgates[i], dups[i]] = swiglu_bwd(s, gates[i], ups[i], dys[i]);
+        }
+        let [dgate, dup] = swiglu_bwd(
+            s,
+            s.partial_load_f32s(gate_tail),
+            s.partial_load_f32s(up_tail),
+            s.partial_load_f32s(dy_tail),
+        );
+        s.partial_store_f32s(dgate_tail, dgate);
+        s.partial_store_f32s(dup_tail, dup);
+    }
+}
+
+/// With `σ` the sigmoid of the gate: `dgate = dy · up · σ · (1 + gate · (1 - σ))`, `dup = dy · gate · σ`.
+#[inline(always)]
+fn swiglu_bwd<S: Simd>(s: S, gate: S::f32s, up: S::f32s, dy: S::f32s) -> [S::f32s; 2] {
+    let one = s.splat_f32s(1.0);
+    let sigmoid = simd::sigmoid(s, gate);
+    let slope = s.mul_add_e_f32s(gate, s.sub_f32s(one, sigmoid), one);
+    let common = s.mul_f32s(dy, sigmoid);
+    [
+        s.mul_f32s(s.mul_f32s(common, up), slope),
+        s.mul_f32s(common, gate),
+    ]
+}
+
+simd_fn! {
+    fn gelu_chunk_bwd<'a, S>(s, x: &'a [f32], dy: &'a [f32], dx: &'a mut [f32]) {
+        let (xs, x_tail) = S::as_simd_f32s(x);
+        let (dys, dy_tail) = S::as_simd_f32s(dy);
+        let (dxs, dx_tail) = S::as_mut_simd_f32s(dx);
+        for i in 0..xs.len() {
+            dxs[i] = s.mul_f32s(dys[i], gelu_slope(s, xs[i]));
+        }
+        let slope = gelu_slope(s, s.partial_load_f32s(x_tail));
+        let tail = s.mul_f32s(s.partial_load_f32s(dy_tail), slope);
+        s.partial_store_f32s(dx_tail, tail);
+    }
+}
+
+/// Of `x · σ(w)` with `w = 2 √(2/π) · (x + 0.044715 x³)`: `σ + x · σ · (1 - σ) · w'`.
+#[inline(always)]
+fn gelu_slope<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let (one, square) = (s.splat_f32s(1.0), s.mul_f32s(x, x));
+    let root = s.splat_f32s(TWICE_ROOT);
+    let cubic = s.mul_add_e_f32s(s.splat_f32s(0.044_715 * TWICE_ROOT), square, root);
+    let slope = s.mul_add_e_f32s(s.splat_f32s(3.0 * 0.044_715 * TWICE_ROOT), square, root);
+    let sigmoid = simd::sigmoid(s, s.mul_f32s(x, cubic));
+    let rest = s.mul_f32s(s.mul_f32s(x, s.sub_f32s(one, sigmoid)), slope);
+    s.mul_f32s(sigmoid, s.add_f32s(one, rest))
+}
+
+simd_fn! {
+    fn dropout_chunk<'a, S>(_s, shape: Dropout, first: u32, x: &'a [f32], y: &'a mut [f32]) {
+        let scale = 1.0 / (1.0 - shape.rate);
+        for (i, (y, &x)) in (first..).zip(y.iter_mut().zip(x)) {
+            let value = if shape.keeps(i) { x * scale } else { 0.0 };
+            *y = if shape.add { *y + value } else { value };
+        }
     }
 }
 
@@ -340,10 +753,12 @@ simd_fn! {
     }
 }
 
+/// `2 √(2/π)`.
+const TWICE_ROOT: f32 = 1.595_769;
+
 /// `x/2 · (1 + tanh(z))` is `x · sigmoid(2z)`; here `z = √(2/π) · (x + 0.044715 x³)`.
 #[inline(always)]
 fn gelu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    const TWICE_ROOT: f32 = 1.595_769;
     let cubic = s.mul_add_e_f32s(
         s.splat_f32s(0.044_715 * TWICE_ROOT),
         s.mul_f32s(x, x),

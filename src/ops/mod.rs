@@ -21,10 +21,10 @@ mod simd;
 pub mod storage;
 pub mod topk;
 
-pub use attention::{Attention, AttentionOp};
+pub use attention::{Attended, Attention, AttentionOp};
 pub use cpu::Cpu;
-pub use gemm::{GemmOp, Linear};
-pub use layer::{LayerOp, Norm, NormKind, Rotate};
+pub use gemm::{GemmOp, Linear, Outer, Span};
+pub use layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
 pub use nll::{NllOp, Pick};
 pub use storage::{Elem, Storage};
 pub use topk::{Keep, Select, Selection, TopKOp};

@@ -37,6 +37,54 @@ pub trait NllOp: GemmOp {
         picks: &[Pick],
         out: &mut Self::Buf<f32>,
     ) -> Result<()>;
+
+    /// [`NllOp::nll`] and its gradient in one, which the logits of a row, made once, serve both:
+    /// `dx[row_i] += (softmax(logits_i) - onehot(target_i)) · head`, that of the sum of `out`. Logits
+    /// are made in blocks of rows and never lie in memory whole. `across` is `head` the other way
+    /// round ([`GemmOp::transposed`]).
+    #[allow(clippy::too_many_arguments)]
+    fn nll_bwd(
+        &self,
+        width: usize,
+        x: &Self::Buf<f32>,
+        head: &Self::Matrix,
+        across: &Self::Matrix,
+        picks: &[Pick],
+        out: &mut Self::Buf<f32>,
+        dx: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+}
+
+impl Cpu {
+    /// What both ops demand of their operands.
+    fn check(
+        &self,
+        op: &'static str,
+        width: usize,
+        x: &[f32],
+        head: &Panels,
+        picks: &[Pick],
+        out: &[f32],
+    ) -> Result<()> {
+        if head.inputs != width || head.width != self.tile.columns {
+            return Err(Error::Shape {
+                op,
+                want: format!("a head of width {width}"),
+                got: head.inputs.to_string(),
+            });
+        }
+        expect_len(op, "the output", picks.len(), out.len())?;
+        for pick in picks {
+            expect_len(op, "x", (pick.row as usize + 1) * width, x.len())?;
+            if pick.target as usize >= head.outputs {
+                return Err(Error::input(
+                    format!("token id {}", pick.target),
+                    format!("the model has {} ids", head.outputs),
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a task finds out about one row from its share of the vocabulary.
@@ -58,23 +106,7 @@ impl NllOp for Cpu {
         picks: &[Pick],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        if head.inputs != width || head.width != self.tile.columns {
-            return Err(Error::Shape {
-                op: "nll",
-                want: format!("a head of width {width}"),
-                got: head.inputs.to_string(),
-            });
-        }
-        expect_len("nll", "the output", picks.len(), out.len())?;
-        for pick in picks {
-            expect_len("nll", "x", (pick.row as usize + 1) * width, x.len())?;
-            if pick.target as usize >= head.outputs {
-                return Err(Error::input(
-                    format!("token id {}", pick.target),
-                    format!("the model has {} ids", head.outputs),
-                ));
-            }
-        }
+        self.check("nll", width, x, head, picks, out)?;
         if picks.is_empty() {
             return Ok(());
         }
@@ -111,6 +143,115 @@ impl NllOp for Cpu {
             *out = (sum.ln() + f64::from(max - target)) as f32;
         }
         Ok(())
+    }
+
+    fn nll_bwd(
+        &self,
+        width: usize,
+        x: &Vec<f32>,
+        head: &Panels,
+        across: &Panels,
+        picks: &[Pick],
+        out: &mut Vec<f32>,
+        dx: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.check("nll_bwd", width, x, head, picks, out)?;
+        if (across.inputs, across.outputs, across.width) != (head.outputs, width, head.width) {
+            return Err(Error::Shape {
+                op: "nll_bwd",
+                want: format!("the head and the same the other way round, of width {width}"),
+                got: format!("[{}, {}]", across.outputs, across.inputs),
+            });
+        }
+        for pick in picks {
+            expect_len("nll_bwd", "dx", (pick.row as usize + 1) * width, dx.len())?;
+        }
+        let vocab = head.outputs;
+        let block = (LOGIT_BYTES / (4 * vocab)).max(4 * self.tile.rows);
+        let rows = block.min(picks.len());
+        let mut logits = self.scratch(rows * vocab);
+        let mut states = self.scratch(rows * width);
+        let mut part = self.scratch(rows * STEPS.min(vocab));
+        for (picks, out) in picks.chunks(block).zip(out.chunks_mut(block)) {
+            let logits = &mut logits.data[..picks.len() * vocab];
+            let states = &mut states.data[..picks.len() * width];
+            for (state, pick) in states.chunks_exact_mut(width).zip(picks) {
+                state.copy_from_slice(&x[pick.row as usize * width..][..width]);
+            }
+            self.linear_part(states, head, 0..width, &[], false, logits);
+            logits
+                .par_chunks_exact_mut(vocab)
+                .zip(picks)
+                .zip(out)
+                .for_each(|((logits, pick), out)| {
+                    nll_gradient(self.arch, logits, pick.target as usize, out);
+                });
+            // Panels of the whole vocabulary would leave the cache before the next rows need them.
+            for first in (0..vocab).step_by(STEPS) {
+                let steps = first..vocab.min(first + STEPS);
+                let part = &mut part.data[..picks.len() * steps.len()];
+                part.par_chunks_exact_mut(steps.len())
+                    .zip(logits.par_chunks_exact(vocab))
+                    .for_each(|(to, from)| to.copy_from_slice(&from[steps.clone()]));
+                self.linear_part(part, across, steps, &[], first > 0, states);
+            }
+            for (gradient, pick) in states.chunks_exact(width).zip(picks) {
+                let dx = &mut dx[pick.row as usize * width..][..width];
+                for (dx, gradient) in dx.iter_mut().zip(gradient) {
+                    *dx += gradient;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Logits that are in memory at once.
+const LOGIT_BYTES: usize = 48 << 20;
+/// Tokens whose share of the gradient is added in one go: a panel of so many steps stays in the cache.
+const STEPS: usize = 1024;
+
+simd_fn! {
+    /// Turns a row of logits into softmax less one at the target, and gives its nll.
+    fn nll_gradient<'a, S>(s, logits: &'a mut [f32], target: usize, out: &'a mut f32) {
+        let of_target = logits[target];
+        let (vectors, tail) = S::as_mut_simd_f32s(&mut *logits);
+        let mut maxima = s.splat_f32s(f32::MIN);
+        for &v in &*vectors {
+            maxima = s.max_f32s(maxima, v);
+        }
+        let mut max = s.reduce_max_f32s(maxima);
+        for &mut v in &mut *tail {
+            max = max.max(v);
+        }
+        let shift = s.splat_f32s(max);
+        let mut sums = [s.splat_f32s(0.0); 4];
+        let (fours, rest) = vectors.as_chunks_mut::<4>();
+        for four in fours {
+            for i in 0..4 {
+                four[i] = simd::exp(s, s.sub_f32s(four[i], shift));
+                sums[i] = s.add_f32s(sums[i], four[i]);
+            }
+        }
+        for v in rest {
+            *v = simd::exp(s, s.sub_f32s(*v, shift));
+            sums[0] = s.add_f32s(sums[0], *v);
+        }
+        let mut sum = 0.0;
+        for v in &mut *tail {
+            *v = (*v - max).exp();
+            sum += f64::from(*v);
+        }
+        let lanes: &[f32] = bytemuck::cast_slice(&sums);
+        for &lane in lanes {
+            sum += f64::from(lane);
+        }
+        *out = (sum.ln() + f64::from(max - of_target)) as f32;
+        let scale = (1.0 / sum) as f32;
+        for v in &mut *logits {
+            *v *= scale;
+        }
+        logits[target] -= 1.0;
     }
 }
 

@@ -107,3 +107,30 @@ fn add_shifted<S: Simd>(s: S, sum: S::f32s, x: S::f32s, shift: S::f32s, square: 
         s.add_f32s(sum, x)
     }
 }
+
+/// Sum of `a · b`, or with `(c, shift)` of `a · b · (c - shift)`, of vectors of one length.
+#[inline(always)]
+pub(super) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32], third: Option<(&[f32], f32)>) -> f32 {
+    let (c, shift, weighs) = match third {
+        Some((c, shift)) => (c, shift, true),
+        None => (a, 0.0, false),
+    };
+    let (va, ta) = S::as_simd_f32s(a);
+    let (vb, tb) = S::as_simd_f32s(b);
+    let (vc, tc) = S::as_simd_f32s(c);
+    let shifts = s.splat_f32s(shift);
+    let mut sums = [s.splat_f32s(0.0); 2];
+    for (i, ((&a, &b), &c)) in va.iter().zip(vb).zip(vc).enumerate() {
+        let c = if weighs {
+            s.mul_f32s(a, s.sub_f32s(c, shifts))
+        } else {
+            a
+        };
+        sums[i % 2] = s.mul_add_e_f32s(c, b, sums[i % 2]);
+    }
+    let mut total = s.reduce_sum_f32s(s.add_f32s(sums[0], sums[1]));
+    for ((&a, &b), &c) in ta.iter().zip(tb).zip(tc) {
+        total += a * b * if weighs { c - shift } else { 1.0 };
+    }
+    total
+}

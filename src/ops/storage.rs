@@ -38,4 +38,16 @@ pub trait Storage: Sized + Send + Sync + 'static {
         from: Range<usize>,
         to: usize,
     ) -> Result<()>;
+
+    /// Copies the elements `range` of `from` to `at..` of `to`.
+    fn copy<T: Elem>(
+        &self,
+        from: &Self::Buf<T>,
+        range: Range<usize>,
+        to: &mut Self::Buf<T>,
+        at: usize,
+    ) -> Result<()>;
+
+    /// Sets the elements `range` of `buf` to zero.
+    fn clear<T: Elem>(&self, buf: &mut Self::Buf<T>, range: Range<usize>) -> Result<()>;
 }

@@ -15,7 +15,8 @@ use serde_json::{Map, Value, json};
 use super::adamw::Moments;
 use super::data::Position;
 use super::objective::Tensor;
-use super::parameters::{MEMORY, Parameters};
+use super::parameters::Parameters;
+use super::start::MEMORY;
 use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::model::lora::floats;
@@ -202,19 +203,21 @@ pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters
 
 /// PEFT's `adapter_config.json`.
 fn peft(parameters: &Parameters, card: &Card) -> Value {
-    let alpha = match parameters.alpha.fract() == 0.0 && parameters.alpha.abs() < 1e9 {
-        true => json!(parameters.alpha as i64),
-        false => json!(parameters.alpha),
+    // PEFT's own are whole, as a rule.
+    let alpha = parameters.lora.alpha;
+    let alpha = match alpha.fract() == 0.0 && alpha.abs() < 1e9 {
+        true => json!(alpha as i64),
+        false => json!(alpha),
     };
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": card.model,
-        "r": parameters.rank,
+        "r": parameters.lora.rank,
         "lora_alpha": alpha,
         "lora_dropout": card.dropout,
         "target_modules": parameters.targets(),
-        "use_rslora": parameters.rslora,
+        "use_rslora": false,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,

@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod checkpoint;
 pub mod data;
+mod gradient;
 pub mod log;
 pub mod merge;
 pub mod objective;
@@ -15,3 +16,8 @@ pub mod plot;
 pub mod rows;
 pub mod run;
 pub mod schedule;
+mod start;
+
+pub use gradient::Trainee;
+pub use start::MemoryStart;
+pub(crate) use start::initial;
