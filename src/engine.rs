@@ -12,11 +12,11 @@ use crate::hard::{self, Compressed, Options, Prompt};
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
-use crate::model::{Adapted, Scorer, gguf};
+use crate::model::{Adapted, Scorer};
 use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
-use crate::text::{GgufVocab, Tokenizer};
+use crate::text::Tokenizer;
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::{self, Parameters};
 use crate::train::{self, MemoryStart, Trainee};
@@ -230,7 +230,7 @@ fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn 
 /// The tokenizer that comes with the weights, if one does.
 fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
     let tokenizer = match (weights.gguf(), weights.tokenizer_path()) {
-        (Some(metadata), _) => Tokenizer::from_vocab(vocab(metadata)?)?,
+        (Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)?,
         (None, Some(path)) => Tokenizer::from_file(&path)?,
         (None, None) => return Ok(None),
     };
@@ -245,32 +245,6 @@ fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
         ));
     }
     Ok(Some(tokenizer))
-}
-
-/// What a GGUF says of its tokenizer.
-fn vocab(metadata: &gguf::Metadata) -> Result<GgufVocab> {
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let text = |name: &str| -> Result<String> {
-        Ok(metadata.str(&key(name))?.unwrap_or_default().to_owned())
-    };
-    let texts = |name: &str| -> Result<Vec<String>> {
-        let found = metadata.strs(&key(name))?.unwrap_or_default();
-        Ok(found.into_iter().map(str::to_owned).collect())
-    };
-    Ok(GgufVocab {
-        model: text("model")?,
-        pre: text("pre")?,
-        tokens: texts("tokens")?,
-        scores: metadata.f32s(&key("scores"))?.unwrap_or_default(),
-        token_types: metadata.i32s(&key("token_type"))?.unwrap_or_default(),
-        merges: texts("merges")?,
-        bos: metadata.u32(&key("bos_token_id"))?,
-        eos: metadata.u32(&key("eos_token_id"))?,
-        unk: metadata.u32(&key("unknown_token_id"))?,
-        add_bos: metadata.bool(&key("add_bos_token"))?,
-        add_eos: metadata.bool(&key("add_eos_token"))?,
-        add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
-    })
 }
 
 /// A model in memory, with its tokenizer.

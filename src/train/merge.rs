@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::mapped;
 use crate::model::weights::Weights;
+use crate::text::tokenizer_json;
 
 /// Element type of a merged model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -159,7 +160,13 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: MergedDtype) 
         safetensors::serialize_to_file(tensors, Some(metadata), &path)
             .map_err(|error| Error::io(&path)(std::io::Error::other(error)))?;
         let tokens = match weights.gguf() {
-            Some(_) => tokenizer(weights, &write)?,
+            Some(metadata) => match tokenizer_json(&metadata.vocab()?) {
+                Ok(json) => {
+                    write("tokenizer.json", json.to_string().as_bytes())?;
+                    Tokens::Made
+                }
+                Err(why) => Tokens::None(why),
+            },
             None => {
                 for name in COMPANIONS {
                     let from = source.join(name);
@@ -185,13 +192,6 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: MergedDtype) 
         let _ = fs::remove_dir_all(&scratch);
     }
     written
-}
-
-fn tokenizer(weights: &Weights, write: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<Tokens> {
-    let _ = (weights, write);
-    Ok(Tokens::None(
-        "a GGUF's tokenizer is not written as tokenizer.json".into(),
-    ))
 }
 
 /// What an adapter adds to one matrix.
