@@ -170,7 +170,17 @@ impl<B: Backend> Model<B> {
     /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
     /// errors of the device.
     pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
-        self.run(Input::Ids(batch.ids), batch.lengths, None, kv, None)
+        self.forward_scored(batch, None, kv)
+    }
+
+    /// [`Model::forward`] with the adapter `lora` on, if there is one.
+    pub(crate) fn forward_scored(
+        &self,
+        batch: &Batch<'_>,
+        lora: Option<&Lora<B>>,
+        kv: &mut Kv<B>,
+    ) -> Result<Hidden<'_, B>> {
+        self.run(Input::Ids(batch.ids), batch.lengths, lora, kv, None)
     }
 
     /// Runs one sequence of ids or embeddings, with the adapter `lora` on if there is one; the rest is

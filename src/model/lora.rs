@@ -356,6 +356,50 @@ pub(crate) fn floats(tensor: &RawTensor) -> Result<Vec<f32>> {
     Ok(out)
 }
 
+/// An adapter as its files have it, unscaled; all modules have one rank and one scale.
+pub(crate) struct Raw {
+    pub rank: usize,
+    /// The scale times the rank.
+    pub alpha: f32,
+    /// Layer by layer, A before B.
+    pub factors: Vec<RawFactor>,
+}
+
+/// Layer, projection and side, PEFT's name, shape and values of a matrix.
+pub(crate) type RawFactor = ((usize, Target, usize), String, [usize; 2], Vec<f32>);
+
+/// Reads the folder of an adapter that [`LoraWeights::open`] found good.
+pub(crate) fn read_raw(folder: &Path) -> Result<Raw> {
+    let peft = PeftConfig::read(&folder.join("adapter_config.json"))?;
+    if !peft.rank_pattern.is_empty() || !peft.alpha_pattern.is_empty() {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{}: training with a rank_pattern or alpha_pattern",
+                folder.display()
+            ),
+            have: "one rank and one alpha for all modules".into(),
+        });
+    }
+    let path = folder.join("adapter_model.safetensors");
+    let mut factors = BTreeMap::new();
+    for (name, tensor) in safetensors::read(&path)? {
+        let (Some((layer, target, side)), &[rows, columns]) = (parse(&name), &tensor.shape[..])
+        else {
+            continue;
+        };
+        let place = (layer, target, side);
+        let name = target.tensor(layer, side);
+        factors.insert(place, (place, name, [rows, columns], floats(&tensor)?));
+    }
+    let rank = peft.r as f32;
+    Ok(Raw {
+        rank: peft.r,
+        // What goes by the root of the rank (arXiv 2312.03732) is the same with another alpha.
+        alpha: peft.lora_alpha * if peft.use_rslora { rank.sqrt() } else { 1.0 },
+        factors: factors.into_values().collect(),
+    })
+}
+
 fn name_of(target: Target) -> &'static str {
     Target::ALL[target as usize].1
 }

@@ -17,6 +17,7 @@ pub(crate) mod trained;
 pub mod weights;
 
 pub use decoder::Model;
+pub use score::Adapted;
 
 use crate::error::Result;
 

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::lora::Target;
 use crate::ops::Backend;
+use crate::random::Random;
 
 /// What memory embeddings begin as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +24,7 @@ const ROWS: usize = 4096;
 
 /// Untrained parameters: A as PEFT draws it (uniform within `1 / √inputs`), B zero, and `num_mem`
 /// memory embeddings, if any, behind them.
-pub(super) fn initial<B: Backend>(
+pub(crate) fn initial<B: Backend>(
     model: &Model<B>,
     lora: &LoraShape,
     num_mem: usize,
@@ -94,27 +95,4 @@ fn table<B: Backend>(model: &Model<B>) -> Result<(Vec<f32>, f64)> {
         sums.iter().map(|sum| (sum / vocab as f64) as f32).collect(),
         deviation,
     ))
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// From 0 to below 1.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// By Box and Muller.
-    fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.unit()).cos()
-    }
 }
