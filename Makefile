@@ -113,7 +113,7 @@ bench-reference: $(SMOLLM2) build
 	  mv .venv-reference.tmp .venv-reference; }
 	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
 
-# What a host still knows after compression.
+# What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)
 	$(CARGO) bench --bench quality -- $(ARGS)
 
