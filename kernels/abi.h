@@ -120,7 +120,8 @@ typedef struct ScatterParams {
 typedef struct Segment {
   uint32_t first, len; ///< scores[first..first + len]
   uint32_t count;      ///< the `count` largest are kept, of equals the lowest index; or
-  float quantile;      ///< if not negative, 0 to 1: those above it, as numpy interpolates linearly
+  float quantile;      ///< if not negative, 0 to 1: those above it, as numpy interpolates linearly;
+                       ///< if below -1: those larger than the one of rank `count`, 0 being the largest
 } Segment;
 
 /// topk: one block per segment.
