@@ -15,7 +15,9 @@ use crate::model::weights::Weights;
 use crate::model::{Scorer, gguf};
 use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
-use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
+use crate::soft::{
+    self, Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+};
 use crate::text::{GgufVocab, Tokenizer};
 
 /// Where a model runs.
@@ -129,6 +131,18 @@ pub trait Engine: Send + Sync {
         options: &Sampling,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated>;
+
+    /// The nll of given continuations and the model's own ones, each prompt read once: see
+    /// [`soft::answer`].
+    ///
+    /// # Errors
+    /// Those of [`Engine::generate`].
+    fn answer(
+        &self,
+        asks: &[Ask<'_>],
+        options: &Sampling,
+        each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Reply>>;
 }
 
 /// Opens a GGUF file or a Hugging Face folder; a CUDA device works in `precision`, the CPU in f32.
@@ -324,5 +338,17 @@ impl<B: Backend> Engine for Loaded<B> {
             prefix.check_model(&self.id())?;
         }
         soft::generate(&self.model, prefix, prompt, options, each)
+    }
+
+    fn answer(
+        &self,
+        asks: &[Ask<'_>],
+        options: &Sampling,
+        each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Reply>> {
+        for prefix in asks.iter().filter_map(|ask| ask.prefix) {
+            prefix.check_model(&self.id())?;
+        }
+        soft::answer(&self.model, asks, options, each)
     }
 }

@@ -24,6 +24,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod eval;
 mod ffi;
 pub mod files;
 pub mod gpu;

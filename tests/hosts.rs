@@ -22,11 +22,15 @@ fn run(host: &str, script: &str) {
         );
         return;
     }
+    let folder = common::TempDir::new();
+    let unpacked = folder.path().join("SmolLM2-135M-Instruct-F32.gguf");
+    common::unpacked::unpack_gguf(&model, &unpacked);
     let done = Command::new("python3")
         .env("PYTHONPATH", &packages)
         .arg(root.join("tests/hosts").join(script))
         .arg(env!("CARGO_BIN_EXE_prefold"))
-        .arg(model)
+        .arg(&model)
+        .arg(&unpacked)
         .output()
         .unwrap();
     let (out, err) = (

@@ -3,6 +3,8 @@
 mod batch;
 mod compress;
 mod encode;
+mod eval;
+mod eval_table;
 mod export;
 mod failure;
 mod files;
@@ -42,6 +44,7 @@ enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
     Export(export::Args),
+    Eval(eval::Args),
 }
 
 /// Runs the program on the process's own arguments.
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
             Command::Generate(args) => generate::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Export(args) => export::run(args),
+            Command::Eval(args) => eval::run(args),
         },
         // Help, asked for or not, and the version are clap's own pages, not errors of one line.
         Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {

@@ -73,6 +73,11 @@ impl Args {
             Some(path) => path.clone(),
             None => default_model()?,
         };
+        self.open_path(&path)
+    }
+
+    /// Opens another model on the same device.
+    pub fn open_path(&self, path: &Path) -> Outcome<Model> {
         let precision = match self.precision {
             PrecisionName::Bf16 => Precision::Bf16,
             PrecisionName::F32 => Precision::F32,
@@ -81,7 +86,7 @@ impl Args {
         let name = name.to_string_lossy().into_owned();
         let busy = Busy::new(format!("loading {name}"));
         let start = Instant::now();
-        let engine = prefold::open_with(&path, self.device, precision)?;
+        let engine = prefold::open_with(path, self.device, precision)?;
         drop(busy);
         Ok(Model {
             engine,

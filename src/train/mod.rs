@@ -4,4 +4,9 @@
 //! The model stays frozen: what is trained is LoRA's matrices and the memory embeddings. [`objective`]
 //! turns samples into a loss and its gradients; all else is the loop around it.
 
+mod gradient;
 pub mod objective;
+mod start;
+
+pub use gradient::Trainee;
+pub use start::MemoryStart;

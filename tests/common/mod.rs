@@ -7,6 +7,7 @@ pub mod emu;
 pub mod gguf;
 pub mod oracle;
 pub mod tiny;
+pub mod unpacked;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
