@@ -62,7 +62,6 @@ impl Clock for Cuda {
         let operand = Operand {
             at: self.address(&matrix),
             ld: SIDE,
-            turned: false,
         };
         let product = Product {
             x: operand,

@@ -7,7 +7,7 @@ use cudarc::cublaslt::{result, sys};
 
 use super::Precision;
 use super::cuda::{Cuda, CudaMemory};
-use super::launch::{Launcher, Operand, Product};
+use super::launch::{Launcher, Product};
 use crate::error::{Error, Result};
 
 /// Bytes that an algorithm may use beside its operands; NVIDIA's advice for Hopper.
@@ -34,8 +34,8 @@ struct Shape {
     rows: usize,
     columns: usize,
     inner: usize,
-    /// Leading dimension, and whether it is turned, of x and of w.
-    operands: [(usize, bool); 2],
+    x_ld: usize,
+    w_ld: usize,
     bias: bool,
     precision: Precision,
 }
@@ -138,12 +138,12 @@ impl Drop for Library {
 
 impl Shape {
     fn of(product: &Product) -> Self {
-        let operand = |operand: Operand| (operand.ld, operand.turned);
         Shape {
             rows: product.rows,
             columns: product.columns,
             inner: product.inner,
-            operands: [operand(product.x), operand(product.w)],
+            x_ld: product.x.ld,
+            w_ld: product.w.ld,
             bias: product.bias != 0,
             precision: product.precision,
         }
@@ -158,28 +158,18 @@ impl Plan {
             Precision::Bf16 => sys::cudaDataType::CUDA_R_16BF,
             Precision::F32 => sys::cudaDataType::CUDA_R_32F,
         };
-        let [(x_ld, x_turned), (w_ld, w_turned)] = shape.operands;
         let operation = Operation::new()?;
-        // cublasOperation_t, which the binding does not name: 0 as it is, 1 transposed.
-        let transposed = i32::from;
-        operation.set(
-            Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
-            transposed(!w_turned),
-        )?;
-        operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, transposed(x_turned))?;
+        // cublasOperation_t, which the binding does not name: 1 for transposed. The other is as it is.
+        operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, 1i32)?;
         if shape.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
             // Any: the heuristic wants one.
             operation.set_bias(ALIGNED)?;
         }
-        let by_columns = |outer: usize, turned: bool, ld: usize| match turned {
-            true => Layout::new(element, outer, shape.inner, ld),
-            false => Layout::new(element, shape.inner, outer, ld),
-        };
         let layouts = [
-            by_columns(shape.columns, w_turned, w_ld)?,
-            by_columns(shape.rows, x_turned, x_ld)?,
+            Layout::new(element, shape.inner, shape.columns, shape.w_ld)?,
+            Layout::new(element, shape.inner, shape.rows, shape.x_ld)?,
             Layout::new(
                 sys::cudaDataType::CUDA_R_32F,
                 shape.columns,

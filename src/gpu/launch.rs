@@ -11,8 +11,6 @@ pub struct Operand {
     pub at: u64,
     /// Elements from one row to the next.
     pub ld: usize,
-    /// Rows run along the inner dimension, instead of holding it.
-    pub turned: bool,
 }
 
 /// `y = x · wᵀ + bias (+ y)`, for a device's own library.

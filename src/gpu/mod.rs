@@ -174,14 +174,6 @@ impl<L: Launcher> Gpu<L> {
     }
 }
 
-/// What has no kernel yet.
-fn unbuilt<T>(op: &str) -> Result<T> {
-    Err(crate::Error::Unsupported {
-        what: format!("{op} on this device"),
-        have: "the CPU's".into(),
-    })
-}
-
 /// A size as kernels take it.
 fn size(op: &'static str, value: usize) -> Result<u32> {
     // Kernels count in 32 bits, with a sign here and there.

@@ -515,9 +515,35 @@ impl<B: Backend> Hidden<'_, B> {
     /// [`Error::Input`] for a target outside the vocabulary, [`Error::Shape`] for a row that is not
     /// there or for more picks than rows.
     pub fn nll(&mut self, picks: &[Pick]) -> Result<Vec<f32>> {
+        self.score(picks)?;
+        match self.scratch.as_ref() {
+            Some(scratch) => self.model.backend.download(&scratch.nll, 0..picks.len()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same to `out[at..]` on the device.
+    pub(crate) fn nll_to(
+        &mut self,
+        picks: &[Pick],
+        out: &mut B::Buf<f32>,
+        at: usize,
+    ) -> Result<()> {
+        self.score(picks)?;
+        match self.scratch.as_ref() {
+            Some(scratch) => self
+                .model
+                .backend
+                .copy(&scratch.nll, 0..picks.len(), out, at),
+            None => Ok(()),
+        }
+    }
+
+    /// Nll to the scratch.
+    fn score(&mut self, picks: &[Pick]) -> Result<()> {
         let model = self.model;
         let Some(scratch) = self.scratch.as_mut() else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         if let Some(pick) = picks.iter().find(|pick| pick.row as usize >= self.rows) {
             return Err(Error::Shape {
@@ -526,10 +552,8 @@ impl<B: Backend> Hidden<'_, B> {
                 got: pick.row.to_string(),
             });
         }
-        let backend = &model.backend;
-        let width = model.config.hidden;
-        backend.nll(width, &scratch.h, model.head(), picks, &mut scratch.nll)?;
-        backend.download(&scratch.nll, 0..picks.len())
+        let (backend, width) = (&model.backend, model.config.hidden);
+        backend.nll(width, &scratch.h, model.head(), picks, &mut scratch.nll)
     }
 
     /// The states themselves, `[rows, hidden]`.
