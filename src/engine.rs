@@ -10,15 +10,18 @@ use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Precision};
 use crate::hard::{self, Compressed, Options, Prompt};
 use crate::model::decoder::Model;
-use crate::model::lora::Lora;
+use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
-use crate::model::{Scorer, gguf};
+use crate::model::{Adapted, Scorer};
 use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{
     self, Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
 };
-use crate::text::{GgufVocab, Tokenizer};
+use crate::text::Tokenizer;
+use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
+use crate::train::parameters::{self, Parameters};
+use crate::train::{self, MemoryStart, Trainee};
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -102,6 +105,38 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Those of [`Adapter::open`].
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
+
+    /// Scores, and so compresses, with an adapter on from now on: one that distribution alignment
+    /// trained (LLMLingua, section 4.3). Prefixes and generated text stay the model's own.
+    ///
+    /// # Errors
+    /// Those of [`LoraWeights::open`].
+    fn score_with(&mut self, folder: &Path) -> Result<()>;
+
+    /// An untrained adapter: A as PEFT draws it, B zero, and so many memory embeddings.
+    ///
+    /// # Errors
+    /// Those of [`parameters::check`].
+    fn new_adapter(
+        &self,
+        lora: LoraShape,
+        memory_tokens: usize,
+        start: MemoryStart,
+        seed: u64,
+    ) -> Result<Parameters>;
+
+    /// Losses and gradients of an objective over this model, for adapters of `lora`'s shape: what
+    /// [`run`](crate::train::run::run) trains by. Of the activations as many are kept as fit into so
+    /// many bytes; the others are computed again, layer by layer.
+    ///
+    /// # Errors
+    /// Those of [`Trainee::new`].
+    fn source(
+        &self,
+        lora: LoraShape,
+        objective: Objective,
+        activations: usize,
+    ) -> Result<Box<dyn train::run::Source + '_>>;
 
     /// A text as the K and V of a few memory tokens: see [`soft::encode`].
     ///
@@ -202,13 +237,14 @@ fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn 
         path: model.to_owned(),
         model: Model::load(backend, &weights)?,
         lora: Mutex::default(),
+        scoring: None,
     }))
 }
 
 /// The tokenizer that comes with the weights, if one does.
 fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
     let tokenizer = match (weights.gguf(), weights.tokenizer_path()) {
-        (Some(metadata), _) => Tokenizer::from_vocab(vocab(metadata)?)?,
+        (Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)?,
         (None, Some(path)) => Tokenizer::from_file(&path)?,
         (None, None) => return Ok(None),
     };
@@ -225,32 +261,6 @@ fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
     Ok(Some(tokenizer))
 }
 
-/// What a GGUF says of its tokenizer.
-fn vocab(metadata: &gguf::Metadata) -> Result<GgufVocab> {
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let text = |name: &str| -> Result<String> {
-        Ok(metadata.str(&key(name))?.unwrap_or_default().to_owned())
-    };
-    let texts = |name: &str| -> Result<Vec<String>> {
-        let found = metadata.strs(&key(name))?.unwrap_or_default();
-        Ok(found.into_iter().map(str::to_owned).collect())
-    };
-    Ok(GgufVocab {
-        model: text("model")?,
-        pre: text("pre")?,
-        tokens: texts("tokens")?,
-        scores: metadata.f32s(&key("scores"))?.unwrap_or_default(),
-        token_types: metadata.i32s(&key("token_type"))?.unwrap_or_default(),
-        merges: texts("merges")?,
-        bos: metadata.u32(&key("bos_token_id"))?,
-        eos: metadata.u32(&key("eos_token_id"))?,
-        unk: metadata.u32(&key("unknown_token_id"))?,
-        add_bos: metadata.bool(&key("add_bos_token"))?,
-        add_eos: metadata.bool(&key("add_eos_token"))?,
-        add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
-    })
-}
-
 /// A model in memory, with its tokenizer.
 struct Loaded<B: Backend> {
     info: ModelInfo,
@@ -259,6 +269,8 @@ struct Loaded<B: Backend> {
     model: Model<B>,
     /// The adapter last used, on the device.
     lora: Mutex<Option<(String, Arc<Lora<B>>)>>,
+    /// The adapter that is on when it scores.
+    scoring: Option<Lora<B>>,
 }
 
 impl<B: Backend> Loaded<B> {
@@ -268,6 +280,10 @@ impl<B: Backend> Loaded<B> {
             architecture: self.info.architecture.clone(),
             fingerprint: self.info.fingerprint.clone(),
         }
+    }
+
+    fn scorer(&self) -> Adapted<'_, B> {
+        self.model.with(self.scoring.as_ref())
     }
 
     fn lora(&self, adapter: &Adapter) -> Result<Arc<Lora<B>>> {
@@ -297,20 +313,54 @@ impl<B: Backend> Engine for Loaded<B> {
     }
 
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
-        let nlls = self.model.score_tails(&[(ids, from)])?;
+        let nlls = self.scorer().score_tails(&[(ids, from)])?;
         Ok(nlls.into_iter().next().unwrap_or_default())
     }
 
     fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
-        hard::compress(&self.model, self.tokenizer()?, prompt, options)
+        hard::compress(&self.scorer(), self.tokenizer()?, prompt, options)
     }
 
     fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
-        hard::compress_structured(&self.model, self.tokenizer()?, prompt, options)
+        hard::compress_structured(&self.scorer(), self.tokenizer()?, prompt, options)
     }
 
     fn adapter(&self, folder: &Path) -> Result<Adapter> {
         Adapter::open(folder, self.model.config())
+    }
+
+    fn score_with(&mut self, folder: &Path) -> Result<()> {
+        let weights = LoraWeights::open(folder, self.model.config())?;
+        self.scoring = Some(Lora::load(
+            self.model.backend(),
+            self.model.config(),
+            &weights,
+        )?);
+        Ok(())
+    }
+
+    fn new_adapter(
+        &self,
+        lora: LoraShape,
+        memory_tokens: usize,
+        start: MemoryStart,
+        seed: u64,
+    ) -> Result<Parameters> {
+        parameters::check(self.model.config(), &lora, memory_tokens)?;
+        let tensors = train::initial(&self.model, &lora, memory_tokens, start, seed)?;
+        Ok(Parameters { lora, tensors })
+    }
+
+    fn source(
+        &self,
+        lora: LoraShape,
+        objective: Objective,
+        activations: usize,
+    ) -> Result<Box<dyn train::run::Source + '_>> {
+        Ok(Box::new(Training {
+            trainee: Trainee::new(&self.model, lora, activations)?,
+            objective,
+        }))
     }
 
     fn encode(
@@ -350,5 +400,29 @@ impl<B: Backend> Engine for Loaded<B> {
             prefix.check_model(&self.id())?;
         }
         soft::answer(&self.model, asks, options, each)
+    }
+}
+
+/// An objective over a model.
+struct Training<'m, B: Backend> {
+    trainee: Trainee<'m, B>,
+    objective: Objective,
+}
+
+impl<B: Backend> train::run::Source for Training<'_, B> {
+    fn gradient(
+        &mut self,
+        parameters: &Parameters,
+        batch: &[Sample],
+        seed: u64,
+    ) -> Result<Gradient> {
+        let (tensors, objective) = (&parameters.tensors, &self.objective);
+        self.trainee.gradient(tensors, batch, objective, seed)
+    }
+
+    fn nll(&mut self, parameters: &Parameters, batch: &[Sample]) -> Result<(f64, usize)> {
+        let (tensors, objective) = (&parameters.tensors, &self.objective);
+        let loss = self.trainee.loss(tensors, batch, objective)?;
+        Ok((loss.nll, loss.targets))
     }
 }

@@ -32,6 +32,7 @@ pub mod hard;
 pub mod model;
 pub mod ops;
 pub mod prefix;
+mod random;
 mod rope;
 pub mod soft;
 pub mod text;

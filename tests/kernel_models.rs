@@ -1,10 +1,11 @@
-//! Whole models by our kernels, executed by a CPU.
+//! Whole models by our kernels, executed by a CPU and, where there is one, by a CUDA device.
 
 mod common;
 
 use common::compare::assert_close;
-use common::emu::{SCHEDULES, backend};
-use prefold::gpu::{Emu, Gpu, Precision, Schedule};
+use common::device::{Device, backends};
+use common::emu::SCHEDULES;
+use prefold::gpu::{Gpu, Precision, Schedule};
 use prefold::hard::{self, Options, Prompt};
 use prefold::model::decoder::Batch;
 use prefold::model::weights::Weights;
@@ -25,8 +26,16 @@ fn weights(family: &str) -> Option<(Weights, Vec<u8>)> {
     Some((Weights::open(&folder).unwrap(), golden))
 }
 
-fn model(weights: &Weights, precision: Precision, schedule: Schedule) -> Option<Model<Gpu<Emu>>> {
-    Some(Model::load(backend(schedule, precision)?, weights).unwrap())
+/// Calls `test` with the model on every backend.
+fn models(
+    weights: &Weights,
+    precision: Precision,
+    schedules: &[Schedule],
+    test: impl Fn(&Model<Gpu<Device>>, &str),
+) {
+    backends(precision, schedules, |gpu, at| {
+        test(&Model::load(gpu, weights).unwrap(), at)
+    });
 }
 
 fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
@@ -60,10 +69,7 @@ fn families_agree_with_the_reference() {
                 Precision::F32 => (3e-5, 3e-5),
                 Precision::Bf16 => (0.05, 0.05),
             };
-            for schedule in &SCHEDULES[1..3] {
-                let Some(model) = model(&weights, precision, *schedule) else {
-                    return;
-                };
+            models(&weights, precision, &SCHEDULES[1..3], |model, at| {
                 let mut kv = model.kv().unwrap();
                 let batch = Batch {
                     ids: &ids,
@@ -71,7 +77,7 @@ fn families_agree_with_the_reference() {
                 };
                 let mut hidden = model.forward(&batch, &mut kv).unwrap();
                 let logits = hidden.logits().unwrap();
-                let what = format!("{family}, {precision:?}");
+                let what = format!("{family}, {at}");
                 let worst = assert_close(&what, &logits, &floats(&golden, "logits"), logit, 0.0);
                 let picks: Vec<Pick> = (0..)
                     .zip(&ids[1..])
@@ -80,7 +86,7 @@ fn families_agree_with_the_reference() {
                 let got = hidden.nll(&picks).unwrap();
                 let off = assert_close(&what, &got, &want, nll, 0.0);
                 eprintln!("{what}: logits differ by at most {worst:.1e}, nll by {off:.1e}");
-            }
+            });
         }
     }
 }
@@ -90,9 +96,6 @@ fn families_agree_with_the_reference() {
 fn sessions_agree_with_the_cpu() {
     for family in ["qwen3", "gpt2"] {
         let Some((weights, _)) = weights(family) else {
-            return;
-        };
-        let Some(gpu) = model(&weights, Precision::F32, SCHEDULES[2]) else {
             return;
         };
         let cpu = Model::load(Cpu::new(), &weights).unwrap();
@@ -109,7 +112,9 @@ fn sessions_agree_with_the_cpu() {
             all.concat()
         };
         let want: Vec<f64> = run(&cpu).iter().map(|&v| v.into()).collect();
-        assert_close(family, &run(&gpu), &want, 3e-5, 0.0);
+        models(&weights, Precision::F32, &SCHEDULES[2..3], |gpu, at| {
+            assert_close(&format!("{family}, {at}"), &run(gpu), &want, 3e-5, 0.0);
+        });
     }
 }
 
@@ -169,11 +174,8 @@ fn a_text_is_compressed_as_on_the_cpu() {
         "{}",
         want.compressed_prompt
     );
-    for schedule in SCHEDULES {
-        let Some(gpu) = model(&weights, Precision::F32, schedule) else {
-            return;
-        };
-        let got = hard::compress(&gpu, &tokenizer, &prompt, &options).unwrap();
-        assert_eq!(got.compressed_prompt, want.compressed_prompt);
-    }
+    models(&weights, Precision::F32, &SCHEDULES, |gpu, at| {
+        let got = hard::compress(gpu, &tokenizer, &prompt, &options).unwrap();
+        assert_eq!(got.compressed_prompt, want.compressed_prompt, "{at}");
+    });
 }

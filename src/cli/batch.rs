@@ -35,6 +35,8 @@ pub struct Args {
     file: PathBuf,
     #[command(flatten)]
     model: model::Args,
+    #[command(flatten)]
+    adapter: model::AdapterArgs,
 }
 
 /// One line of the output.
@@ -60,7 +62,7 @@ pub fn run(args: Args) -> Outcome {
         let file = File::open(&args.file).map_err(Error::io(&args.file))?;
         (&args.file, Box::new(BufReader::new(file)))
     };
-    let model = args.model.open()?;
+    let model = args.model.open()?.scoring_with(&args.adapter)?;
     let mut out = io::stdout().lock();
     let (mut rows, mut failed) = (0, 0);
     let mut line = Vec::new();

@@ -34,6 +34,8 @@ pub struct Args {
     #[command(flatten)]
     model: model::Args,
     #[command(flatten)]
+    adapter: model::AdapterArgs,
+    #[command(flatten)]
     flags: Flags,
 
     /// Write to FILE instead of standard output, whole or not at all
@@ -103,7 +105,7 @@ pub fn run(args: Args) -> Outcome {
     // The library checks too, but only after a model was loaded.
     options.check()?;
     let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
-    let model = args.model.open()?;
+    let model = args.model.open()?.scoring_with(&args.adapter)?;
 
     let busy = Busy::new("compressing".into());
     let start = Instant::now();

@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::ValueEnum;
-use prefold::prefix::Method;
 use prefold::soft::EncodeOptions;
 
 use super::failure::Outcome;
 use super::model::{self, Busy};
-use super::soft::{TextArgs, WriteArgs};
+use super::soft::{MethodName, TextArgs, WriteArgs};
 
 /// Soft compression: a text as a KV prefix of a few memory tokens (500xCompressor, ICAE)
 #[derive(clap::Args)]
@@ -34,13 +32,6 @@ pub struct Args {
     model: model::Args,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum MethodName {
-    #[value(name = "500xcompressor")]
-    FiveHundredX,
-    Icae,
-}
-
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let given = args.text.read()?;
@@ -48,10 +39,7 @@ pub fn run(args: Args) -> Outcome {
     let adapter = model.engine.adapter(&args.adapter)?;
     let source = given.source(&*model.engine, false)?;
     let options = EncodeOptions {
-        method: args.method.map(|name| match name {
-            MethodName::FiveHundredX => Method::FiveHundredX,
-            MethodName::Icae => Method::Icae,
-        }),
+        method: args.method.map(MethodName::method),
         piece_tokens: args.piece_tokens,
     };
     let busy = Busy::new("encoding".into());

@@ -13,6 +13,8 @@ pub enum Failure {
     Failed(Error),
     /// Some rows of a batch failed; each has said so in its own line: exit code 1.
     Rows { failed: usize, rows: usize },
+    /// It was told to stop, and has saved what there was: the exit code of a SIGINT.
+    Interrupted(String),
     /// Whoever reads our output has gone: the exit code of a SIGPIPE.
     ClosedPipe,
 }
@@ -24,7 +26,7 @@ impl Failure {
     /// The message, in one line.
     pub fn line(&self) -> String {
         let text = match self {
-            Failure::Usage(message) => message.clone(),
+            Failure::Usage(message) | Failure::Interrupted(message) => message.clone(),
             Failure::Failed(error) => error.to_string(),
             Failure::Rows { failed, rows } => format!("{failed} of {rows} rows failed"),
             Failure::ClosedPipe => {
@@ -39,6 +41,7 @@ impl Failure {
         ExitCode::from(match self {
             Failure::Usage(_) => 2,
             Failure::Failed(_) | Failure::Rows { .. } => 1,
+            Failure::Interrupted(_) => 130,
             Failure::ClosedPipe => 141,
         })
     }

@@ -11,12 +11,16 @@ mod files;
 mod generate;
 mod inspect;
 mod marked;
+mod merge;
 mod model;
 mod options;
 mod page;
+mod plot;
 mod prefill;
 mod score;
 mod soft;
+mod train;
+mod train_progress;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,6 +49,9 @@ enum Command {
     Inspect(inspect::Args),
     Export(export::Args),
     Eval(eval::Args),
+    Train(train::Args),
+    Merge(merge::Args),
+    Plot(plot::Args),
 }
 
 /// Runs the program on the process's own arguments.
@@ -60,6 +67,9 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(args),
             Command::Export(args) => export::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Train(args) => train::run(args),
+            Command::Merge(args) => merge::run(args),
+            Command::Plot(args) => plot::run(args),
         },
         // Help, asked for or not, and the version are clap's own pages, not errors of one line.
         Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {

@@ -16,11 +16,28 @@ use super::failure::Outcome;
 /// Where `make model` puts the model that is used when none is named.
 const DEFAULT: &str = ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf";
 
+/// Which model
 #[derive(clap::Args)]
-pub struct Args {
+pub struct PathArgs {
     /// GGUF file or Hugging Face folder [default: the model that `make model` fetched]
     #[arg(long, short, value_name = "PATH", help_heading = "Model")]
     model: Option<PathBuf>,
+}
+
+impl PathArgs {
+    /// The model that was asked for.
+    pub fn path(&self) -> Outcome<PathBuf> {
+        Ok(match &self.model {
+            Some(path) => path.clone(),
+            None => default_model()?,
+        })
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    path: PathArgs,
     /// Where it runs: auto, cpu, cuda or cuda:N
     #[arg(
         long,
@@ -40,13 +57,22 @@ pub struct Args {
     precision: PrecisionName,
 }
 
+/// The adapter that is on when the model scores
+#[derive(clap::Args)]
+pub struct AdapterArgs {
+    /// Score with an adapter that `prefold train align` made
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    adapter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum PrecisionName {
     Bf16,
     F32,
 }
 
-fn device(name: &str) -> Result<Device, String> {
+/// A device by its name on the command line.
+pub fn device(name: &str) -> Result<Device, String> {
     match name {
         "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),
@@ -69,11 +95,7 @@ pub struct Model {
 impl Args {
     /// Opens the model that was asked for.
     pub fn open(&self) -> Outcome<Model> {
-        let path = match &self.model {
-            Some(path) => path.clone(),
-            None => default_model()?,
-        };
-        self.open_path(&path)
+        self.open_path(&self.path.path()?)
     }
 
     /// Opens another model on the same device.
@@ -82,17 +104,32 @@ impl Args {
             PrecisionName::Bf16 => Precision::Bf16,
             PrecisionName::F32 => Precision::F32,
         };
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let name = name.to_string_lossy().into_owned();
-        let busy = Busy::new(format!("loading {name}"));
-        let start = Instant::now();
-        let engine = prefold::open_with(path, self.device, precision)?;
-        drop(busy);
-        Ok(Model {
-            engine,
-            name,
-            load_seconds: start.elapsed().as_secs_f64(),
-        })
+        open(path, self.device, precision)
+    }
+}
+
+/// Opens a model, with a spinner.
+pub fn open(path: &Path, device: Device, precision: Precision) -> Outcome<Model> {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    let name = name.to_string_lossy().into_owned();
+    let busy = Busy::new(format!("loading {name}"));
+    let start = Instant::now();
+    let engine = prefold::open_with(path, device, precision)?;
+    drop(busy);
+    Ok(Model {
+        engine,
+        name,
+        load_seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+impl Model {
+    /// The same model, scoring with the adapter that was asked for.
+    pub fn scoring_with(mut self, args: &AdapterArgs) -> Outcome<Model> {
+        if let Some(folder) = &args.adapter {
+            self.engine.score_with(folder)?;
+        }
+        Ok(self)
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Args {
     file: PathBuf,
     #[command(flatten)]
     model: model::Args,
+    #[command(flatten)]
+    adapter: model::AdapterArgs,
     /// Print JSON, with every token's id, text and nll (nats)
     #[arg(long)]
     json: bool,
@@ -26,7 +28,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let text = read_text(&args.file)?;
-    let model = args.model.open()?;
+    let model = args.model.open()?.scoring_with(&args.adapter)?;
     let busy = Busy::new("scoring".into());
     let start = Instant::now();
     let encoding = model.engine.tokenizer()?.encode(&text, true, false)?;

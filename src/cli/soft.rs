@@ -3,12 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use prefold::prefix::{Dtype, KRope, KvPrefix};
+use prefold::prefix::{Dtype, KRope, KvPrefix, Method};
 use prefold::soft::Source;
 use prefold::{Engine, Error};
 
 use super::failure::{Failure, Outcome};
 use super::files::read_text;
+
+/// What a decoder reads of memory tokens.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MethodName {
+    #[value(name = "500xcompressor")]
+    FiveHundredX,
+    Icae,
+}
+
+impl MethodName {
+    pub fn method(self) -> Method {
+        match self {
+            MethodName::FiveHundredX => Method::FiveHundredX,
+            MethodName::Icae => Method::Icae,
+        }
+    }
+}
 
 /// A text, or ids in its place
 #[derive(clap::Args)]

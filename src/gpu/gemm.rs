@@ -1,7 +1,7 @@
-//! Products by `kernels/gemm.cu`.
+//! Products by the device's own library, or by `kernels/gemm.cu` where it has none.
 
 use super::abi::{self, GemmParams, PackParams};
-use super::{Buf, Gpu, Launcher, Precision, Slot, size, unbuilt};
+use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Slot, size, unbuilt};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
 use crate::ops::gemm::{GemmOp, Linear, Outer};
@@ -145,6 +145,27 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         // SAFETY: x has the rows.
         let (operand, ld) =
             unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? };
+        let by = |at| Operand {
+            at,
+            ld,
+            turned: false,
+        };
+        let product = Product {
+            x: by(operand),
+            w: by(self.launcher.address(&w.memory)),
+            bias: bias.map_or(0, |bias| self.at(bias)),
+            y: self.at(y),
+            rows,
+            columns: outputs,
+            // Both are filled up with zeros.
+            inner: ld,
+            add,
+            precision: self.precision,
+        };
+        // SAFETY: the lengths were checked, and both operands have rows of `ld` elements.
+        if let Some(done) = unsafe { self.launcher.product(&product) } {
+            return done;
+        }
         let params = GemmParams {
             x: operand,
             w: self.launcher.address(&w.memory),

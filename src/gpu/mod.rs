@@ -8,6 +8,8 @@
 mod abi;
 mod attention;
 #[cfg(feature = "cuda")]
+mod cublas;
+#[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_cuda.rs"]
@@ -19,10 +21,10 @@ mod layer;
 mod nll;
 mod topk;
 
-pub use cuda::Cuda;
+pub use cuda::{Cuda, Recording};
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
-pub use launch::Launcher;
+pub use launch::{Launcher, Operand, Product};
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -33,7 +35,7 @@ use crate::ops::expect_len;
 use crate::ops::storage::{Elem, Storage};
 
 /// What products are made of; sums are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// Weights and operands in bf16, on tensor cores.
     #[default]

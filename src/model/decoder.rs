@@ -14,44 +14,44 @@ use crate::rope;
 
 /// An open model on a device. Any number of threads may use it at once.
 pub struct Model<B: Backend> {
-    backend: B,
-    config: Config,
-    embedding: B::Matrix,
+    pub(super) backend: B,
+    pub(super) config: Config,
+    pub(super) embedding: B::Matrix,
     /// Learned positions (GPT-2).
-    positions: Option<B::Matrix>,
-    layers: Vec<Layer<B>>,
-    norm: NormWeights<B>,
+    pub(super) positions: Option<B::Matrix>,
+    pub(super) layers: Vec<Layer<B>>,
+    pub(super) norm: NormWeights<B>,
     /// `None`: the embedding.
     head: Option<B::Matrix>,
     /// Of half a head; `None` where positions are learned.
-    frequencies: Option<Vec<f32>>,
+    pub(super) frequencies: Option<Vec<f32>>,
     /// Buffers of forward passes that are over.
     pool: Mutex<Vec<Scratch<B>>>,
 }
 
-struct Layer<B: Backend> {
-    attention_norm: NormWeights<B>,
+pub(super) struct Layer<B: Backend> {
+    pub(super) attention_norm: NormWeights<B>,
     /// q, k and v in one.
-    qkv: Projection<B>,
+    pub(super) qkv: Projection<B>,
     /// Over each head of q and of k (Qwen3).
-    qk_norm: Option<[B::Buf<f32>; 2]>,
-    output: Projection<B>,
-    mlp_norm: NormWeights<B>,
+    pub(super) qk_norm: Option<[B::Buf<f32>; 2]>,
+    pub(super) output: Projection<B>,
+    pub(super) mlp_norm: NormWeights<B>,
     /// Gate and up in one (SwiGLU), or up alone (GELU).
-    up: Projection<B>,
-    down: Projection<B>,
+    pub(super) up: Projection<B>,
+    pub(super) down: Projection<B>,
 }
 
-struct NormWeights<B: Backend> {
-    weight: B::Buf<f32>,
-    bias: Option<B::Buf<f32>>,
+pub(super) struct NormWeights<B: Backend> {
+    pub(super) weight: B::Buf<f32>,
+    pub(super) bias: Option<B::Buf<f32>>,
 }
 
-struct Projection<B: Backend> {
-    inputs: usize,
-    outputs: usize,
-    weight: B::Matrix,
-    bias: Option<B::Buf<f32>>,
+pub(super) struct Projection<B: Backend> {
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) weight: B::Matrix,
+    pub(super) bias: Option<B::Buf<f32>>,
 }
 
 /// The buffers of one forward pass, for up to `rows` rows.
@@ -170,7 +170,17 @@ impl<B: Backend> Model<B> {
     /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
     /// errors of the device.
     pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
-        self.run(Input::Ids(batch.ids), batch.lengths, None, kv, None)
+        self.forward_scored(batch, None, kv)
+    }
+
+    /// [`Model::forward`] with the adapter `lora` on, if there is one.
+    pub(crate) fn forward_scored(
+        &self,
+        batch: &Batch<'_>,
+        lora: Option<&Lora<B>>,
+        kv: &mut Kv<B>,
+    ) -> Result<Hidden<'_, B>> {
+        self.run(Input::Ids(batch.ids), batch.lengths, lora, kv, None)
     }
 
     /// Runs one sequence of ids or embeddings, with the adapter `lora` on if there is one; the rest is
@@ -393,7 +403,7 @@ impl<B: Backend> Model<B> {
         self.backend.linear(up, low, &adapter.b, None, y)
     }
 
-    fn norm(
+    pub(super) fn norm(
         &self,
         weights: &NormWeights<B>,
         rows: usize,
@@ -413,7 +423,7 @@ impl<B: Backend> Model<B> {
         self.backend.norm(shape, x, &weights.weight, bias, y)
     }
 
-    fn project(
+    pub(super) fn project(
         &self,
         projection: &Projection<B>,
         rows: usize,
@@ -431,8 +441,21 @@ impl<B: Backend> Model<B> {
         self.backend.linear(shape, x, &projection.weight, bias, y)
     }
 
-    fn head(&self) -> &B::Matrix {
+    pub(super) fn head(&self) -> &B::Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Embeddings of `ids` to the beginning of `out`.
+    pub(crate) fn embed(&self, ids: &[u32], out: &mut B::Buf<f32>) -> Result<()> {
+        self.backend.embed(ids, &self.embedding, false, out)
+    }
+
+    /// Embeddings of `ids`, `[ids, hidden]`.
+    pub(crate) fn embeddings(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let len = ids.len() * self.config.hidden;
+        let mut out = self.backend.zeros(len)?;
+        self.embed(ids, &mut out)?;
+        self.backend.download(&out, 0..len)
     }
 
     /// An error unless `more` positions fit behind `held`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::mapped::{Mapped, RawTensor, one_line};
 use super::quant::DType;
 use crate::error::{Error, Result};
+use crate::text::GgufVocab;
 
 /// The first bytes of every GGUF file.
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
@@ -372,6 +373,35 @@ impl Metadata {
     /// The file it comes from.
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// What it says of its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a key of another type.
+    pub fn vocab(&self) -> Result<GgufVocab> {
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        let text = |name: &str| -> Result<String> {
+            Ok(self.str(&key(name))?.unwrap_or_default().to_owned())
+        };
+        let texts = |name: &str| -> Result<Vec<String>> {
+            let found = self.strs(&key(name))?.unwrap_or_default();
+            Ok(found.into_iter().map(str::to_owned).collect())
+        };
+        Ok(GgufVocab {
+            model: text("model")?,
+            pre: text("pre")?,
+            tokens: texts("tokens")?,
+            scores: self.f32s(&key("scores"))?.unwrap_or_default(),
+            token_types: self.i32s(&key("token_type"))?.unwrap_or_default(),
+            merges: texts("merges")?,
+            bos: self.u32(&key("bos_token_id"))?,
+            eos: self.u32(&key("eos_token_id"))?,
+            unk: self.u32(&key("unknown_token_id"))?,
+            add_bos: self.bool(&key("add_bos_token"))?,
+            add_eos: self.bool(&key("add_eos_token"))?,
+            add_space_prefix: self.bool(&key("add_space_prefix"))?,
+        })
     }
 
     /// All keys, sorted.

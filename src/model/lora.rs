@@ -19,18 +19,34 @@ use crate::ops::Backend;
 
 /// A projection that an adapter may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
+pub enum Target {
+    /// Queries.
     Q,
+    /// Keys.
     K,
+    /// Values.
     V,
+    /// Attention's output.
     O,
+    /// The gate of SwiGLU.
     Gate,
+    /// What it lets through.
     Up,
+    /// Back to the hidden width.
     Down,
 }
 
+/// Where the decoder has several projections in one.
+pub(crate) const GROUPS: [&[Target]; 4] = [
+    &[Target::Q, Target::K, Target::V],
+    &[Target::O],
+    &[Target::Gate, Target::Up],
+    &[Target::Down],
+];
+
 impl Target {
-    const ALL: [(Target, &'static str); 7] = [
+    /// All of them, with the names of their modules.
+    pub const ALL: [(Target, &'static str); 7] = [
         (Target::Q, "self_attn.q_proj"),
         (Target::K, "self_attn.k_proj"),
         (Target::V, "self_attn.v_proj"),
@@ -40,8 +56,14 @@ impl Target {
         (Target::Down, "mlp.down_proj"),
     ];
 
+    /// PEFT's name of one of its two factors in a layer (0: A, 1: B).
+    pub(crate) fn tensor(self, layer: usize, side: usize) -> String {
+        let (module, side) = (name_of(self), ["A", "B"][side.min(1)]);
+        format!("base_model.model.model.layers.{layer}.{module}.lora_{side}.weight")
+    }
+
     /// Outputs and inputs of the projection.
-    fn shape(self, c: &Config) -> (usize, usize) {
+    pub(crate) fn shape(self, c: &Config) -> (usize, usize) {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         match self {
             Target::Q => (q, c.hidden),
@@ -243,8 +265,42 @@ impl LoraWeights {
         Ok(LoraWeights { layers })
     }
 
+    /// The adapter whose factors are given one by one, PEFT's way and unscaled: layer, projection, rank,
+    /// A of `[rank, inputs]` and B of `[outputs, rank]`; `scale` is alpha through rank.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for factors that do not fit the model.
+    pub(crate) fn of_factors<'a>(
+        config: &Config,
+        scale: f32,
+        factors: impl Iterator<Item = (usize, Target, usize, &'a [f32], &'a [f32])>,
+    ) -> Result<Self> {
+        let mut layers = vec![BTreeMap::new(); config.layers];
+        for (layer, target, rank, a, b) in factors {
+            let (outputs, inputs) = target.shape(config);
+            let fits = rank > 0 && a.len() == rank * inputs && b.len() == outputs * rank;
+            let Some(of_layer) = layers.get_mut(layer).filter(|_| fits) else {
+                return Err(Error::Shape {
+                    op: "adapter",
+                    want: format!(
+                        "factors of [{rank}, {inputs}] and [{outputs}, {rank}] in {} layers",
+                        config.layers
+                    ),
+                    got: format!("{} and {} elements in layer {layer}", a.len(), b.len()),
+                });
+            };
+            let factors = Factors {
+                rank,
+                a: a.to_vec(),
+                b: b.iter().map(|value| value * scale).collect(),
+            };
+            of_layer.insert(target, factors);
+        }
+        Ok(LoraWeights { layers })
+    }
+
     /// The factors for `targets` of a layer as one pair, if there are any.
-    fn join<B: Backend>(
+    pub(crate) fn join<B: Backend>(
         &self,
         backend: &B,
         config: &Config,
@@ -300,13 +356,57 @@ pub(crate) fn floats(tensor: &RawTensor) -> Result<Vec<f32>> {
     Ok(out)
 }
 
+/// An adapter as its files have it, unscaled; all modules have one rank and one scale.
+pub(crate) struct Raw {
+    pub rank: usize,
+    /// The scale times the rank.
+    pub alpha: f32,
+    /// Layer by layer, A before B.
+    pub factors: Vec<RawFactor>,
+}
+
+/// Layer, projection and side, PEFT's name, shape and values of a matrix.
+pub(crate) type RawFactor = ((usize, Target, usize), String, [usize; 2], Vec<f32>);
+
+/// Reads the folder of an adapter that [`LoraWeights::open`] found good.
+pub(crate) fn read_raw(folder: &Path) -> Result<Raw> {
+    let peft = PeftConfig::read(&folder.join("adapter_config.json"))?;
+    if !peft.rank_pattern.is_empty() || !peft.alpha_pattern.is_empty() {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{}: training with a rank_pattern or alpha_pattern",
+                folder.display()
+            ),
+            have: "one rank and one alpha for all modules".into(),
+        });
+    }
+    let path = folder.join("adapter_model.safetensors");
+    let mut factors = BTreeMap::new();
+    for (name, tensor) in safetensors::read(&path)? {
+        let (Some((layer, target, side)), &[rows, columns]) = (parse(&name), &tensor.shape[..])
+        else {
+            continue;
+        };
+        let place = (layer, target, side);
+        let name = target.tensor(layer, side);
+        factors.insert(place, (place, name, [rows, columns], floats(&tensor)?));
+    }
+    let rank = peft.r as f32;
+    Ok(Raw {
+        rank: peft.r,
+        // What goes by the root of the rank (arXiv 2312.03732) is the same with another alpha.
+        alpha: peft.lora_alpha * if peft.use_rslora { rank.sqrt() } else { 1.0 },
+        factors: factors.into_values().collect(),
+    })
+}
+
 fn name_of(target: Target) -> &'static str {
     Target::ALL[target as usize].1
 }
 
 /// Layer, projection and side (0: A, 1: B) of a tensor's name, as
 /// `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`.
-fn parse(name: &str) -> Option<(usize, Target, usize)> {
+pub(crate) fn parse(name: &str) -> Option<(usize, Target, usize)> {
     let name = name.strip_prefix("base_model.model.").unwrap_or(name);
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let rest = rest.strip_suffix(".weight")?;
@@ -368,15 +468,9 @@ impl<B: Backend> Lora<B> {
                 got: weights.layers.len().to_string(),
             });
         }
-        let groups: [&[Target]; 4] = [
-            &[Target::Q, Target::K, Target::V],
-            &[Target::O],
-            &[Target::Gate, Target::Up],
-            &[Target::Down],
-        ];
         let layer = |layer| -> Result<[Option<LowRank<B>>; 4]> {
             let [qkv, output, up, down] =
-                groups.map(|targets| weights.join(backend, config, layer, targets));
+                GROUPS.map(|targets| weights.join(backend, config, layer, targets));
             Ok([qkv?, output?, up?, down?])
         };
         Ok(Lora {

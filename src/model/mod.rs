@@ -1,5 +1,7 @@
 //! The minimal transformer runtime: configuration, weights, decoder, KV cache.
 
+pub(crate) mod backward;
+pub(crate) mod buffers;
 pub mod config;
 pub mod decoder;
 pub mod gguf;
@@ -11,9 +13,11 @@ mod prefix;
 pub mod quant;
 pub(crate) mod safetensors;
 mod score;
+pub(crate) mod trained;
 pub mod weights;
 
 pub use decoder::Model;
+pub use score::Adapted;
 
 use crate::error::Result;
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::model::decoder::{Batch, Model};
 use crate::model::kv::Kv;
+use crate::model::lora::Lora;
 use crate::model::{Scorer, Session};
 use crate::ops::{Backend, Pick};
 
@@ -19,31 +20,70 @@ impl<B: Backend> Scorer for Model<B> {
     }
 
     fn session(&self) -> Result<Box<dyn Session + '_>> {
-        Ok(Box::new(KvSession {
-            model: self,
-            kv: self.kv()?,
-        }))
+        self.with(None).open()
     }
 
     fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
-        for (ids, _) in sequences {
-            self.check_positions(0, ids.len())?;
-        }
-        let mut kv = Kv::transient(self.backend(), self.config())?;
-        self.score_packed(sequences, &mut kv)
+        self.with(None).score_tails(sequences)
     }
 }
 
 impl<B: Backend> Model<B> {
+    /// The model as a scorer with an adapter on, if there is one.
+    pub fn with<'a>(&'a self, lora: Option<&'a Lora<B>>) -> Adapted<'a, B> {
+        Adapted { model: self, lora }
+    }
+}
+
+/// A model and the adapter through which it scores.
+pub struct Adapted<'a, B: Backend> {
+    model: &'a Model<B>,
+    lora: Option<&'a Lora<B>>,
+}
+
+impl<B: Backend> Clone for Adapted<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Adapted<'_, B> {}
+
+impl<B: Backend> Scorer for Adapted<'_, B> {
+    fn max_positions(&self) -> usize {
+        self.model.config().max_positions
+    }
+
+    fn session(&self) -> Result<Box<dyn Session + '_>> {
+        self.open()
+    }
+
+    fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        for (ids, _) in sequences {
+            self.model.check_positions(0, ids.len())?;
+        }
+        let mut kv = Kv::transient(self.model.backend(), self.model.config())?;
+        self.score_packed(sequences, &mut kv)
+    }
+}
+
+impl<'a, B: Backend> Adapted<'a, B> {
+    fn open(self) -> Result<Box<dyn Session + 'a>> {
+        Ok(Box::new(KvSession {
+            scorer: self,
+            kv: self.model.kv()?,
+        }))
+    }
+
     /// Scores each sequence behind what `kv` holds, several to a pass, and leaves `kv` as it was.
-    fn score_packed(&self, sequences: &[(&[u32], usize)], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
+    fn score_packed(self, sequences: &[(&[u32], usize)], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
         let mut scores: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
         let mut rest = sequences;
         while let Some((first, from)) = rest.first() {
             if first.len() > WHOLE && kv.is_empty() {
                 let mut session = KvSession {
-                    model: self,
-                    kv: self.kv()?,
+                    scorer: self,
+                    kv: self.model.kv()?,
                 };
                 let mut nll = session.score(first)?;
                 nll.drain(..from.saturating_sub(1).min(nll.len()));
@@ -82,7 +122,8 @@ impl<B: Backend> Model<B> {
                 }
                 row += ids.len() as u32;
             }
-            let nll = self.forward(&batch, kv)?.nll(&picks)?;
+            let mut hidden = self.model.forward_scored(&batch, self.lora, kv)?;
+            let nll = hidden.nll(&picks)?;
             let mut nll = nll.into_iter();
             for (ids, from) in now {
                 let count = ids.len().saturating_sub((*from).max(1));
@@ -96,7 +137,7 @@ impl<B: Backend> Model<B> {
 
 /// A KV cache with its model.
 struct KvSession<'a, B: Backend> {
-    model: &'a Model<B>,
+    scorer: Adapted<'a, B>,
     kv: Kv<B>,
 }
 
@@ -106,7 +147,9 @@ impl<B: Backend> Session for KvSession<'_, B> {
     }
 
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.model.check_positions(self.kv.len(), ids.len())?;
+        self.scorer
+            .model
+            .check_positions(self.kv.len(), ids.len())?;
         let before = self.kv.len();
         let mut scores = Vec::with_capacity(ids.len().saturating_sub(1));
         for start in (0..ids.len()).step_by(PASS) {
@@ -120,7 +163,8 @@ impl<B: Backend> Session for KvSession<'_, B> {
                 .zip(targets)
                 .map(|(row, &target)| Pick { row, target })
                 .collect();
-            let result = self.model.forward(&batch, &mut self.kv);
+            let Adapted { model, lora } = self.scorer;
+            let result = model.forward_scored(&batch, lora, &mut self.kv);
             match result.and_then(|mut hidden| hidden.nll(&picks)) {
                 Ok(nll) => scores.extend(nll),
                 Err(error) => {
@@ -136,10 +180,12 @@ impl<B: Backend> Session for KvSession<'_, B> {
 
     fn score_after(&mut self, continuations: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         for ids in continuations {
-            self.model.check_positions(self.kv.len(), ids.len())?;
+            self.scorer
+                .model
+                .check_positions(self.kv.len(), ids.len())?;
         }
         let tails: Vec<(&[u32], usize)> = continuations.iter().map(|ids| (*ids, 1)).collect();
-        self.model.score_packed(&tails, &mut self.kv)
+        self.scorer.score_packed(&tails, &mut self.kv)
     }
 
     fn truncate(&mut self, len: usize) -> Result<()> {
@@ -147,6 +193,6 @@ impl<B: Backend> Session for KvSession<'_, B> {
     }
 
     fn remove(&mut self, range: Range<usize>) -> Result<()> {
-        self.kv.remove(self.model.backend(), range)
+        self.kv.remove(self.scorer.model.backend(), range)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::model::{mapped, safetensors};
 use crate::prefix::{Method, hex};
 
 /// Where the decoder goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NextPosition {
     /// At the number of memory tokens, as the paper's code trains it: what Hugging Face's cache does
@@ -24,7 +24,7 @@ pub enum NextPosition {
 }
 
 /// How an adapter was trained, from `prefold.json` beside it; the defaults are the paper's.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// 500xCompressor or ICAE.
@@ -51,6 +51,25 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Reads those beside an adapter, if there are any.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Format`] for what is no such file.
+    pub fn open(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(SETTINGS);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let settings: Settings = mapped::read_json(&path, LONGEST_SETTINGS)?;
+        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
+            let reason = "method is neither 500xcompressor nor icae";
+            return Err(Error::format(&path, reason));
+        }
+        Ok(Some(settings))
+    }
+}
+
 /// An encoder's adapter in memory, checked against the model that it is for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
@@ -64,6 +83,8 @@ pub struct Adapter {
 
 /// The file of memory embeddings, and the tensor in it.
 const MEMORY: &str = "memory_embeddings";
+/// The file of settings.
+const SETTINGS: &str = "prefold.json";
 /// A handful of settings.
 const LONGEST_SETTINGS: u64 = 1 << 16;
 
@@ -76,29 +97,11 @@ impl Adapter {
     /// fit.
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let lora = LoraWeights::open(folder, config)?;
-        let path = folder.join(format!("{MEMORY}.safetensors"));
-        let tensors = safetensors::read(&path)?;
-        let tensor = tensors
-            .get(MEMORY)
-            .ok_or_else(|| Error::format(&path, format!("there is no tensor {MEMORY}")))?;
-        let num_mem = match tensor.shape[..] {
-            [n, width] | [1, n, width] if width == config.hidden && n > 0 => n,
-            _ => {
-                let (got, hidden) = (&tensor.shape, config.hidden);
-                let reason = format!("{MEMORY} is {got:?}, expected [num_mem, {hidden}]");
-                return Err(Error::format(&path, reason));
-            }
-        };
-        let memory = floats(tensor)?;
-        let settings_path = folder.join("prefold.json");
-        let settings: Settings = match settings_path.exists() {
-            true => mapped::read_json(&settings_path, LONGEST_SETTINGS)?,
-            false => Settings::default(),
-        };
+        let memory = read_memory(folder, config)?;
+        let num_mem = memory.len() / config.hidden;
+        let settings_path = folder.join(SETTINGS);
+        let settings = Settings::open(folder)?.unwrap_or_default();
         let bad = |reason: &str| Err(Error::format(&settings_path, reason));
-        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
-            return bad("method is neither 500xcompressor nor icae");
-        }
         if settings.max_text_tokens == Some(0) {
             return bad("max_text_tokens is 0");
         }
@@ -112,8 +115,9 @@ impl Adapter {
             return bad("pad_id is outside the vocabulary");
         }
         if num_mem >= config.max_positions {
+            let path = folder.join(format!("{MEMORY}.safetensors"));
             return Err(Error::format(
-                &path,
+                path,
                 "more rows than the model has positions",
             ));
         }
@@ -148,5 +152,22 @@ impl Adapter {
     /// SHA-256 of its configuration and values, hexadecimal.
     pub fn id(&self) -> &str {
         &self.id
+    }
+}
+
+/// The memory embeddings of an adapter's folder, `[num_mem, hidden]`, at least one.
+pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
+    let path = folder.join(format!("{MEMORY}.safetensors"));
+    let tensors = safetensors::read(&path)?;
+    let tensor = tensors
+        .get(MEMORY)
+        .ok_or_else(|| Error::format(&path, format!("there is no tensor {MEMORY}")))?;
+    match tensor.shape[..] {
+        [n, width] | [1, n, width] if width == config.hidden && n > 0 => floats(tensor),
+        _ => {
+            let (got, hidden) = (&tensor.shape, config.hidden);
+            let reason = format!("{MEMORY} is {got:?}, expected [num_mem, {hidden}]");
+            Err(Error::format(&path, reason))
+        }
     }
 }

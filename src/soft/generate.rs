@@ -11,6 +11,7 @@ use crate::model::decoder::{Input, Model};
 use crate::model::kv::Kv;
 use crate::ops::{Backend, Pick};
 use crate::prefix::KvPrefix;
+use crate::random::Random;
 
 /// How the next token is chosen, and when to stop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -351,19 +352,6 @@ fn best(logits: &[f32]) -> usize {
         }
     }
     best
-}
-
-/// The generator SplitMix64: small, seeded, the same everywhere.
-struct Random(u64);
-
-impl Random {
-    /// From 0 up to, not including, 1.
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod generate;
 mod prefill;
 mod prune;
 
+pub(crate) use adapter::read_memory;
 pub use adapter::{Adapter, NextPosition, Settings};
 pub use encode::{EncodeOptions, encode, pieces};
 pub use generate::{Ask, Finish, Generated, Reply, Sampling, answer, generate};

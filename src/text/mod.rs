@@ -2,6 +2,7 @@
 
 mod byte_bpe;
 pub mod counts;
+mod export;
 mod hf;
 mod merge;
 mod pretokenize;
@@ -13,6 +14,7 @@ mod unicode;
 mod vocab;
 
 pub use counts::{count_cl100k, encode_cl100k};
+pub use export::tokenizer_json;
 pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use vocab::GgufVocab;

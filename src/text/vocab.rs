@@ -202,7 +202,7 @@ fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>> {
 /// Whether llama.cpp takes a token of this name for a control token, whatever type the file gives it:
 /// names that end a generation or mark the holes of fill-in-the-middle. Many files have wrong types
 /// there.
-fn is_control_by_name(name: &str) -> bool {
+pub(super) fn is_control_by_name(name: &str) -> bool {
     const END: [&str; 22] = [
         "<|eot_id|>",
         "<|im_end|>",

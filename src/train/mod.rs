@@ -4,4 +4,20 @@
 //! The model stays frozen: what is trained is LoRA's matrices and the memory embeddings. [`objective`]
 //! turns samples into a loss and its gradients; all else is the loop around it.
 
+pub mod adamw;
+pub mod checkpoint;
+pub mod data;
+mod gradient;
+pub mod log;
+pub mod merge;
 pub mod objective;
+pub mod parameters;
+pub mod plot;
+pub mod rows;
+pub mod run;
+pub mod schedule;
+mod start;
+
+pub use gradient::Trainee;
+pub use start::MemoryStart;
+pub(crate) use start::initial;

@@ -1,6 +1,18 @@
 //! What is minimised: the nll of a decoder's targets, and its gradients.
 
+use crate::model::lora::Target;
 use crate::prefix::Method;
+
+/// Which projections an adapter changes, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraShape {
+    /// Width between the two factors.
+    pub rank: usize,
+    /// What they add is multiplied by alpha through rank.
+    pub alpha: f32,
+    /// The projections, in every layer.
+    pub targets: Vec<Target>,
+}
 
 /// One trained tensor, or its gradient.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +76,7 @@ pub struct Gradient {
     pub targets: usize,
     /// Number of tokens that went through the model.
     pub tokens: usize,
-    /// Of the sum, in the order of the parameters.
+    /// Of the sum, in the order of the parameters; empty where only the loss was asked for. What the
+    /// loss does not depend on, as q of the encoder's last layer, has zeros.
     pub gradients: Vec<Tensor>,
 }

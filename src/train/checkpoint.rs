@@ -1,0 +1,304 @@
+//! A run on disk: the adapter's folder in PEFT's layout, and beside its files what training needs to
+//! go on. The folder is whole or absent at any time.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::View;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::adamw::Moments;
+use super::data::Position;
+use super::objective::Tensor;
+use super::parameters::Parameters;
+use super::start::MEMORY;
+use crate::error::{Error, Result};
+use crate::model::config::Config;
+use crate::model::lora::floats;
+use crate::model::{mapped, safetensors as files};
+use crate::soft::Settings;
+
+/// What marks a folder as a run's, and its version.
+const STATE: &str = "trainer.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const VERSION: u32 = 1;
+/// Options have a kilobyte or two.
+const LONGEST_STATE: u64 = 1 << 20;
+
+/// Where a run stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    version: u32,
+    /// Steps taken.
+    pub step: u64,
+    /// Rows drawn for them.
+    pub position: Position,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Time that the steps took.
+    pub seconds: f64,
+    /// Everything that decides what the steps do, by the names of options.
+    pub options: Map<String, Value>,
+}
+
+impl State {
+    /// A run before its first step.
+    pub fn new(options: Map<String, Value>) -> Self {
+        State {
+            version: VERSION,
+            step: 0,
+            position: Position::default(),
+            tokens: 0,
+            seconds: 0.0,
+            options,
+        }
+    }
+}
+
+/// What an adapter's own files say beside its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Card {
+    /// The model that it is for.
+    pub model: String,
+    /// Dropout that it was trained with.
+    pub dropout: f32,
+    /// How its encoder reads; `None` for an adapter without memory tokens.
+    pub settings: Option<Settings>,
+}
+
+/// Writes a run's folder whole or not at all: beside it, synced, and then in its place.
+///
+/// # Errors
+/// [`Error::Io`] that names what could not be written.
+pub fn write(
+    folder: &Path,
+    parameters: &Parameters,
+    moments: &Moments,
+    card: &Card,
+    state: &State,
+) -> Result<()> {
+    let [fresh, old] = beside(folder)?;
+    remove(&fresh)?;
+    fs::create_dir_all(&fresh).map_err(Error::io(&fresh))?;
+    let (memory, factors): (Vec<&Tensor>, Vec<&Tensor>) =
+        parameters.tensors.iter().partition(|t| t.name == MEMORY);
+    let file = |name: &str, bytes: &[u8]| write_synced(&fresh.join(name), bytes);
+    file("adapter_config.json", &pretty(&peft(parameters, card))?)?;
+    let named = factors
+        .iter()
+        .map(|t| (t.name.clone(), &t.shape, &t.values));
+    file("adapter_model.safetensors", &pack(named)?)?;
+    if !memory.is_empty() {
+        let named = memory.iter().map(|t| (t.name.clone(), &t.shape, &t.values));
+        file("memory_embeddings.safetensors", &pack(named)?)?;
+    }
+    if let Some(settings) = &card.settings {
+        file("prefold.json", &pretty(settings)?)?;
+    }
+    let sides = [("mean", &moments.mean), ("square", &moments.square)];
+    let named = sides.iter().flat_map(|(side, values)| {
+        let all = parameters.tensors.iter().zip(values.iter());
+        all.map(move |(t, values)| (format!("{side}.{}", t.name), &t.shape, values))
+    });
+    file(OPTIMIZER, &pack(named)?)?;
+    // Last, so that a folder that was cut short by other means is none.
+    file(STATE, &pretty(state)?)?;
+    sync(&fresh)?;
+    remove(&old)?;
+    let there = folder.exists();
+    if there {
+        fs::rename(folder, &old).map_err(Error::io(folder))?;
+    }
+    if let Err(error) = fs::rename(&fresh, folder) {
+        if there {
+            let _ = fs::rename(&old, folder);
+        }
+        return Err(Error::io(folder)(error));
+    }
+    if let Some(parent) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
+        sync(parent)?;
+    }
+    remove(&old)
+}
+
+/// What there is where a run wants to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// A run's folder.
+    Run,
+    /// Something else.
+    Other,
+}
+
+/// Looks at `folder`, and puts back what a run that was killed between two renames left beside it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn look(folder: &Path) -> Result<Found> {
+    let [_, old] = beside(folder)?;
+    if !folder.exists() && old.join(STATE).exists() {
+        fs::rename(&old, folder).map_err(Error::io(folder))?;
+    }
+    if folder.join(STATE).exists() {
+        return Ok(Found::Run);
+    }
+    match fs::read_dir(folder) {
+        Ok(mut entries) => Ok(match entries.next() {
+            None => Found::Nothing,
+            Some(_) => Found::Other,
+        }),
+        Err(_) if !folder.exists() => Ok(Found::Nothing),
+        Err(_) => Ok(Found::Other),
+    }
+}
+
+/// Reads where the run in `folder` stands.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Format`].
+pub fn read_state(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE);
+    let state: State = mapped::read_json(&path, LONGEST_STATE)?;
+    if state.version != VERSION {
+        let reason = format!("version {}, expected {VERSION}", state.version);
+        return Err(Error::format(path, reason));
+    }
+    Ok(state)
+}
+
+/// Reads parameters and moments of the run in `folder`, which stands at `state`.
+///
+/// # Errors
+/// Those of [`Parameters::open`], and [`Error::Format`] for moments that are not the parameters'.
+pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters, Moments)> {
+    let with_memory = folder.join("memory_embeddings.safetensors").exists();
+    let parameters = Parameters::open(folder, config, with_memory)?;
+    let path = folder.join(OPTIMIZER);
+    let tensors = files::read(&path)?;
+    let side = |side: &str| -> Result<Vec<Vec<f32>>> {
+        let one = |t: &Tensor| {
+            let name = format!("{side}.{}", t.name);
+            match tensors.get(&name) {
+                Some(found) if found.shape == t.shape => floats(found),
+                _ => Err(Error::format(&path, format!("no {name} of {:?}", t.shape))),
+            }
+        };
+        parameters.tensors.iter().map(one).collect()
+    };
+    let moments = Moments {
+        step: state.step,
+        mean: side("mean")?,
+        square: side("square")?,
+    };
+    Ok((parameters, moments))
+}
+
+/// PEFT's `adapter_config.json`.
+fn peft(parameters: &Parameters, card: &Card) -> Value {
+    // PEFT's own are whole, as a rule.
+    let alpha = parameters.lora.alpha;
+    let alpha = match alpha.fract() == 0.0 && alpha.abs() < 1e9 {
+        true => json!(alpha as i64),
+        false => json!(alpha),
+    };
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": card.model,
+        "r": parameters.lora.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": card.dropout,
+        "target_modules": parameters.targets(),
+        "use_rslora": false,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+    })
+}
+
+/// The names of a folder's next and last version beside it.
+fn beside(folder: &Path) -> Result<[PathBuf; 2]> {
+    let name = folder.file_name().ok_or_else(|| {
+        let reason = "expected the name of a folder that may be replaced";
+        Error::input(format!("--out {}", folder.display()), reason)
+    })?;
+    Ok(["new", "old"].map(|which| {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{which}"));
+        folder.with_file_name(hidden)
+    }))
+}
+
+/// One f32 tensor on its way to a file.
+struct Floats<'a> {
+    shape: &'a [usize; 2],
+    values: &'a [f32],
+}
+
+impl View for Floats<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = |value: &f32| value.to_le_bytes();
+        Cow::Owned(self.values.iter().flat_map(bytes).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
+}
+
+fn pack<'a>(
+    tensors: impl Iterator<Item = (String, &'a [usize; 2], &'a Vec<f32>)>,
+) -> Result<Vec<u8>> {
+    let views = tensors.map(|(name, shape, values)| (name, Floats { shape, values }));
+    // Readers look for this key.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(views, Some(metadata))
+        .map_err(|error| Error::input("checkpoint", error.to_string()))
+}
+
+fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::input("checkpoint", error.to_string()))?;
+    Ok((text + "\n").into_bytes())
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    File::create_new(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .map_err(Error::io(path))
+}
+
+/// Has the names in a folder written to disk.
+fn sync(folder: &Path) -> Result<()> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(folder))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,580 @@
+//! From samples to a loss and its gradients.
+//!
+//! All sequences of a batch go through the model together. By 500xCompressor's method the encoder (the
+//! model with the adapter on) reads each text and its memory tokens; the frozen decoder, the adapter
+//! off, reads the rest behind the K and V of these, at positions from the number of memory tokens on.
+//! Its backward gives the gradients of those K and V in every layer, which the encoder's backward begins
+//! with. By ICAE's method the decoder reads the memory tokens' last hidden states as embeddings, and the
+//! gradient goes back by them alone.
+
+use super::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
+use super::start::{self, MEMORY, MemoryStart};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
+use crate::model::buffers::Lent;
+use crate::model::config::Family;
+use crate::model::lora::parse;
+use crate::model::trained::{Factor, Trained};
+use crate::ops::{Backend, Pick};
+use crate::prefix::Method;
+
+/// A frozen model under training, with an adapter whose values are given step by step.
+pub struct Trainee<'m, B: Backend> {
+    backward: Backward<'m, B>,
+    lora: LoraShape,
+    activations: usize,
+}
+
+/// What one sample asks.
+struct Exercise<'a> {
+    /// What the encoder reads, if there is one.
+    text: &'a [u32],
+    /// What the decoder reads.
+    reads: Vec<u32>,
+    /// What its last rows predict.
+    targets: Vec<u32>,
+}
+
+/// Parameters, sorted out.
+struct Parameters<'a> {
+    factors: Vec<Factor<'a>>,
+    /// Which they are, and their values.
+    memory: Option<(usize, &'a [f32])>,
+}
+
+/// Sequences of ids as one.
+struct Packed {
+    ids: Vec<u32>,
+    lengths: Vec<usize>,
+    positions: Vec<u32>,
+}
+
+impl Packed {
+    /// Sequences whose first position is `at`.
+    fn new(at: usize, sequences: impl Iterator<Item = Vec<u32>>) -> Self {
+        let mut all = Packed {
+            ids: Vec::new(),
+            lengths: Vec::new(),
+            positions: Vec::new(),
+        };
+        for ids in sequences {
+            all.lengths.push(ids.len());
+            all.positions.extend((at..at + ids.len()).map(|p| p as u32));
+            all.ids.extend(ids);
+        }
+        all
+    }
+
+    /// The row behind each sequence's last.
+    fn ends(&self) -> impl Iterator<Item = usize> {
+        self.lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        })
+    }
+
+    /// Targets of the last rows of each sequence.
+    fn picks(&self, exercises: &[Exercise<'_>]) -> Vec<Pick> {
+        let mut picks = Vec::new();
+        for (end, exercise) in self.ends().zip(exercises) {
+            let first = end - exercise.targets.len();
+            picks.extend(
+                (first..end)
+                    .zip(&exercise.targets)
+                    .map(|(row, &target)| Pick {
+                        row: row as u32,
+                        target,
+                    }),
+            );
+        }
+        picks
+    }
+}
+
+impl<'m, B: Backend> Trainee<'m, B> {
+    /// A model with an adapter of `lora`'s shape. Its weights are laid out once more, the other way
+    /// round. Activations of as many layers as fit into `activations` bytes are kept from the forward
+    /// to the backward; those of the others are computed again, except for each layer's input. Both ways
+    /// give the same values.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a rank of 0 or no targets; [`Error::Unsupported`] for GPT-2; errors of the
+    /// device.
+    pub fn new(model: &'m Model<B>, lora: LoraShape, activations: usize) -> Result<Self> {
+        if lora.rank == 0 || lora.targets.is_empty() || !lora.alpha.is_finite() {
+            let what = format!("rank {}, alpha {}", lora.rank, lora.alpha);
+            return Err(Error::input(
+                what,
+                "an adapter has a rank, an alpha and targets",
+            ));
+        }
+        if model.config().family == Family::Gpt2 {
+            return Err(Error::Unsupported {
+                what: "an adapter for GPT-2".into(),
+                have: "Llama, Mistral, Qwen2, Qwen3".into(),
+            });
+        }
+        Ok(Trainee {
+            backward: Backward::new(model)?,
+            lora,
+            activations,
+        })
+    }
+
+    /// The adapter's shape.
+    pub fn lora(&self) -> &LoraShape {
+        &self.lora
+    }
+
+    /// Untrained parameters: A as PEFT draws it, B zero, and `num_mem` memory embeddings, if any, behind
+    /// them.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn initial(&self, num_mem: usize, start: MemoryStart, seed: u64) -> Result<Vec<Tensor>> {
+        start::initial(self.backward.model, &self.lora, num_mem, start, seed)
+    }
+
+    /// The loss of a batch and its gradients; `seed` chooses what is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for parameters that do not fit the model and the adapter's shape;
+    /// [`Error::Input`] for a batch that mixes samples with and without memory tokens, an empty question,
+    /// ids outside the vocabulary, or sequences longer than the model's positions; errors of the device.
+    pub fn gradient(
+        &self,
+        parameters: &[Tensor],
+        batch: &[Sample],
+        objective: &Objective,
+        seed: u64,
+    ) -> Result<Gradient> {
+        let dropout = (objective.dropout > 0.0).then_some((objective.dropout, seed));
+        self.run(parameters, batch, objective, dropout, true)
+    }
+
+    /// The loss alone, without dropout.
+    ///
+    /// # Errors
+    /// Those of [`Trainee::gradient`].
+    pub fn loss(
+        &self,
+        parameters: &[Tensor],
+        batch: &[Sample],
+        objective: &Objective,
+    ) -> Result<Gradient> {
+        self.run(parameters, batch, objective, None, false)
+    }
+
+    fn run(
+        &self,
+        parameters: &[Tensor],
+        batch: &[Sample],
+        objective: &Objective,
+        dropout: Option<(f32, u64)>,
+        wanted: bool,
+    ) -> Result<Gradient> {
+        let model = self.backward.model;
+        let sorted = self.sort(parameters)?;
+        let scale = self.lora.alpha / self.lora.rank as f32;
+        let trained = Trained::load(model.backend(), model.config(), scale, &sorted.factors)?;
+        let exercises: Vec<Exercise> = batch
+            .iter()
+            .map(|sample| exercise(sample, objective))
+            .collect::<Result<_>>()?;
+        let aligned = batch
+            .iter()
+            .filter(|sample| matches!(sample, Sample::Align { .. }))
+            .count();
+        let step = Step {
+            trainee: self,
+            trained: &trained,
+            exercises: &exercises,
+            dropout,
+            wanted,
+        };
+        let done = match (aligned, sorted.memory, objective.method) {
+            _ if batch.is_empty() => Done::default(),
+            (n, _, _) if n == batch.len() => step.align()?,
+            (0, Some((_, memory)), Method::FiveHundredX) => step.by_keys(memory)?,
+            (0, Some((_, memory)), Method::Icae) => step.by_states(memory)?,
+            (0, None, _) => {
+                return Err(Error::input("parameters", "there is no memory_embeddings"));
+            }
+            (0, _, method) => {
+                let reason = "neither 500xcompressor nor icae";
+                return Err(Error::input(format!("method {method:?}"), reason));
+            }
+            _ => {
+                let reason = "samples with memory tokens and without in one";
+                return Err(Error::input("batch", reason));
+            }
+        };
+        let mut gradients = Vec::new();
+        if wanted {
+            gradients = self.collect(parameters, &sorted, scale, done.lora, done.memory)?;
+        }
+        Ok(Gradient {
+            nll: done.nll,
+            targets: exercises.iter().map(|e| e.targets.len()).sum(),
+            tokens: done.tokens,
+            gradients,
+        })
+    }
+
+    /// Finds out what each parameter is.
+    fn sort<'a>(&self, parameters: &'a [Tensor]) -> Result<Parameters<'a>> {
+        let c = self.backward.model.config();
+        let rank = self.lora.rank;
+        let mut memory = None;
+        let mut halves = std::collections::BTreeMap::new();
+        for (i, tensor) in parameters.iter().enumerate() {
+            let wrong = |want: String| Error::Shape {
+                op: "parameters",
+                want: format!("{}: {want}", tensor.name),
+                got: format!("{:?}, {} values", tensor.shape, tensor.values.len()),
+            };
+            let want = if tensor.name == MEMORY {
+                memory = Some((i, &tensor.values[..]));
+                [tensor.shape[0].max(1), c.hidden]
+            } else {
+                let found = parse(&tensor.name)
+                    .filter(|(layer, target, _)| {
+                        *layer < c.layers && self.lora.targets.contains(target)
+                    })
+                    .ok_or_else(|| wrong("a factor of the adapter, or memory_embeddings".into()))?;
+                let (layer, target, side) = found;
+                let (outputs, inputs) = target.shape(c);
+                let pair: &mut [Option<(usize, &[f32])>; 2] =
+                    halves.entry((layer, target)).or_default();
+                pair[side] = Some((i, &tensor.values[..]));
+                [[rank, inputs], [outputs, rank]][side]
+            };
+            if tensor.shape != want || tensor.values.len() != want[0] * want[1] {
+                return Err(wrong(format!("{want:?}")));
+            }
+        }
+        let mut factors = Vec::with_capacity(halves.len());
+        for ((layer, target), pair) in halves {
+            let [Some((a_name, a)), Some((b_name, b))] = pair else {
+                return Err(Error::Shape {
+                    op: "parameters",
+                    want: format!(
+                        "both {} and {}",
+                        target.tensor(layer, 0),
+                        target.tensor(layer, 1)
+                    ),
+                    got: "one".into(),
+                });
+            };
+            factors.push(Factor {
+                layer,
+                target,
+                rank,
+                a,
+                b,
+                names: [a_name, b_name],
+            });
+        }
+        Ok(Parameters { factors, memory })
+    }
+
+    /// Brings gradients back, in the order of the parameters.
+    fn collect(
+        &self,
+        parameters: &[Tensor],
+        sorted: &Parameters<'_>,
+        scale: f32,
+        lora: Vec<(usize, Lent<'_, B>)>,
+        memory: Vec<f32>,
+    ) -> Result<Vec<Tensor>> {
+        let mut gradients: Vec<Tensor> = parameters
+            .iter()
+            .map(|tensor| Tensor {
+                name: tensor.name.clone(),
+                shape: tensor.shape,
+                values: Vec::new(),
+            })
+            .collect();
+        for (name, buf) in lora {
+            let len = parameters[name].values.len();
+            gradients[name].values = self.backward.model.backend().download(&buf, 0..len)?;
+        }
+        for factor in &sorted.factors {
+            // B was scaled on its way to the device.
+            for value in &mut gradients[factor.names[1]].values {
+                *value *= scale;
+            }
+        }
+        if let Some((name, _)) = sorted.memory {
+            gradients[name].values = memory;
+        }
+        for (gradient, parameter) in gradients.iter_mut().zip(parameters) {
+            gradient.values.resize(parameter.values.len(), 0.0);
+        }
+        Ok(gradients)
+    }
+}
+
+fn exercise<'a>(sample: &'a Sample, objective: &Objective) -> Result<Exercise<'a>> {
+    let (text, begin, answer): (&[u32], &[u32], &[u32]) = match sample {
+        Sample::Regenerate { text } => (text, &[objective.bos], text),
+        Sample::Answer {
+            context,
+            question,
+            answer,
+        } => (context, question, answer),
+        Sample::Align { question, answer } => (&[], question, answer),
+    };
+    if begin.is_empty() {
+        return Err(Error::input("question", "it has no tokens"));
+    }
+    Ok(Exercise {
+        text,
+        reads: [begin, answer].concat(),
+        targets: [answer, &[objective.eos]].concat(),
+    })
+}
+
+/// What a batch has led to.
+struct Done<'p, B: Backend> {
+    nll: f64,
+    tokens: usize,
+    lora: Vec<(usize, Lent<'p, B>)>,
+    memory: Vec<f32>,
+}
+
+impl<B: Backend> Default for Done<'_, B> {
+    fn default() -> Self {
+        Done {
+            nll: 0.0,
+            tokens: 0,
+            lora: Vec::new(),
+            memory: Vec::new(),
+        }
+    }
+}
+
+/// One batch on its way.
+struct Step<'a, 'm, B: Backend> {
+    trainee: &'a Trainee<'m, B>,
+    trained: &'a Trained<B>,
+    exercises: &'a [Exercise<'a>],
+    dropout: Option<(f32, u64)>,
+    /// Whether gradients are wanted.
+    wanted: bool,
+}
+
+impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
+    fn backward(&self) -> &'a Backward<'m, B> {
+        &self.trainee.backward
+    }
+
+    fn hidden(&self) -> usize {
+        self.backward().model.config().hidden
+    }
+
+    /// Embeddings of all ids, `[rows, hidden]`.
+    fn embed(&self, packed: &Packed) -> Result<Lent<'a, B>> {
+        let model = self.backward().model;
+        let longest = packed.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        model.check_positions(0, longest)?;
+        let mut x = self.backward().take(packed.ids.len() * self.hidden())?;
+        model.embed(&packed.ids, &mut x)?;
+        Ok(x)
+    }
+
+    /// Layers whose activations fit into a share of the memory that is given for them.
+    fn keep(&self, rows: usize, share: usize) -> usize {
+        if !self.wanted {
+            return 0;
+        }
+        self.trainee.activations / share / self.backward().layer_bytes(rows).max(1)
+    }
+
+    fn pass<'b>(&self, packed: &'b Packed, role: Role<'b, B>) -> Pass<'b, B> {
+        Pass {
+            lengths: &packed.lengths,
+            positions: &packed.positions,
+            role,
+            lora: None,
+            dropout: None,
+            wants_inputs: false,
+        }
+    }
+
+    /// The sum of the nll, and where gradients are wanted that of the last hidden states.
+    fn nll(&self, packed: &Packed, acts: &Acts<'_, B>) -> Result<(f64, Option<Lent<'a, B>>)> {
+        let picks = packed.picks(self.exercises);
+        let backward = self.backward();
+        let (nll, dh) = match self.wanted {
+            true => {
+                let (nll, dh) = backward.nll(acts, packed.ids.len(), &picks)?;
+                (nll, Some(dh))
+            }
+            false => (backward.nll_only(acts, &picks)?, None),
+        };
+        Ok((nll.iter().map(|&nll| f64::from(nll)).sum(), dh))
+    }
+
+    /// The adapter on, no memory tokens.
+    fn align(&self) -> Result<Done<'a, B>> {
+        let packed = Packed::new(0, self.exercises.iter().map(|e| e.reads.clone()));
+        let pass = Pass {
+            lora: Some(self.trained),
+            dropout: self.dropout,
+            ..self.pass(&packed, Role::States)
+        };
+        let keep = self.keep(packed.ids.len(), 1);
+        let acts = self.backward().forward(self.embed(&packed)?, &pass, keep)?;
+        let (nll, dh) = self.nll(&packed, &acts)?;
+        let lora = match dh {
+            Some(dh) => self.backward().backward(&pass, acts, Some(dh), None)?.lora,
+            None => Vec::new(),
+        };
+        Ok(Done {
+            nll,
+            tokens: packed.ids.len(),
+            lora,
+            memory: Vec::new(),
+        })
+    }
+
+    /// What the encoder reads, and its embeddings with those of the memory tokens behind each text.
+    fn encoder(&self, memory: &[f32]) -> Result<(Packed, Lent<'a, B>)> {
+        let (hidden, b) = (self.hidden(), self.backward().model.backend());
+        let count = memory.len() / hidden;
+        let texts = self.exercises.iter().map(|e| {
+            let mut ids = e.text.to_vec();
+            // Any id: these rows are overwritten.
+            ids.resize(ids.len() + count, 0);
+            ids
+        });
+        let packed = Packed::new(0, texts);
+        let mut x = self.embed(&packed)?;
+        let memory_rows = b.upload(memory)?;
+        for end in packed.ends() {
+            b.copy(
+                &memory_rows,
+                0..memory.len(),
+                &mut x,
+                (end - count) * hidden,
+            )?;
+        }
+        Ok((packed, x))
+    }
+
+    /// The sum over all sequences of the last `count` rows' gradients.
+    fn of_memory(
+        &self,
+        packed: &Packed,
+        gradients: &Gradients<'_, B>,
+        count: usize,
+    ) -> Result<Vec<f32>> {
+        let hidden = self.hidden();
+        let mut sum = vec![0.0; count * hidden];
+        let Some(inputs) = &gradients.inputs else {
+            return Ok(sum);
+        };
+        for end in packed.ends() {
+            let rows = (end - count) * hidden..end * hidden;
+            let part = self.backward().model.backend().download(inputs, rows)?;
+            for (sum, part) in sum.iter_mut().zip(part) {
+                *sum += part;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// 500xCompressor: the decoder reads behind the memory tokens' K and V.
+    fn by_keys(&self, memory: &[f32]) -> Result<Done<'a, B>> {
+        let backward = self.backward();
+        let count = memory.len() / self.hidden();
+        let (texts, x) = self.encoder(memory)?;
+        let encoder = Pass {
+            lora: Some(self.trained),
+            dropout: self.dropout,
+            wants_inputs: true,
+            ..self.pass(&texts, Role::Encode(count))
+        };
+        let mut encoded = backward.forward(x, &encoder, self.keep(texts.ids.len(), 2))?;
+        let keys = encoded.memory.take().ok_or_else(nothing_encoded)?;
+        let reads = Packed::new(count, self.exercises.iter().map(|e| e.reads.clone()));
+        let decoder = self.pass(&reads, Role::Decode(&keys));
+        let keep = self.keep(reads.ids.len(), 2);
+        let acts = backward.forward(self.embed(&reads)?, &decoder, keep)?;
+        let (nll, dh) = self.nll(&reads, &acts)?;
+        let mut done = Done {
+            nll,
+            tokens: texts.ids.len() + reads.ids.len(),
+            ..Done::default()
+        };
+        if let Some(dh) = dh {
+            let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+            let dkeys = decoded.memory.as_ref();
+            let gradients = backward.backward(&encoder, encoded, None, dkeys)?;
+            done.memory = self.of_memory(&texts, &gradients, count)?;
+            done.lora = gradients.lora;
+        }
+        Ok(done)
+    }
+
+    /// ICAE: the decoder reads the memory tokens' last hidden states as embeddings.
+    fn by_states(&self, memory: &[f32]) -> Result<Done<'a, B>> {
+        let (backward, hidden) = (self.backward(), self.hidden());
+        let b = backward.model.backend();
+        let count = memory.len() / hidden;
+        let (texts, x) = self.encoder(memory)?;
+        let encoder = Pass {
+            lora: Some(self.trained),
+            dropout: self.dropout,
+            wants_inputs: true,
+            ..self.pass(&texts, Role::States)
+        };
+        let encoded = backward.forward(x, &encoder, self.keep(texts.ids.len(), 2))?;
+        // Any id: the first rows of each sequence are overwritten.
+        let behind = |e: &Exercise<'_>| [&vec![0; count][..], &e.reads].concat();
+        let reads = Packed::new(0, self.exercises.iter().map(behind));
+        let mut x = self.embed(&reads)?;
+        // Where the memory tokens stand in the encoder, and in the decoder.
+        let places: Vec<(usize, usize)> = texts
+            .ends()
+            .zip(reads.ends().zip(&reads.lengths))
+            .map(|(end, (read, length))| ((end - count) * hidden, (read - length) * hidden))
+            .collect();
+        let len = count * hidden;
+        for &(from, to) in &places {
+            b.copy(&encoded.hidden, from..from + len, &mut x, to)?;
+        }
+        let decoder = Pass {
+            wants_inputs: true,
+            ..self.pass(&reads, Role::States)
+        };
+        let acts = backward.forward(x, &decoder, self.keep(reads.ids.len(), 2))?;
+        let (nll, dh) = self.nll(&reads, &acts)?;
+        let mut done = Done {
+            nll,
+            tokens: texts.ids.len() + reads.ids.len(),
+            ..Done::default()
+        };
+        if let Some(dh) = dh {
+            let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+            let rows = texts.ids.len() * hidden;
+            let mut dstates = backward.take(rows)?;
+            b.clear(&mut dstates, 0..rows)?;
+            if let Some(dinputs) = &decoded.inputs {
+                for &(to, from) in &places {
+                    b.copy(dinputs, from..from + len, &mut dstates, to)?;
+                }
+            }
+            let gradients = backward.backward(&encoder, encoded, Some(dstates), None)?;
+            done.memory = self.of_memory(&texts, &gradients, count)?;
+            done.lora = gradients.lora;
+        }
+        Ok(done)
+    }
+}
+
+fn nothing_encoded() -> Error {
+    Error::input("encoder", "the model has no layers")
+}

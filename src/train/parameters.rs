@@ -1,0 +1,130 @@
+//! What is trained: LoRA's matrices and memory embeddings, new or of an adapter.
+
+use std::path::Path;
+
+use super::objective::{LoraShape, Tensor};
+use super::start::MEMORY;
+use crate::error::{Error, Result};
+use crate::model::config::{Config, Family};
+use crate::model::lora::{self, LoraWeights, Target};
+use crate::soft::read_memory;
+
+/// An adapter as it is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameters {
+    /// Rank, alpha and projections.
+    pub lora: LoraShape,
+    /// The matrices, layer by layer, A before B, and the memory embeddings last, if there are any.
+    pub tensors: Vec<Tensor>,
+}
+
+/// Checks the shape of a new adapter for a model of `c`, and its number of memory tokens.
+///
+/// # Errors
+/// [`Error::Input`] for what cannot be; [`Error::Unsupported`] for GPT-2.
+pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
+    if c.family == Family::Gpt2 {
+        return Err(Error::Unsupported {
+            what: "an adapter for GPT-2".into(),
+            have: "Llama, Mistral, Qwen2, Qwen3".into(),
+        });
+    }
+    if !(1..=c.hidden).contains(&lora.rank) {
+        let reason = format!("expected 1 to the model's width of {}", c.hidden);
+        return Err(Error::input(format!("rank {}", lora.rank), reason));
+    }
+    if !(lora.alpha.is_finite() && lora.alpha > 0.0) {
+        let what = format!("alpha {}", lora.alpha);
+        return Err(Error::input(what, "expected a positive number"));
+    }
+    if lora.targets.is_empty() {
+        return Err(Error::input("targets", "there is none"));
+    }
+    if memory_tokens >= c.max_positions {
+        let what = format!("{memory_tokens} memory tokens");
+        let reason = format!("the model has {} positions", c.max_positions);
+        return Err(Error::input(what, reason));
+    }
+    Ok(())
+}
+
+impl Parameters {
+    /// Those of an adapter's folder, its memory embeddings only where they are asked for.
+    ///
+    /// # Errors
+    /// Those of [`LoraWeights::open`]; [`Error::Unsupported`] for ranks or scales that differ from
+    /// module to module.
+    pub fn open(folder: &Path, config: &Config, with_memory: bool) -> Result<Self> {
+        LoraWeights::open(folder, config)?;
+        let raw = lora::read_raw(folder)?;
+        let mut targets: Vec<Target> = Vec::new();
+        let mut tensors = Vec::new();
+        for ((_, target, _), name, shape, values) in raw.factors {
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+            tensors.push(Tensor {
+                name,
+                shape,
+                values,
+            });
+        }
+        if tensors.len() != 2 * targets.len() * config.layers {
+            return Err(Error::Unsupported {
+                what: format!("{}: training some of the layers", folder.display()),
+                have: "the same projections in every layer".into(),
+            });
+        }
+        if with_memory {
+            let values = read_memory(folder, config)?;
+            tensors.push(Tensor {
+                name: MEMORY.into(),
+                shape: [values.len() / config.hidden, config.hidden],
+                values,
+            });
+        }
+        Ok(Parameters {
+            lora: LoraShape {
+                rank: raw.rank,
+                alpha: raw.alpha,
+                targets,
+            },
+            tensors,
+        })
+    }
+
+    /// What LoRA's product is multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.lora.alpha / self.lora.rank as f32
+    }
+
+    /// Number of memory tokens.
+    pub fn memory_tokens(&self) -> usize {
+        match self.tensors.last() {
+            Some(last) if last.name == MEMORY => last.shape[0],
+            _ => 0,
+        }
+    }
+
+    /// PEFT's short names of the projections, as `q_proj`.
+    pub fn targets(&self) -> Vec<&'static str> {
+        let held = |(target, _): &&(Target, _)| self.lora.targets.contains(target);
+        let short = |&(_, module): &(_, &'static str)| short(module);
+        Target::ALL.iter().filter(held).map(short).collect()
+    }
+}
+
+/// The projection of a short name, as `q_proj`, or without its end, as `q`.
+pub fn target(name: &str) -> Option<Target> {
+    let called = |module: &'static str| {
+        let short = short(module);
+        short == name || short.strip_suffix("_proj") == Some(name)
+    };
+    let mut found = Target::ALL.iter().filter(|(_, module)| called(module));
+    found.next().map(|&(target, _)| target)
+}
+
+/// `q_proj` of `self_attn.q_proj`.
+fn short(module: &'static str) -> &'static str {
+    module.rsplit('.').next().unwrap_or(module)
+}

@@ -1,0 +1,161 @@
+//! Lines of JSONL files, as they are, packed by xz or by zstd: streamed, never whole in memory.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use lzma_rust2::XzReader;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use crate::error::{Error, Result};
+
+/// A line beyond this is no row of text; it bounds what a file can have allocated.
+pub const LONGEST_LINE: usize = 16 << 20;
+/// Memory that an xz file may ask for, in KiB; `xz -9` asks for 65 MiB.
+const XZ_MEMORY: u32 = 512 << 10;
+
+/// A line and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Which of the files.
+    pub file: usize,
+    /// Number of the line in it, from 1.
+    pub number: u64,
+    /// Its bytes without the line break; cut behind [`LONGEST_LINE`].
+    pub bytes: Vec<u8>,
+}
+
+/// The lines of several files, one after the other, but for empty ones.
+pub struct Lines {
+    paths: Vec<PathBuf>,
+    file: usize,
+    number: u64,
+    open: Option<Box<dyn BufRead + Send>>,
+}
+
+impl Lines {
+    /// From the first line of the first file.
+    pub fn new(paths: &[PathBuf]) -> Self {
+        Lines {
+            paths: paths.to_vec(),
+            file: 0,
+            number: 0,
+            open: None,
+        }
+    }
+
+    /// The next line.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a file that cannot be read or unpacked.
+    pub fn next(&mut self) -> Result<Option<Line>> {
+        while let Some(path) = self.paths.get(self.file) {
+            let reader = match &mut self.open {
+                Some(reader) => reader,
+                empty => empty.insert(open(path)?),
+            };
+            let mut bytes = Vec::new();
+            if !read_line(reader, &mut bytes).map_err(Error::io(path))? {
+                (self.open, self.number) = (None, 0);
+                self.file += 1;
+                continue;
+            }
+            self.number += 1;
+            if !bytes.trim_ascii().is_empty() {
+                return Ok(Some(Line {
+                    file: self.file,
+                    number: self.number,
+                    bytes,
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Reads to the next line break and leaves it out; false at the end of the file.
+fn read_line(reader: &mut dyn BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut begun = false;
+    loop {
+        let available = reader.fill_buf()?;
+        if available.is_empty() {
+            return Ok(begun);
+        }
+        begun = true;
+        let end = available.iter().position(|&b| b == b'\n');
+        let part = &available[..end.unwrap_or(available.len())];
+        let room = (LONGEST_LINE + 1).saturating_sub(bytes.len());
+        bytes.extend_from_slice(&part[..part.len().min(room)]);
+        let used = part.len() + usize::from(end.is_some());
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(true);
+        }
+    }
+}
+
+/// Opens a file by its ending.
+fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    if file.metadata().map_err(Error::io(path))?.is_dir() {
+        return Err(Error::format(path, "a folder, expected a file of rows"));
+    }
+    let file = BufReader::with_capacity(1 << 16, file);
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    Ok(match ending {
+        Some("xz") => Box::new(BufReader::new(XzReader::new_mem_limit(
+            file, true, XZ_MEMORY,
+        ))),
+        Some("zst") => Box::new(BufReader::new(Frames {
+            decoder: FrameDecoder::new(),
+            source: file,
+            inside: false,
+        })),
+        _ => Box::new(file),
+    })
+}
+
+/// The frames of a zstd file as one stream, as `zstd` itself reads them.
+struct Frames<R: BufRead> {
+    decoder: FrameDecoder,
+    source: R,
+    inside: bool,
+}
+
+impl<R: BufRead> Read for Frames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.inside {
+                while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                    self.decoder
+                        .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
+                        .map_err(io::Error::other)?;
+                }
+                let read = self.decoder.read(buffer)?;
+                if read > 0 || buffer.is_empty() {
+                    return Ok(read);
+                }
+                let said = self.decoder.get_checksum_from_data();
+                if said.is_some() && said != self.decoder.get_calculated_checksum() {
+                    return Err(io::Error::other("a zstd checksum does not hold"));
+                }
+                self.inside = false;
+            }
+            if self.source.fill_buf()?.is_empty() {
+                return Ok(0);
+            }
+            match self.decoder.reset(&mut self.source) {
+                Ok(()) => self.inside = true,
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    let mut skipped = self.source.by_ref().take(length.into());
+                    io::copy(&mut skipped, &mut io::sink())?;
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+}
