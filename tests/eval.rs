@@ -10,7 +10,7 @@ use std::process::Command;
 use common::TempDir;
 use common::tiny::{self, FAMILIES};
 use prefold::eval::{Question, bootstrap, interval, metrics};
-use prefold::soft::{Ask, PrefillOptions, Sampling, Source};
+use prefold::soft::{Ask, Finish, PrefillOptions, Sampling, Source};
 use prefold::{Device, Engine, Error};
 use serde_json::{Value, json};
 
@@ -152,6 +152,39 @@ fn answers_together_are_those_of_each_alone() {
             let mut random = common::Random(seed as u64);
             (0..len).map(|_| random.below(vocab) as u32).collect()
         });
+    }
+}
+
+/// So many tokens may come that no two asks go together: the places of the asks stay what they are.
+#[test]
+fn asks_that_are_too_long_together_go_one_after_the_other() {
+    let family = FAMILIES[0];
+    let folder = tiny::folder(&tiny::config(family), &tiny::tensors(family));
+    let engine = open(folder.path());
+    let prompts = [[5, 6, 7], [8, 9, 10], [11, 12, 13]];
+    let asks = prompts.each_ref().map(|prompt| Ask {
+        prefix: None,
+        prompt,
+        gold: &[],
+    });
+    let options = Sampling {
+        max_new_tokens: 20_000,
+        ignore_eos: true,
+        ..Sampling::default()
+    };
+    let mut heard = vec![Vec::new(); 3];
+    let replies = engine
+        .answer(&asks, &options, &mut |i, id| {
+            heard[i].push(id);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let mut each = |_| ControlFlow::Continue(());
+    for ((prompt, reply), heard) in prompts.iter().zip(replies).zip(heard) {
+        let alone = engine.generate(None, prompt, &options, &mut each).unwrap();
+        assert_eq!(reply.generated.ids, alone.ids);
+        assert_eq!(reply.generated.finish, Finish::Context);
+        assert_eq!(heard, alone.ids);
     }
 }
 

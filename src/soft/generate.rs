@@ -119,10 +119,9 @@ pub fn generate<B: Backend>(
 }
 
 /// Reads each prompt once, and from what is then in the cache gives the nll of `gold` and a
-/// continuation of its own. All continue together, so that the weights are read once for all of them.
-/// `each` hears every id as it comes, with the place of its ask, and may stop that one.
-///
-/// Memory: the K and V of all asks at once.
+/// continuation of its own. As many as have up to 32,768 tokens between them continue together, so that
+/// the weights are read once for all of those. `each` hears every id as it comes, with the place of its
+/// ask, and may stop that one.
 ///
 /// # Errors
 /// Those of [`generate`], for any of the asks.
@@ -132,8 +131,35 @@ pub fn answer<B: Backend>(
     options: &Sampling,
     each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Reply>> {
-    let start = Instant::now();
     options.check()?;
+    let mut replies = Vec::with_capacity(asks.len());
+    while replies.len() < asks.len() {
+        let (done, mut tokens) = (replies.len(), 0);
+        let fit = asks[done..].iter().take_while(|ask| {
+            let before = ask.prefix.map_or(0, |prefix| prefix.shape().tokens);
+            let after = ask.prompt.len().saturating_add(options.max_new_tokens);
+            tokens = after.saturating_add(tokens + before).min(TOGETHER + 1);
+            tokens <= TOGETHER
+        });
+        let end = done + fit.count().max(1);
+        let group = &asks[done..end];
+        replies.extend(together(model, group, options, &mut |i, id| {
+            each(done + i, id)
+        })?);
+    }
+    Ok(replies)
+}
+
+/// Tokens whose K and V are held at once: some hundred megabytes to a few gigabytes.
+const TOGETHER: usize = 1 << 15;
+
+fn together<B: Backend>(
+    model: &Model<B>,
+    asks: &[Ask<'_>],
+    options: &Sampling,
+    each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Reply>> {
+    let start = Instant::now();
     let c = model.config();
     let eos = c.eos.filter(|_| !options.ignore_eos);
     let mut speakers = Vec::with_capacity(asks.len());
