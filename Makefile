@@ -16,7 +16,7 @@ MODEL   ?= $(SMOLLM2)
 HOSTS     := .venv
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
-.PHONY: all build demo test model model-qwen check bench-reference bench-quality clean
+.PHONY: all build demo test model model-qwen check bench-reference bench-quality overfit clean
 CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
@@ -170,6 +170,10 @@ bench-reference: $(SMOLLM2) build
 # What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)
 	$(CARGO) bench --bench quality -- $(ARGS)
+
+# A few minutes: ten passages of text into 8 memory tokens each, until they come back word for word.
+overfit: $(filter $(SMOLLM2),$(MODEL)) build
+	$(PYTHON) benches/overfit.py --model "$(MODEL)" $(ARGS)
 
 clean:
 	$(CARGO) clean

@@ -1,0 +1,99 @@
+"""Ten passages into 8 memory tokens each, and back: trains until they come back word for word.
+
+`make overfit` runs it. Picks the first ten passages of 60 to 100 tokens of a JSONL file, trains an adapter
+on them by `prefold train regen`, encodes each, asks for its text by `prefold generate` from BOS, and
+compares: ROUGE-L (F over words, as the package rouge_score counts them). More steps until all of them
+reach the aim.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prefold", default="target/release/prefold")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", default="../shared/data/corpus_dev.jsonl")
+    parser.add_argument("--out", default="target/overfit", type=pathlib.Path)
+    parser.add_argument("--passages", type=int, default=10)
+    parser.add_argument("--memory-tokens", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--lr", default="1e-3")
+    parser.add_argument("--init", default="normal")
+    parser.add_argument("--steps", type=int, default=80, help="before the first look")
+    parser.add_argument("--more", type=int, default=20, help="steps from one look to the next")
+    parser.add_argument("--most", type=int, default=400)
+    parser.add_argument("--aim", type=float, default=0.99)
+    return parser.parse_args()
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{command[1]} failed with {done.returncode}")
+    return done.stdout
+
+
+def passages(args):
+    """Texts of 60 to 100 tokens, from the start of the file."""
+    with open(args.data) as file:
+        texts = [json.loads(line)["text"] for line in file]
+    rows = args.out / "tokenize.jsonl"
+    with open(rows, "w") as file:
+        for i, text in enumerate(texts):
+            json.dump({"name": i, "call": "tokenize", "args": {"text": text}}, file)
+            file.write("\n")
+    answers = run(args.prefold, "batch", "--model", args.model, rows).splitlines()
+    lengths = [len(json.loads(line)["result"]["ids"]) for line in answers]
+    return [t for t, n in zip(texts, lengths) if 60 <= n <= 100][: args.passages]
+
+
+def rouge_l(want, got):
+    want, got = (re.findall(r"[a-z0-9]+", text.lower()) for text in (want, got))
+    row = [0] * (len(got) + 1)
+    for a in want:
+        last = row[:]
+        for j, b in enumerate(got):
+            row[j + 1] = last[j] + 1 if a == b else max(last[j + 1], row[j])
+    return 2 * row[-1] / max(1, len(want) + len(got))
+
+
+def main():
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    texts = passages(args)
+    rows, adapter = args.out / "rows.jsonl", args.out / "adapter"
+    with open(rows, "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    start = time.time()
+    for steps in range(args.steps, args.most + 1, args.more):
+        run(args.prefold, "train", "regen", "--model", args.model, "--data", rows, "--out", adapter,
+            "--memory-tokens", args.memory_tokens, "--init", args.init, "--lr", args.lr,
+            "--warmup", 10, "--dropout", 0, "--batch", args.batch, "--steps", steps,
+            "--save-every", 20, "--activation-mb", 2048, "--resume")
+        seconds = time.time() - start
+        scores = []
+        for i, text in enumerate(texts):
+            prefix = args.out / f"{i}.safetensors"
+            passage = args.out / f"{i}.txt"
+            passage.write_text(text)
+            run(args.prefold, "encode", "--model", args.model, "--adapter", adapter, passage, "-o", prefix)
+            made = run(args.prefold, "generate", "--model", args.model, "--prefix", prefix)
+            scores.append(rouge_l(text, made))
+        exact = sum(score == 1 for score in scores)
+        print(f"{steps} steps, {seconds:.0f} s of training: ROUGE-L {min(scores):.3f} at least, "
+              f"{sum(scores) / len(scores):.4f} on average, {exact} of {len(scores)} without a mistake",
+              flush=True)
+        if min(scores) >= args.aim:
+            return
+    sys.exit(f"not all of them reach {args.aim}")
+
+
+if __name__ == "__main__":
+    main()
