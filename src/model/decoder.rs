@@ -521,7 +521,10 @@ impl<B: Backend> Hidden<'_, B> {
     ) -> Result<()> {
         self.score(picks)?;
         match self.scratch.as_ref() {
-            Some(scratch) => self.model.backend.copy(&scratch.nll, 0..picks.len(), out, at),
+            Some(scratch) => self
+                .model
+                .backend
+                .copy(&scratch.nll, 0..picks.len(), out, at),
             None => Ok(()),
         }
     }

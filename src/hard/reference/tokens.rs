@@ -354,9 +354,7 @@ impl Text {
                 head.chain(gains.into_iter().map(|g| g > threshold))
                     .collect()
             }
-            (Exceeds::Threshold(threshold), None) => {
-                loss.iter().map(|&l| l > threshold).collect()
-            }
+            (Exceeds::Threshold(threshold), None) => loss.iter().map(|&l| l > threshold).collect(),
         };
         need.push(loss.first().is_some_and(|&l| l > 0.0));
         let outside = [
