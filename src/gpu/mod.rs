@@ -7,6 +7,7 @@
 
 mod abi;
 mod attention;
+mod check;
 #[cfg(feature = "cuda")]
 mod cublas;
 #[cfg(feature = "cuda")]

@@ -1,5 +1,7 @@
 //! One launcher for tests: kernels executed by the CPU, or by a CUDA device where there is one.
 
+use std::cell::RefCell;
+
 use prefold::gpu::{Cuda, Emu, Gpu, Launcher, Precision, Product, Schedule};
 use prefold::{Error, Result};
 
@@ -8,6 +10,8 @@ use super::emu::{SCHEDULES, launcher};
 /// Either.
 pub enum Device {
     Emu(Emu),
+    /// One kernel does nothing.
+    Without(Emu, &'static str),
     Cuda {
         cuda: Cuda,
         /// Products by the device's library, where it has them; otherwise all by kernels of ours.
@@ -64,6 +68,16 @@ pub fn cuda() -> Option<Cuda> {
     }
 }
 
+thread_local! {
+    /// What this thread has launched and read.
+    static LOG: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What this thread has launched and read since it was asked last.
+pub fn log() -> Vec<&'static str> {
+    LOG.with_borrow_mut(std::mem::take)
+}
+
 fn mixed() -> Error {
     Error::Device {
         device: "test".into(),
@@ -76,14 +90,16 @@ impl Launcher for Device {
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Memory> {
         match self {
-            Device::Emu(emu) => emu.alloc(bytes, zeroed).map(Memory::Emu),
+            Device::Emu(emu) | Device::Without(emu, _) => emu.alloc(bytes, zeroed).map(Memory::Emu),
             Device::Cuda { cuda, .. } => cuda.alloc(bytes, zeroed).map(Memory::Cuda),
         }
     }
 
     fn address(&self, memory: &Memory) -> u64 {
         match (self, memory) {
-            (Device::Emu(emu), Memory::Emu(memory)) => emu.address(memory),
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
+                emu.address(memory)
+            }
             (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.address(memory),
             _ => 0,
         }
@@ -91,15 +107,20 @@ impl Launcher for Device {
 
     fn write(&self, memory: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
         match (self, memory) {
-            (Device::Emu(emu), Memory::Emu(memory)) => emu.write(memory, at, from),
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
+                emu.write(memory, at, from)
+            }
             (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.write(memory, at, from),
             _ => Err(mixed()),
         }
     }
 
     fn read(&self, memory: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        LOG.with_borrow_mut(|log| log.push("read"));
         match (self, memory) {
-            (Device::Emu(emu), Memory::Emu(memory)) => emu.read(memory, at, to),
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
+                emu.read(memory, at, to)
+            }
             (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.read(memory, at, to),
             _ => Err(mixed()),
         }
@@ -114,7 +135,7 @@ impl Launcher for Device {
         bytes: usize,
     ) -> Result<()> {
         match (self, from, to) {
-            (Device::Emu(emu), Memory::Emu(from), Memory::Emu(to)) => {
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(from), Memory::Emu(to)) => {
                 emu.copy(from, from_at, to, to_at, bytes)
             }
             (Device::Cuda { cuda, .. }, Memory::Cuda(from), Memory::Cuda(to)) => {
@@ -132,10 +153,14 @@ impl Launcher for Device {
         shared: usize,
         params: &[u8],
     ) -> Result<()> {
+        LOG.with_borrow_mut(|log| log.push(kernel));
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Device::Emu(emu) => emu.launch(kernel, grid, threads, shared, params),
+                Device::Without(_, missing) if *missing == kernel => Ok(()),
+                Device::Emu(emu) | Device::Without(emu, _) => {
+                    emu.launch(kernel, grid, threads, shared, params)
+                }
                 Device::Cuda { cuda, .. } => cuda.launch(kernel, grid, threads, shared, params),
             }
         }
@@ -154,14 +179,14 @@ impl Launcher for Device {
 
     fn processors(&self) -> u32 {
         match self {
-            Device::Emu(emu) => emu.processors(),
+            Device::Emu(emu) | Device::Without(emu, _) => emu.processors(),
             Device::Cuda { cuda, .. } => cuda.processors(),
         }
     }
 
     fn describe(&self) -> String {
         match self {
-            Device::Emu(emu) => emu.describe(),
+            Device::Emu(emu) | Device::Without(emu, _) => emu.describe(),
             Device::Cuda { cuda, .. } => cuda.describe(),
         }
     }
