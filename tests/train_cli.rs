@@ -404,9 +404,12 @@ fn an_adapter_is_merged_into_every_family() {
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
         let dir = tiny_model();
         let mut writer = tiny::gguf(family);
-        writer
-            .str("tokenizer.ggml.model", "llama")
-            .array("tokenizer.ggml.scores", 6, tiny::VOCAB as u64, &[0; 4 * tiny::VOCAB]);
+        writer.str("tokenizer.ggml.model", "llama").array(
+            "tokenizer.ggml.scores",
+            6,
+            tiny::VOCAB as u64,
+            &[0; 4 * tiny::VOCAB],
+        );
         let model = dir.write("model.gguf", writer.bytes());
         ok(prefold()
             .current_dir(dir.path())
