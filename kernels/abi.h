@@ -40,13 +40,20 @@ typedef struct PackParams {
   uint32_t rows, width, ld, stride; ///< stride: elements from one row of x to the next
 } PackParams;
 
-/// gemm_f32, gemm_bf16: y = x · wᵀ (+ bias) (+ y).
+/// turn_f32, turn_to_bf16 (from f32), turn_bf16: out[c, r] = x[r, c], each row of out filled up with zeros.
+typedef struct TurnParams {
+  ADDRESS(const void) x;
+  ADDRESS(void) out;              ///< [columns, ld]
+  uint32_t rows, columns, ld, stride; ///< stride: elements from one row of x to the next
+} TurnParams;
+
+/// gemm_f32, gemm_bf16: y = x · wᵀ (+ bias) (+ y), of the first `inner` elements of their rows.
 typedef struct GemmParams {
-  ADDRESS(const void) x;     ///< [rows, ld]
-  ADDRESS(const void) w;     ///< [outputs, ld]
+  ADDRESS(const void) x;     ///< [rows, x_ld]
+  ADDRESS(const void) w;     ///< [outputs, w_ld]
   ADDRESS(const float) bias; ///< [outputs], or null
   ADDRESS(float) y;          ///< [rows, outputs]
-  uint32_t rows, outputs, ld, add;
+  uint32_t rows, outputs, inner, x_ld, w_ld, add;
 } GemmParams;
 
 /// What one block found out about one row from its share of the vocabulary, in units of log2.
@@ -79,14 +86,42 @@ typedef struct NllMergeParams {
   ADDRESS(const NllPart) parts; ///< [splits, rows]
   ADDRESS(const float) logit;   ///< [rows]
   ADDRESS(float) out;           ///< [rows]
+  ADDRESS(float) lse;           ///< [rows]: the logarithm alone, in units of log2; or null
   uint32_t rows, splits;
 } NllMergeParams;
+
+/// nll_bwd_f32, nll_bwd_bf16: softmax less one at the target, for ids `first..first + count`.
+typedef struct NllBwdParams {
+  ADDRESS(const void) x;          ///< [rows, ld]
+  ADDRESS(const void) w;          ///< [vocab, ld]
+  ADDRESS(const uint32_t) target; ///< [rows]
+  ADDRESS(const float) lse;       ///< [rows], in units of log2
+  ADDRESS(void) out;              ///< [rows, out_ld], zeros from `count` on
+  uint32_t rows, vocab, ld, first, count, out_ld; ///< first: a multiple of the tile's width
+} NllBwdParams;
+
+/// Rows of a gradient that go to one row of another.
+typedef struct RowSum {
+  uint32_t to;
+  uint32_t first, count; ///< order[first..first + count]
+  uint32_t unused;
+} RowSum;
+
+/// scatter_add: out[to] += sum of x[order[i]], one block column per entry.
+typedef struct ScatterParams {
+  ADDRESS(const float) x;
+  ADDRESS(const RowSum) sums; ///< [grid.x]
+  ADDRESS(const uint32_t) order;
+  ADDRESS(float) out;
+  uint32_t width, unused;
+} ScatterParams;
 
 /// A segment and what to keep of it.
 typedef struct Segment {
   uint32_t first, len; ///< scores[first..first + len]
   uint32_t count;      ///< the `count` largest are kept, of equals the lowest index; or
-  float quantile;      ///< if not negative, 0 to 1: those above it, as numpy interpolates linearly
+  float quantile;      ///< if not negative, 0 to 1: those above it, as numpy interpolates linearly;
+                       ///< if below -1: those larger than the one of rank `count`, 0 being the largest
 } Segment;
 
 /// topk: one block per segment.
@@ -150,12 +185,55 @@ typedef struct ActivateParams {
   uint32_t rows, width;
 } ActivateParams;
 
+/// norm_rows_bwd: dx += the gradient of a norm's input, one block per row.
+typedef struct NormBwdParams {
+  ADDRESS(const float) x;      ///< [grid, width]
+  ADDRESS(const float) weight; ///< [width]
+  ADDRESS(const float) dy;     ///< [grid, width]
+  ADDRESS(float) dx;           ///< [grid, width]
+  uint32_t width, layer;
+  float eps;
+  uint32_t unused;
+} NormBwdParams;
+
+/// rotate_bwd: what rotate does, backwards, one warp per head.
+typedef struct RotateBwdParams {
+  ADDRESS(const float) qkv;    ///< as it was before; read with norms only
+  ADDRESS(const float) q_norm; ///< [head_dim], or null
+  ADDRESS(const float) k_norm; ///< [head_dim], or null
+  ADDRESS(const float) angles; ///< [rows, 2, head_dim/2], or null
+  ADDRESS(const float) dk;     ///< [.., kv_heads, head_dim], from row `at` on
+  ADDRESS(const float) dv;     ///< the same
+  ADDRESS(float) dqkv;         ///< [rows, heads + 2·kv_heads, head_dim]; that of q comes in
+  uint32_t rows, heads, kv_heads, head_dim, at;
+  float eps;
+} RotateBwdParams;
+
+/// swiglu_bwd, gelu_bwd.
+typedef struct ActivateBwdParams {
+  ADDRESS(const float) x;
+  ADDRESS(const float) dy;
+  ADDRESS(float) dx;
+  uint32_t rows, width;
+} ActivateBwdParams;
+
+/// dropout: y = x · scale (+ y) where the hash of the index is not below the threshold, 0 (+ y) elsewhere.
+typedef struct DropoutParams {
+  ADDRESS(const float) x;
+  ADDRESS(float) y;
+  uint32_t len, threshold, seed_low, seed_high;
+  float scale;
+  uint32_t add;
+} DropoutParams;
+
 /// A run of queries of one sequence that a block works on.
 typedef struct AttentionTile {
   uint32_t row;      ///< of qkv, of the first position
   uint32_t count;    ///< positions
   uint32_t position; ///< of the first: keys before it
+  uint32_t from;     ///< cache row of the first key of the sequence's prefix
   uint32_t own;      ///< cache row of the sequence's own first key, whose position is `prefix`
+  uint32_t unused;
 } AttentionTile;
 
 /// attention_f32_*, attention_bf16_*: a block per (tile, key head, split). With one split the result
@@ -167,6 +245,7 @@ typedef struct AttentionParams {
   ADDRESS(const AttentionTile) tiles; ///< [grid.x]
   ADDRESS(float) out;                 ///< [.., heads, head_dim]
   ADDRESS(float) parts;               ///< [splits, rows, heads, head_dim + 2]: sums, max in log2, sum
+  ADDRESS(float) lse;                 ///< [rows, heads]: ln of the sum of exponentials; or null
   uint32_t rows, heads, kv_heads, head_dim;
   uint32_t prefix, splits;
   uint32_t window; ///< keys that a query sees, itself included; 0: all
@@ -177,8 +256,52 @@ typedef struct AttentionParams {
 typedef struct AttentionMergeParams {
   ADDRESS(const float) parts;
   ADDRESS(float) out;
+  ADDRESS(float) lse; ///< [rows, heads], or null
   uint32_t rows, heads, head_dim, splits;
 } AttentionMergeParams;
+
+/// Neighbouring rows of the cache, and who sees them.
+typedef struct KeyTile {
+  uint32_t row, count;
+  uint32_t first_visit, visits;
+} KeyTile;
+
+/// A sequence that sees the rows of a KeyTile.
+typedef struct Visit {
+  uint32_t position; ///< of the tile's first key in it
+  uint32_t row;      ///< of qkv, of its first query, whose position is `prefix`
+  uint32_t queries;
+  uint32_t unused;
+} Visit;
+
+/// attention_delta: delta = dout · out, one warp per (row, head).
+typedef struct AttentionDeltaParams {
+  ADDRESS(const float) out;
+  ADDRESS(const float) dout;
+  ADDRESS(float) delta; ///< [rows · heads]
+  uint32_t rows;        ///< times heads
+  uint32_t head_dim;
+} AttentionDeltaParams;
+
+/// attention_bwd_q_*: a block per (tile, key head); attention_bwd_kv_*: one per (key tile, key head).
+typedef struct AttentionBwdParams {
+  ADDRESS(const float) qkv; ///< [.., heads + 2·kv_heads, head_dim]
+  ADDRESS(const float) k;   ///< [.., kv_heads, head_dim]
+  ADDRESS(const float) v;
+  ADDRESS(const float) lse;   ///< [rows, heads]
+  ADDRESS(const float) delta; ///< [rows, heads]
+  ADDRESS(const float) dout;  ///< [rows, heads, head_dim]
+  ADDRESS(float) dqkv;        ///< as qkv: the places of q are written
+  ADDRESS(float) dk;          ///< as k: added to
+  ADDRESS(float) dv;
+  ADDRESS(const AttentionTile) tiles;
+  ADDRESS(const KeyTile) keys;
+  ADDRESS(const Visit) visits;
+  uint32_t heads, kv_heads, head_dim, prefix, splits;
+  uint32_t window;
+  float scale; ///< log2(e) / sqrt(head_dim)
+  uint32_t unused;
+} AttentionBwdParams;
 
 #ifdef __cplusplus
 }

@@ -4,8 +4,8 @@
 //
 // A tile is a few positions of one sequence with all query heads of one key head: those share its keys,
 // so a key read once serves `group` heads. Sequences of a batch are ragged; each has its tiles, and all
-// share one launch. Position i of the keys lies in the cache at row i if it is below `prefix`, and in
-// the sequence's own rows after that. When tiles are fewer than SMs the keys are cut into `splits`
+// share one launch. The first `prefix` positions of the keys lie in the cache from row `from` on (0 where
+// all share them), the others in the sequence's own rows. When tiles are fewer than SMs the keys are cut into `splits`
 // too, and attention_merge adds up what the splits found.
 //
 // FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 64 query
@@ -15,8 +15,8 @@
 #include "arch/mma.cuh"
 
 // Cache row of the key at `position`.
-DEVICE size_t cache_row(const AttentionParams &p, const AttentionTile &tile, int position) {
-  return position < static_cast<int>(p.prefix) ? position : tile.own + (position - p.prefix);
+template <class P> DEVICE size_t cache_row(const P &p, const AttentionTile &tile, int position) {
+  return position < static_cast<int>(p.prefix) ? tile.from + position : tile.own + (position - p.prefix);
 }
 
 // Which keys this block looks at, and who may see what.
@@ -24,7 +24,7 @@ struct Keys {
   int first, last; // of this split
   int position, window;
 
-  DEVICE Keys(const AttentionParams &p, const AttentionTile &tile, int step) {
+  template <class P> DEVICE Keys(const P &p, const AttentionTile &tile, int step) {
     position = tile.position;
     window = p.window ? static_cast<int>(p.window) : 0x7fffffff;
     const int end = tile.position + tile.count;
@@ -49,6 +49,7 @@ struct Result {
     if (p.splits == 1) {
       to = p.out + (row * p.heads + head) * p.head_dim;
       scale = 1.0f / sum;
+      if (writes && p.lse) p.lse[row * p.heads + head] = (max + log2f(sum)) * LN_2;
     } else {
       const size_t all = static_cast<size_t>(blockIdx.z) * p.rows + row;
       to = p.parts + (all * p.heads + head) * (p.head_dim + 2);
@@ -337,4 +338,242 @@ KERNEL(attention_merge, AttentionMergeParams, 256) {
     }
     p.out[index * p.head_dim + column] = v / sum;
   }
+  if (lane == 0 && p.lse) p.lse[index] = (max + log2f(sum)) * LN_2;
 }
+
+// ---- backward ----------------------------------------------------------------------------------------
+
+//   p = exp(q · k / sqrt(head_dim) - lse)     dp = dout · v     ds = p · (dp - dout · out)
+//   dq = ds · k / sqrt(head_dim)     dk = dsᵀ · q / sqrt(head_dim)     dv = pᵀ · dout
+//
+// Two kernels, each of which owns what it writes, so that nothing is added atomically and a gradient is
+// the same at every run. attention_bwd_q has the queries of a tile and goes over their keys, as the
+// forward does. attention_bwd_kv has 32 rows of the cache and goes over all who see them: rows of a prefix
+// that sequences share are seen by several, and gather from each in turn (`visits`). Scores are made in
+// both, which costs 4 · head_dim FLOP per query head and visible key more than the 10 · head_dim there
+// must be, and saves their way through memory.
+//
+// In f32 by FMA, eight warps: training's sequences are short, and its time goes into the products of the
+// layers. 14 · head_dim FLOP per query head and key at 32 x 32 a tile, all from shared memory: bound by
+// FMA and shared memory, 1 load per 2 FMA. Tensor cores would pay from some thousand keys on.
+// Shared memory: 4 · 32 rows of head_dim + 1 f32, and for attention_bwd_kv 2 · 32 · 33 more.
+
+// Row by row dout · out. One warp each; 8 · head_dim bytes in: bound by memory.
+KERNEL(attention_delta, AttentionDeltaParams, 256) {
+  const size_t index = static_cast<size_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (index >= p.rows) return;
+  float sum = 0.0f;
+  for (unsigned i = threadIdx.x % 32; i < p.head_dim; i += 32)
+    sum += p.out[index * p.head_dim + i] * p.dout[index * p.head_dim + i];
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) p.delta[index] = sum;
+}
+
+// Up to 32 query rows of a key head, from row `row` of qkv on: q with the scale in it, dout, and for each
+// of a warp's rows what it is compared with. Rows that are not there are zeros, and so is their ds.
+struct Queries {
+  float *q, *dout;
+  int group, kv, pitch;
+
+  template <class P> DEVICE void load(const P &p, size_t row, int queries) const {
+    const int d = p.head_dim, stride = (p.heads + 2 * p.kv_heads) * d;
+    for (int i = threadIdx.x; i < 32 * d; i += blockDim.x) {
+      const int query = i / d, column = i % d;
+      float a = 0.0f, b = 0.0f;
+      if (query < queries) {
+        const size_t at = row + query / group, head = kv * group + query % group;
+        a = p.qkv[at * stride + head * d + column] * p.scale;
+        b = p.dout[(at * p.heads + head) * d + column];
+      }
+      q[query * pitch + column] = a;
+      dout[query * pitch + column] = b;
+    }
+  }
+  template <class P> DEVICE size_t index(const P &p, size_t row, int query) const {
+    return (row + query / group) * p.heads + kv * group + query % group;
+  }
+};
+
+// For four query rows of this warp and this lane's key: q · k and dout · v.
+template <int ROWS>
+DEVICE void two_products(const Queries &queries, const float *k, const float *v, int d, float (&s)[ROWS],
+                         float (&dp)[ROWS]) {
+  const int first = threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
+  UNROLL
+  for (int r = 0; r < ROWS; r++) s[r] = dp[r] = 0.0f;
+  for (int column = 0; column < d; column++) {
+    const float a = k[lane * queries.pitch + column], b = v[lane * queries.pitch + column];
+    UNROLL
+    for (int r = 0; r < ROWS; r++) {
+      s[r] += queries.q[(first + r) * queries.pitch + column] * a;
+      dp[r] += queries.dout[(first + r) * queries.pitch + column] * b;
+    }
+  }
+}
+
+template <int CHUNKS> DEVICE void attention_bwd_q(const AttentionBwdParams &p) {
+  DYNAMIC_SHARED(memory);
+  constexpr int ROWS = 4, KEYS = 32;
+  const int d = p.head_dim, pitch = d | 1;
+  auto k_tile = reinterpret_cast<float *>(memory);
+  float *const v_tile = k_tile + KEYS * pitch;
+  const int group = p.heads / p.kv_heads, kv = blockIdx.y;
+  const Queries queries = {v_tile + KEYS * pitch, v_tile + 2 * KEYS * pitch, group, kv, pitch};
+  const int first = threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
+  const AttentionTile tile = p.tiles[blockIdx.x];
+  const int count = tile.count * group;
+  const Keys keys(p, tile, KEYS);
+
+  queries.load(p, tile.row, count);
+  float lse[ROWS] = {}, delta[ROWS] = {}, dq[ROWS][CHUNKS] = {};
+  UNROLL
+  for (int r = 0; r < ROWS; r++) {
+    if (first + r < count) {
+      lse[r] = p.lse[queries.index(p, tile.row, first + r)] * LOG2_E;
+      delta[r] = p.delta[queries.index(p, tile.row, first + r)];
+    }
+  }
+  for (int start = keys.first; start < keys.last; start += KEYS) {
+    // All are done with the tile of before.
+    __syncthreads();
+    for (int i = threadIdx.x; i < KEYS * d; i += blockDim.x) {
+      const int row = i / d, column = i % d;
+      float a = 0.0f, b = 0.0f;
+      if (start + row < keys.last) {
+        const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + kv) * d + column;
+        a = p.k[at];
+        b = p.v[at];
+      }
+      k_tile[row * pitch + column] = a;
+      v_tile[row * pitch + column] = b;
+    }
+    __syncthreads();
+    float s[ROWS], dp[ROWS];
+    two_products(queries, k_tile, v_tile, d, s, dp);
+    UNROLL
+    for (int r = 0; r < ROWS; r++) {
+      const bool sees = first + r < count && keys.sees((first + r) / group, start + lane);
+      s[r] = sees ? exp2_fast(s[r] - lse[r]) * (dp[r] - delta[r]) : 0.0f;
+    }
+    for (int key = 0; key < KEYS; key++) {
+      float ds[ROWS];
+      UNROLL
+      for (int r = 0; r < ROWS; r++) ds[r] = __shfl_sync(FULL_WARP, s[r], key);
+      UNROLL
+      for (int c = 0; c < CHUNKS; c++) {
+        const int column = c * 32 + lane;
+        if (column < d) {
+          const float k = k_tile[key * pitch + column];
+          UNROLL
+          for (int r = 0; r < ROWS; r++) dq[r][c] += ds[r] * k;
+        }
+      }
+    }
+  }
+  UNROLL
+  for (int r = 0; r < ROWS; r++) {
+    if (first + r < count) {
+      const size_t row = tile.row + (first + r) / group, head = kv * group + (first + r) % group;
+      float *to = p.dqkv + (row * (p.heads + 2 * p.kv_heads) + head) * d;
+      UNROLL
+      for (int c = 0; c < CHUNKS; c++)
+        if (c * 32 + lane < d) to[c * 32 + lane] = dq[r][c] * (p.scale * LN_2);
+    }
+  }
+}
+
+KERNEL(attention_bwd_q_64, AttentionBwdParams, 256) { attention_bwd_q<2>(p); }
+KERNEL(attention_bwd_q_128, AttentionBwdParams, 256) { attention_bwd_q<4>(p); }
+
+template <int CHUNKS> DEVICE void attention_bwd_kv(const AttentionBwdParams &p) {
+  DYNAMIC_SHARED(memory);
+  constexpr int ROWS = 4, KEYS = 32, PITCH = 33;
+  const int d = p.head_dim, pitch = d | 1;
+  auto k_tile = reinterpret_cast<float *>(memory);
+  float *const v_tile = k_tile + KEYS * pitch;
+  const int group = p.heads / p.kv_heads, kv = blockIdx.y;
+  const Queries queries = {v_tile + KEYS * pitch, v_tile + 2 * KEYS * pitch, group, kv, pitch};
+  float *const weights = v_tile + 3 * KEYS * pitch, *const slopes = weights + 32 * PITCH;
+  const int first = threadIdx.x / 32 * ROWS, lane = threadIdx.x % 32;
+  const KeyTile tile = p.keys[blockIdx.x];
+  const int positions = 32 / group, window = p.window ? static_cast<int>(p.window) : 0x7fffffff;
+
+  for (int i = threadIdx.x; i < KEYS * d; i += blockDim.x) {
+    const int row = i / d, column = i % d;
+    const bool in = row < static_cast<int>(tile.count);
+    const size_t at = in ? (static_cast<size_t>(tile.row + row) * p.kv_heads + kv) * d + column : 0;
+    k_tile[row * pitch + column] = in ? p.k[at] : 0.0f;
+    v_tile[row * pitch + column] = in ? p.v[at] : 0.0f;
+  }
+  // Of keys first..first + ROWS, columns lane, lane + 32 …
+  float dk[ROWS][CHUNKS] = {}, dv[ROWS][CHUNKS] = {};
+  for (unsigned i = 0; i < tile.visits; i++) {
+    const Visit visit = p.visits[tile.first_visit + i];
+    const int key = visit.position, prefix = p.prefix;
+    // Queries from the first that sees the first key to the last that sees the last.
+    const int begin = most(0, key - prefix);
+    const int reach = window - 1 < 0x7fffffff - key - KEYS ? key + KEYS + window - 1 : 0x7fffffff;
+    const int end = least(static_cast<int>(visit.queries), reach - prefix);
+    for (int t = begin; t < end; t += positions) {
+      const int count = least(positions, end - t) * group;
+      // All are done with the queries of before.
+      __syncthreads();
+      queries.load(p, visit.row + t, count);
+      __syncthreads();
+      float s[ROWS], dp[ROWS];
+      two_products(queries, k_tile, v_tile, d, s, dp);
+      UNROLL
+      for (int r = 0; r < ROWS; r++) {
+        const int query = first + r, own = prefix + t + query / group;
+        float weight = 0.0f, slope = 0.0f;
+        if (query < count && lane < static_cast<int>(tile.count) && key + lane <= own &&
+            own - key - lane < window) {
+          const size_t at = queries.index(p, visit.row + t, query);
+          weight = exp2_fast(s[r] - p.lse[at] * LOG2_E);
+          slope = weight * (dp[r] - p.delta[at]);
+        }
+        weights[query * PITCH + lane] = weight;
+        slopes[query * PITCH + lane] = slope;
+      }
+      __syncthreads();
+      for (int query = 0; query < 32; query++) {
+        float weight[ROWS], slope[ROWS];
+        UNROLL
+        for (int r = 0; r < ROWS; r++) {
+          weight[r] = weights[query * PITCH + first + r];
+          slope[r] = slopes[query * PITCH + first + r];
+        }
+        UNROLL
+        for (int c = 0; c < CHUNKS; c++) {
+          const int column = c * 32 + lane;
+          if (column < d) {
+            const float q = queries.q[query * pitch + column], o = queries.dout[query * pitch + column];
+            UNROLL
+            for (int r = 0; r < ROWS; r++) {
+              dk[r][c] += slope[r] * q;
+              dv[r][c] += weight[r] * o;
+            }
+          }
+        }
+      }
+    }
+  }
+  UNROLL
+  for (int r = 0; r < ROWS; r++) {
+    if (first + r < static_cast<int>(tile.count)) {
+      const size_t at = (static_cast<size_t>(tile.row + first + r) * p.kv_heads + kv) * d;
+      UNROLL
+      for (int c = 0; c < CHUNKS; c++) {
+        const int column = c * 32 + lane;
+        if (column < d) {
+          // The scale is in q already, with log2(e).
+          p.dk[at + column] += dk[r][c] * LN_2;
+          p.dv[at + column] += dv[r][c];
+        }
+      }
+    }
+  }
+}
+
+KERNEL_BLOCKS(attention_bwd_kv_64, AttentionBwdParams, 256, 2) { attention_bwd_kv<2>(p); }
+KERNEL_BLOCKS(attention_bwd_kv_128, AttentionBwdParams, 256, 2) { attention_bwd_kv<4>(p); }

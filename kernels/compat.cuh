@@ -11,6 +11,9 @@
 // KERNEL(name, Params, threads) { body; `p` is the Params }
 #define KERNEL(name, Params, threads) \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+// The same where so many blocks of it shall fit a multiprocessor: a cap on registers, and leave to use them.
+#define KERNEL_BLOCKS(name, Params, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 // Dynamic shared memory, the only kind here: its size is the launch's and a host can bound it exactly.

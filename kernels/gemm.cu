@@ -1,15 +1,24 @@
 // Plain products with bias and residual, where cublasLt is not: on the host, and as its check.
 //
-//   y[rows, outputs] = x · wᵀ + bias (+ y)          x [rows, ld], w [outputs, ld], f32 sums
+//   y[rows, outputs] = x · wᵀ + bias (+ y)          x [rows, inner], w [outputs, inner], f32 sums
 //
 // A block makes one tile (tile.cuh). Grid: (tiles of rows, tiles of outputs): blocks that share w run
-// side by side. pack_* makes the operand x: gathers rows, converts, and fills rows up to `ld`.
+// side by side. pack_* makes the operand x: gathers rows, converts, and fills rows up to `ld`. turn_*
+// makes operands of what runs the other way: gradients are products too, dx = dy · (wᵀ)ᵀ with w turned
+// once, and dw = dyᵀ · (xᵀ)ᵀ with both turned on the way into the operand.
 #include "tile.cuh"
 
 template <class T> DEVICE void gemm(const GemmParams &p) {
   DYNAMIC_SHARED(shared);
   const int tile = blockIdx.y;
-  tiles<T>(p.x, p.w, p.rows, p.outputs, p.ld, blockIdx.x, tile, tile + 1, shared, [&](int, T &sums) {
+  const Operands of = {p.x,
+                       p.w,
+                       static_cast<int>(p.rows),
+                       static_cast<int>(p.outputs),
+                       static_cast<int>(p.inner),
+                       static_cast<int>(p.x_ld),
+                       static_cast<int>(p.w_ld)};
+  tiles<T>(of, blockIdx.x, tile, tile + 1, shared, [&](int, T &sums) {
     UNROLL
     for (int i = 0; i < T::ROWS; i++) {
       const unsigned row = blockIdx.x * T::SIZE + T::row(i);
@@ -49,5 +58,51 @@ KERNEL(pack_bf16, PackParams, 256) {
     const float low = 2 * i < p.width ? x[2 * i] : 0.0f;
     const float high = 2 * i + 1 < p.width ? x[2 * i + 1] : 0.0f;
     out[i] = to_bf16x2(low, high);
+  }
+}
+
+// Grid: (squares of 32 along a row of out, along its columns). Through shared memory, so that both sides
+// are read and written in rows; 33 words a row, so that a column of it lies in all banks. Each element is
+// read and written once: bound by memory. Shared memory: 32 · 33 · 4 bytes.
+template <class In, class Out, class Read, class Write>
+DEVICE void turn(const TurnParams &p, Read read, Write write) {
+  DYNAMIC_SHARED(memory);
+  auto square = reinterpret_cast<float *>(memory);
+  const unsigned x = threadIdx.x % 32, first_row = blockIdx.x * 32, first_column = blockIdx.y * 32;
+  for (unsigned y = threadIdx.x / 32; y < 32; y += blockDim.x / 32) {
+    const unsigned row = first_row + y, column = first_column + x;
+    const bool in = row < p.rows && column < p.columns;
+    square[y * 33 + x] =
+        in ? read(static_cast<const In *>(p.x)[static_cast<size_t>(row) * p.stride + column]) : 0.0f;
+  }
+  __syncthreads();
+  for (unsigned y = threadIdx.x / 32; y < 32; y += blockDim.x / 32) {
+    const unsigned row = first_row + x, column = first_column + y;
+    if (row < p.ld && column < p.columns)
+      static_cast<Out *>(p.out)[static_cast<size_t>(column) * p.ld + row] = write(square[x * 33 + y]);
+  }
+}
+
+KERNEL(turn_f32, TurnParams, 256) {
+  turn<float, float>(p, [](float v) { return v; }, [](float v) { return v; });
+}
+KERNEL(turn_to_bf16, TurnParams, 256) {
+  turn<float, uint16_t>(p, [](float v) { return v; }, [](float v) { return to_bf16(v); });
+}
+KERNEL(turn_bf16, TurnParams, 256) {
+  turn<uint16_t, uint16_t>(
+      p, [](uint16_t v) { return bf16_to_float(v); }, [](float v) { return to_bf16(v); });
+}
+
+// out[to] += sum of x[order[i]]: gradients of rows that several took part in, in a fixed order. Grid:
+// (entries, shares of a row). Bound by memory.
+KERNEL(scatter_add, ScatterParams, 256) {
+  const RowSum sum = p.sums[blockIdx.x];
+  float *out = p.out + static_cast<size_t>(sum.to) * p.width;
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x) {
+    float v = out[i];
+    for (unsigned k = 0; k < sum.count; k++)
+      v += p.x[static_cast<size_t>(p.order[sum.first + k]) * p.width + i];
+    out[i] = v;
   }
 }

@@ -61,7 +61,9 @@ template <class T> DEVICE void nll_rows(const NllParams &p) {
     const int row = top + T::row(i);
     target[i] = row < rows ? static_cast<int>(p.target[row]) : -1;
   }
-  tiles<T>(p.x, p.w, rows, vocab, p.ld, blockIdx.x, first, last, shared, [&](int tile, T &sums) {
+  const int ld = p.ld;
+  const Operands of = {p.x, p.w, rows, vocab, ld, ld, ld};
+  tiles<T>(of, blockIdx.x, first, last, shared, [&](int tile, T &sums) {
     const int start = tile * T::SIZE;
     UNROLL
     for (int i = 0; i < T::ROWS; i++) {
@@ -134,5 +136,53 @@ KERNEL(nll_merge, NllMergeParams, 256) {
     const NllPart part = p.parts[static_cast<size_t>(split) * p.rows + row];
     all.merge({part.max, part.sum});
   }
-  p.out[row] = (all.max + log2f(all.sum)) * LN_2 - p.logit[row];
+  const float lse = all.max + log2f(all.sum);
+  p.out[row] = lse * LN_2 - p.logit[row];
+  if (p.lse) p.lse[row] = lse;
 }
+
+// ---- backward ----------------------------------------------------------------------------------------
+
+//   dlogits[i, v] = exp(logit[i, v] - lse[i]) - (v == target[i])        dx[i] = dlogits[i] · w
+//
+// The logits are made once more, tile by tile, for a few thousand ids at a time; what they become is the
+// left operand of the product with w turned round (gemm.cu or cublasLt), which adds up over those runs
+// of ids. So dlogits never exist whole: src/gpu/nll.rs lets them have some megabytes. Grid: (tiles of
+// rows, tiles of ids). FLOP: 2 · ld per logit here and as many in the product; 2 or 4 bytes out a logit,
+// which at ld 576 is 576 FLOP a byte: bound by tensor cores, and at few rows by reading w. One block an SM
+// in bf16: its 241 registers are the price of a tile that ends in exponentials.
+template <class T> DEVICE void nll_gradient(const NllBwdParams &p) {
+  DYNAMIC_SHARED(shared);
+  constexpr int PAIR = sizeof(typename T::Element) == 2 ? 2 : 1;
+  const int top = blockIdx.x * T::SIZE, rows = p.rows, ld = p.ld;
+  const int tile = p.first / T::SIZE + blockIdx.y;
+  const Operands of = {p.x, p.w, rows, static_cast<int>(p.vocab), ld, ld, ld};
+  tiles<T>(of, blockIdx.x, tile, tile + 1, shared, [&](int, T &sums) {
+    auto gradient = [&](int i, int j, float lse, unsigned target) {
+      const unsigned id = tile * T::SIZE + T::column(j);
+      const float v = exp2_fast(sums.at(i, j) * LOG2_E - lse) - (id == target ? 1.0f : 0.0f);
+      return id - p.first < p.count ? v : 0.0f;
+    };
+    UNROLL
+    for (int i = 0; i < T::ROWS; i++) {
+      const int row = top + T::row(i);
+      if (row >= rows) continue;
+      const unsigned target = p.target[row];
+      const float lse = p.lse[row];
+      auto out = static_cast<typename T::Element *>(p.out) + static_cast<size_t>(row) * p.out_ld;
+      UNROLL
+      for (int j = 0; j < T::COLUMNS; j += PAIR) {
+        const unsigned to = tile * T::SIZE + T::column(j) - p.first;
+        if (to >= p.out_ld) continue;
+        // Neighbouring columns as one word; out_ld is even.
+        if constexpr (PAIR == 2)
+          *reinterpret_cast<unsigned *>(out + to) =
+              to_bf16x2(gradient(i, j, lse, target), gradient(i, j + 1, lse, target));
+        else out[to] = gradient(i, j, lse, target);
+      }
+    }
+  });
+}
+
+KERNEL(nll_bwd_bf16, NllBwdParams, TILE_THREADS) { nll_gradient<Bf16>(p); }
+KERNEL(nll_bwd_f32, NllBwdParams, TILE_THREADS) { nll_gradient<F32>(p); }

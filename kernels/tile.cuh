@@ -1,4 +1,4 @@
-// A tile of x · wᵀ, x of [rows, ld] and w of [columns, ld], for the LM head (nll.cu) and for plain
+// A tile of x · wᵀ, x of [rows, inner] and w of [columns, inner], for the LM head (nll.cu) and for plain
 // products (gemm.cu).
 //
 // bf16: 128 x 128 per block of eight warps on tensor cores, 32 x 64 per warp: 64 sums a thread, so that
@@ -95,16 +95,21 @@ struct F32 {
   }
 };
 
+// The first `inner` elements of rows; a multiple of 16 bytes, as both leading dimensions are.
+struct Operands {
+  const void *x, *w;
+  int rows, columns, inner, x_ld, w_ld;
+};
+
 // The tiles (row_tile, first..last) one after another; `finish(tile, sums)` after each. All threads
 // call it. Shared memory: TILE_STAGES x 2 x SIZE x PITCH elements, free again after a barrier.
 template <class T, class Finish>
-DEVICE void tiles(const void *x, const void *w, int rows, int columns, int ld, int row_tile, int first,
-                  int last, unsigned char *shared, Finish finish) {
+DEVICE void tiles(Operands of, int row_tile, int first, int last, unsigned char *shared, Finish finish) {
   using Element = typename T::Element;
   constexpr int OPERAND = T::SIZE * T::PITCH;
   constexpr int PIECES = T::STEP / T::PER_COPY;
   auto stages = reinterpret_cast<Element *>(shared);
-  const int steps = (ld + T::STEP - 1) / T::STEP;
+  const int steps = (of.inner + T::STEP - 1) / T::STEP;
   const int total = (last - first) * steps;
 
   // Where the next copy stands.
@@ -120,15 +125,15 @@ DEVICE void tiles(const void *x, const void *w, int rows, int columns, int ld, i
         const int to = row * T::PITCH + T::swizzled(row, piece) * T::PER_COPY;
         const int x_row = row_tile * T::SIZE + row, w_row = next_tile * T::SIZE + row;
         // What lies outside is read from the beginning, zero bytes of it.
-        const bool x_in = k < ld && x_row < rows, w_in = k < ld && w_row < columns;
-        const size_t x_at = x_in ? static_cast<size_t>(x_row) * ld + k : 0;
-        const size_t w_at = w_in ? static_cast<size_t>(w_row) * ld + k : 0;
-        copy_async_16(stage + to, static_cast<const Element *>(x) + x_at, x_in ? 16 : 0);
-        copy_async_16(stage + OPERAND + to, static_cast<const Element *>(w) + w_at, w_in ? 16 : 0);
+        const bool x_in = k < of.inner && x_row < of.rows, w_in = k < of.inner && w_row < of.columns;
+        const size_t x_at = x_in ? static_cast<size_t>(x_row) * of.x_ld + k : 0;
+        const size_t w_at = w_in ? static_cast<size_t>(w_row) * of.w_ld + k : 0;
+        copy_async_16(stage + to, static_cast<const Element *>(of.x) + x_at, x_in ? 16 : 0);
+        copy_async_16(stage + OPERAND + to, static_cast<const Element *>(of.w) + w_at, w_in ? 16 : 0);
       }
       next++;
       next_k += T::STEP;
-      if (next_k >= ld) {
+      if (next_k >= of.inner) {
         next_k = 0;
         next_tile++;
       }

@@ -115,6 +115,9 @@ KERNEL(topk, TopkParams, 1024) {
   unsigned limit = 0, equals = 0;
   if (n == 0) {
     limit = ~0u;
+  } else if (segment.quantile < -1.0f) {
+    unsigned above;
+    limit = select(keys, n, least(segment.count, n - 1), above);
   } else if (segment.quantile < 0.0f) {
     const unsigned count = least(segment.count, n);
     if (count == 0) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Cuda, Gpu, Precision};
+use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::{self, Compressed, Options, Prompt};
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
@@ -15,7 +15,9 @@ use crate::model::weights::Weights;
 use crate::model::{Adapted, Scorer};
 use crate::ops::{Backend, Cpu};
 use crate::prefix::{KvPrefix, ModelId};
-use crate::soft::{self, Adapter, EncodeOptions, Generated, PrefillOptions, Sampling, Source};
+use crate::soft::{
+    self, Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+};
 use crate::text::Tokenizer;
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::{self, Parameters};
@@ -24,7 +26,8 @@ use crate::train::{self, MemoryStart, Trainee};
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The best there is.
+    /// The first CUDA device if there is one, this program has kernels for it, and they agree with the
+    /// CPU on small shapes ([`Gpu::self_check`]); otherwise the CPU, and [`ModelInfo::device`] says why.
     #[default]
     Auto,
     /// The CPU, all cores.
@@ -164,31 +167,52 @@ pub trait Engine: Send + Sync {
         options: &Sampling,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated>;
+
+    /// The nll of given continuations and the model's own ones, each prompt read once: see
+    /// [`soft::answer`].
+    ///
+    /// # Errors
+    /// Those of [`Engine::generate`].
+    fn answer(
+        &self,
+        asks: &[Ask<'_>],
+        options: &Sampling,
+        each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Reply>>;
 }
 
 /// Opens a GGUF file or a Hugging Face folder; a CUDA device works in `precision`, the CPU in f32.
 ///
 /// # Errors
-/// [`Error::Device`] for a CUDA device that was asked for and cannot be had; [`Error::Io`] and [`Error::Format`] for a file that cannot be read, and [`Error::Unsupported`] for
-/// an architecture, tokenizer or tensor type that is not built.
+/// [`Error::Device`] for a CUDA device that was asked for and cannot be had; [`Error::Io`] and
+/// [`Error::Format`] for a file that cannot be read, and [`Error::Unsupported`] for an architecture,
+/// tokenizer or tensor type that is not built.
 pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<Box<dyn Engine>> {
     // First: without a device nothing needs to be read.
-    let cuda = match device {
-        Device::Cpu => None,
-        Device::Cuda(index) => Some(Cuda::open(index)?),
-        Device::Auto => Cuda::open(0).ok(),
-    };
-    match cuda {
-        Some(cuda) => {
-            let gpu = Gpu::new(cuda, precision);
-            let name = gpu.describe();
-            load(model, gpu, name)
-        }
-        None => {
-            let name = format!("cpu, {} threads", rayon::current_num_threads());
-            load(model, Cpu::new(), name)
+    let mut unasked = None;
+    match device {
+        Device::Cpu => {}
+        Device::Cuda(index) => return on_gpu(model, Gpu::new(Cuda::open(index)?, precision)),
+        Device::Auto => {
+            if let Ok(cuda) = Cuda::open(0) {
+                let gpu = Gpu::new(cuda, precision);
+                match gpu.self_check() {
+                    Ok(()) => return on_gpu(model, gpu),
+                    Err(error) => unasked = Some(error),
+                }
+            }
         }
     }
+    let mut name = format!("cpu, {} threads", rayon::current_num_threads());
+    if let Some(error) = unasked {
+        name += &format!(" (not the GPU: {error})");
+    }
+    load(model, Cpu::new(), name)
+}
+
+fn on_gpu<L: Launcher>(model: &Path, gpu: Gpu<L>) -> Result<Box<dyn Engine>> {
+    let name = gpu.describe();
+    load(model, gpu, name)
 }
 
 /// [`open_with`] in the default precision.
@@ -374,6 +398,18 @@ impl<B: Backend> Engine for Loaded<B> {
             prefix.check_model(&self.id())?;
         }
         soft::generate(&self.model, prefix, prompt, options, each)
+    }
+
+    fn answer(
+        &self,
+        asks: &[Ask<'_>],
+        options: &Sampling,
+        each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Reply>> {
+        for prefix in asks.iter().filter_map(|ask| ask.prefix) {
+            prefix.check_model(&self.id())?;
+        }
+        soft::answer(&self.model, asks, options, each)
     }
 }
 

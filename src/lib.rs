@@ -14,7 +14,7 @@
 //! # Ok::<(), prefold::Error>(())
 //! ```
 //!
-//! The floors, top down: [`engine`] chooses a backend; [`hard`] selects text and [`soft`] makes KV
+//! The floors, top down: [`eval`] measures; [`engine`] chooses a backend; [`hard`] selects text and [`soft`] makes KV
 //! prefixes; [`model`] runs; [`ops`] computes; [`text`], [`prefix`] and [`error`] stand on the ground.
 //! No arrow runs back up.
 #![deny(unsafe_code)]
@@ -24,6 +24,7 @@
 
 pub mod engine;
 pub mod error;
+pub mod eval;
 mod ffi;
 pub mod files;
 pub mod gpu;

@@ -1,32 +1,38 @@
 //! Hosts read our prefixes: each is driven by a script under tests/hosts/.
+//!
+//! The heavy ones are ignored; `make test-hosts` installs and runs them.
 
 mod common;
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs a host's script with the packages that `make test` put into `.venv`, or says what is missing.
-fn run(host: &str, script: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let packages = root.join(".venv").join(host);
-    let Some(model) = common::smollm2() else {
-        eprintln!("skipped: no SmolLM2; `make model` fetches it");
-        return;
-    };
-    if !packages.exists() {
-        eprintln!("skipped: no {host} in .venv; `make .venv/{host}` installs it");
-        assert_ne!(
-            std::env::var("CI").as_deref(),
-            Ok("true"),
-            "{host} is missing"
-        );
-        return;
+/// A file that a make target puts there, or a word on which one does.
+fn made(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if path.exists() {
+        return Some(path);
     }
+    eprintln!("skipped: no {}; make puts it there", path.display());
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "{} is missing",
+        path.display()
+    );
+    None
+}
+
+/// Runs `tests/hosts/SCRIPT PREFOLD ARGUMENTS...` with `packages` in Python's path.
+fn run<S: AsRef<OsStr>>(packages: &Path, script: &str, arguments: &[S]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let done = Command::new("python3")
-        .env("PYTHONPATH", &packages)
+        .env("PYTHONPATH", packages)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
         .arg(root.join("tests/hosts").join(script))
         .arg(env!("CARGO_BIN_EXE_prefold"))
-        .arg(model)
+        .args(arguments)
         .output()
         .unwrap();
     let (out, err) = (
@@ -38,7 +44,72 @@ fn run(host: &str, script: &str) {
     assert!(out.ends_with("all passed\n"), "{err}");
 }
 
+/// SmolLM2 with weights of F32, in a folder that goes when the test is done.
+fn unpacked(model: &Path) -> (common::TempDir, PathBuf) {
+    let folder = common::TempDir::new();
+    let path = folder.path().join("SmolLM2-135M-Instruct-F32.gguf");
+    common::unpacked::unpack_gguf(model, &path);
+    (folder, path)
+}
+
 #[test]
 fn llama_cpp_reads_prefixes() {
-    run("llama.cpp", "llama_cpp.py");
+    let Some(model) = common::smollm2() else {
+        return;
+    };
+    if let Some(packages) = made(".venv/llama.cpp") {
+        let (_folder, unpacked) = unpacked(&model);
+        run(&packages, "llama_cpp.py", &[model, unpacked]);
+    }
+}
+
+/// Qwen's keys are not interleaved.
+#[test]
+#[ignore = "`make test-hosts` runs it"]
+fn llama_cpp_reads_prefixes_of_qwen() {
+    let packages = made(".venv/llama.cpp").expect("`make test-hosts` installs it");
+    let model = common::qwen().expect("`make model-qwen` fetches it");
+    run(&packages, "llama_cpp.py", &[model]);
+}
+
+#[test]
+#[ignore = "`make test-hosts` runs it"]
+fn transformers_reads_prefixes() {
+    let packages = made(".venv/transformers").expect("`make test-hosts` installs it");
+    let shared = common::shared().expect("the golden models lie beside the checkout");
+    run(&packages, "transformers_cache.py", &[shared.join("golden")]);
+}
+
+#[test]
+#[ignore = "`make test-hosts` runs it"]
+fn vllm_reads_prefixes() {
+    let packages = made(".venv/vllm").expect("`make test-hosts` installs it");
+    let folder = made(".venv/SmolLM2-135M-Instruct").expect("`make test-hosts` writes it");
+    let mut arguments = vec![folder];
+    arguments.extend(common::shared().map(|shared| shared.join("golden")));
+    run(&packages, "vllm_connector.py", &arguments);
+}
+
+/// Runs a program on libllama that reads files of `version`.
+fn library_reads_prefixes(version: &str, command: &[PathBuf]) {
+    let model = common::smollm2().expect("`make model` fetches it");
+    let (_folder, unpacked) = unpacked(&model);
+    let mut arguments = vec![unpacked, version.into()];
+    arguments.extend_from_slice(command);
+    run(Path::new(""), "slot_files.py", &arguments);
+}
+
+#[test]
+#[ignore = "`make test-hosts` runs it"]
+fn a_rust_host_on_llama_cpp_reads_prefixes() {
+    let program = made(".venv/llama-cpp-host/bin/llama-cpp-host");
+    library_reads_prefixes("4", &[program.expect("`make test-hosts` builds it")]);
+}
+
+/// Its libllama is older: version 3 of the files.
+#[test]
+#[ignore = "`make test-hosts` runs it"]
+fn a_node_host_on_llama_cpp_reads_prefixes() {
+    let script = made(".venv/node-llama-cpp/host.mjs").expect("`make test-hosts` installs it");
+    library_reads_prefixes("3", &["node".into(), script]);
 }

@@ -1,11 +1,12 @@
-//! Whole models by our kernels, executed by a CPU.
+//! Whole models by our kernels, executed by a CPU and, where there is one, by a CUDA device.
 
 mod common;
 
 use common::compare::assert_close;
-use common::emu::{SCHEDULES, backend};
-use prefold::gpu::{Emu, Gpu, Precision, Schedule};
-use prefold::hard::{self, Options, Prompt};
+use common::device::{self, Device, backends};
+use common::emu::SCHEDULES;
+use prefold::gpu::{Gpu, Precision, Schedule};
+use prefold::hard::{self, Budget, Options, Prompt};
 use prefold::model::decoder::Batch;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
@@ -25,8 +26,16 @@ fn weights(family: &str) -> Option<(Weights, Vec<u8>)> {
     Some((Weights::open(&folder).unwrap(), golden))
 }
 
-fn model(weights: &Weights, precision: Precision, schedule: Schedule) -> Option<Model<Gpu<Emu>>> {
-    Some(Model::load(backend(schedule, precision)?, weights).unwrap())
+/// Calls `test` with the model on every backend.
+fn models(
+    weights: &Weights,
+    precision: Precision,
+    schedules: &[Schedule],
+    test: impl Fn(&Model<Gpu<Device>>, &str),
+) {
+    backends(precision, schedules, |gpu, at| {
+        test(&Model::load(gpu, weights).unwrap(), at)
+    });
 }
 
 fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
@@ -60,10 +69,7 @@ fn families_agree_with_the_reference() {
                 Precision::F32 => (3e-5, 3e-5),
                 Precision::Bf16 => (0.05, 0.05),
             };
-            for schedule in &SCHEDULES[1..3] {
-                let Some(model) = model(&weights, precision, *schedule) else {
-                    return;
-                };
+            models(&weights, precision, &SCHEDULES[1..3], |model, at| {
                 let mut kv = model.kv().unwrap();
                 let batch = Batch {
                     ids: &ids,
@@ -71,7 +77,7 @@ fn families_agree_with_the_reference() {
                 };
                 let mut hidden = model.forward(&batch, &mut kv).unwrap();
                 let logits = hidden.logits().unwrap();
-                let what = format!("{family}, {precision:?}");
+                let what = format!("{family}, {at}");
                 let worst = assert_close(&what, &logits, &floats(&golden, "logits"), logit, 0.0);
                 let picks: Vec<Pick> = (0..)
                     .zip(&ids[1..])
@@ -80,7 +86,7 @@ fn families_agree_with_the_reference() {
                 let got = hidden.nll(&picks).unwrap();
                 let off = assert_close(&what, &got, &want, nll, 0.0);
                 eprintln!("{what}: logits differ by at most {worst:.1e}, nll by {off:.1e}");
-            }
+            });
         }
     }
 }
@@ -90,9 +96,6 @@ fn families_agree_with_the_reference() {
 fn sessions_agree_with_the_cpu() {
     for family in ["qwen3", "gpt2"] {
         let Some((weights, _)) = weights(family) else {
-            return;
-        };
-        let Some(gpu) = model(&weights, Precision::F32, SCHEDULES[2]) else {
             return;
         };
         let cpu = Model::load(Cpu::new(), &weights).unwrap();
@@ -109,7 +112,9 @@ fn sessions_agree_with_the_cpu() {
             all.concat()
         };
         let want: Vec<f64> = run(&cpu).iter().map(|&v| v.into()).collect();
-        assert_close(family, &run(&gpu), &want, 3e-5, 0.0);
+        models(&weights, Precision::F32, &SCHEDULES[2..3], |gpu, at| {
+            assert_close(&format!("{family}, {at}"), &run(gpu), &want, 3e-5, 0.0);
+        });
     }
 }
 
@@ -169,11 +174,65 @@ fn a_text_is_compressed_as_on_the_cpu() {
         "{}",
         want.compressed_prompt
     );
-    for schedule in SCHEDULES {
-        let Some(gpu) = model(&weights, Precision::F32, schedule) else {
-            return;
-        };
-        let got = hard::compress(&gpu, &tokenizer, &prompt, &options).unwrap();
-        assert_eq!(got.compressed_prompt, want.compressed_prompt);
-    }
+    // Token for token as the reference does it, with segments that the device judges itself.
+    let reference = Options {
+        budget: Budget::Reference,
+        rate: 0.5,
+        iterative_size: 40,
+        ..Options::default()
+    };
+    let judged = hard::compress(&cpu, &tokenizer, &prompt, &reference).unwrap();
+    assert!(judged.compressed_prompt.len() < whole);
+    models(&weights, Precision::F32, &SCHEDULES, |gpu, at| {
+        let got = hard::compress(gpu, &tokenizer, &prompt, &options).unwrap();
+        assert_eq!(got.compressed_prompt, want.compressed_prompt, "{at}");
+        device::log();
+        let got = hard::compress(gpu, &tokenizer, &prompt, &reference).unwrap();
+        assert_eq!(got.compressed_prompt, judged.compressed_prompt, "{at}");
+        assert!(device::log().contains(&"topk"), "{at}");
+    });
+}
+
+/// A segment's scores, a threshold over all, and no word from the device in between.
+#[test]
+fn segments_are_judged_before_anything_comes_back() {
+    let Some((weights, _)) = weights("llama3") else {
+        return;
+    };
+    let cpu = Model::load(Cpu::new(), &weights).unwrap();
+    // More than one pass of the model.
+    let ids: Vec<u32> = (0..1100).map(|i| i * 37 % 384).collect();
+    let mut losses = vec![3.0f32; 1500];
+    losses[1200] = 40.0;
+    let at = 90;
+    let scores = cpu.session().unwrap().score(&ids).unwrap();
+    let mut all = losses.clone();
+    all[at..at + scores.len()].copy_from_slice(&scores);
+    let mut sorted = all.clone();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let want: Vec<bool> = all.iter().map(|&v| v > sorted[600]).collect();
+    assert!(want[1200] && want.iter().filter(|kept| **kept).count() == 600);
+    let mut got = losses.clone();
+    let mask = cpu
+        .session()
+        .unwrap()
+        .judge(&ids, &mut got, at, 600)
+        .unwrap();
+    assert_eq!((got, mask), (all.clone(), want.clone()));
+    models(&weights, Precision::F32, &SCHEDULES[1..2], |gpu, place| {
+        let mut got = losses.clone();
+        let mut session = gpu.session().unwrap();
+        device::log();
+        let mask = session.judge(&ids, &mut got, at, 600).unwrap();
+        let log = device::log();
+        let first = |what| log.iter().position(|entry| *entry == what).unwrap();
+        assert!(first("topk") < first("read"), "{place}: {log:?}");
+        let wide: Vec<f64> = all.iter().map(|&v| v.into()).collect();
+        assert_close(place, &got, &wide, 3e-5, 0.0);
+        // Two scores may be closer than the sums' rounding.
+        let off = mask.iter().zip(&want).filter(|(a, b)| a != b).count();
+        assert!(off <= 2, "{place}: {off} of {} differ", mask.len());
+        assert_eq!(session.len(), ids.len());
+        assert!(session.judge(&ids[..9], &mut got, 1495, 0).is_err());
+    });
 }

@@ -236,6 +236,25 @@ fn selected(scores: &[f32], keep: Keep) -> Vec<bool> {
             }
             keep
         }
+        Keep::Beyond(rank) => {
+            // NaN is below all others, and nothing is larger than a NaN that is not itself one.
+            let number = |v: f32| {
+                if v.is_nan() {
+                    f32::NEG_INFINITY
+                } else {
+                    v + 0.0
+                }
+            };
+            let mut sorted: Vec<(bool, f32)> =
+                scores.iter().map(|&v| (!v.is_nan(), number(v))).collect();
+            sorted.sort_by(|a, b| b.partial_cmp(a).unwrap());
+            let limit = sorted.get((rank as usize).min(sorted.len().max(1) - 1));
+            let limit = limit.copied().unwrap_or((false, 0.0));
+            scores
+                .iter()
+                .map(|&v| (!v.is_nan(), number(v)) > limit)
+                .collect()
+        }
         Keep::Above(quantile) => {
             let mut sorted: Vec<f64> = wide(scores);
             sorted.sort_by(f64::total_cmp);
@@ -315,6 +334,9 @@ fn selections() {
             Keep::Count(1),
             Keep::Count(len as u32 / 2),
             Keep::Count(len as u32 + 3),
+            Keep::Beyond(0),
+            Keep::Beyond(len as u32 / 2),
+            Keep::Beyond(len as u32 + 3),
         ] {
             all.push(f32::NAN);
             segments.push(Select {
@@ -668,6 +690,35 @@ fn operands_are_checked() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         assert!(gpu.download(&x, 4..9).is_err());
     });
+}
+
+/// What `--device auto` asks first: everything right passes, and an op that does nothing does not.
+#[test]
+fn a_device_that_computes_wrongly_is_found_out() {
+    for precision in PRECISIONS {
+        everywhere(precision, |gpu, at| {
+            if let Err(error) = gpu.self_check() {
+                panic!("{at}: {error}");
+            }
+        });
+    }
+    for (kernel, op) in [
+        ("gemm_f32", "linear"),
+        ("nll_merge", "nll"),
+        ("norm_rows", "norm"),
+        ("attention_f32_64", "attention"),
+        ("topk", "topk"),
+    ] {
+        let Some(emu) = launcher("library.cu", SCHEDULES[0]) else {
+            return;
+        };
+        let gpu = Gpu::new(Device::Without(emu, kernel), Precision::F32);
+        let error = gpu.self_check().unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("its {op} differs")),
+            "{kernel}: {error}"
+        );
+    }
 }
 
 #[test]

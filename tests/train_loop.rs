@@ -418,7 +418,7 @@ fn packed_rows_are_the_rows() {
         let mut seen = Vec::new();
         let mut lines = prefold::train::rows::Lines::new(&[path.to_owned()]);
         while seen.len() < want
-            && let Some(line) = lines.read().unwrap()
+            && let Some(line) = lines.next_line().unwrap()
         {
             let refused = reading.sample(None, &line.bytes).unwrap_err();
             assert!(refused.contains("no tokenizer"), "{refused}");

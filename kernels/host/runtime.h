@@ -14,6 +14,7 @@
       #name, sizeof(Params), threads,                                                        \
       [](const void *params) { name(*static_cast<const Params *>(params)); });               \
   static void name(const Params &p)
+#define KERNEL_BLOCKS(name, Params, threads, blocks) KERNEL(name, Params, threads)
 #define DYNAMIC_SHARED(name) unsigned char *const name = host::shared_memory()
 #define WHERE , const char *file = __builtin_FILE(), int line = __builtin_LINE()
 

@@ -47,7 +47,8 @@ std::vector<float> floats(size_t count) {
   return out;
 }
 
-template <class T> void products(const char *gemm, const char *nll, const char *pack) {
+template <class T>
+void products(const char *gemm, const char *nll, const char *pack, const char *backward, const char *turn) {
   // Several rounds of all stages, ragged in every direction.
   const unsigned rows = 5, width = T::STEP * 4 + 3, columns = T::SIZE + 9;
   const unsigned ld = (width + T::PER_COPY - 1) / T::PER_COPY * T::PER_COPY;
@@ -61,7 +62,7 @@ template <class T> void products(const char *gemm, const char *nll, const char *
          PackParams{w.data(), nullptr, packed_w.data(), columns, width, ld, width});
   const size_t shared = TILE_STAGES * 2 * T::SIZE * T::PITCH * sizeof(Element);
   launch(gemm, 1, 2, 1, TILE_THREADS, shared,
-         GemmParams{packed_x.data(), packed_w.data(), bias.data(), y.data(), rows, columns, ld, 1});
+         GemmParams{packed_x.data(), packed_w.data(), bias.data(), y.data(), rows, columns, ld, ld, ld, 1});
   const unsigned splits = 2;
   std::vector<NllPart> parts(splits * rows);
   auto logit = floats(rows), out = floats(rows);
@@ -72,14 +73,27 @@ template <class T> void products(const char *gemm, const char *nll, const char *
                      columns, ld, s});
   launch("nll_logits", rows, splits, 1, 256, 2048,
          NllLogitsParams{y.data(), target.data(), parts.data(), logit.data(), rows, columns, columns, splits});
-  launch("nll_merge", 1, 1, 1, 256, 0, NllMergeParams{parts.data(), logit.data(), out.data(), rows, splits});
+  launch("nll_merge", 1, 1, 1, 256, 0, NllMergeParams{parts.data(), logit.data(), out.data(), y.data(), rows, splits});
+
+  // The last tile's share of the gradients, ragged too.
+  const unsigned count = columns - T::SIZE, out_ld = (count + T::PER_COPY - 1) / T::PER_COPY * T::PER_COPY;
+  std::vector<Element> gradients(rows * out_ld), turned(columns * T::PER_COPY);
+  launch(backward, 1, 1, 1, TILE_THREADS, shared,
+         NllBwdParams{packed_x.data(), packed_w.data(), target.data(), y.data(), gradients.data(), rows, columns,
+                      ld, T::SIZE, count, out_ld});
+  launch(turn, 1, (columns + 31) / 32, 1, 256, 32 * 33 * 4,
+         TurnParams{y.data(), turned.data(), rows, columns, T::PER_COPY, columns});
+  const std::vector<RowSum> sums = {{0, 0, 2, 0}, {1, 2, 3, 0}};
+  const std::vector<uint32_t> order = {0, 4, 1, 2, 3};
+  launch("scatter_add", 2, 1, 1, 64, 0,
+         ScatterParams{x.data(), sums.data(), order.data(), w.data(), width, 0});
 }
 
 void selection() {
   auto scores = floats(400);
   for (size_t i = 0; i < scores.size(); i += 3) scores[i] = 0.5f;
   std::vector<uint32_t> ids(400), mask(400), kept_ids(400), kept_rows(400), kept(3);
-  const std::vector<Segment> segments = {{0, 150, 40, -1.0f}, {150, 0, 3, -1.0f}, {150, 250, 0, 0.6f}};
+  const std::vector<Segment> segments = {{0, 150, 40, -1.0f}, {150, 50, 3, -2.0f}, {200, 200, 0, 0.6f}};
   const unsigned cached = 200;
   launch("topk", 3, 1, 1, 64, sizeof(Shared) + 4 * cached,
          TopkParams{scores.data(), ids.data(), segments.data(), mask.data(), kept_ids.data(),
@@ -105,6 +119,19 @@ void layers() {
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
+
+  auto dy = floats(rows * 2 * width), dx = dy;
+  launch("norm_rows_bwd", rows, 1, 1, 64, 8,
+         NormBwdParams{x.data(), weight.data(), dy.data(), dx.data(), width, 1, 1e-5f, 0});
+  auto dqkv = qkv;
+  launch("rotate_bwd", rows, 1, 1, 256, 0,
+         RotateBwdParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), dqkv.data(),
+                         rows, heads, kv_heads, d, 2, 1e-5f});
+  launch("swiglu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{gates.data(), dy.data(), dx.data(), rows, width});
+  launch("gelu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{x.data(), dy.data(), dx.data(), rows, width});
+  launch("dropout", 2, 1, 1, 64, 0, DropoutParams{x.data(), y.data(), rows * width, 1u << 30, 1, 2, 1.3f, 1});
+  std::vector<uint16_t> turned(40 * 8);
+  launch("turn_bf16", 1, 2, 1, 256, 32 * 33 * 4, TurnParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
 }
 
 void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) {
@@ -113,13 +140,34 @@ void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) 
   auto k = floats((prefix + rows) * kv_heads * d), v = k;
   auto out = floats(rows * heads * d), parts = floats(splits * rows * heads * (d + 2));
   // Two sequences.
-  const std::vector<AttentionTile> tiles = {{0, 5, prefix, prefix}, {5, 4, prefix, prefix + 5}};
+  const std::vector<AttentionTile> tiles = {{0, 5, prefix, 0, prefix, 0}, {5, 4, prefix, 0, prefix + 5, 0}};
   for (unsigned s = 1; s <= splits; s++)
     launch(kernel, 2, kv_heads, s, threads, shared,
-           AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), rows, heads,
+           AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr, rows, heads,
                            kv_heads, d, prefix, s, 100, 0.3f});
   launch("attention_merge", 3, 1, 1, 256, 0,
-         AttentionMergeParams{parts.data(), out.data(), rows, heads, d, splits});
+         AttentionMergeParams{parts.data(), out.data(), nullptr, rows, heads, d, splits});
+}
+
+void attention_backward(const char *of_queries, const char *of_keys, unsigned d) {
+  const unsigned heads = 2, kv_heads = 1, prefix = 36, rows = 20;
+  auto qkv = floats(rows * (heads + 2 * kv_heads) * d), dqkv = qkv;
+  auto k = floats((prefix + rows) * kv_heads * d), v = k, dk = k, dv = k;
+  auto out = floats(rows * heads * d), dout = out, lse = floats(rows * heads), delta = lse;
+  // Two sequences behind one prefix.
+  const std::vector<AttentionTile> tiles = {{0, 12, prefix, 0, prefix, 0}, {12, 8, prefix, 0, prefix + 12, 0}};
+  const std::vector<KeyTile> keys = {{0, 32, 0, 2}, {32, 4, 2, 2}, {36, 12, 4, 1}, {48, 8, 5, 1}};
+  const std::vector<Visit> visits = {{0, 0, 12, 0},  {0, 12, 8, 0},  {32, 0, 12, 0},
+                                     {32, 12, 8, 0}, {36, 0, 12, 0}, {36, 12, 8, 0}};
+  launch("attention_delta", 5, 1, 1, 256, 0,
+         AttentionDeltaParams{out.data(), dout.data(), delta.data(), rows * heads, d});
+  const AttentionBwdParams params = {qkv.data(),  k.data(),    v.data(),  lse.data(),   delta.data(),
+                                     dout.data(), dqkv.data(), dk.data(), dv.data(),    tiles.data(),
+                                     keys.data(), visits.data(), heads,   kv_heads,     d,
+                                     prefix,      1,           0,         0.3f,         0};
+  const size_t shared = 4 * 32 * (d | 1) * 4;
+  launch(of_queries, 2, kv_heads, 1, 256, shared, params);
+  launch(of_keys, 4, kv_heads, 1, 256, shared + 2 * 32 * 33 * 4, params);
 }
 
 } // namespace
@@ -130,8 +178,8 @@ int main(int argc, char **argv) {
     launch(argv[1], 1, 1, 1, 64, 1024, PlantedParams{x.data(), y.data(), static_cast<unsigned>(atoi(argv[2])), 0});
     return 0;
   }
-  products<F32>("gemm_f32", "nll_f32", "pack_f32");
-  products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16");
+  products<F32>("gemm_f32", "nll_f32", "pack_f32", "nll_bwd_f32", "turn_f32");
+  products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16", "nll_bwd_bf16", "turn_to_bf16");
   selection();
   layers();
   attention("attention_f32_64", 256, 6, 3 * 32 * 7 * 4);
@@ -139,5 +187,7 @@ int main(int argc, char **argv) {
   attention("attention_bf16_32", 128, 20, 64 * 32 * 12);
   attention("attention_bf16_64", 128, 64, 64 * 64 * 12);
   attention("attention_bf16_128", 128, 72, 64 * 128 * 12);
+  attention_backward("attention_bwd_q_64", "attention_bwd_kv_64", 6);
+  attention_backward("attention_bwd_q_128", "attention_bwd_kv_128", 66);
   printf("%d launches of all kernels\n", launches);
 }

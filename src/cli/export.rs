@@ -80,11 +80,14 @@ pub fn run(args: Args) -> Outcome {
                 true => prefix.source_ids().to_vec(),
                 false => vec![placeholder; prefix.shape().tokens],
             };
-            json!({
-                "tokens": tokens,
-                "next_pos": prefix.next_pos(),
-                "cache_salt": salt,
-            })
+            match args.to {
+                Host::Vllm => json!({
+                    "tokens": tokens,
+                    "cache_salt": salt,
+                    "kv_transfer_params": {"prefix": args.output.file_name().map(|name| name.to_string_lossy())},
+                }),
+                _ => json!({"tokens": tokens, "next_pos": prefix.next_pos()}),
+            }
         }
     };
     write_stdout(&format!("{report}\n"))

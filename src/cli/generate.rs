@@ -111,6 +111,7 @@ pub fn run(args: Args) -> Outcome {
     }
     if args.json {
         let mut report = json!(made);
+        report["prompt_ids"] = json!(prompt);
         report["text"] = match tokenizer {
             Some(tokenizer) => tokenizer.decode(&made.ids).into(),
             None => serde_json::Value::Null,

@@ -3,6 +3,8 @@
 mod batch;
 mod compress;
 mod encode;
+mod eval;
+mod eval_table;
 mod export;
 mod failure;
 mod files;
@@ -46,6 +48,7 @@ enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
     Export(export::Args),
+    Eval(eval::Args),
     Train(train::Args),
     Merge(merge::Args),
     Plot(plot::Args),
@@ -63,6 +66,7 @@ pub fn main() -> ExitCode {
             Command::Generate(args) => generate::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Export(args) => export::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Train(args) => train::run(args),
             Command::Merge(args) => merge::run(args),
             Command::Plot(args) => plot::run(args),

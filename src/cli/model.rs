@@ -95,11 +95,16 @@ pub struct Model {
 impl Args {
     /// Opens the model that was asked for.
     pub fn open(&self) -> Outcome<Model> {
+        self.open_path(&self.path.path()?)
+    }
+
+    /// Opens another model on the same device.
+    pub fn open_path(&self, path: &Path) -> Outcome<Model> {
         let precision = match self.precision {
             PrecisionName::Bf16 => Precision::Bf16,
             PrecisionName::F32 => Precision::F32,
         };
-        open(&self.path.path()?, self.device, precision)
+        open(path, self.device, precision)
     }
 }
 

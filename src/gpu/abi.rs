@@ -33,6 +33,27 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct TurnParams {
+    pub x: u64,
+    pub out: u64,
+    pub rows: u32,
+    pub columns: u32,
+    pub ld: u32,
+    pub stride: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TurnParams"][::std::mem::size_of::<TurnParams>() - 32usize];
+    ["Alignment of TurnParams"][::std::mem::align_of::<TurnParams>() - 8usize];
+    ["Offset of field: TurnParams::x"][::std::mem::offset_of!(TurnParams, x) - 0usize];
+    ["Offset of field: TurnParams::out"][::std::mem::offset_of!(TurnParams, out) - 8usize];
+    ["Offset of field: TurnParams::rows"][::std::mem::offset_of!(TurnParams, rows) - 16usize];
+    ["Offset of field: TurnParams::columns"][::std::mem::offset_of!(TurnParams, columns) - 20usize];
+    ["Offset of field: TurnParams::ld"][::std::mem::offset_of!(TurnParams, ld) - 24usize];
+    ["Offset of field: TurnParams::stride"][::std::mem::offset_of!(TurnParams, stride) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct GemmParams {
     pub x: u64,
     pub w: u64,
@@ -40,12 +61,14 @@ pub struct GemmParams {
     pub y: u64,
     pub rows: u32,
     pub outputs: u32,
-    pub ld: u32,
+    pub inner: u32,
+    pub x_ld: u32,
+    pub w_ld: u32,
     pub add: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of GemmParams"][::std::mem::size_of::<GemmParams>() - 48usize];
+    ["Size of GemmParams"][::std::mem::size_of::<GemmParams>() - 56usize];
     ["Alignment of GemmParams"][::std::mem::align_of::<GemmParams>() - 8usize];
     ["Offset of field: GemmParams::x"][::std::mem::offset_of!(GemmParams, x) - 0usize];
     ["Offset of field: GemmParams::w"][::std::mem::offset_of!(GemmParams, w) - 8usize];
@@ -53,8 +76,10 @@ const _: () = {
     ["Offset of field: GemmParams::y"][::std::mem::offset_of!(GemmParams, y) - 24usize];
     ["Offset of field: GemmParams::rows"][::std::mem::offset_of!(GemmParams, rows) - 32usize];
     ["Offset of field: GemmParams::outputs"][::std::mem::offset_of!(GemmParams, outputs) - 36usize];
-    ["Offset of field: GemmParams::ld"][::std::mem::offset_of!(GemmParams, ld) - 40usize];
-    ["Offset of field: GemmParams::add"][::std::mem::offset_of!(GemmParams, add) - 44usize];
+    ["Offset of field: GemmParams::inner"][::std::mem::offset_of!(GemmParams, inner) - 40usize];
+    ["Offset of field: GemmParams::x_ld"][::std::mem::offset_of!(GemmParams, x_ld) - 44usize];
+    ["Offset of field: GemmParams::w_ld"][::std::mem::offset_of!(GemmParams, w_ld) - 48usize];
+    ["Offset of field: GemmParams::add"][::std::mem::offset_of!(GemmParams, add) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -134,22 +159,98 @@ pub struct NllMergeParams {
     pub parts: u64,
     pub logit: u64,
     pub out: u64,
+    pub lse: u64,
     pub rows: u32,
     pub splits: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of NllMergeParams"][::std::mem::size_of::<NllMergeParams>() - 32usize];
+    ["Size of NllMergeParams"][::std::mem::size_of::<NllMergeParams>() - 40usize];
     ["Alignment of NllMergeParams"][::std::mem::align_of::<NllMergeParams>() - 8usize];
     ["Offset of field: NllMergeParams::parts"]
         [::std::mem::offset_of!(NllMergeParams, parts) - 0usize];
     ["Offset of field: NllMergeParams::logit"]
         [::std::mem::offset_of!(NllMergeParams, logit) - 8usize];
     ["Offset of field: NllMergeParams::out"][::std::mem::offset_of!(NllMergeParams, out) - 16usize];
+    ["Offset of field: NllMergeParams::lse"][::std::mem::offset_of!(NllMergeParams, lse) - 24usize];
     ["Offset of field: NllMergeParams::rows"]
-        [::std::mem::offset_of!(NllMergeParams, rows) - 24usize];
+        [::std::mem::offset_of!(NllMergeParams, rows) - 32usize];
     ["Offset of field: NllMergeParams::splits"]
-        [::std::mem::offset_of!(NllMergeParams, splits) - 28usize];
+        [::std::mem::offset_of!(NllMergeParams, splits) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NllBwdParams {
+    pub x: u64,
+    pub w: u64,
+    pub target: u64,
+    pub lse: u64,
+    pub out: u64,
+    pub rows: u32,
+    pub vocab: u32,
+    pub ld: u32,
+    pub first: u32,
+    pub count: u32,
+    pub out_ld: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NllBwdParams"][::std::mem::size_of::<NllBwdParams>() - 64usize];
+    ["Alignment of NllBwdParams"][::std::mem::align_of::<NllBwdParams>() - 8usize];
+    ["Offset of field: NllBwdParams::x"][::std::mem::offset_of!(NllBwdParams, x) - 0usize];
+    ["Offset of field: NllBwdParams::w"][::std::mem::offset_of!(NllBwdParams, w) - 8usize];
+    ["Offset of field: NllBwdParams::target"]
+        [::std::mem::offset_of!(NllBwdParams, target) - 16usize];
+    ["Offset of field: NllBwdParams::lse"][::std::mem::offset_of!(NllBwdParams, lse) - 24usize];
+    ["Offset of field: NllBwdParams::out"][::std::mem::offset_of!(NllBwdParams, out) - 32usize];
+    ["Offset of field: NllBwdParams::rows"][::std::mem::offset_of!(NllBwdParams, rows) - 40usize];
+    ["Offset of field: NllBwdParams::vocab"][::std::mem::offset_of!(NllBwdParams, vocab) - 44usize];
+    ["Offset of field: NllBwdParams::ld"][::std::mem::offset_of!(NllBwdParams, ld) - 48usize];
+    ["Offset of field: NllBwdParams::first"][::std::mem::offset_of!(NllBwdParams, first) - 52usize];
+    ["Offset of field: NllBwdParams::count"][::std::mem::offset_of!(NllBwdParams, count) - 56usize];
+    ["Offset of field: NllBwdParams::out_ld"]
+        [::std::mem::offset_of!(NllBwdParams, out_ld) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct RowSum {
+    pub to: u32,
+    pub first: u32,
+    pub count: u32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RowSum"][::std::mem::size_of::<RowSum>() - 16usize];
+    ["Alignment of RowSum"][::std::mem::align_of::<RowSum>() - 4usize];
+    ["Offset of field: RowSum::to"][::std::mem::offset_of!(RowSum, to) - 0usize];
+    ["Offset of field: RowSum::first"][::std::mem::offset_of!(RowSum, first) - 4usize];
+    ["Offset of field: RowSum::count"][::std::mem::offset_of!(RowSum, count) - 8usize];
+    ["Offset of field: RowSum::unused"][::std::mem::offset_of!(RowSum, unused) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ScatterParams {
+    pub x: u64,
+    pub sums: u64,
+    pub order: u64,
+    pub out: u64,
+    pub width: u32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ScatterParams"][::std::mem::size_of::<ScatterParams>() - 40usize];
+    ["Alignment of ScatterParams"][::std::mem::align_of::<ScatterParams>() - 8usize];
+    ["Offset of field: ScatterParams::x"][::std::mem::offset_of!(ScatterParams, x) - 0usize];
+    ["Offset of field: ScatterParams::sums"][::std::mem::offset_of!(ScatterParams, sums) - 8usize];
+    ["Offset of field: ScatterParams::order"]
+        [::std::mem::offset_of!(ScatterParams, order) - 16usize];
+    ["Offset of field: ScatterParams::out"][::std::mem::offset_of!(ScatterParams, out) - 24usize];
+    ["Offset of field: ScatterParams::width"]
+        [::std::mem::offset_of!(ScatterParams, width) - 32usize];
+    ["Offset of field: ScatterParams::unused"]
+        [::std::mem::offset_of!(ScatterParams, unused) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -326,22 +427,154 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct NormBwdParams {
+    pub x: u64,
+    pub weight: u64,
+    pub dy: u64,
+    pub dx: u64,
+    pub width: u32,
+    pub layer: u32,
+    pub eps: f32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of NormBwdParams"][::std::mem::size_of::<NormBwdParams>() - 48usize];
+    ["Alignment of NormBwdParams"][::std::mem::align_of::<NormBwdParams>() - 8usize];
+    ["Offset of field: NormBwdParams::x"][::std::mem::offset_of!(NormBwdParams, x) - 0usize];
+    ["Offset of field: NormBwdParams::weight"]
+        [::std::mem::offset_of!(NormBwdParams, weight) - 8usize];
+    ["Offset of field: NormBwdParams::dy"][::std::mem::offset_of!(NormBwdParams, dy) - 16usize];
+    ["Offset of field: NormBwdParams::dx"][::std::mem::offset_of!(NormBwdParams, dx) - 24usize];
+    ["Offset of field: NormBwdParams::width"]
+        [::std::mem::offset_of!(NormBwdParams, width) - 32usize];
+    ["Offset of field: NormBwdParams::layer"]
+        [::std::mem::offset_of!(NormBwdParams, layer) - 36usize];
+    ["Offset of field: NormBwdParams::eps"][::std::mem::offset_of!(NormBwdParams, eps) - 40usize];
+    ["Offset of field: NormBwdParams::unused"]
+        [::std::mem::offset_of!(NormBwdParams, unused) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct RotateBwdParams {
+    pub qkv: u64,
+    pub q_norm: u64,
+    pub k_norm: u64,
+    pub angles: u64,
+    pub dk: u64,
+    pub dv: u64,
+    pub dqkv: u64,
+    pub rows: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub at: u32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RotateBwdParams"][::std::mem::size_of::<RotateBwdParams>() - 80usize];
+    ["Alignment of RotateBwdParams"][::std::mem::align_of::<RotateBwdParams>() - 8usize];
+    ["Offset of field: RotateBwdParams::qkv"]
+        [::std::mem::offset_of!(RotateBwdParams, qkv) - 0usize];
+    ["Offset of field: RotateBwdParams::q_norm"]
+        [::std::mem::offset_of!(RotateBwdParams, q_norm) - 8usize];
+    ["Offset of field: RotateBwdParams::k_norm"]
+        [::std::mem::offset_of!(RotateBwdParams, k_norm) - 16usize];
+    ["Offset of field: RotateBwdParams::angles"]
+        [::std::mem::offset_of!(RotateBwdParams, angles) - 24usize];
+    ["Offset of field: RotateBwdParams::dk"][::std::mem::offset_of!(RotateBwdParams, dk) - 32usize];
+    ["Offset of field: RotateBwdParams::dv"][::std::mem::offset_of!(RotateBwdParams, dv) - 40usize];
+    ["Offset of field: RotateBwdParams::dqkv"]
+        [::std::mem::offset_of!(RotateBwdParams, dqkv) - 48usize];
+    ["Offset of field: RotateBwdParams::rows"]
+        [::std::mem::offset_of!(RotateBwdParams, rows) - 56usize];
+    ["Offset of field: RotateBwdParams::heads"]
+        [::std::mem::offset_of!(RotateBwdParams, heads) - 60usize];
+    ["Offset of field: RotateBwdParams::kv_heads"]
+        [::std::mem::offset_of!(RotateBwdParams, kv_heads) - 64usize];
+    ["Offset of field: RotateBwdParams::head_dim"]
+        [::std::mem::offset_of!(RotateBwdParams, head_dim) - 68usize];
+    ["Offset of field: RotateBwdParams::at"][::std::mem::offset_of!(RotateBwdParams, at) - 72usize];
+    ["Offset of field: RotateBwdParams::eps"]
+        [::std::mem::offset_of!(RotateBwdParams, eps) - 76usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ActivateBwdParams {
+    pub x: u64,
+    pub dy: u64,
+    pub dx: u64,
+    pub rows: u32,
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivateBwdParams"][::std::mem::size_of::<ActivateBwdParams>() - 32usize];
+    ["Alignment of ActivateBwdParams"][::std::mem::align_of::<ActivateBwdParams>() - 8usize];
+    ["Offset of field: ActivateBwdParams::x"]
+        [::std::mem::offset_of!(ActivateBwdParams, x) - 0usize];
+    ["Offset of field: ActivateBwdParams::dy"]
+        [::std::mem::offset_of!(ActivateBwdParams, dy) - 8usize];
+    ["Offset of field: ActivateBwdParams::dx"]
+        [::std::mem::offset_of!(ActivateBwdParams, dx) - 16usize];
+    ["Offset of field: ActivateBwdParams::rows"]
+        [::std::mem::offset_of!(ActivateBwdParams, rows) - 24usize];
+    ["Offset of field: ActivateBwdParams::width"]
+        [::std::mem::offset_of!(ActivateBwdParams, width) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct DropoutParams {
+    pub x: u64,
+    pub y: u64,
+    pub len: u32,
+    pub threshold: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub scale: f32,
+    pub add: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of DropoutParams"][::std::mem::size_of::<DropoutParams>() - 40usize];
+    ["Alignment of DropoutParams"][::std::mem::align_of::<DropoutParams>() - 8usize];
+    ["Offset of field: DropoutParams::x"][::std::mem::offset_of!(DropoutParams, x) - 0usize];
+    ["Offset of field: DropoutParams::y"][::std::mem::offset_of!(DropoutParams, y) - 8usize];
+    ["Offset of field: DropoutParams::len"][::std::mem::offset_of!(DropoutParams, len) - 16usize];
+    ["Offset of field: DropoutParams::threshold"]
+        [::std::mem::offset_of!(DropoutParams, threshold) - 20usize];
+    ["Offset of field: DropoutParams::seed_low"]
+        [::std::mem::offset_of!(DropoutParams, seed_low) - 24usize];
+    ["Offset of field: DropoutParams::seed_high"]
+        [::std::mem::offset_of!(DropoutParams, seed_high) - 28usize];
+    ["Offset of field: DropoutParams::scale"]
+        [::std::mem::offset_of!(DropoutParams, scale) - 32usize];
+    ["Offset of field: DropoutParams::add"][::std::mem::offset_of!(DropoutParams, add) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct AttentionTile {
     pub row: u32,
     pub count: u32,
     pub position: u32,
+    pub from: u32,
     pub own: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionTile"][::std::mem::size_of::<AttentionTile>() - 16usize];
+    ["Size of AttentionTile"][::std::mem::size_of::<AttentionTile>() - 24usize];
     ["Alignment of AttentionTile"][::std::mem::align_of::<AttentionTile>() - 4usize];
     ["Offset of field: AttentionTile::row"][::std::mem::offset_of!(AttentionTile, row) - 0usize];
     ["Offset of field: AttentionTile::count"]
         [::std::mem::offset_of!(AttentionTile, count) - 4usize];
     ["Offset of field: AttentionTile::position"]
         [::std::mem::offset_of!(AttentionTile, position) - 8usize];
-    ["Offset of field: AttentionTile::own"][::std::mem::offset_of!(AttentionTile, own) - 12usize];
+    ["Offset of field: AttentionTile::from"][::std::mem::offset_of!(AttentionTile, from) - 12usize];
+    ["Offset of field: AttentionTile::own"][::std::mem::offset_of!(AttentionTile, own) - 16usize];
+    ["Offset of field: AttentionTile::unused"]
+        [::std::mem::offset_of!(AttentionTile, unused) - 20usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -352,6 +585,7 @@ pub struct AttentionParams {
     pub tiles: u64,
     pub out: u64,
     pub parts: u64,
+    pub lse: u64,
     pub rows: u32,
     pub heads: u32,
     pub kv_heads: u32,
@@ -363,7 +597,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 80usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 88usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     ["Offset of field: AttentionParams::qkv"]
         [::std::mem::offset_of!(AttentionParams, qkv) - 0usize];
@@ -375,28 +609,31 @@ const _: () = {
         [::std::mem::offset_of!(AttentionParams, out) - 32usize];
     ["Offset of field: AttentionParams::parts"]
         [::std::mem::offset_of!(AttentionParams, parts) - 40usize];
+    ["Offset of field: AttentionParams::lse"]
+        [::std::mem::offset_of!(AttentionParams, lse) - 48usize];
     ["Offset of field: AttentionParams::rows"]
-        [::std::mem::offset_of!(AttentionParams, rows) - 48usize];
+        [::std::mem::offset_of!(AttentionParams, rows) - 56usize];
     ["Offset of field: AttentionParams::heads"]
-        [::std::mem::offset_of!(AttentionParams, heads) - 52usize];
+        [::std::mem::offset_of!(AttentionParams, heads) - 60usize];
     ["Offset of field: AttentionParams::kv_heads"]
-        [::std::mem::offset_of!(AttentionParams, kv_heads) - 56usize];
+        [::std::mem::offset_of!(AttentionParams, kv_heads) - 64usize];
     ["Offset of field: AttentionParams::head_dim"]
-        [::std::mem::offset_of!(AttentionParams, head_dim) - 60usize];
+        [::std::mem::offset_of!(AttentionParams, head_dim) - 68usize];
     ["Offset of field: AttentionParams::prefix"]
-        [::std::mem::offset_of!(AttentionParams, prefix) - 64usize];
+        [::std::mem::offset_of!(AttentionParams, prefix) - 72usize];
     ["Offset of field: AttentionParams::splits"]
-        [::std::mem::offset_of!(AttentionParams, splits) - 68usize];
+        [::std::mem::offset_of!(AttentionParams, splits) - 76usize];
     ["Offset of field: AttentionParams::window"]
-        [::std::mem::offset_of!(AttentionParams, window) - 72usize];
+        [::std::mem::offset_of!(AttentionParams, window) - 80usize];
     ["Offset of field: AttentionParams::scale"]
-        [::std::mem::offset_of!(AttentionParams, scale) - 76usize];
+        [::std::mem::offset_of!(AttentionParams, scale) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct AttentionMergeParams {
     pub parts: u64,
     pub out: u64,
+    pub lse: u64,
     pub rows: u32,
     pub heads: u32,
     pub head_dim: u32,
@@ -404,18 +641,148 @@ pub struct AttentionMergeParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionMergeParams"][::std::mem::size_of::<AttentionMergeParams>() - 32usize];
+    ["Size of AttentionMergeParams"][::std::mem::size_of::<AttentionMergeParams>() - 40usize];
     ["Alignment of AttentionMergeParams"][::std::mem::align_of::<AttentionMergeParams>() - 8usize];
     ["Offset of field: AttentionMergeParams::parts"]
         [::std::mem::offset_of!(AttentionMergeParams, parts) - 0usize];
     ["Offset of field: AttentionMergeParams::out"]
         [::std::mem::offset_of!(AttentionMergeParams, out) - 8usize];
+    ["Offset of field: AttentionMergeParams::lse"]
+        [::std::mem::offset_of!(AttentionMergeParams, lse) - 16usize];
     ["Offset of field: AttentionMergeParams::rows"]
-        [::std::mem::offset_of!(AttentionMergeParams, rows) - 16usize];
+        [::std::mem::offset_of!(AttentionMergeParams, rows) - 24usize];
     ["Offset of field: AttentionMergeParams::heads"]
-        [::std::mem::offset_of!(AttentionMergeParams, heads) - 20usize];
+        [::std::mem::offset_of!(AttentionMergeParams, heads) - 28usize];
     ["Offset of field: AttentionMergeParams::head_dim"]
-        [::std::mem::offset_of!(AttentionMergeParams, head_dim) - 24usize];
+        [::std::mem::offset_of!(AttentionMergeParams, head_dim) - 32usize];
     ["Offset of field: AttentionMergeParams::splits"]
-        [::std::mem::offset_of!(AttentionMergeParams, splits) - 28usize];
+        [::std::mem::offset_of!(AttentionMergeParams, splits) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct KeyTile {
+    pub row: u32,
+    pub count: u32,
+    pub first_visit: u32,
+    pub visits: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KeyTile"][::std::mem::size_of::<KeyTile>() - 16usize];
+    ["Alignment of KeyTile"][::std::mem::align_of::<KeyTile>() - 4usize];
+    ["Offset of field: KeyTile::row"][::std::mem::offset_of!(KeyTile, row) - 0usize];
+    ["Offset of field: KeyTile::count"][::std::mem::offset_of!(KeyTile, count) - 4usize];
+    ["Offset of field: KeyTile::first_visit"]
+        [::std::mem::offset_of!(KeyTile, first_visit) - 8usize];
+    ["Offset of field: KeyTile::visits"][::std::mem::offset_of!(KeyTile, visits) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct Visit {
+    pub position: u32,
+    pub row: u32,
+    pub queries: u32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Visit"][::std::mem::size_of::<Visit>() - 16usize];
+    ["Alignment of Visit"][::std::mem::align_of::<Visit>() - 4usize];
+    ["Offset of field: Visit::position"][::std::mem::offset_of!(Visit, position) - 0usize];
+    ["Offset of field: Visit::row"][::std::mem::offset_of!(Visit, row) - 4usize];
+    ["Offset of field: Visit::queries"][::std::mem::offset_of!(Visit, queries) - 8usize];
+    ["Offset of field: Visit::unused"][::std::mem::offset_of!(Visit, unused) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionDeltaParams {
+    pub out: u64,
+    pub dout: u64,
+    pub delta: u64,
+    pub rows: u32,
+    pub head_dim: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionDeltaParams"][::std::mem::size_of::<AttentionDeltaParams>() - 32usize];
+    ["Alignment of AttentionDeltaParams"][::std::mem::align_of::<AttentionDeltaParams>() - 8usize];
+    ["Offset of field: AttentionDeltaParams::out"]
+        [::std::mem::offset_of!(AttentionDeltaParams, out) - 0usize];
+    ["Offset of field: AttentionDeltaParams::dout"]
+        [::std::mem::offset_of!(AttentionDeltaParams, dout) - 8usize];
+    ["Offset of field: AttentionDeltaParams::delta"]
+        [::std::mem::offset_of!(AttentionDeltaParams, delta) - 16usize];
+    ["Offset of field: AttentionDeltaParams::rows"]
+        [::std::mem::offset_of!(AttentionDeltaParams, rows) - 24usize];
+    ["Offset of field: AttentionDeltaParams::head_dim"]
+        [::std::mem::offset_of!(AttentionDeltaParams, head_dim) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionBwdParams {
+    pub qkv: u64,
+    pub k: u64,
+    pub v: u64,
+    pub lse: u64,
+    pub delta: u64,
+    pub dout: u64,
+    pub dqkv: u64,
+    pub dk: u64,
+    pub dv: u64,
+    pub tiles: u64,
+    pub keys: u64,
+    pub visits: u64,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub prefix: u32,
+    pub splits: u32,
+    pub window: u32,
+    pub scale: f32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionBwdParams"][::std::mem::size_of::<AttentionBwdParams>() - 128usize];
+    ["Alignment of AttentionBwdParams"][::std::mem::align_of::<AttentionBwdParams>() - 8usize];
+    ["Offset of field: AttentionBwdParams::qkv"]
+        [::std::mem::offset_of!(AttentionBwdParams, qkv) - 0usize];
+    ["Offset of field: AttentionBwdParams::k"]
+        [::std::mem::offset_of!(AttentionBwdParams, k) - 8usize];
+    ["Offset of field: AttentionBwdParams::v"]
+        [::std::mem::offset_of!(AttentionBwdParams, v) - 16usize];
+    ["Offset of field: AttentionBwdParams::lse"]
+        [::std::mem::offset_of!(AttentionBwdParams, lse) - 24usize];
+    ["Offset of field: AttentionBwdParams::delta"]
+        [::std::mem::offset_of!(AttentionBwdParams, delta) - 32usize];
+    ["Offset of field: AttentionBwdParams::dout"]
+        [::std::mem::offset_of!(AttentionBwdParams, dout) - 40usize];
+    ["Offset of field: AttentionBwdParams::dqkv"]
+        [::std::mem::offset_of!(AttentionBwdParams, dqkv) - 48usize];
+    ["Offset of field: AttentionBwdParams::dk"]
+        [::std::mem::offset_of!(AttentionBwdParams, dk) - 56usize];
+    ["Offset of field: AttentionBwdParams::dv"]
+        [::std::mem::offset_of!(AttentionBwdParams, dv) - 64usize];
+    ["Offset of field: AttentionBwdParams::tiles"]
+        [::std::mem::offset_of!(AttentionBwdParams, tiles) - 72usize];
+    ["Offset of field: AttentionBwdParams::keys"]
+        [::std::mem::offset_of!(AttentionBwdParams, keys) - 80usize];
+    ["Offset of field: AttentionBwdParams::visits"]
+        [::std::mem::offset_of!(AttentionBwdParams, visits) - 88usize];
+    ["Offset of field: AttentionBwdParams::heads"]
+        [::std::mem::offset_of!(AttentionBwdParams, heads) - 96usize];
+    ["Offset of field: AttentionBwdParams::kv_heads"]
+        [::std::mem::offset_of!(AttentionBwdParams, kv_heads) - 100usize];
+    ["Offset of field: AttentionBwdParams::head_dim"]
+        [::std::mem::offset_of!(AttentionBwdParams, head_dim) - 104usize];
+    ["Offset of field: AttentionBwdParams::prefix"]
+        [::std::mem::offset_of!(AttentionBwdParams, prefix) - 108usize];
+    ["Offset of field: AttentionBwdParams::splits"]
+        [::std::mem::offset_of!(AttentionBwdParams, splits) - 112usize];
+    ["Offset of field: AttentionBwdParams::window"]
+        [::std::mem::offset_of!(AttentionBwdParams, window) - 116usize];
+    ["Offset of field: AttentionBwdParams::scale"]
+        [::std::mem::offset_of!(AttentionBwdParams, scale) - 120usize];
+    ["Offset of field: AttentionBwdParams::unused"]
+        [::std::mem::offset_of!(AttentionBwdParams, unused) - 124usize];
 };

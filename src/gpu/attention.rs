@@ -1,7 +1,10 @@
 //! Attention by `kernels/attention.cu`.
 
-use super::abi::{AttentionMergeParams, AttentionParams, AttentionTile};
-use super::{Buf, Gpu, Launcher, Precision, size, unbuilt};
+use super::abi::{
+    AttentionBwdParams, AttentionDeltaParams, AttentionMergeParams, AttentionParams, AttentionTile,
+    KeyTile, Visit,
+};
+use super::{Buf, Gpu, Launcher, Precision, size};
 use crate::error::{Error, Result};
 use crate::ops::attention::{Attended, Attention, AttentionOp};
 use crate::ops::expect_len;
@@ -19,6 +22,11 @@ struct Variant {
     rows: usize,
     shared: usize,
 }
+
+/// Rows of the cache that a block of the backward has.
+const KEY_ROWS: usize = 32;
+/// Query rows of a tile of the backward.
+const QUERY_ROWS: usize = 32;
 
 impl Variant {
     fn of(precision: Precision, d: usize) -> Option<Self> {
@@ -57,6 +65,137 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         v: &Buf<L, f32>,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
+        self.attend(shape, qkv, [k, v], out, None)
+    }
+
+    fn attention_lse(
+        &self,
+        shape: &Attention<'_>,
+        qkv: &Buf<L, f32>,
+        k: &Buf<L, f32>,
+        v: &Buf<L, f32>,
+        out: &mut Buf<L, f32>,
+        lse: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        self.attend(shape, qkv, [k, v], out, Some(lse))
+    }
+
+    fn attention_bwd(
+        &self,
+        shape: &Attention<'_>,
+        attended: Attended<'_, Self>,
+        dout: &Buf<L, f32>,
+        dqkv: &mut Buf<L, f32>,
+        dk: &mut Buf<L, f32>,
+        dv: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let op = "attention_bwd";
+        let Attended {
+            qkv,
+            k,
+            v,
+            out,
+            lse,
+        } = attended;
+        let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+        let rows = shape.check(op, qkv.len, k.len.min(v.len), out.len)?;
+        expect_len(op, "dout", rows * heads * d, dout.len)?;
+        expect_len(op, "lse", rows * heads, lse.len)?;
+        expect_len(op, "dqkv", rows * (heads + 2 * kv_heads) * d, dqkv.len)?;
+        expect_len(op, "dk", k.len, dk.len)?;
+        expect_len(op, "dv", v.len, dv.len)?;
+        let group = heads / kv_heads;
+        let kernels = match d {
+            1..=64 => ["attention_bwd_q_64", "attention_bwd_kv_64"],
+            65..=128 => ["attention_bwd_q_128", "attention_bwd_kv_128"],
+            _ => ["", ""],
+        };
+        if kernels[0].is_empty() || group > QUERY_ROWS {
+            return Err(Error::Unsupported {
+                what: format!("gradients of attention with heads of {d} in groups of {group}"),
+                have: "widths up to 128, and groups up to 32".into(),
+            });
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let tiles = tiles(shape, QUERY_ROWS / group)?;
+        let (keys, visits) = key_tiles(shape)?;
+
+        let mut scratch = self.scratch();
+        scratch.tiles.clear();
+        let tables: [&[u8]; 3] = [
+            bytemuck::cast_slice(&tiles),
+            bytemuck::cast_slice(&keys),
+            bytemuck::cast_slice(&visits),
+        ];
+        let [tiles_at, keys_at, visits_at] = scratch.table.fill(&self.launcher, tables)?;
+        let count = rows * heads;
+        let bytes = count * size_of::<f32>();
+        let delta = scratch.parts.reserve(&self.launcher, bytes)?;
+        let params = AttentionDeltaParams {
+            out: self.at(out),
+            dout: self.at(dout),
+            delta,
+            rows: size(op, count)?,
+            head_dim: size(op, d)?,
+        };
+        // SAFETY: lengths were checked.
+        unsafe {
+            self.launch(
+                "attention_delta",
+                [count.div_ceil(8), 1, 1],
+                256,
+                0,
+                &params,
+            )?
+        };
+        let params = AttentionBwdParams {
+            qkv: self.at(qkv),
+            k: self.at(k),
+            v: self.at(v),
+            lse: self.at(lse),
+            delta,
+            dout: self.at(dout),
+            dqkv: self.at(dqkv),
+            dk: self.at(dk),
+            dv: self.at(dv),
+            tiles: tiles_at,
+            keys: keys_at,
+            visits: visits_at,
+            heads: size(op, heads)?,
+            kv_heads: size(op, kv_heads)?,
+            head_dim: size(op, d)?,
+            prefix: size(op, shape.prefix)?,
+            splits: 1,
+            window: match shape.window {
+                Some(window) => size(op, window)?,
+                None => 0,
+            },
+            scale: std::f32::consts::LOG2_E / (d as f32).sqrt(),
+            unused: 0,
+        };
+        let rows_of_tiles = 4 * 32 * (d | 1) * size_of::<f32>();
+        let weights = 2 * 32 * 33 * size_of::<f32>();
+        // SAFETY: lengths were checked, and tiles and visits lie within them.
+        unsafe {
+            let grid = [tiles.len(), kv_heads, 1];
+            self.launch(kernels[0], grid, 256, rows_of_tiles, &params)?;
+            let grid = [keys.len(), kv_heads, 1];
+            self.launch(kernels[1], grid, 256, rows_of_tiles + weights, &params)
+        }
+    }
+}
+
+impl<L: Launcher> Gpu<L> {
+    fn attend(
+        &self,
+        shape: &Attention<'_>,
+        qkv: &Buf<L, f32>,
+        [k, v]: [&Buf<L, f32>; 2],
+        out: &mut Buf<L, f32>,
+        lse: Option<&mut Buf<L, f32>>,
+    ) -> Result<()> {
         let &Attention {
             heads,
             kv_heads,
@@ -65,25 +204,13 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
             at,
             lengths,
             window,
-            prefixes,
+            ..
         } = shape;
-        if !prefixes.is_empty() {
-            return unbuilt("attention with a prefix for each sequence");
+        let rows = shape.check("attention", qkv.len, k.len.min(v.len), out.len)?;
+        if let Some(lse) = &lse {
+            expect_len("attention", "lse", rows * heads, lse.len)?;
         }
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || window == Some(0) || prefix > at {
-            return Err(Error::Shape {
-                op: "attention",
-                want: "heads in equal groups, a window, and a prefix before the rows".into(),
-                got: format!("{shape:?}"),
-            });
-        }
-        let rows: usize = lengths.iter().sum();
-        let kv = (at + rows) * kv_heads * head_dim;
-        let width = (heads + 2 * kv_heads) * head_dim;
-        expect_len("attention", "qkv", rows * width, qkv.len)?;
-        expect_len("attention", "k", kv, k.len)?;
-        expect_len("attention", "v", kv, v.len)?;
-        expect_len("attention", "the output", rows * heads * head_dim, out.len)?;
+        let lse = lse.map_or(0, |lse| self.at(lse));
         let group = heads / kv_heads;
         let variant = Variant::of(self.precision, head_dim).filter(|v| group <= v.rows);
         let Some(variant) = variant else {
@@ -97,7 +224,11 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         if rows == 0 {
             return Ok(());
         }
-        size("attention", kv.max(rows * width))?;
+        let width = (heads + 2 * kv_heads) * head_dim;
+        size(
+            "attention",
+            ((at + rows) * kv_heads * head_dim).max(rows * width),
+        )?;
         let tiles = tiles(shape, variant.rows / group)?;
         let longest = lengths.iter().max().copied().unwrap_or(0);
         let keys = (prefix + longest).min(window.unwrap_or(usize::MAX));
@@ -129,6 +260,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
             tiles: table,
             out: self.at(out),
             parts,
+            lse,
             rows: size("attention", rows)?,
             heads: size("attention", heads)?,
             kv_heads: size("attention", kv_heads)?,
@@ -158,6 +290,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         let params = AttentionMergeParams {
             parts,
             out: self.at(out),
+            lse,
             rows: size("attention", rows)?,
             heads: size("attention", heads)?,
             head_dim: size("attention", head_dim)?,
@@ -167,48 +300,93 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         // SAFETY: as above; the parts were made for these splits.
         unsafe { self.launch("attention_merge", grid, 256, 0, &params) }
     }
-
-    // No kernels for training yet.
-
-    fn attention_lse(
-        &self,
-        _: &Attention<'_>,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &mut Buf<L, f32>,
-        _: &mut Buf<L, f32>,
-    ) -> Result<()> {
-        unbuilt("attention_lse")
-    }
-
-    fn attention_bwd(
-        &self,
-        _: &Attention<'_>,
-        _: Attended<'_, Self>,
-        _: &Buf<L, f32>,
-        _: &mut Buf<L, f32>,
-        _: &mut Buf<L, f32>,
-        _: &mut Buf<L, f32>,
-    ) -> Result<()> {
-        unbuilt("attention_bwd")
-    }
 }
 
 /// Runs of up to `positions` positions of each sequence.
 fn tiles(shape: &Attention<'_>, positions: usize) -> Result<Vec<AttentionTile>> {
     let mut tiles = Vec::new();
     let mut row = 0;
-    for &length in shape.lengths {
+    for (i, &length) in shape.lengths.iter().enumerate() {
         for first in (0..length).step_by(positions) {
             tiles.push(AttentionTile {
                 row: size("attention", row + first)?,
                 count: positions.min(length - first) as u32,
                 position: size("attention", shape.prefix + first)?,
+                from: size("attention", shape.prefixes.get(i).copied().unwrap_or(0))?,
                 own: size("attention", shape.at + row)?,
+                unused: 0,
             });
         }
         row += length;
     }
     Ok(tiles)
+}
+
+/// The rows of the cache that are seen, in runs of up to [`KEY_ROWS`] of which everybody sees all or
+/// none, each with the sequences that see it.
+fn key_tiles(shape: &Attention<'_>) -> Result<(Vec<KeyTile>, Vec<Visit>)> {
+    /// Rows of the cache that a sequence sees, its first position there, and its queries.
+    struct Range {
+        rows: std::ops::Range<usize>,
+        position: usize,
+        query: usize,
+        queries: usize,
+    }
+    let mut ranges = Vec::with_capacity(2 * shape.lengths.len());
+    let mut query = 0;
+    for (i, &queries) in shape.lengths.iter().enumerate() {
+        let from = shape.prefixes.get(i).copied().unwrap_or(0);
+        let own = shape.at + query;
+        let of = |rows, position| Range {
+            rows,
+            position,
+            query,
+            queries,
+        };
+        if queries > 0 {
+            ranges.push(of(from..from + shape.prefix, 0));
+            ranges.push(of(own..own + queries, shape.prefix));
+        }
+        query += queries;
+    }
+    let mut cuts: Vec<usize> = ranges
+        .iter()
+        .flat_map(|r| [r.rows.start, r.rows.end])
+        .collect();
+    cuts.sort_unstable();
+    cuts.dedup();
+    ranges.sort_by_key(|range| range.rows.start);
+    let (mut tiles, mut visits) = (Vec::new(), Vec::new());
+    let (mut open, mut next): (Vec<&Range>, usize) = (Vec::new(), 0);
+    for cut in cuts.windows(2) {
+        let (start, end) = (cut[0], cut[1]);
+        open.retain(|range| range.rows.end > start);
+        while let Some(range) = ranges.get(next).filter(|range| range.rows.start <= start) {
+            if range.rows.end > start {
+                open.push(range);
+            }
+            next += 1;
+        }
+        if open.is_empty() {
+            continue;
+        }
+        for row in (start..end).step_by(KEY_ROWS) {
+            let first_visit = visits.len();
+            for range in &open {
+                visits.push(Visit {
+                    position: size("attention", range.position + row - range.rows.start)?,
+                    row: size("attention", range.query)?,
+                    queries: size("attention", range.queries)?,
+                    unused: 0,
+                });
+            }
+            tiles.push(KeyTile {
+                row: size("attention", row)?,
+                count: KEY_ROWS.min(end - row) as u32,
+                first_visit: size("attention", first_visit)?,
+                visits: open.len() as u32,
+            });
+        }
+    }
+    Ok((tiles, visits))
 }

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result, sys};
 
-use super::launch::Launcher;
+use super::cublas::Products;
+use super::launch::{Launcher, Product};
 use crate::error::{Error, Result};
 
 // `IMAGES`: name and fatbin of every kernel file, if nvcc was found; see build.rs.
@@ -22,6 +23,8 @@ pub struct Cuda {
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, (sys::CUfunction, usize)>>,
+    /// cublasLt, asked for at the first product.
+    products: Mutex<Option<Products>>,
     processors: u32,
     name: String,
 }
@@ -80,9 +83,70 @@ impl Cuda {
             context,
             modules,
             functions: Mutex::default(),
+            products: Mutex::default(),
             processors: u32::try_from(processors).unwrap_or(1).max(1),
             name,
         })
+    }
+
+    /// Seconds that the device takes for what `work` queues, gaps included.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, and [`Error::Device`].
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        let [start, end] = [Event::new(self)?, Event::new(self)?];
+        // SAFETY: event and stream live.
+        self.done("event", unsafe { result::event::record(start.0, stream) })?;
+        work()?;
+        // SAFETY: as above.
+        self.done("event", unsafe { result::event::record(end.0, stream) })?;
+        self.done("a kernel that is timed", self.stream.synchronize())?;
+        // SAFETY: both were recorded on one stream.
+        let milliseconds = self.done("event", unsafe { result::event::elapsed(start.0, end.0) })?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    /// What `work` launches, as one graph that can be replayed. It must do nothing but launch kernels
+    /// and products that have run once before.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, and [`Error::Device`] if the driver cannot record it.
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.done("recording", self.stream.begin_capture(mode))?;
+        let worked = work();
+        // In any case, or the stream stays unusable.
+        let flags = sys::CUgraphInstantiate_flags(0);
+        let graph = self.stream.end_capture(flags);
+        worked?;
+        Ok(Recording(self.done("recording", graph)?))
+    }
+
+    /// Queues what was recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] of the driver.
+    ///
+    /// # Safety
+    ///
+    /// All memory that it uses is still there, and nobody else uses it meanwhile.
+    pub unsafe fn replay(&self, recording: &Recording) -> Result<()> {
+        match &recording.0 {
+            Some(graph) => self.done("replay", graph.launch()),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of the last cache before memory.
+    pub fn cache(&self) -> usize {
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        let bytes = self.context.attribute(attribute).unwrap_or(0);
+        usize::try_from(bytes).unwrap_or(0)
     }
 
     fn bind(&self) -> Result<()> {
@@ -131,10 +195,33 @@ impl Cuda {
     }
 }
 
+/// A point in the stream.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new(cuda: &Cuda) -> Result<Self> {
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        cuda.done("event", result::event::create(flags)).map(Event)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`, and not used after.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+/// Launches that [`Cuda::record`] has recorded, if there were any.
+pub struct Recording(Option<CudaGraph>);
+
 impl Drop for Cuda {
     fn drop(&mut self) {
         let _ = self.stream.synchronize();
         if self.context.bind_to_thread().is_ok() {
+            // Its handle is of this context.
+            let products = self.products.get_mut();
+            drop(products.unwrap_or_else(PoisonError::into_inner).take());
             for &module in &self.modules {
                 // SAFETY: nothing of it runs any more.
                 let _ = unsafe { result::module::unload(module) };
@@ -162,6 +249,10 @@ pub struct CudaMemory {
 }
 
 impl CudaMemory {
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
     fn place(&self, at: usize, count: usize) -> Result<sys::CUdeviceptr> {
         if at.checked_add(count).is_none_or(|end| end > self.bytes) {
             return Err(Error::Shape {
@@ -283,6 +374,16 @@ impl Launcher for Cuda {
             kernel,
             reason: format!("grid {grid:?} of {threads} threads: {error:?}"),
         })
+    }
+
+    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
+        if let Err(error) = self.bind() {
+            return Some(Err(error));
+        }
+        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let products = products.get_or_insert_with(|| Products::open(self));
+        // SAFETY: the caller's promise; the stream is of the bound context.
+        unsafe { products.queue(product, self.stream.cu_stream().cast()) }
     }
 
     fn processors(&self) -> u32 {

@@ -1,10 +1,11 @@
-//! Products by `kernels/gemm.cu`.
+//! Products by the device's own library, or by `kernels/gemm.cu` where it has none.
 
-use super::abi::{self, GemmParams, PackParams};
-use super::{Buf, Gpu, Launcher, Precision, Slot, size, unbuilt};
+use super::abi::{self, GemmParams, PackParams, TurnParams};
+use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Slot, size};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
 use crate::ops::gemm::{GemmOp, Linear, Outer};
+use crate::ops::storage::Storage;
 
 /// A constant matrix on the device, in the backend's precision, rows filled up with zeros to 16 bytes.
 pub struct Matrix<L: Launcher> {
@@ -145,33 +146,171 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         // SAFETY: x has the rows.
         let (operand, ld) =
             unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? };
-        let params = GemmParams {
-            x: operand,
-            w: self.launcher.address(&w.memory),
+        let product = Product {
+            x: Operand { at: operand, ld },
+            w: w.operand(self),
             bias: bias.map_or(0, |bias| self.at(bias)),
             y: self.at(y),
-            rows: size("linear", rows)?,
-            outputs: size("linear", outputs)?,
-            ld: size("linear", ld)?,
+            rows,
+            columns: outputs,
+            // Both are filled up with zeros.
+            inner: ld,
+            add,
+            precision: self.precision,
+        };
+        // SAFETY: the lengths were checked, and both operands have rows of `ld` elements.
+        unsafe { self.product(&product) }
+    }
+
+    fn transposed(&self, w: &Matrix<L>) -> Result<Matrix<L>> {
+        let ld = self.precision.padded(w.outputs);
+        let bytes = w.inputs * ld * self.precision.bytes();
+        let memory = self.launcher.alloc(bytes, false)?;
+        let params = TurnParams {
+            x: self.launcher.address(&w.memory),
+            out: self.launcher.address(&memory),
+            rows: size("transposed", w.outputs)?,
+            columns: size("transposed", w.inputs)?,
+            ld: size("transposed", ld)?,
+            stride: size("transposed", w.ld)?,
+        };
+        let kernel = match self.precision {
+            Precision::Bf16 => "turn_bf16",
+            Precision::F32 => "turn_f32",
+        };
+        // SAFETY: the matrix has rows of `stride` elements, and the memory was made for the turned one.
+        unsafe { self.turn(kernel, &params)? };
+        Ok(Matrix {
+            memory,
+            outputs: w.inputs,
+            inputs: w.outputs,
+            ld,
+        })
+    }
+
+    fn outer(
+        &self,
+        shape: Outer,
+        a: &Buf<L, f32>,
+        b: &Buf<L, f32>,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let Outer { rows, left, right } = shape;
+        expect_len("outer", "a", left.check("outer", rows)?, a.len)?;
+        expect_len("outer", "b", right.check("outer", rows)?, b.len)?;
+        let len = left.width * right.width;
+        expect_len("outer", "the output", len, out.len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if rows == 0 {
+            return self.clear(out, 0..len);
+        }
+        let ld = self.precision.padded(rows);
+        let row_bytes = ld * self.precision.bytes();
+        let mut scratch = self.scratch();
+        // The second begins where the device's library takes it.
+        let second = (left.width * row_bytes).next_multiple_of(256);
+        let operand = &mut scratch.operand;
+        let at = operand.reserve(&self.launcher, second + right.width * row_bytes)?;
+        let kernel = match self.precision {
+            Precision::Bf16 => "turn_to_bf16",
+            Precision::F32 => "turn_f32",
+        };
+        let operands = [
+            (left, self.at(a), at),
+            (right, self.at(b), at + second as u64),
+        ];
+        for (span, from, to) in operands {
+            let params = TurnParams {
+                x: from + (span.first * size_of::<f32>()) as u64,
+                out: to,
+                rows: size("outer", rows)?,
+                columns: size("outer", span.width)?,
+                ld: size("outer", ld)?,
+                stride: size("outer", span.stride)?,
+            };
+            // SAFETY: the span lies within rows of `stride` elements; the operand was made for it.
+            unsafe { self.turn(kernel, &params)? };
+        }
+        let [x, w] = operands.map(|(_, _, at)| Operand { at, ld });
+        let product = Product {
+            x,
+            w,
+            bias: 0,
+            y: self.at(out),
+            rows: left.width,
+            columns: right.width,
+            inner: ld,
+            add: false,
+            precision: self.precision,
+        };
+        // SAFETY: the output's length was checked; the operands were just made.
+        unsafe { self.product(&product) }
+    }
+}
+
+impl<L: Launcher> Matrix<L> {
+    pub(super) fn operand(&self, gpu: &Gpu<L>) -> Operand {
+        Operand {
+            at: gpu.launcher.address(&self.memory),
+            ld: self.ld,
+        }
+    }
+}
+
+impl<L: Launcher> Gpu<L> {
+    /// A product by the device's library or by ours.
+    ///
+    /// # Safety
+    ///
+    /// Addresses point to memory as large as the shapes say; `inner` and both leading dimensions are
+    /// multiples of 16 bytes.
+    pub(super) unsafe fn product(&self, product: &Product) -> Result<()> {
+        // SAFETY: the caller's promise.
+        if let Some(done) = unsafe { self.launcher.product(product) } {
+            return done;
+        }
+        let &Product {
+            x,
+            w,
+            bias,
+            y,
+            rows,
+            columns,
+            inner,
+            add,
+            precision,
+        } = product;
+        let params = GemmParams {
+            x: x.at,
+            w: w.at,
+            bias,
+            y,
+            rows: size("product", rows)?,
+            outputs: size("product", columns)?,
+            inner: size("product", inner)?,
+            x_ld: size("product", x.ld)?,
+            w_ld: size("product", w.ld)?,
             add: add.into(),
         };
-        let tile = Tile::of(self.precision);
-        let grid = [rows.div_ceil(tile.size), outputs.div_ceil(tile.size), 1];
-        let kernel = match self.precision {
+        let tile = Tile::of(precision);
+        let grid = [rows.div_ceil(tile.size), columns.div_ceil(tile.size), 1];
+        let kernel = match precision {
             Precision::Bf16 => "gemm_bf16",
             Precision::F32 => "gemm_f32",
         };
-        // SAFETY: the lengths were checked, and both operands have rows of `ld` elements.
+        // SAFETY: the caller's promise.
         unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params) }
     }
 
-    // No kernels for training yet.
-
-    fn transposed(&self, _: &Matrix<L>) -> Result<Matrix<L>> {
-        unbuilt("transposed")
-    }
-
-    fn outer(&self, _: Outer, _: &Buf<L, f32>, _: &Buf<L, f32>, _: &mut Buf<L, f32>) -> Result<()> {
-        unbuilt("outer")
+    /// # Safety
+    ///
+    /// The matrices are as large as the parameters say.
+    unsafe fn turn(&self, kernel: &'static str, params: &TurnParams) -> Result<()> {
+        let squares = [params.ld, params.columns].map(|side| side.div_ceil(32) as usize);
+        let grid = [squares[0], squares[1], 1];
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(kernel, grid, 256, 32 * 33 * 4, params) }
     }
 }

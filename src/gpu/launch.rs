@@ -1,6 +1,40 @@
 //! What can run a kernel: a device's memory, and launches by name.
 
+use super::Precision;
 use crate::error::Result;
+
+/// An operand of a [`Product`]: a row-major matrix at an address of the device, in the product's
+/// precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Operand {
+    /// Its address.
+    pub at: u64,
+    /// Elements from one row to the next.
+    pub ld: usize,
+}
+
+/// `y = x · wᵀ + bias (+ y)`, for a device's own library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Product {
+    /// `[rows, inner]`.
+    pub x: Operand,
+    /// `[columns, inner]`.
+    pub w: Operand,
+    /// f32 `[columns]`, or 0 for none.
+    pub bias: u64,
+    /// f32 `[rows, columns]`.
+    pub y: u64,
+    /// Rows of y.
+    pub rows: usize,
+    /// Columns of y.
+    pub columns: usize,
+    /// Products in a sum.
+    pub inner: usize,
+    /// Adds to what y holds.
+    pub add: bool,
+    /// Of x and w; sums are f32.
+    pub precision: Precision,
+}
 
 /// Runs kernels with parameters as `kernels/abi.h` lays them out.
 ///
@@ -48,6 +82,18 @@ pub trait Launcher: Send + Sync + Sized + 'static {
         shared: usize,
         params: &[u8],
     ) -> Result<()>;
+
+    /// Queues a product by the device's own library. `None`: it has none for this one, and a kernel of
+    /// ours must do it.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Launcher::launch`]: the addresses point to memory as large as the shapes say.
+    #[allow(unsafe_code)]
+    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
+        let _ = product;
+        None
+    }
 
     /// Multiprocessors: blocks that run at once are about twice as many.
     fn processors(&self) -> u32;

@@ -1,8 +1,11 @@
 //! What stands between the products, by `kernels/layer.cu`.
 
-use super::abi::{ActivateParams, EmbedParams, NormParams, RotateParams};
+use super::abi::{
+    ActivateBwdParams, ActivateParams, DropoutParams, EmbedParams, NormBwdParams, NormParams,
+    RotateBwdParams, RotateParams,
+};
 use super::gemm::Matrix;
-use super::{Buf, Gpu, Launcher, Precision, size, unbuilt};
+use super::{Buf, Gpu, Launcher, Precision, size};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
 use crate::ops::layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
@@ -172,54 +175,147 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         unsafe { self.launch("gelu", grid, THREADS, 0, &params) }
     }
 
-    // No kernels for training yet.
-
     fn norm_bwd(
         &self,
-        _: Norm,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &mut Buf<L, f32>,
+        shape: Norm,
+        x: &Buf<L, f32>,
+        weight: &Buf<L, f32>,
+        dy: &Buf<L, f32>,
+        dx: &mut Buf<L, f32>,
     ) -> Result<()> {
-        unbuilt("norm_bwd")
+        let Norm { rows, width, .. } = shape;
+        let op = "norm_bwd";
+        expect_len(op, "x", rows * width, x.len)?;
+        expect_len(op, "the weight", width, weight.len)?;
+        expect_len(op, "dy", rows * width, dy.len)?;
+        expect_len(op, "dx", rows * width, dx.len)?;
+        let params = NormBwdParams {
+            x: self.at(x),
+            weight: self.at(weight),
+            dy: self.at(dy),
+            dx: self.at(dx),
+            width: size(op, width)?,
+            layer: (shape.kind == NormKind::Layer).into(),
+            eps: shape.eps,
+            unused: 0,
+        };
+        let shared = THREADS as usize / 32 * size_of::<f32>();
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("norm_rows_bwd", [rows, 1, 1], THREADS, shared, &params) }
     }
 
     fn rotate_bwd(
         &self,
-        _: Rotate,
-        _: &Buf<L, f32>,
-        _: Option<[&Buf<L, f32>; 2]>,
-        _: Option<&Buf<L, f32>>,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &mut Buf<L, f32>,
+        shape: Rotate,
+        qkv: &Buf<L, f32>,
+        norms: Option<[&Buf<L, f32>; 2]>,
+        angles: Option<&Buf<L, f32>>,
+        dk: &Buf<L, f32>,
+        dv: &Buf<L, f32>,
+        dqkv: &mut Buf<L, f32>,
     ) -> Result<()> {
-        unbuilt("rotate_bwd")
+        let Rotate {
+            rows,
+            heads,
+            kv_heads,
+            head_dim,
+            at,
+            eps,
+        } = shape;
+        let op = "rotate_bwd";
+        let all = heads + 2 * kv_heads;
+        let kv = kv_heads * head_dim;
+        expect_len(op, "dqkv", rows * all * head_dim, dqkv.len)?;
+        expect_len(op, "dk", (at + rows) * kv, dk.len)?;
+        expect_len(op, "dv", (at + rows) * kv, dv.len)?;
+        for norm in norms.iter().flatten() {
+            expect_len(op, "a norm's weight", head_dim, norm.len)?;
+            expect_len(op, "qkv", rows * all * head_dim, qkv.len)?;
+        }
+        if let Some(angles) = angles {
+            expect_len(op, "the angles", rows * head_dim, angles.len)?;
+        }
+        let norms = norms.map_or([0, 0], |norms| norms.map(|norm| self.at(norm)));
+        let params = RotateBwdParams {
+            qkv: self.at(qkv),
+            q_norm: norms[0],
+            k_norm: norms[1],
+            angles: angles.map_or(0, |angles| self.at(angles)),
+            dk: self.at(dk),
+            dv: self.at(dv),
+            dqkv: self.at(dqkv),
+            rows: size(op, rows)?,
+            heads: size(op, heads)?,
+            kv_heads: size(op, kv_heads)?,
+            head_dim: size(op, head_dim)?,
+            at: size(op, at)?,
+            eps,
+        };
+        let warps = size(op, rows * all)? as usize;
+        let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("rotate_bwd", grid, THREADS, 0, &params) }
     }
 
     fn swiglu_bwd(
         &self,
-        _: usize,
-        _: usize,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &mut Buf<L, f32>,
+        rows: usize,
+        width: usize,
+        x: &Buf<L, f32>,
+        dy: &Buf<L, f32>,
+        dx: &mut Buf<L, f32>,
     ) -> Result<()> {
-        unbuilt("swiglu_bwd")
+        let op = "swiglu_bwd";
+        expect_len(op, "x", rows * width * 2, x.len)?;
+        expect_len(op, "dy", rows * width, dy.len)?;
+        expect_len(op, "dx", rows * width * 2, dx.len)?;
+        let params = ActivateBwdParams {
+            x: self.at(x),
+            dy: self.at(dy),
+            dx: self.at(dx),
+            rows: size(op, rows)?,
+            width: size(op, width)?,
+        };
+        // SAFETY: lengths were checked.
+        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
     }
 
     fn gelu_bwd(
         &self,
-        _: usize,
-        _: &Buf<L, f32>,
-        _: &Buf<L, f32>,
-        _: &mut Buf<L, f32>,
+        len: usize,
+        x: &Buf<L, f32>,
+        dy: &Buf<L, f32>,
+        dx: &mut Buf<L, f32>,
     ) -> Result<()> {
-        unbuilt("gelu_bwd")
+        let op = "gelu_bwd";
+        for (what, held) in [("x", x.len), ("dy", dy.len), ("dx", dx.len)] {
+            expect_len(op, what, len, held)?;
+        }
+        let params = ActivateBwdParams {
+            x: self.at(x),
+            dy: self.at(dy),
+            dx: self.at(dx),
+            rows: 1,
+            width: size(op, len)?,
+        };
+        // SAFETY: lengths were checked.
+        unsafe { self.launch(op, [1, shares(len).min(4096), 1], THREADS, 0, &params) }
     }
 
-    fn dropout(&self, _: Dropout, _: &Buf<L, f32>, _: &mut Buf<L, f32>) -> Result<()> {
-        unbuilt("dropout")
+    fn dropout(&self, shape: Dropout, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+        shape.check(x.len, y.len)?;
+        let params = DropoutParams {
+            x: self.at(x),
+            y: self.at(y),
+            len: size("dropout", shape.len)?,
+            threshold: shape.threshold(),
+            seed_low: shape.seed as u32,
+            seed_high: (shape.seed >> 32) as u32,
+            scale: 1.0 / (1.0 - shape.rate),
+            add: shape.add.into(),
+        };
+        let grid = [shares(shape.len).min(65_536), 1, 1];
+        // SAFETY: lengths were checked.
+        unsafe { self.launch("dropout", grid, THREADS, 0, &params) }
     }
 }

@@ -7,6 +7,9 @@
 
 mod abi;
 mod attention;
+mod check;
+#[cfg(feature = "cuda")]
+mod cublas;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(not(feature = "cuda"))]
@@ -19,10 +22,10 @@ mod layer;
 mod nll;
 mod topk;
 
-pub use cuda::Cuda;
+pub use cuda::{Cuda, Recording};
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
-pub use launch::Launcher;
+pub use launch::{Launcher, Operand, Product};
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -33,7 +36,7 @@ use crate::ops::expect_len;
 use crate::ops::storage::{Elem, Storage};
 
 /// What products are made of; sums are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// Weights and operands in bf16, on tensor cores.
     #[default]
@@ -170,14 +173,6 @@ impl<L: Launcher> Gpu<L> {
     fn at<T: Elem>(&self, buf: &Buf<L, T>) -> u64 {
         self.launcher.address(&buf.memory)
     }
-}
-
-/// What has no kernel yet.
-fn unbuilt<T>(op: &str) -> Result<T> {
-    Err(crate::Error::Unsupported {
-        what: format!("{op} on this device"),
-        have: "the CPU's".into(),
-    })
 }
 
 /// A size as kernels take it.

@@ -1,16 +1,22 @@
 //! Negative log-likelihoods by `kernels/nll.cu`.
 
-use super::abi::{self, NllLogitsParams, NllMergeParams, NllParams, NllPart};
+use super::abi::{
+    self, NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
+};
 use super::gemm::{Matrix, Tile};
-use super::{Buf, Gpu, Launcher, Precision, size, unbuilt};
+use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
 use crate::ops::nll::{NllOp, Pick};
+use crate::ops::storage::Storage;
 
 /// Bytes of the parts that blocks leave, at most.
 const PARTS: usize = 1 << 20;
 /// Rows of one launch, so that even one part and a logit per row stay within that.
 const ROWS: usize = 32_768;
+
+/// Bytes of the block of logits' gradients that lies in memory at once.
+const GRADIENTS: usize = 16 << 20;
 
 impl<L: Launcher> NllOp for Gpu<L> {
     fn nll(
@@ -21,75 +27,169 @@ impl<L: Launcher> NllOp for Gpu<L> {
         picks: &[Pick],
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        if head.inputs != width {
-            return Err(Error::Shape {
-                op: "nll",
-                want: format!("a head of width {width}"),
-                got: head.inputs.to_string(),
-            });
-        }
-        expect_len("nll", "the output", picks.len(), out.len)?;
-        for pick in picks {
-            expect_len("nll", "x", (pick.row as usize + 1) * width, x.len)?;
-            check_target(pick.target, head.outputs)?;
-        }
-        let tile = Tile::of(self.precision);
-        let tiles = head.outputs.div_ceil(tile.size);
+        check_picks("nll", width, x.len, head, picks, out.len)?;
         for (i, picks) in picks.chunks(ROWS).enumerate() {
-            let rows = picks.len();
-            let row_tiles = rows.div_ceil(tile.size);
-            let splits = self.splits(row_tiles, tiles, rows);
-            // As many as have something to do.
-            let splits = tiles.div_ceil(tiles.div_ceil(splits));
-            let (from, targets): (Vec<u32>, Vec<u32>) =
-                picks.iter().map(|pick| (pick.row, pick.target)).unzip();
-            let mut scratch = self.scratch();
-            scratch.tiles.clear();
-            let tables = [bytemuck::cast_slice(&from), bytemuck::cast_slice(&targets)];
-            let [index, target] = scratch.table.fill(&self.launcher, tables)?;
-            // SAFETY: every pick's row was checked.
-            let (operand, ld) =
-                unsafe { self.pack(&mut scratch.operand, self.at(x), index, rows, width)? };
-            let [parts, logit] = self.parts(&mut scratch.parts, splits, rows)?;
-            let params = NllParams {
-                x: operand,
-                w: self.launcher.address(&head.memory),
-                target,
-                parts,
-                logit,
-                rows: size("nll", rows)?,
-                vocab: size("nll", head.outputs)?,
-                ld: size("nll", ld)?,
-                splits: size("nll", splits)?,
-            };
-            let kernel = match self.precision {
-                Precision::Bf16 => "nll_bf16",
-                Precision::F32 => "nll_f32",
-            };
-            let grid = [row_tiles, splits, 1];
-            // SAFETY: targets were checked; both operands have rows of `ld` elements, and parts and
-            // logits were made for these rows and splits.
-            unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params)? };
             let out = self.at(out) + (i * ROWS * size_of::<f32>()) as u64;
-            // SAFETY: the output's length was checked.
-            unsafe { self.merge([parts, logit, out], rows, splits)? };
+            let mut scratch = self.scratch();
+            // SAFETY: picks and lengths were checked.
+            unsafe { self.score(&mut scratch, width, x, head, picks, out, 0)? };
         }
         Ok(())
     }
 
-    // No kernel for training yet.
     fn nll_bwd(
         &self,
-        _: usize,
-        _: &Buf<L, f32>,
-        _: &Matrix<L>,
-        _: &Matrix<L>,
-        _: &[Pick],
-        _: &mut Buf<L, f32>,
-        _: &mut Buf<L, f32>,
+        width: usize,
+        x: &Buf<L, f32>,
+        head: &Matrix<L>,
+        across: &Matrix<L>,
+        picks: &[Pick],
+        out: &mut Buf<L, f32>,
+        dx: &mut Buf<L, f32>,
     ) -> Result<()> {
-        unbuilt("nll_bwd")
+        let op = "nll_bwd";
+        check_picks(op, width, x.len, head, picks, out.len)?;
+        check_picks(op, width, dx.len, head, picks, out.len)?;
+        let vocab = head.outputs;
+        if (across.outputs, across.inputs) != (width, vocab) {
+            return Err(Error::Shape {
+                op,
+                want: format!("the head the other way round, [{width}, {vocab}]"),
+                got: format!("[{}, {}]", across.outputs, across.inputs),
+            });
+        }
+        let rows = picks.len().min(ROWS_BWD);
+        let tile = Tile::of(self.precision);
+        // So many ids at a time that the block stays small, in whole tiles.
+        let block = GRADIENTS / (rows.max(1) * self.precision.bytes()) / tile.size * tile.size;
+        let block = block.clamp(tile.size, vocab.next_multiple_of(tile.size));
+        let block_bytes = rows * block * self.precision.bytes();
+        let gradients = self.launcher.alloc(block_bytes, false)?;
+        let dlogits = self.launcher.address(&gradients);
+        let sums = self.zeros::<f32>(rows * width)?;
+        let logarithms = self.launcher.alloc(rows * size_of::<f32>(), false)?;
+        let lse = self.launcher.address(&logarithms);
+        for (i, picks) in picks.chunks(ROWS_BWD).enumerate() {
+            let rows = picks.len();
+            let out = self.at(out) + (i * ROWS_BWD * size_of::<f32>()) as u64;
+            let (order, row_sums) = by_row(picks);
+            let mut scratch = self.scratch();
+            // SAFETY: picks and lengths were checked; `lse` has a word for each.
+            let (operand, target) =
+                unsafe { self.score(&mut scratch, width, x, head, picks, out, lse)? };
+            let y = self.at(&sums);
+            for first in (0..vocab).step_by(block) {
+                let count = block.min(vocab - first);
+                let inner = self.precision.padded(count);
+                let params = NllBwdParams {
+                    x: operand.at,
+                    w: self.launcher.address(&head.memory),
+                    target,
+                    lse,
+                    out: dlogits,
+                    rows: size(op, rows)?,
+                    vocab: size(op, vocab)?,
+                    ld: size(op, operand.ld)?,
+                    first: size(op, first)?,
+                    count: size(op, count)?,
+                    out_ld: size(op, inner)?,
+                };
+                let kernel = match self.precision {
+                    Precision::Bf16 => "nll_bwd_bf16",
+                    Precision::F32 => "nll_bwd_f32",
+                };
+                let grid = [rows.div_ceil(tile.size), inner.div_ceil(tile.size), 1];
+                // SAFETY: both operands have rows of `ld` elements, targets were checked, and the
+                // block has room for `rows` rows of `inner`.
+                unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params)? };
+                let from = (first * self.precision.bytes()) as u64;
+                let across = across.operand(self);
+                let product = Product {
+                    x: Operand {
+                        at: dlogits,
+                        ld: inner,
+                    },
+                    w: Operand {
+                        at: across.at + from,
+                        ld: across.ld,
+                    },
+                    bias: 0,
+                    y,
+                    rows,
+                    columns: width,
+                    inner,
+                    add: first > 0,
+                    precision: self.precision,
+                };
+                // SAFETY: rows of `across` are filled up as `inner` is; `sums` has the rows.
+                unsafe { self.product(&product)? };
+            }
+            let tables = [
+                bytemuck::cast_slice(&order),
+                bytemuck::cast_slice(&row_sums),
+            ];
+            let [order, table] = scratch.table.fill(&self.launcher, tables)?;
+            let params = ScatterParams {
+                x: self.at(&sums),
+                sums: table,
+                order,
+                out: self.at(dx),
+                width: size(op, width)?,
+                unused: 0,
+            };
+            let grid = [row_sums.len(), width.div_ceil(256), 1];
+            // SAFETY: every pick's row was checked against dx, and `order` names rows of `sums`.
+            unsafe { self.launch("scatter_add", grid, 256, 0, &params)? };
+        }
+        Ok(())
     }
+}
+
+/// Rows of one round of the backward.
+const ROWS_BWD: usize = 4096;
+
+/// The picks in the order of their rows, and for each row that is named the run of it.
+fn by_row(picks: &[Pick]) -> (Vec<u32>, Vec<RowSum>) {
+    let mut order: Vec<u32> = (0..picks.len() as u32).collect();
+    order.sort_by_key(|&i| (picks[i as usize].row, i));
+    let mut sums: Vec<RowSum> = Vec::new();
+    for (at, &i) in (0..).zip(&order) {
+        let to = picks[i as usize].row;
+        match sums.last_mut() {
+            Some(sum) if sum.to == to => sum.count += 1,
+            _ => sums.push(RowSum {
+                to,
+                first: at,
+                count: 1,
+                unused: 0,
+            }),
+        }
+    }
+    (order, sums)
+}
+
+/// What both ops demand of their operands.
+fn check_picks<L: Launcher>(
+    op: &'static str,
+    width: usize,
+    x: usize,
+    head: &Matrix<L>,
+    picks: &[Pick],
+    out: usize,
+) -> Result<()> {
+    if head.inputs != width {
+        return Err(Error::Shape {
+            op,
+            want: format!("a head of width {width}"),
+            got: head.inputs.to_string(),
+        });
+    }
+    expect_len(op, "the output", picks.len(), out)?;
+    for pick in picks {
+        expect_len(op, "rows", (pick.row as usize + 1) * width, x)?;
+        check_target(pick.target, head.outputs)?;
+    }
+    Ok(())
 }
 
 fn check_target(target: u32, vocab: usize) -> Result<()> {
@@ -103,6 +203,63 @@ fn check_target(target: u32, vocab: usize) -> Result<()> {
 }
 
 impl<L: Launcher> Gpu<L> {
+    /// Nll of up to [`ROWS`] picks to `out` and, unless it is 0, the logarithms alone to `lse`. Gives the
+    /// rows as an operand, and the address of the targets; both stay as long as the scratch is held.
+    ///
+    /// # Safety
+    ///
+    /// `x` has every pick's row, the head every target; both addresses have room.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn score(
+        &self,
+        scratch: &mut Scratch<L>,
+        width: usize,
+        x: &Buf<L, f32>,
+        head: &Matrix<L>,
+        picks: &[Pick],
+        out: u64,
+        lse: u64,
+    ) -> Result<(Operand, u64)> {
+        let rows = picks.len();
+        let tile = Tile::of(self.precision);
+        let tiles = head.outputs.div_ceil(tile.size);
+        let row_tiles = rows.div_ceil(tile.size);
+        let splits = self.splits(row_tiles, tiles, rows);
+        // As many as have something to do.
+        let splits = tiles.div_ceil(tiles.div_ceil(splits));
+        let (from, targets): (Vec<u32>, Vec<u32>) =
+            picks.iter().map(|pick| (pick.row, pick.target)).unzip();
+        scratch.tiles.clear();
+        let tables = [bytemuck::cast_slice(&from), bytemuck::cast_slice(&targets)];
+        let [index, target] = scratch.table.fill(&self.launcher, tables)?;
+        // SAFETY: the caller's promise.
+        let (operand, ld) =
+            unsafe { self.pack(&mut scratch.operand, self.at(x), index, rows, width)? };
+        let [parts, logit] = self.parts(&mut scratch.parts, splits, rows)?;
+        let params = NllParams {
+            x: operand,
+            w: self.launcher.address(&head.memory),
+            target,
+            parts,
+            logit,
+            rows: size("nll", rows)?,
+            vocab: size("nll", head.outputs)?,
+            ld: size("nll", ld)?,
+            splits: size("nll", splits)?,
+        };
+        let kernel = match self.precision {
+            Precision::Bf16 => "nll_bf16",
+            Precision::F32 => "nll_f32",
+        };
+        let grid = [row_tiles, splits, 1];
+        // SAFETY: the caller's promise of the targets; both operands have rows of `ld` elements, and
+        // parts and logits were made for these rows and splits.
+        unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params)? };
+        // SAFETY: the caller's promise of the output.
+        unsafe { self.merge([parts, logit, out, lse], rows, splits)? };
+        Ok((Operand { at: operand, ld }, target))
+    }
+
     /// `out[row] = -ln softmax(logits[row])[targets[row]]` for logits `[rows, vocab]` that exist
     /// already.
     ///
@@ -145,7 +302,7 @@ impl<L: Launcher> Gpu<L> {
             unsafe { self.launch("nll_logits", [rows, splits, 1], 256, 256 * 8, &params)? };
             let out = self.at(out) + (i * ROWS * size_of::<f32>()) as u64;
             // SAFETY: the output's length was checked.
-            unsafe { self.merge([parts, logit, out], rows, splits)? };
+            unsafe { self.merge([parts, logit, out, 0], rows, splits)? };
         }
         Ok(())
     }
@@ -169,7 +326,7 @@ impl<L: Launcher> Gpu<L> {
     /// Parts, logits and output are as long as `rows` and `splits` say.
     unsafe fn merge(
         &self,
-        [parts, logit, out]: [u64; 3],
+        [parts, logit, out, lse]: [u64; 4],
         rows: usize,
         splits: usize,
     ) -> Result<()> {
@@ -177,6 +334,7 @@ impl<L: Launcher> Gpu<L> {
             parts,
             logit,
             out,
+            lse,
             rows: size("nll", rows)?,
             splits: size("nll", splits)?,
         };

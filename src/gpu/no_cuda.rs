@@ -18,7 +18,40 @@ impl Cuda {
             reason: "this program was built without the feature `cuda`".into(),
         })
     }
+
+    /// # Errors
+    ///
+    /// None: there is no device.
+    pub fn time(&self, _: impl FnOnce() -> Result<()>) -> Result<f64> {
+        match self.0 {}
+    }
+
+    /// # Errors
+    ///
+    /// None: there is no device.
+    pub fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Recording> {
+        match self.0 {}
+    }
+
+    /// # Errors
+    ///
+    /// None: there is no device.
+    ///
+    /// # Safety
+    ///
+    /// Any.
+    pub unsafe fn replay(&self, _: &Recording) -> Result<()> {
+        match self.0 {}
+    }
+
+    /// Bytes of the last cache before memory.
+    pub fn cache(&self) -> usize {
+        match self.0 {}
+    }
 }
+
+/// There is none.
+pub struct Recording(#[allow(dead_code)] Infallible);
 
 #[allow(unused_variables)]
 impl Launcher for Cuda {

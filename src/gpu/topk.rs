@@ -33,11 +33,12 @@ impl<L: Launcher> TopKOp for Gpu<L> {
                 first: segment.first,
                 len: segment.len,
                 count: match segment.keep {
-                    Keep::Count(count) => count,
+                    Keep::Count(count) | Keep::Beyond(count) => count,
                     Keep::Above(_) => 0,
                 },
                 quantile: match segment.keep {
                     Keep::Count(_) => -1.0,
+                    Keep::Beyond(_) => -2.0,
                     Keep::Above(quantile) => quantile,
                 },
             })

@@ -1,5 +1,7 @@
 //! The forward of a decoder: Llama and its kin, Qwen, GPT-2.
 
+mod step;
+
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
@@ -251,46 +253,23 @@ impl<B: Backend> Model<B> {
         let Some(scratch) = hidden.scratch.as_mut() else {
             return Ok(hidden);
         };
-        match input {
-            Input::Ids(ids) => {
-                self.backend
-                    .embed(ids, &self.embedding, false, &mut scratch.x)?;
-            }
-            Input::Embeddings(rows) => self.backend.write(rows, &mut scratch.x)?,
-        }
-        if let Some(table) = &self.positions {
-            self.backend
-                .embed(&positions, table, true, &mut scratch.x)?;
-        }
-        if let Some(frequencies) = &self.frequencies {
-            let angles = rope::angles(frequencies, &positions);
-            self.backend.write(&angles, &mut scratch.angles)?;
-        }
-        let attention = Attention {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            prefix,
-            prefixes: &[],
-            at: prefix,
-            lengths,
-            window: c.sliding_window,
-        };
+        self.enter(input, &positions, scratch)?;
+        let attention = self.attention(prefix, lengths);
         let mut low = match lora {
             Some(lora) => self.backend.zeros(rows * lora.widest())?,
             None => self.backend.zeros(0)?,
         };
         for (i, layer) in self.layers.iter().enumerate() {
             let lora = lora.map(|lora| lora.layer(i)).unwrap_or_default();
-            self.layer(
-                layer,
-                lora,
-                &attention,
-                rows,
-                kv.layer(i),
-                scratch,
-                &mut low,
-            )?;
+            self.layer(layer, lora, rows, scratch, &mut low, &mut |s| {
+                let Scratch {
+                    qkv,
+                    angles,
+                    attention: out,
+                    ..
+                } = s;
+                self.attend(layer, &attention, rows, qkv, angles, kv.layer(i), out)
+            })?;
             if let Some(watch) = &mut watch {
                 let (width, stride) = (
                     c.heads * c.head_dim,
@@ -305,37 +284,55 @@ impl<B: Backend> Model<B> {
         Ok(hidden)
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Embeds what a pass begins with at `positions`.
+    fn enter(&self, input: Input<'_>, positions: &[u32], scratch: &mut Scratch<B>) -> Result<()> {
+        match input {
+            Input::Ids(ids) => {
+                self.backend
+                    .embed(ids, &self.embedding, false, &mut scratch.x)?;
+            }
+            Input::Embeddings(rows) => self.backend.write(rows, &mut scratch.x)?,
+        }
+        if let Some(table) = &self.positions {
+            self.backend.embed(positions, table, true, &mut scratch.x)?;
+        }
+        if let Some(frequencies) = &self.frequencies {
+            let angles = rope::angles(frequencies, positions);
+            self.backend.write(&angles, &mut scratch.angles)?;
+        }
+        Ok(())
+    }
+
+    /// The shape of attention behind so many rows of a cache.
+    fn attention<'a>(&self, held: usize, lengths: &'a [usize]) -> Attention<'a> {
+        let c = &self.config;
+        Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            prefix: held,
+            prefixes: &[],
+            at: held,
+            lengths,
+            window: c.sliding_window,
+        }
+    }
+
+    /// One layer; `attend` makes attention's output of the q, k and v of its rows.
     fn layer(
         &self,
         layer: &Layer<B>,
         lora: LayerLora<'_, B>,
-        attention: &Attention<'_>,
         rows: usize,
-        [k, v]: &mut [B::Buf<f32>; 2],
         s: &mut Scratch<B>,
         low: &mut B::Buf<f32>,
+        attend: &mut dyn FnMut(&mut Scratch<B>) -> Result<()>,
     ) -> Result<()> {
         let (b, c) = (&self.backend, &self.config);
         self.norm(&layer.attention_norm, rows, &s.x, &mut s.h)?;
         self.project(&layer.qkv, rows, &s.h, false, &mut s.qkv)?;
         self.adapt(lora.qkv, rows, &s.h, low, &mut s.qkv)?;
-        b.rotate(
-            Rotate {
-                rows,
-                heads: c.heads,
-                kv_heads: c.kv_heads,
-                head_dim: c.head_dim,
-                at: attention.at,
-                eps: c.norm_eps,
-            },
-            &mut s.qkv,
-            layer.qk_norm.as_ref().map(|[q, k]| [q, k]),
-            self.frequencies.is_some().then_some(&s.angles),
-            k,
-            v,
-        )?;
-        b.attention(attention, &s.qkv, k, v, &mut s.attention)?;
+        attend(s)?;
         self.project(&layer.output, rows, &s.attention, true, &mut s.x)?;
         self.adapt(lora.output, rows, &s.attention, low, &mut s.x)?;
         self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
@@ -348,6 +345,33 @@ impl<B: Backend> Model<B> {
         }
         self.project(&layer.down, rows, &s.inner, true, &mut s.x)?;
         self.adapt(lora.down, rows, &s.inner, low, &mut s.x)
+    }
+
+    /// Rotates q and k, puts k and v into the cache, and attends.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        layer: &Layer<B>,
+        attention: &Attention<'_>,
+        rows: usize,
+        qkv: &mut B::Buf<f32>,
+        angles: &B::Buf<f32>,
+        [k, v]: &mut [B::Buf<f32>; 2],
+        out: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let c = &self.config;
+        let rotate = Rotate {
+            rows,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            at: attention.at,
+            eps: c.norm_eps,
+        };
+        let qk_norm = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
+        let angles = self.frequencies.is_some().then_some(angles);
+        self.backend.rotate(rotate, qkv, qk_norm, angles, k, v)?;
+        self.backend.attention(attention, qkv, k, v, out)
     }
 
     /// Adds what an adapter adds to a projection of `x`, if it does; `low` holds what is between its
@@ -491,9 +515,35 @@ impl<B: Backend> Hidden<'_, B> {
     /// [`Error::Input`] for a target outside the vocabulary, [`Error::Shape`] for a row that is not
     /// there or for more picks than rows.
     pub fn nll(&mut self, picks: &[Pick]) -> Result<Vec<f32>> {
+        self.score(picks)?;
+        match self.scratch.as_ref() {
+            Some(scratch) => self.model.backend.download(&scratch.nll, 0..picks.len()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same to `out[at..]` on the device.
+    pub(crate) fn nll_to(
+        &mut self,
+        picks: &[Pick],
+        out: &mut B::Buf<f32>,
+        at: usize,
+    ) -> Result<()> {
+        self.score(picks)?;
+        match self.scratch.as_ref() {
+            Some(scratch) => self
+                .model
+                .backend
+                .copy(&scratch.nll, 0..picks.len(), out, at),
+            None => Ok(()),
+        }
+    }
+
+    /// Nll to the scratch.
+    fn score(&mut self, picks: &[Pick]) -> Result<()> {
         let model = self.model;
         let Some(scratch) = self.scratch.as_mut() else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         if let Some(pick) = picks.iter().find(|pick| pick.row as usize >= self.rows) {
             return Err(Error::Shape {
@@ -502,10 +552,8 @@ impl<B: Backend> Hidden<'_, B> {
                 got: pick.row.to_string(),
             });
         }
-        let backend = &model.backend;
-        let width = model.config.hidden;
-        backend.nll(width, &scratch.h, model.head(), picks, &mut scratch.nll)?;
-        backend.download(&scratch.nll, 0..picks.len())
+        let (backend, width) = (&model.backend, model.config.hidden);
+        backend.nll(width, &scratch.h, model.head(), picks, &mut scratch.nll)
     }
 
     /// The states themselves, `[rows, hidden]`.
@@ -517,13 +565,22 @@ impl<B: Backend> Hidden<'_, B> {
         self.model.backend.download(&scratch.h, 0..len)
     }
 
-    /// Logits of the last row, `[vocab]`; empty if there are no rows.
-    pub fn last_logits(&self) -> Result<Vec<f32>> {
+    /// Logits of one row, `[vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for a row that is not there.
+    pub fn row_logits(&self, row: usize) -> Result<Vec<f32>> {
         let (backend, c) = (&self.model.backend, &self.model.config);
-        let (Some(scratch), Some(last)) = (self.scratch.as_ref(), self.rows.checked_sub(1)) else {
-            return Ok(Vec::new());
+        let scratch = self.scratch.as_ref().filter(|_| row < self.rows);
+        let Some(scratch) = scratch else {
+            return Err(Error::Shape {
+                op: "logits",
+                want: format!("a row below {}", self.rows),
+                got: row.to_string(),
+            });
         };
-        let row = backend.download(&scratch.h, last * c.hidden..self.rows * c.hidden)?;
+        let row = backend.download(&scratch.h, row * c.hidden..(row + 1) * c.hidden)?;
         let shape = Linear {
             rows: 1,
             inputs: c.hidden,
@@ -536,7 +593,7 @@ impl<B: Backend> Hidden<'_, B> {
         backend.download(&logits, 0..c.vocab)
     }
 
-    /// Logits of all rows, `[rows, vocab]`: for tests, where rows are few.
+    /// Logits of all rows, `[rows, vocab]`: for few rows.
     pub fn logits(&self) -> Result<Vec<f32>> {
         let (model, c) = (self.model, &self.model.config);
         let Some(scratch) = self.scratch.as_ref() else {

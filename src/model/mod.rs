@@ -65,6 +65,21 @@ pub trait Session {
     /// every continuation with that one.
     fn score_after(&mut self, continuations: &[&[u32]]) -> Result<Vec<Vec<f32>>>;
 
+    /// [`Session::score`] and a judgement in one, on the model's device: the nll of `ids[1..]` go to
+    /// `losses[at..]`, and of all losses those are marked that are larger than the one of rank `rank`, 0
+    /// being the largest. Nothing comes back from the device before it has judged.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::score`], and [`crate::Error::Shape`] if they do not fit into `losses`.
+    fn judge(
+        &mut self,
+        ids: &[u32],
+        losses: &mut [f32],
+        at: usize,
+        rank: usize,
+    ) -> Result<Vec<bool>>;
+
     /// Keeps the first `len` positions.
     fn truncate(&mut self, len: usize) -> Result<()>;
 

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::model::decoder::{Batch, Model};
+use crate::model::decoder::{Batch, Hidden, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::model::{Scorer, Session};
-use crate::ops::{Backend, Pick};
+use crate::ops::{Backend, Keep, Pick, Select, Selection, expect_len};
 
 /// Rows of a forward pass: enough to keep all cores busy, few enough for buffers of some megabytes.
 const PASS: usize = 1024;
@@ -141,17 +141,17 @@ struct KvSession<'a, B: Backend> {
     kv: Kv<B>,
 }
 
-impl<B: Backend> Session for KvSession<'_, B> {
-    fn len(&self) -> usize {
-        self.kv.len()
-    }
-
-    fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.scorer
-            .model
-            .check_positions(self.kv.len(), ids.len())?;
+impl<B: Backend> KvSession<'_, B> {
+    /// Appends `ids`, pass by pass, and lets `take` have each pass's hidden states and the picks that
+    /// score its ids but the very first. After an error the cache is what it was.
+    fn passes(
+        &mut self,
+        ids: &[u32],
+        mut take: impl FnMut(&mut Hidden<'_, B>, &[Pick]) -> Result<()>,
+    ) -> Result<()> {
+        let Adapted { model, lora } = self.scorer;
+        model.check_positions(self.kv.len(), ids.len())?;
         let before = self.kv.len();
-        let mut scores = Vec::with_capacity(ids.len().saturating_sub(1));
         for start in (0..ids.len()).step_by(PASS) {
             let pass = &ids[start..ids.len().min(start + PASS)];
             let batch = Batch {
@@ -163,19 +163,61 @@ impl<B: Backend> Session for KvSession<'_, B> {
                 .zip(targets)
                 .map(|(row, &target)| Pick { row, target })
                 .collect();
-            let Adapted { model, lora } = self.scorer;
             let result = model.forward_scored(&batch, lora, &mut self.kv);
-            match result.and_then(|mut hidden| hidden.nll(&picks)) {
-                Ok(nll) => scores.extend(nll),
-                Err(error) => {
-                    // As if nothing had been asked.
-                    self.kv.truncate(before)?;
-                    return Err(error);
-                }
+            if let Err(error) = result.and_then(|mut hidden| take(&mut hidden, &picks)) {
+                // As if nothing had been asked.
+                self.kv.truncate(before)?;
+                return Err(error);
             }
             self.kv.commit(pass.len())?;
         }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Session for KvSession<'_, B> {
+    fn len(&self) -> usize {
+        self.kv.len()
+    }
+
+    fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut scores = Vec::with_capacity(ids.len().saturating_sub(1));
+        self.passes(ids, |hidden, picks| {
+            scores.extend(hidden.nll(picks)?);
+            Ok(())
+        })?;
         Ok(scores)
+    }
+
+    fn judge(
+        &mut self,
+        ids: &[u32],
+        losses: &mut [f32],
+        at: usize,
+        rank: usize,
+    ) -> Result<Vec<bool>> {
+        let backend = self.scorer.model.backend();
+        let (n, fresh) = (losses.len(), ids.len().saturating_sub(1));
+        expect_len("judge", "the losses", at.saturating_add(fresh), n)?;
+        let mut all = backend.upload(losses)?;
+        let mut to = at;
+        self.passes(ids, |hidden, picks| {
+            hidden.nll_to(picks, &mut all, to)?;
+            to += picks.len();
+            Ok(())
+        })?;
+        let mut chosen = Selection::new(backend, n, 1)?;
+        let whole = Select {
+            first: 0,
+            len: u32::try_from(n).unwrap_or(u32::MAX),
+            keep: Keep::Beyond(u32::try_from(rank).unwrap_or(u32::MAX)),
+        };
+        // What it says of ids is not asked for.
+        let ids = backend.zeros(n)?;
+        backend.topk(&[whole], &all, &ids, &mut chosen)?;
+        losses.copy_from_slice(&backend.download(&all, 0..n)?);
+        let mask = backend.download(&chosen.mask, 0..n)?;
+        Ok(mask.into_iter().map(|kept| kept == 1).collect())
     }
 
     fn score_after(&mut self, continuations: &[&[u32]]) -> Result<Vec<Vec<f32>>> {

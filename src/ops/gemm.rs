@@ -9,6 +9,8 @@
 // Tiles are indexed: all their loops are short, of constant length, and unrolled.
 #![allow(clippy::needless_range_loop)]
 
+use std::ops::Range;
+
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -487,24 +489,59 @@ fn linear_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: LinearTask<
         }
         let mut top = 0;
         while top < y.len() {
-            let rows = Rows::<M>::new(x, steps, top, y.len());
-            let mut sums = [initial; M];
-            multiply(s, rows, panel, &mut sums);
-            let mut i = 0;
-            while i < M && top + i < y.len() {
-                let out = &mut y[top + i][start..end];
-                if add {
-                    let old = load::<S, N>(s, out);
-                    for j in 0..N {
-                        sums[i][j] = s.add_f32s(old[j], sums[i][j]);
-                    }
-                }
-                store::<S, N>(s, out, &sums[i]);
-                i += 1;
+            let block = Block {
+                x,
+                steps,
+                top,
+                columns: start..end,
+                add,
+            };
+            // A last tile that is mostly empty would compute what nobody reads: a single row, as when
+            // text is generated, must go as fast as its weights can be read.
+            match y.len() - top {
+                1 => tile::<S, N, 1>(s, block, panel, initial, &mut y),
+                2 => tile::<S, N, 2>(s, block, panel, initial, &mut y),
+                3 | 4 => tile::<S, N, 4>(s, block, panel, initial, &mut y),
+                _ => tile::<S, N, M>(s, block, panel, initial, &mut y),
             }
             top += M;
         }
         start = end;
+    }
+}
+
+/// Where a tile stands.
+struct Block<'a> {
+    x: &'a [f32],
+    steps: usize,
+    /// Its first row.
+    top: usize,
+    /// Its columns in the rows of the output.
+    columns: Range<usize>,
+    add: bool,
+}
+
+/// One tile of up to `M` rows, from `initial`.
+#[inline(always)]
+fn tile<S: Simd, const N: usize, const M: usize>(
+    s: S,
+    block: Block<'_>,
+    panel: &[[S::f32s; N]],
+    initial: [S::f32s; N],
+    y: &mut [&mut [f32]],
+) {
+    let rows = Rows::<M>::new(block.x, block.steps, block.top, y.len());
+    let mut sums = [initial; M];
+    multiply(s, rows, panel, &mut sums);
+    for (sums, y) in sums.iter_mut().zip(&mut y[block.top..]) {
+        let out = &mut y[block.columns.clone()];
+        if block.add {
+            let old = load::<S, N>(s, out);
+            for j in 0..N {
+                sums[j] = s.add_f32s(old[j], sums[j]);
+            }
+        }
+        store::<S, N>(s, out, sums);
     }
 }
 

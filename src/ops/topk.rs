@@ -18,6 +18,9 @@ pub enum Keep {
     /// Those above the quantile, 0 to 1, between order statistics as numpy's `percentile` draws a
     /// line.
     Above(f32),
+    /// Those larger than the score of this rank, 0 being the largest; of a rank that is not there, than
+    /// the smallest.
+    Beyond(u32),
 }
 
 /// Consecutive scores among which is chosen.
@@ -171,7 +174,13 @@ impl TopKOp for Cpu {
                         *mask = u32::from(compare(score, limit).is_gt());
                     }
                 }
-                Keep::Above(_) => {}
+                Keep::Beyond(rank) if !scores.is_empty() => {
+                    let limit = scores[order[(rank as usize).min(order.len() - 1)]];
+                    for (mask, &score) in mask.iter_mut().zip(scores) {
+                        *mask = u32::from(compare(score, limit).is_gt());
+                    }
+                }
+                Keep::Above(_) | Keep::Beyond(_) => {}
             }
             *kept = 0;
             for (i, &keep) in mask.iter().enumerate() {

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::advance;
+use super::{PASS, advance};
 use crate::error::{Error, Result};
-use crate::model::decoder::Model;
-use crate::ops::Backend;
+use crate::model::decoder::{Input, Model};
+use crate::model::kv::Kv;
+use crate::ops::{Backend, Pick};
 use crate::prefix::KvPrefix;
 use crate::random::Random;
 
@@ -73,6 +74,26 @@ pub struct Generated {
     pub seconds: f64,
 }
 
+/// What the decoder is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// What it has read before.
+    pub prefix: Option<&'a KvPrefix>,
+    /// At least one token.
+    pub prompt: &'a [u32],
+    /// A continuation whose nll is wanted; it may be empty, and does not steer what is generated.
+    pub gold: &'a [u32],
+}
+
+/// What the decoder says to an [`Ask`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reply {
+    /// Nll (nats) of each token of `gold`, given all before it.
+    pub nll: Vec<f32>,
+    /// Its own continuation.
+    pub generated: Generated,
+}
+
 /// Goes on behind `prefix` and `prompt`; `each` hears every id as it comes and may stop.
 ///
 /// # Errors
@@ -85,59 +106,181 @@ pub fn generate<B: Backend>(
     options: &Sampling,
     each: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
-    let start = Instant::now();
-    options.check()?;
-    if prompt.is_empty() {
-        let reason = "it has no tokens; one BOS asks for the text behind a prefix";
-        return Err(Error::input("prompt", reason));
-    }
-    let mut kv = match prefix {
-        Some(prefix) => model.begin(prefix)?,
-        None => model.kv()?,
+    let ask = Ask {
+        prefix,
+        prompt,
+        gold: &[],
     };
+    let replies = answer(model, &[ask], options, &mut |_, id| each(id))?;
+    match replies.into_iter().next() {
+        Some(reply) => Ok(reply.generated),
+        None => Err(Error::input("prompt", "there is none")),
+    }
+}
+
+/// Reads each prompt once, and from what is then in the cache gives the nll of `gold` and a
+/// continuation of its own. As many as have up to 32,768 tokens between them continue together, so that
+/// the weights are read once for all of those. `each` hears every id as it comes, with the place of its
+/// ask, and may stop that one.
+///
+/// # Errors
+/// Those of [`generate`], for any of the asks.
+pub fn answer<B: Backend>(
+    model: &Model<B>,
+    asks: &[Ask<'_>],
+    options: &Sampling,
+    each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Reply>> {
+    options.check()?;
+    let mut replies = Vec::with_capacity(asks.len());
+    while replies.len() < asks.len() {
+        let (done, mut tokens) = (replies.len(), 0);
+        let fit = asks[done..].iter().take_while(|ask| {
+            let before = ask.prefix.map_or(0, |prefix| prefix.shape().tokens);
+            let after = ask.prompt.len().saturating_add(options.max_new_tokens);
+            tokens = after.saturating_add(tokens + before).min(TOGETHER + 1);
+            tokens <= TOGETHER
+        });
+        let end = done + fit.count().max(1);
+        let group = &asks[done..end];
+        replies.extend(together(model, group, options, &mut |i, id| {
+            each(done + i, id)
+        })?);
+    }
+    Ok(replies)
+}
+
+/// Tokens whose K and V are held at once: some hundred megabytes to a few gigabytes.
+const TOGETHER: usize = 1 << 15;
+
+fn together<B: Backend>(
+    model: &Model<B>,
+    asks: &[Ask<'_>],
+    options: &Sampling,
+    each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Reply>> {
+    let start = Instant::now();
     let c = model.config();
     let eos = c.eos.filter(|_| !options.ignore_eos);
-    let mut random = Random(options.seed);
-    let (mut ids, mut logprobs): (Vec<u32>, Vec<f32>) = Default::default();
-    let mut first_token_seconds = 0.0;
-    let mut hidden = advance(model, prompt, None, &mut kv)?;
-    let finish = loop {
-        if ids.len() >= options.max_new_tokens {
-            break Finish::Length;
+    let mut speakers = Vec::with_capacity(asks.len());
+    for ask in asks {
+        speakers.push(Speaker::read(model, ask, options)?);
+    }
+    loop {
+        let mut ids = Vec::new();
+        for (i, speaker) in speakers.iter_mut().enumerate() {
+            if speaker.finish.is_some() {
+                continue;
+            }
+            if speaker.ids.len() >= options.max_new_tokens {
+                speaker.finish = Some(Finish::Length);
+                continue;
+            }
+            let id = options.choose(&speaker.logits, &mut speaker.random);
+            if speaker.ids.is_empty() {
+                speaker.first_token_seconds = start.elapsed().as_secs_f64();
+            }
+            if eos == Some(id) {
+                speaker.finish = Some(Finish::Eos);
+                continue;
+            }
+            speaker.ids.push(id);
+            speaker.logprobs.push(logprob(&speaker.logits, id));
+            if each(i, id).is_break() {
+                speaker.finish = Some(Finish::Stopped);
+            } else if speaker.kv.position() >= c.max_positions {
+                speaker.finish = Some(Finish::Context);
+            } else if speaker.ids.len() >= options.max_new_tokens {
+                speaker.finish = Some(Finish::Length);
+            } else {
+                ids.push(id);
+            }
         }
-        let logits = match hidden.take() {
-            Some(hidden) => hidden.last_logits()?,
-            None => break Finish::Length,
-        };
-        let id = options.choose(&logits, &mut random);
         if ids.is_empty() {
-            first_token_seconds = start.elapsed().as_secs_f64();
+            break;
         }
-        if eos == Some(id) {
-            break Finish::Eos;
+        let (mut caches, mut logits) = (Vec::new(), Vec::new());
+        for speaker in speakers.iter_mut().filter(|s| s.finish.is_none()) {
+            caches.push(&mut speaker.kv);
+            logits.push(&mut speaker.logits);
         }
-        ids.push(id);
-        logprobs.push(logprob(&logits, id));
-        if each(id).is_break() {
-            break Finish::Stopped;
+        let all = model.step(&ids, &mut caches)?.logits()?;
+        for (logits, row) in logits.into_iter().zip(all.chunks_exact(c.vocab)) {
+            logits.clear();
+            logits.extend_from_slice(row);
         }
-        if kv.position() >= c.max_positions {
-            break Finish::Context;
-        }
-        hidden = match ids.len() < options.max_new_tokens {
-            true => advance(model, &[id], None, &mut kv)?,
-            false => None,
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let replies = speakers.into_iter().zip(asks).map(|(speaker, ask)| Reply {
+        nll: speaker.nll,
+        generated: Generated {
+            ids: speaker.ids,
+            logprobs: speaker.logprobs,
+            finish: speaker.finish.unwrap_or(Finish::Length),
+            prefix_tokens: ask.prefix.map_or(0, |prefix| prefix.shape().tokens),
+            prompt_tokens: ask.prompt.len(),
+            first_token_seconds: speaker.first_token_seconds,
+            seconds,
+        },
+    });
+    Ok(replies.collect())
+}
+
+/// One ask on its way.
+struct Speaker<B: Backend> {
+    kv: Kv<B>,
+    nll: Vec<f32>,
+    /// Of the next token.
+    logits: Vec<f32>,
+    random: Random,
+    ids: Vec<u32>,
+    logprobs: Vec<f32>,
+    first_token_seconds: f64,
+    finish: Option<Finish>,
+}
+
+impl<B: Backend> Speaker<B> {
+    fn read(model: &Model<B>, ask: &Ask<'_>, options: &Sampling) -> Result<Self> {
+        let Some(last) = ask.prompt.len().checked_sub(1) else {
+            let reason = "it has no tokens; one BOS asks for the text behind a prefix";
+            return Err(Error::input("prompt", reason));
         };
-    };
-    Ok(Generated {
-        finish,
-        prefix_tokens: prefix.map_or(0, |prefix| prefix.shape().tokens),
-        prompt_tokens: prompt.len(),
-        first_token_seconds,
-        seconds: start.elapsed().as_secs_f64(),
-        ids,
-        logprobs,
-    })
+        let mut kv = match ask.prefix {
+            Some(prefix) => model.begin(prefix)?,
+            None => model.kv()?,
+        };
+        // The last pass reads the continuation too, which is then forgotten.
+        let (passes, pass) = ask.prompt.split_at(last / PASS * PASS);
+        drop(advance(model, passes, None, &mut kv)?);
+        let mut ids = pass.to_vec();
+        ids.extend(ask.gold.split_last().map_or(&[][..], |(_, gold)| gold));
+        model.check_positions(kv.position(), ids.len())?;
+        let mut hidden = model.forward_adapted(Input::Ids(&ids), None, &mut kv)?;
+        kv.commit(pass.len())?;
+        let picks: Vec<Pick> = (pass.len() as u32 - 1..)
+            .zip(ask.gold)
+            .map(|(row, &target)| Pick { row, target })
+            .collect();
+        let nll = match picks.is_empty() {
+            true => Vec::new(),
+            false => hidden.nll(&picks)?,
+        };
+        let logits = match options.max_new_tokens {
+            0 => Vec::new(),
+            _ => hidden.row_logits(pass.len() - 1)?,
+        };
+        drop(hidden);
+        Ok(Speaker {
+            kv,
+            nll,
+            logits,
+            random: Random(options.seed),
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            first_token_seconds: 0.0,
+            finish: None,
+        })
+    }
 }
 
 fn logprob(logits: &[f32], id: u32) -> f32 {

@@ -13,7 +13,7 @@ mod prune;
 pub(crate) use adapter::read_memory;
 pub use adapter::{Adapter, NextPosition, Settings};
 pub use encode::{EncodeOptions, encode, pieces};
-pub use generate::{Finish, Generated, Sampling, generate};
+pub use generate::{Ask, Finish, Generated, Reply, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};
 pub use prune::KeepBy;
 

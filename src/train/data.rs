@@ -312,7 +312,7 @@ impl<'a> Stream<'a> {
     /// A random row of the buffer, behind which the next line moves up.
     fn draw(&mut self) -> Result<Option<Line>> {
         while self.buffer.len() < self.capacity {
-            match self.lines.read()? {
+            match self.lines.next_line()? {
                 Some(line) => self.buffer.push(line),
                 None => break,
             }
@@ -345,7 +345,9 @@ pub fn read_all(
     let mut lines = Lines::new(&[path.to_owned()]);
     let mut samples = Vec::new();
     while samples.len() < most {
-        let Some(line) = lines.read()? else { break };
+        let Some(line) = lines.next_line()? else {
+            break;
+        };
         match reading.sample(tokenizer, &line.bytes) {
             Ok(sample) => samples.push(sample),
             Err(reason) => {

@@ -49,7 +49,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`Error::Io`] for a file that cannot be read or unpacked.
-    pub fn read(&mut self) -> Result<Option<Line>> {
+    pub fn next_line(&mut self) -> Result<Option<Line>> {
         while let Some(path) = self.paths.get(self.file) {
             let reader = match &mut self.open {
                 Some(reader) => reader,

@@ -1,6 +1,8 @@
 //! One launcher for tests: kernels executed by the CPU, or by a CUDA device where there is one.
 
-use prefold::gpu::{Cuda, Emu, Gpu, Launcher, Precision};
+use std::cell::RefCell;
+
+use prefold::gpu::{Cuda, Emu, Gpu, Launcher, Precision, Product, Schedule};
 use prefold::{Error, Result};
 
 use super::emu::{SCHEDULES, launcher};
@@ -8,7 +10,13 @@ use super::emu::{SCHEDULES, launcher};
 /// Either.
 pub enum Device {
     Emu(Emu),
-    Cuda(Cuda),
+    /// One kernel does nothing.
+    Without(Emu, &'static str),
+    Cuda {
+        cuda: Cuda,
+        /// Products by the device's library, where it has them; otherwise all by kernels of ours.
+        library: bool,
+    },
 }
 
 /// Memory of either.
@@ -17,27 +25,57 @@ pub enum Memory {
     Cuda(<Cuda as Launcher>::Memory),
 }
 
-/// Backends on all schedules of the CPU and on the first CUDA device. What is missing is said; a missing
-/// device is a failure if `PREFOLD_REQUIRE_CUDA` is 1.
+/// Calls `test` with backends on all schedules of the CPU and on the first CUDA device.
 pub fn everywhere(precision: Precision, test: impl Fn(&Gpu<Device>, &str)) {
-    for schedule in SCHEDULES {
+    backends(precision, &SCHEDULES, |gpu, at| test(&gpu, at));
+}
+
+/// Calls `test` with a backend for each schedule of the CPU, and with two on the first CUDA device:
+/// products by its library, and by kernels of ours. What is missing is said; a missing device is a
+/// failure if `PREFOLD_REQUIRE_CUDA` is 1.
+pub fn backends(precision: Precision, schedules: &[Schedule], test: impl Fn(Gpu<Device>, &str)) {
+    for &schedule in schedules {
         if let Some(emu) = launcher("library.cu", schedule) {
             let gpu = Gpu::new(Device::Emu(emu), precision);
-            test(&gpu, &format!("{precision:?}, {schedule:?}"));
+            test(gpu, &format!("{precision:?}, {schedule:?}"));
         }
     }
+    for library in [true, false] {
+        let Some(cuda) = cuda() else {
+            return;
+        };
+        let gpu = Gpu::new(Device::Cuda { cuda, library }, precision);
+        let by = if library {
+            "its library"
+        } else {
+            "kernels of ours"
+        };
+        let at = format!("{}, products by {by}", gpu.describe());
+        test(gpu, &at);
+    }
+}
+
+/// The first CUDA device, or a word that there is none.
+pub fn cuda() -> Option<Cuda> {
     match Cuda::open(0) {
-        Ok(cuda) => {
-            let gpu = Gpu::new(Device::Cuda(cuda), precision);
-            let name = gpu.describe();
-            test(&gpu, &name);
-        }
+        Ok(cuda) => Some(cuda),
         Err(error) => {
             let required = std::env::var_os("PREFOLD_REQUIRE_CUDA").is_some_and(|v| v == "1");
             assert!(!required, "{error}");
-            eprintln!("skipped: {error}");
+            super::say(&format!("skipped: {error}"));
+            None
         }
     }
+}
+
+thread_local! {
+    /// What this thread has launched and read.
+    static LOG: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What this thread has launched and read since it was asked last.
+pub fn log() -> Vec<&'static str> {
+    LOG.with_borrow_mut(std::mem::take)
 }
 
 fn mixed() -> Error {
@@ -52,31 +90,38 @@ impl Launcher for Device {
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Memory> {
         match self {
-            Device::Emu(emu) => emu.alloc(bytes, zeroed).map(Memory::Emu),
-            Device::Cuda(cuda) => cuda.alloc(bytes, zeroed).map(Memory::Cuda),
+            Device::Emu(emu) | Device::Without(emu, _) => emu.alloc(bytes, zeroed).map(Memory::Emu),
+            Device::Cuda { cuda, .. } => cuda.alloc(bytes, zeroed).map(Memory::Cuda),
         }
     }
 
     fn address(&self, memory: &Memory) -> u64 {
         match (self, memory) {
-            (Device::Emu(emu), Memory::Emu(memory)) => emu.address(memory),
-            (Device::Cuda(cuda), Memory::Cuda(memory)) => cuda.address(memory),
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
+                emu.address(memory)
+            }
+            (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.address(memory),
             _ => 0,
         }
     }
 
     fn write(&self, memory: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
         match (self, memory) {
-            (Device::Emu(emu), Memory::Emu(memory)) => emu.write(memory, at, from),
-            (Device::Cuda(cuda), Memory::Cuda(memory)) => cuda.write(memory, at, from),
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
+                emu.write(memory, at, from)
+            }
+            (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.write(memory, at, from),
             _ => Err(mixed()),
         }
     }
 
     fn read(&self, memory: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        LOG.with_borrow_mut(|log| log.push("read"));
         match (self, memory) {
-            (Device::Emu(emu), Memory::Emu(memory)) => emu.read(memory, at, to),
-            (Device::Cuda(cuda), Memory::Cuda(memory)) => cuda.read(memory, at, to),
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
+                emu.read(memory, at, to)
+            }
+            (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.read(memory, at, to),
             _ => Err(mixed()),
         }
     }
@@ -90,10 +135,10 @@ impl Launcher for Device {
         bytes: usize,
     ) -> Result<()> {
         match (self, from, to) {
-            (Device::Emu(emu), Memory::Emu(from), Memory::Emu(to)) => {
+            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(from), Memory::Emu(to)) => {
                 emu.copy(from, from_at, to, to_at, bytes)
             }
-            (Device::Cuda(cuda), Memory::Cuda(from), Memory::Cuda(to)) => {
+            (Device::Cuda { cuda, .. }, Memory::Cuda(from), Memory::Cuda(to)) => {
                 cuda.copy(from, from_at, to, to_at, bytes)
             }
             _ => Err(mixed()),
@@ -108,26 +153,41 @@ impl Launcher for Device {
         shared: usize,
         params: &[u8],
     ) -> Result<()> {
+        LOG.with_borrow_mut(|log| log.push(kernel));
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Device::Emu(emu) => emu.launch(kernel, grid, threads, shared, params),
-                Device::Cuda(cuda) => cuda.launch(kernel, grid, threads, shared, params),
+                Device::Without(_, missing) if *missing == kernel => Ok(()),
+                Device::Emu(emu) | Device::Without(emu, _) => {
+                    emu.launch(kernel, grid, threads, shared, params)
+                }
+                Device::Cuda { cuda, .. } => cuda.launch(kernel, grid, threads, shared, params),
             }
+        }
+    }
+
+    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
+        match self {
+            // SAFETY: the caller's promise.
+            Device::Cuda {
+                cuda,
+                library: true,
+            } => unsafe { cuda.product(product) },
+            _ => None,
         }
     }
 
     fn processors(&self) -> u32 {
         match self {
-            Device::Emu(emu) => emu.processors(),
-            Device::Cuda(cuda) => cuda.processors(),
+            Device::Emu(emu) | Device::Without(emu, _) => emu.processors(),
+            Device::Cuda { cuda, .. } => cuda.processors(),
         }
     }
 
     fn describe(&self) -> String {
         match self {
-            Device::Emu(emu) => emu.describe(),
-            Device::Cuda(cuda) => cuda.describe(),
+            Device::Emu(emu) | Device::Without(emu, _) => emu.describe(),
+            Device::Cuda { cuda, .. } => cuda.describe(),
         }
     }
 }

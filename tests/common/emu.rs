@@ -39,6 +39,16 @@ fn library(unit: &'static str) -> Option<PathBuf> {
 }
 
 fn build(unit: &str) -> Option<PathBuf> {
+    let name = unit.replace('.', "-");
+    // Carried along, there is nothing to compile; or nothing is to be executed by the CPU.
+    if let Some(root) = super::carried() {
+        let library = root.join(format!("{name}.so"));
+        if library.exists() {
+            return Some(library);
+        }
+        super::say("skipped: kernels executed by the CPU, for which nothing was carried along");
+        return None;
+    }
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let compiler = std::env::var("CXX").unwrap_or("g++".into());
     if Command::new(&compiler).arg("--version").output().is_err() {
@@ -46,7 +56,9 @@ fn build(unit: &str) -> Option<PathBuf> {
             std::env::var_os("CI").is_none(),
             "no C++ compiler to execute the kernels with"
         );
-        eprintln!("skipped: no C++ compiler ({compiler}) to execute the kernels with");
+        super::say(&format!(
+            "skipped: no C++ compiler ({compiler}) to execute the kernels with"
+        ));
         return None;
     }
     let mut hash = DefaultHasher::new();
@@ -61,7 +73,6 @@ fn build(unit: &str) -> Option<PathBuf> {
             std::fs::read(file).unwrap().hash(&mut hash);
         }
     }
-    let name = unit.replace('.', "-");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = target.join(format!("{name}-{:016x}.so", hash.finish()));
     if !library.exists() {

@@ -7,18 +7,33 @@ pub mod emu;
 pub mod gguf;
 pub mod oracle;
 pub mod tiny;
+pub mod unpacked;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Test binaries that were carried elsewhere find here what they need: `$PREFOLD_TEST_ROOT` holds
+/// `shared/`, the kernels as libraries, and files that come and go.
+pub fn carried() -> Option<PathBuf> {
+    std::env::var_os("PREFOLD_TEST_ROOT").map(PathBuf::from)
+}
+
+/// Where tests may write.
+pub fn scratch() -> PathBuf {
+    match carried() {
+        Some(root) => root.join("tmp"),
+        None => env!("CARGO_TARGET_TMPDIR").into(),
+    }
+}
 
 /// The folder with golden values beside the checkout; absent on most machines.
 pub fn shared() -> Option<PathBuf> {
-    existing(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("..")
-            .join("shared"),
-    )
+    existing(match carried() {
+        Some(root) => root.join("shared"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+    })
 }
 
 /// SmolLM2-135M-Instruct in Q4_1: `$PREFOLD_MODEL` or the copy in `.cache/models`. Under `CI=true` a
@@ -54,9 +69,18 @@ fn existing(path: PathBuf) -> Option<PathBuf> {
     }
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
-    let line = format!("skipped: {test}: {} is not there\n", path.display());
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    say(&format!("skipped: {test}: {} is not there", path.display()));
     None
+}
+
+/// A line past the test runner, once: what is missing is missing for every case.
+pub fn say(line: &str) {
+    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if !said.iter().any(|before| before == line) {
+        let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+        said.push(line.into());
+    }
 }
 
 /// A fresh folder that goes when the test is done.
@@ -70,7 +94,7 @@ impl TempDir {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let path = scratch().join(name);
         std::fs::create_dir_all(&path).unwrap();
         TempDir(path)
     }

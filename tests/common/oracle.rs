@@ -70,9 +70,10 @@ pub fn attention(shape: &Attention<'_>, qkv: &[f32], k: &[f32], v: &[f32]) -> Ve
     let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
     let mut out = Vec::new();
     let mut first = 0;
-    for &length in shape.lengths {
+    for (sequence, &length) in shape.lengths.iter().enumerate() {
+        let from = shape.prefixes.get(sequence).copied().unwrap_or(0);
         for i in 0..length {
-            let mut rows: Vec<usize> = (0..shape.prefix).collect();
+            let mut rows: Vec<usize> = (from..from + shape.prefix).collect();
             rows.extend((0..=i).map(|j| shape.at + first + j));
             let seen = shape.window.unwrap_or(usize::MAX).min(rows.len());
             let rows = &rows[rows.len() - seen..];

@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """An unmodified llama.cpp server reads prefold's prefixes, over HTTP.
 
-    llama_cpp.py PREFOLD MODEL
+    llama_cpp.py PREFOLD MODEL [UNPACKED]
 
-PREFOLD is the built program, MODEL a GGUF of SmolLM2-135M-Instruct. Needs the package xllamacpp, which holds the server. Each
-case restores an exported prefix into a slot, asks a question behind it, and compares the answer: with the ids that the server
-itself gives for the whole prompt where the prefix is a text's own cache, with the ids and log-probabilities of `prefold
-generate` where it is not. The server must say that it took the prefix from its cache.
+PREFOLD is the built program, MODEL a GGUF, UNPACKED the same SmolLM2-135M-Instruct with weights of F32. Needs the package
+xllamacpp, which holds the server. A case restores an exported prefix into a slot, asks a question behind it, and compares the
+answer's ids: with those that the server itself gives for the whole prompt where the prefix is a text's own cache, with those of
+`prefold generate` where it is not. The server must say that it took the prefix from its cache.
+
+With quantised weights the server rounds activations to eight bits before it multiplies, and prefold does not: there only a
+text's own cache is compared, which the server itself has an answer for. With weights of F32 both compute the same.
 """
 
 import json
 import os
-import random
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,40 +22,36 @@ import urllib.request
 
 import xllamacpp
 
-TEXT = (
-    "The lighthouse on Gannet Rock was built in 1887 by Ada Thorne, an engineer from Leeds. Its lamp burned whale oil "
-    "until 1911, when the keeper, a man named Silas Brandt, replaced it with an electric light that he had made himself. "
-    "In 1954 a storm broke the upper gallery, and for three years the tower stood dark. The village of Merrow paid for the "
-    "repair with the money from its autumn fair. Today the lighthouse is a museum with nine rooms, and the old lamp stands "
-    "in the first of them beside a portrait of the woman who built it."
-)
-HEAD = "<|im_start|>user\n" + TEXT
-QUESTION = "\nWho built the lighthouse?<|im_end|>\n<|im_start|>assistant\n"
-ANSWER = 12
-# In nats. The server rounds activations to 8 bits and its cache to 16, prefold does not, and the random adapter's prefix is
-# like no text's, which makes much of little; K or V in a wrong place is worth several.
-TOLERANCE = 0.5
+from smollm2_cases import ANSWER, HEAD, QUESTION, SOFT_QUESTION, TEXT, write_adapter
 
 # Six tenths of the keys and values, chosen by surprise or by attention.
 PRUNED = ("llmlingua", "snapkv", "expected-attention")
 
-# name: (slots, flash attention, one stream for all slots)
+# ggml's numbers of element types.
+F32, F16 = 0, 1
+
+# name: (slots, flash attention, one stream for all slots, type of the cache)
 SERVERS = {
-    "one slot, flash attention": (1, True, False),
-    "two slots, no flash attention": (2, False, False),
-    "two slots, unified": (2, True, True),
+    "one slot, flash attention": (1, True, False, F16),
+    "two slots, no flash attention, f32": (2, False, False, F32),
+    "two slots, unified": (2, True, True, F16),
 }
+# How far log-probabilities may be apart, in nats. Flash attention rounds queries and sums to f16; the other way is f32 all
+# along, and differs by the order of sums.
+APART = {True: 0.02, False: 0.001}
 
 
 class Server:
-    def __init__(self, model, slots, flash, unified, folder):
+    def __init__(self, model, slots, flash, unified, cache, folder):
         flags = xllamacpp.llama_flash_attn_type
         params = xllamacpp.CommonParams()
         params.model.path = model
         params.n_ctx = 2048
         params.n_parallel = slots
         params.kv_unified = unified
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type(cache)
         params.port = 0
+        params.verbosity = 1
         params.cache_ram_mib = 0
         params.warmup = False
         # More would wait for each other in a loop, which on a busy machine takes a hundred times as long.
@@ -65,6 +62,7 @@ class Server:
         )
         self.server = xllamacpp.Server(params)
         self.slot = slots - 1
+        self.apart = APART[flash]
 
     def post(self, path, body):
         request = urllib.request.Request(
@@ -107,40 +105,6 @@ class Server:
         self.post("/slots/{0}?action=erase".format(self.slot), {})
 
 
-def safetensors(path, tensors):
-    """Writes tensors of f32, name: (shape, values)."""
-    header, data = {}, b""
-    for name, (shape, values) in tensors.items():
-        part = struct.pack("<{0}f".format(len(values)), *values)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
-        data += part
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + data)
-
-
-def write_adapter(folder, layers=30, hidden=576, kv=192, rank=4, memory=6):
-    """A small random adapter for SmolLM2-135M: it reads nothing, but its K and V are like no text's."""
-    chance = random.Random(5)
-
-    def noise(count, scale):
-        return [chance.gauss(0, scale) for _ in range(count)]
-
-    tensors = {}
-    for layer in range(layers):
-        for module, outputs in (("q_proj", hidden), ("v_proj", kv)):
-            name = "base_model.model.model.layers.{0}.self_attn.{1}.lora_".format(layer, module)
-            tensors[name + "A.weight"] = ([rank, hidden], noise(rank * hidden, 0.04))
-            tensors[name + "B.weight"] = ([outputs, rank], noise(outputs * rank, 0.04))
-    os.makedirs(folder)
-    safetensors(os.path.join(folder, "adapter_model.safetensors"), tensors)
-    embeddings = {"memory_embeddings": ([memory, hidden], noise(memory * hidden, 0.1))}
-    safetensors(os.path.join(folder, "memory_embeddings.safetensors"), embeddings)
-    with open(os.path.join(folder, "adapter_config.json"), "w") as file:
-        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-        json.dump(config, file)
-
-
 class Prefold:
     def __init__(self, program, model):
         self.program, self.model = program, model
@@ -171,34 +135,27 @@ class Prefold:
         return done["ids"], done["logprobs"]
 
 
-def compare(name, answer, odds, wanted):
-    """Holds a server's answer to ours, as far as both go on behind the same ids; gives the greatest difference."""
-    worst = 0.0
-    for index, (id, logprob) in enumerate(zip(*wanted)):
-        assert id in odds[index], "{0}: {1}, unlikely at {2} of {3}".format(name, id, index, answer)
-        difference = abs(odds[index][id] - logprob)
-        assert difference < TOLERANCE, "{0}: {1} differs by {2} at {3}".format(name, id, difference, index)
-        worst = max(worst, difference)
-        if answer[index] != id:
-            # Two runtimes part ways where two ids are about equally likely, and only there.
-            assert odds[index][answer[index]] - odds[index][id] < TOLERANCE, "{0}: {1}".format(name, answer)
-            break
-    assert index > 0
-    return "{0} ids compared, {1:.2f} nats apart".format(index + 1, worst)
+def compare(name, answer, odds, wanted, apart):
+    """Holds a server's answer to ours: the same ids, their log-probabilities within `apart`."""
+    ids, logprobs = wanted
+    assert answer == ids, "{0}: {1} instead of {2}".format(name, answer, ids)
+    worst = max(abs(odds[index][id] - logprobs[index]) for index, id in enumerate(ids))
+    assert worst < apart, "{0}: {1} nats apart".format(name, worst)
+    return "our own {0} ids, at most {1:.4f} nats apart".format(len(ids), worst)
 
 
-def check(server, prefold, folder, prefixes, what, template_name):
+def check(server, prefold, folder, prefixes, what):
     """Every prefix in one server."""
+    template = os.path.join(folder, "template.bin")
     server.complete([1], 1)
-    server.slot_file("save", template_name)
-    template = os.path.join(folder, template_name)
-    question = server.tokenize(QUESTION)
+    server.slot_file("save", "template.bin")
     head = server.tokenize(HEAD)
+    questions = {name: server.tokenize(SOFT_QUESTION if name == "soft" else QUESTION) for name in prefixes}
     server.forget()
-    whole, _, cached = server.complete(head + question)
+    whole, _, cached = server.complete(head + questions["prefilled"])
     assert cached == 0
     for name, prefix in prefixes.items():
-        slot = name + ".bin"
+        slot, question = name + ".bin", questions[name]
         told = prefold.export(prefix, os.path.join(folder, slot), "--template", template)
         server.forget()
         restored = server.slot_file("restore", slot)
@@ -209,36 +166,51 @@ def check(server, prefold, folder, prefixes, what, template_name):
             assert answer == whole, "{0}: {1} instead of {2}".format(name, answer, whole)
             same = "the whole prompt's answer"
         else:
-            same = compare(name, answer, odds, prefold.generate(prefix, question))
+            same = compare(name, answer, odds, prefold.generate(prefix, question), server.apart)
         if name != "soft":
             assert told["tokens"] == head
         print("{0}: {1}: {2} tokens in {3} cells, cached, {4}".format(what, name, cached, told["cells"], same))
-    # Without a template: the file is the same where the server is the default one.
-    if what == "one slot, flash attention":
-        slot = os.path.join(folder, "plain.bin")
-        prefold.export(prefixes["soft"], slot)
-        with open(slot, "rb") as plain, open(os.path.join(folder, "soft.bin"), "rb") as soft:
-            assert plain.read() == soft.read()
 
 
-def main(program, model):
-    prefold = Prefold(os.path.abspath(program), os.path.realpath(model))
+def quantised(prefold, folder):
+    """A text's own cache in a server with the model as it is."""
+    server = Server(prefold.model, *SERVERS["one slot, flash attention"], folder)
+    prefix = os.path.join(folder, "quantised.safetensors")
+    prefold.make("prefill", "--ids", json.dumps(server.tokenize(HEAD)), "-o", prefix)
+    check(server, prefold, folder, {"prefilled": prefix}, os.path.basename(prefold.model))
+
+
+def unpacked(prefold, folder):
+    """Every kind of prefix in every kind of server, with weights of F32."""
+    adapter = os.path.join(folder, "adapter")
+    write_adapter(adapter)
+    names = ("prefilled", "soft") + PRUNED
+    prefixes = {name: os.path.join(folder, name + ".safetensors") for name in names}
+    server = None
+    for what, kind in SERVERS.items():
+        del server
+        server = Server(prefold.model, *kind, folder)
+        if not os.path.exists(prefixes["soft"]):
+            ids = json.dumps(server.tokenize(HEAD))
+            prefold.make("prefill", "--ids", ids, "-o", prefixes["prefilled"])
+            for by in PRUNED:
+                prefold.make("prefill", "--ids", ids, "--keep", "0.6", "--by", by, "-o", prefixes[by])
+            prefold.make("encode", "--adapter", adapter, "--text", TEXT, "--k-rope", "none", "-o", prefixes["soft"])
+        check(server, prefold, folder, prefixes, what)
+        if kind == SERVERS["one slot, flash attention"]:
+            # Without a template the file is the same where the server is the default one.
+            slot = os.path.join(folder, "plain.bin")
+            prefold.export(prefixes["soft"], slot)
+            with open(slot, "rb") as plain, open(os.path.join(folder, "soft.bin"), "rb") as soft:
+                assert plain.read() == soft.read()
+
+
+def main(program, model, f32=None):
+    program = os.path.abspath(program)
     with tempfile.TemporaryDirectory() as folder:
-        adapter = os.path.join(folder, "adapter")
-        write_adapter(adapter)
-        names = ("prefilled", "soft") + PRUNED
-        prefixes = {name: os.path.join(folder, name + ".safetensors") for name in names}
-        server = None
-        for number, (what, (slots, flash, unified)) in enumerate(SERVERS.items()):
-            del server
-            server = Server(prefold.model, slots, flash, unified, folder)
-            if number == 0:
-                ids = json.dumps(server.tokenize(HEAD))
-                prefold.make("prefill", "--ids", ids, "-o", prefixes["prefilled"])
-                for by in PRUNED:
-                    prefold.make("prefill", "--ids", ids, "--keep", "0.6", "--by", by, "-o", prefixes[by])
-                prefold.make("encode", "--adapter", adapter, "--text", TEXT, "--k-rope", "none", "-o", prefixes["soft"])
-            check(server, prefold, folder, prefixes, what, "template-{0}.bin".format(number))
+        quantised(Prefold(program, os.path.realpath(model)), folder)
+        if f32:
+            unpacked(Prefold(program, os.path.realpath(f32)), folder)
     print("all passed")
 
 

@@ -33,7 +33,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads on to `end` (the first time: everything that the model's context holds) and takes in
-    /// the nll. False when there was nothing to read.
+    /// the nll. None when there was nothing to read. With a `ratio` the device that scores also judges, in
+    /// one go: the flags say which of all nll exceed the threshold.
     fn read(
         &mut self,
         reference: &Reference<'a>,
@@ -41,7 +42,8 @@ impl<'a> Reader<'a> {
         end: usize,
         first: bool,
         size: usize,
-    ) -> Result<bool> {
+        ratio: Option<f64>,
+    ) -> Result<Option<Vec<bool>>> {
         let positions = reference.lm.max_positions();
         let mut session = match self.session.take() {
             Some(session) => session,
@@ -49,21 +51,24 @@ impl<'a> Reader<'a> {
         };
         let past = session.len();
         let stop = if first { ids.len() } else { end.min(ids.len()) }.min(past + positions);
-        let fresh = session.score(ids.get(past..stop).unwrap_or_default())?;
-        if fresh.is_empty() {
-            return Ok(false);
+        let ids = ids.get(past..stop).unwrap_or_default();
+        let fresh = ids.len().saturating_sub(1);
+        if fresh == 0 {
+            // An error if even this does not fit.
+            session.score(ids)?;
+            return Ok(None);
         }
-        if first {
-            self.loss = fresh;
-            // What was read here is read again with what was dropped taken out.
-            return Ok(true);
-        }
-        if self.loss.len() + 1 < end {
-            let grown = self.loss.len() + fresh.len();
-            self.loss.resize((end - 1).min(grown), 0.0);
-        }
-        let stale = python::slice(self.loss.len(), Some(self.ready), Some(end as i64 - 1));
-        if stale.len() != fresh.len() {
+        let to = if first {
+            self.loss = vec![0.0; fresh];
+            0..fresh
+        } else {
+            if self.loss.len() + 1 < end {
+                let grown = self.loss.len() + fresh;
+                self.loss.resize((end - 1).min(grown), 0.0);
+            }
+            python::slice(self.loss.len(), Some(self.ready), Some(end as i64 - 1))
+        };
+        if to.len() != fresh {
             return Err(Error::input(
                 "token level",
                 format!(
@@ -71,10 +76,22 @@ impl<'a> Reader<'a> {
                 ),
             ));
         }
-        self.loss[stale].copy_from_slice(&fresh);
-        session.truncate(end.saturating_sub(size))?;
-        self.session = Some(session);
-        Ok(true)
+        let flags = match ratio {
+            Some(ratio) => {
+                let rank = rank(self.loss.len(), ratio);
+                session.judge(ids, &mut self.loss, to.start, rank)?
+            }
+            None => {
+                self.loss[to].copy_from_slice(&session.score(ids)?);
+                Vec::new()
+            }
+        };
+        // What was read the first time is read again with what was dropped taken out.
+        if !first {
+            session.truncate(end.saturating_sub(size))?;
+            self.session = Some(session);
+        }
+        Ok(Some(flags))
     }
 }
 
@@ -178,12 +195,17 @@ impl Reference<'_> {
                 }
             }
             let first = round == 0;
-            if !with.read(self, &text.ids, end, first, size)? {
+            // One threshold over the nll alone: whoever scores can judge as well.
+            let ratio = match segment[..] {
+                [(_, ratio)] if without.is_none() && ratio != 1.0 => Some(ratio),
+                _ => None,
+            };
+            let Some(flags) = with.read(self, &text.ids, end, first, size, ratio)? else {
                 break;
-            }
+            };
             if let Some(without) = &mut without {
                 let own = text.ids.get(start..).unwrap_or_default();
-                without.read(self, own, end.saturating_sub(start), first, size)?;
+                without.read(self, own, end.saturating_sub(start), first, size, None)?;
                 without.ready = next_ready(end as i64 - start as i64, size, start, first);
             }
             with.ready = next_ready(end as i64, size, start, first);
@@ -195,17 +217,17 @@ impl Reference<'_> {
 
             let mut cursor = end as i64;
             for &(tokens, ratio) in segment {
-                let threshold = threshold(
-                    &with.loss,
-                    without.as_ref().map(|w| &w.loss[..]),
-                    start,
-                    ratio,
-                )?;
+                let exceeds = if flags.is_empty() {
+                    let without = without.as_ref().map(|w| &w.loss[..]);
+                    Exceeds::Threshold(threshold(&with.loss, without, start, ratio)?)
+                } else {
+                    Exceeds::Judged(&flags)
+                };
                 let window_end = cursor - size as i64 + tokens as i64;
                 let dropped = text.compress(
                     &mut with.loss,
                     without.as_mut().map(|w| &mut w.loss),
-                    threshold,
+                    exceeds,
                     window_end,
                     tokens,
                     start,
@@ -255,9 +277,25 @@ fn threshold(with: &[f32], without: Option<&[f32]>, start: usize, ratio: f64) ->
     if values.is_empty() {
         return Ok(f32::NEG_INFINITY);
     }
-    let rank = ((values.len() as f64 * ratio) as i64 - 1).clamp(0, values.len() as i64 - 1);
-    let (_, value, _) = values.select_nth_unstable_by(rank as usize, |a, b| b.total_cmp(a));
+    let rank = rank(values.len(), ratio);
+    let (_, value, _) = values.select_nth_unstable_by(rank, |a, b| b.total_cmp(a));
     Ok(*value)
+}
+
+/// The rank of the threshold among so many values, 0 being the largest.
+fn rank(values: usize, ratio: f64) -> usize {
+    ((values as f64 * ratio) as usize)
+        .saturating_sub(1)
+        .min(values.saturating_sub(1))
+}
+
+/// What a token must have to stay.
+#[derive(Clone, Copy)]
+enum Exceeds<'a> {
+    /// An nll, or a gain, above this.
+    Threshold(f32),
+    /// A flag, as many as there are nll.
+    Judged(&'a [bool]),
 }
 
 /// What the condition takes off each token's nll.
@@ -303,19 +341,20 @@ impl Text {
         &mut self,
         loss: &mut Vec<f32>,
         without: Option<&mut Vec<f32>>,
-        threshold: f32,
+        exceeds: Exceeds<'_>,
         end: i64,
         size: usize,
         start: usize,
     ) -> Result<i64> {
-        let mut need: Vec<bool> = match &without {
-            Some(without) => {
+        let mut need: Vec<bool> = match (exceeds, &without) {
+            (Exceeds::Judged(flags), _) => flags.to_vec(),
+            (Exceeds::Threshold(threshold), Some(without)) => {
                 let head = loss[..start.min(loss.len())].iter().map(|&l| l > 0.0);
                 let gains = gains(loss, without, start)?;
                 head.chain(gains.into_iter().map(|g| g > threshold))
                     .collect()
             }
-            None => loss.iter().map(|&l| l > threshold).collect(),
+            (Exceeds::Threshold(threshold), None) => loss.iter().map(|&l| l > threshold).collect(),
         };
         need.push(loss.first().is_some_and(|&l| l > 0.0));
         let outside = [

@@ -1,0 +1,283 @@
+//! `prefold eval`: what a compressor keeps, measured on questions or on texts given back.
+
+use std::path::{Path, PathBuf};
+
+use anstream::{AutoStream, ColorChoice};
+use clap::{Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use prefold::eval::{Holder, Qa, Question, Regenerate, Report, Task, Text, Way, run as measure};
+use prefold::prefix::Method;
+use prefold::soft::Adapter;
+use prefold::{Engine, Error};
+use serde_json::{Value, json};
+
+use super::eval_table;
+use super::failure::{Failure, Outcome};
+use super::files::{write_stdout, write_whole};
+use super::model;
+
+/// Measures what a compressor keeps, as a table with bootstrap intervals
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    task: Which,
+}
+
+#[derive(Subcommand)]
+enum Which {
+    Qa(Box<QaArgs>),
+    Regen(RegenArgs),
+}
+
+/// What every task takes
+#[derive(clap::Args)]
+struct Common {
+    /// An adapter of the model that reads the prefixes, for a row of 500xCompressor
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// An adapter for a row of ICAE
+    #[arg(long, value_name = "DIR")]
+    icae: Option<PathBuf>,
+    /// Write the report as JSON too; `-` is standard output, in place of the table
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+    /// Keep every answer in this file as it comes, a JSON line each, and go on from what is in it
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Of random dropping and of the intervals' draws
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    model: model::Args,
+}
+
+/// Questions about documents: nll of the gold answer, exact match and F1 (SQuAD's) of the host's own
+///
+/// A row of the data is JSON with `question`, `answers` and `context`, and perhaps `docs`: all
+/// documents, which are then what is shortened.
+#[derive(clap::Args)]
+struct QaArgs {
+    /// The questions, JSON lines
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Questions to ask
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    limit: usize,
+    /// Questions to pass over first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip: usize,
+    /// Only questions that bring `docs`
+    #[arg(long, overrides_with = "with_docs")]
+    with_docs: bool,
+    /// The model that answers [default: the one that scores]
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    host: Option<PathBuf>,
+    /// Shares of the tokens to keep
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "0.5,0.25"
+    )]
+    rates: Vec<f64>,
+    /// Most tokens of an answer; 0 measures the nll alone
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    max_new_tokens: usize,
+    /// Rows of the table [default: full, none, gold, random-tokens, prefold, prefold-sentence,
+    /// prefold-token; those of adapters come behind]
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
+    ways: Vec<WayName>,
+    /// Add the presets llmlingua and longllmlingua in reference mode
+    #[arg(long, overrides_with = "reference")]
+    reference: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WayName {
+    /// All documents
+    Full,
+    /// No document
+    None,
+    /// The documents that the answer is in
+    Gold,
+    /// Words dropped at random
+    RandomWords,
+    /// Tokens of the host dropped at random
+    RandomTokens,
+    /// The reference's default
+    Llmlingua,
+    /// The reference's preset for questions
+    Longllmlingua,
+    /// Our default
+    Prefold,
+    /// Ours, by whole documents
+    PrefoldContext,
+    /// Ours, by sentences
+    PrefoldSentence,
+    /// Ours, by tokens
+    PrefoldToken,
+}
+
+/// Texts given back: ROUGE, BLEU, exact match, and nll of the text
+///
+/// A row of the data is JSON with `text`. The model reads one BOS behind the memory tokens (or behind
+/// the K and V of the whole text, or behind nothing) and goes on greedily.
+#[derive(clap::Args)]
+struct RegenArgs {
+    /// The texts, JSON lines
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Texts to give back
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    limit: usize,
+    /// Tokens of each text, from its beginning
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    text_tokens: usize,
+    /// Begins an answer [default: the model's own]
+    #[arg(long, value_name = "ID")]
+    bos: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Outcome {
+    match args.task {
+        Which::Qa(args) => qa(*args),
+        Which::Regen(args) => regen(args),
+    }
+}
+
+fn qa(args: QaArgs) -> Outcome {
+    if let Some(rate) = args.rates.iter().find(|&&r| !(r > 0.0 && r <= 1.0)) {
+        return Err(bad(
+            "rate",
+            rate,
+            "the share of tokens to keep lies in (0, 1]",
+        ));
+    }
+    let questions = Question::read(&args.data, args.skip, args.limit, args.with_docs)?;
+    let common = &args.common;
+    let scorer = common.model.open()?;
+    let other = args.host.as_deref();
+    let other = other.map(|path| common.model.open_path(path)).transpose()?;
+    let host = other.as_ref().unwrap_or(&scorer);
+    let adapters = common.adapters(&*host.engine)?;
+    let ways = ways(&args, &adapters);
+    let task = Qa::new(
+        &*scorer.engine,
+        &*host.engine,
+        questions,
+        ways,
+        &args.rates,
+        args.max_new_tokens,
+        common.seed,
+    )?;
+    let about = json!({
+        "scorer": scorer.name,
+        "host": host.name,
+        "device": host.engine.info().device,
+        "max_new_tokens": args.max_new_tokens,
+    });
+    common.report(&task, Some("prefold"), about)
+}
+
+fn regen(args: RegenArgs) -> Outcome {
+    if args.text_tokens == 0 {
+        return Err(bad("text_tokens", 0, "expected 1 or more"));
+    }
+    let texts = Text::read(&args.data, args.limit)?;
+    let common = &args.common;
+    let model = common.model.open()?;
+    let adapters = common.adapters(&*model.engine)?;
+    let mut holders = vec![Holder::Full, Holder::None];
+    holders.extend(
+        adapters
+            .iter()
+            .map(|(a, method)| Holder::Prefix(a, *method)),
+    );
+    let task = Regenerate::new(&*model.engine, &texts, args.text_tokens, holders, args.bos)?;
+    let about = json!({
+        "model": model.name,
+        "device": model.engine.info().device,
+        "text_tokens": task.mean_tokens(),
+    });
+    common.report(&task, None, about)
+}
+
+/// The ways that were asked for, in the order of the table.
+fn ways<'a>(args: &QaArgs, adapters: &'a [(Adapter, Method)]) -> Vec<Way<'a>> {
+    use WayName::*;
+    let wanted = |name: &str| match WayName::from_str(name, false) {
+        Ok(Llmlingua | Longllmlingua) if args.reference => true,
+        Ok(way) if args.ways.is_empty() => matches!(
+            way,
+            Full | None | Gold | RandomTokens | Prefold | PrefoldSentence | PrefoldToken
+        ),
+        Ok(way) => args.ways.contains(&way),
+        Err(_) => false,
+    };
+    let mut ways: Vec<Way<'a>> = Way::all();
+    ways.retain(|way| wanted(way.name()));
+    ways.extend(adapters.iter().map(|(a, method)| Way::Prefix(a, *method)));
+    ways
+}
+
+impl Common {
+    /// The adapters that were named, each with the method that it is read by.
+    fn adapters(&self, engine: &dyn Engine) -> Outcome<Vec<(Adapter, Method)>> {
+        let folders = [
+            (&self.adapter, Method::FiveHundredX),
+            (&self.icae, Method::Icae),
+        ];
+        let mut adapters = Vec::new();
+        for (folder, method) in folders {
+            if let Some(folder) = folder {
+                adapters.push((engine.adapter(folder)?, method));
+            }
+        }
+        Ok(adapters)
+    }
+
+    /// Runs the task and writes its table and its JSON, `about` in front.
+    fn report(&self, task: &dyn Task, base: Option<&str>, about: Value) -> Outcome {
+        let bar = ProgressBar::new((2 * task.items() * task.cases().len()) as u64);
+        let style = "{bar:30} {percent}%, {elapsed} gone, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(std::time::Duration::from_millis(500));
+        let report = measure(task, self.seed, base, self.log.as_deref(), &mut || {
+            bar.inc(1)
+        });
+        bar.finish_and_clear();
+        let report = report?;
+        let json = merged(about.clone(), &report)?;
+        match &self.json {
+            Some(path) if path == Path::new("-") => return write_stdout(&json),
+            Some(path) => write_whole(path, &json)?,
+            None => {}
+        }
+        let colour = AutoStream::choice(&std::io::stdout()) != ColorChoice::Never;
+        write_stdout(&eval_table::render(&report, &about, colour))
+    }
+}
+
+/// A report as one JSON object, `about` in front.
+fn merged(mut about: Value, report: &Report) -> Outcome<String> {
+    let failed = |error: serde_json::Error| bad("--json", "report", &error.to_string());
+    let report = serde_json::to_value(report).map_err(failed)?;
+    if let (Value::Object(all), Value::Object(report)) = (&mut about, report) {
+        all.extend(report);
+    }
+    Ok(serde_json::to_string_pretty(&about).map_err(failed)? + "\n")
+}
+
+fn bad(what: &str, value: impl std::fmt::Display, reason: &str) -> Failure {
+    Failure::Failed(Error::Input {
+        what: format!("{what} {value}"),
+        reason: reason.into(),
+    })
+}

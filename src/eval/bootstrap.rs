@@ -1,0 +1,56 @@
+//! Intervals by resampling.
+
+use serde::Serialize;
+
+/// A mean with its 95% interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Interval {
+    /// Of the values themselves.
+    pub mean: f64,
+    /// The 2.5th percentile of the resampled means.
+    pub low: f64,
+    /// The 97.5th.
+    pub high: f64,
+}
+
+/// Resampled means that an interval is read from.
+pub const DRAWS: usize = 2000;
+
+/// The mean of `values` and its percentile interval over [`DRAWS`] bootstrap samples; `None` for no
+/// values. The same seed draws the same places, so that rows over the same questions are resampled
+/// together.
+pub fn interval(values: &[f64], seed: u64) -> Option<Interval> {
+    if values.is_empty() {
+        return None;
+    }
+    let n = values.len();
+    let mut random = Random(seed);
+    let mut means: Vec<f64> = (0..DRAWS)
+        .map(|_| {
+            let sum: f64 = (0..n)
+                .map(|_| values[((random.unit() * n as f64) as usize).min(n - 1)])
+                .sum();
+            sum / n as f64
+        })
+        .collect();
+    means.sort_by(f64::total_cmp);
+    Some(Interval {
+        mean: values.iter().sum::<f64>() / n as f64,
+        low: means[DRAWS / 40],
+        high: means[DRAWS - 1 - DRAWS / 40],
+    })
+}
+
+/// The generator SplitMix64: small, seeded, the same everywhere.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// From 0 up to, not including, 1.
+    pub fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}

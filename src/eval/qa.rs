@@ -1,0 +1,336 @@
+//! Questions about documents, which the host reads in several ways.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::bootstrap::Random;
+use super::data::Question;
+use super::metrics::{best, exact_match, f1};
+use super::run::{Answer, Pair, Task};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::hard::{Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder};
+use crate::prefix::{KvPrefix, Method, hex};
+use crate::soft::{Adapter, Ask, EncodeOptions, Sampling, Source};
+
+/// A way to bring documents to the host.
+#[derive(Debug, Clone)]
+pub enum Way<'a> {
+    /// All of them, whole.
+    Full,
+    /// None of them.
+    None,
+    /// Those that the answer is in, whole.
+    Gold,
+    /// Every word is kept with a chance of the rate.
+    RandomWords,
+    /// Every token of the host's is kept with a chance of the rate.
+    RandomTokens,
+    /// What hard compression leaves of them; the rate is the case's.
+    Fold(&'static str, Box<Options>),
+    /// A KV prefix by an adapter of the host's.
+    Prefix(&'a Adapter, Method),
+}
+
+impl<'a> Way<'a> {
+    /// What there is without an adapter: the three fixed ways, random ones, our default, our other
+    /// granularities, and the two presets of the reference.
+    pub fn all() -> Vec<Way<'a>> {
+        let ours = |name, granularity| {
+            let options = Options {
+                granularity,
+                ..Options::default()
+            };
+            Way::Fold(name, Box::new(options))
+        };
+        let reference = Options {
+            budget: Budget::Reference,
+            ..Options::default()
+        };
+        // The preset of LongLLMLingua's own documentation.
+        let long = Options {
+            rank_method: Some(RankMethod::Longllmlingua),
+            condition_in_question: Condition::AfterCondition,
+            reorder_context: Some(Reorder::Sort),
+            dynamic_context_compression_ratio: 0.3,
+            condition_compare: true,
+            context_budget: "+100".into(),
+            ..reference.clone()
+        };
+        vec![
+            Way::Full,
+            Way::None,
+            Way::Gold,
+            Way::RandomWords,
+            Way::RandomTokens,
+            Way::Fold("llmlingua", Box::new(reference)),
+            Way::Fold("longllmlingua", Box::new(long)),
+            ours("prefold", Granularity::default()),
+            ours("prefold-context", Granularity::Context),
+            ours("prefold-sentence", Granularity::Sentence),
+            ours("prefold-token", Granularity::Token),
+        ]
+    }
+
+    /// Its name in tables and reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Way::Full => "full",
+            Way::None => "none",
+            Way::Gold => "gold",
+            Way::RandomWords => "random-words",
+            Way::RandomTokens => "random-tokens",
+            Way::Fold(name, _) => name,
+            Way::Prefix(_, method) => method.name(),
+        }
+    }
+
+    /// Whether a rate means something to it.
+    pub fn has_rate(&self) -> bool {
+        matches!(self, Way::RandomWords | Way::RandomTokens | Way::Fold(..))
+    }
+}
+
+/// The task: every question in every way.
+///
+/// The host reads `CONTEXT`, a blank line, `Question: …` and `Answer:`; behind a prefix the last two.
+/// Its answer ends with the line, with its end-of-text token, or after `max_new_tokens`.
+pub struct Qa<'a> {
+    scorer: &'a dyn Engine,
+    host: &'a dyn Engine,
+    questions: Vec<Question>,
+    cases: Vec<(Way<'a>, Option<f64>)>,
+    max_new_tokens: usize,
+    seed: u64,
+}
+
+impl<'a> Qa<'a> {
+    /// Each of `ways` at each of `rates`, where it has one. `scorer` chooses what is kept, `host`
+    /// answers. At `max_new_tokens` 0 there are no answers, and only the nll is measured.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a rate outside (0, 1], or where there is no question, no way or, for ways
+    /// that have one, no rate.
+    pub fn new(
+        scorer: &'a dyn Engine,
+        host: &'a dyn Engine,
+        questions: Vec<Question>,
+        ways: Vec<Way<'a>>,
+        rates: &[f64],
+        max_new_tokens: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        if let Some(rate) = rates.iter().find(|&&rate| !(rate > 0.0 && rate <= 1.0)) {
+            let reason = "the share of tokens to keep lies in (0, 1]";
+            return Err(Error::input(format!("rate {rate}"), reason));
+        }
+        let mut cases = Vec::new();
+        for way in ways {
+            match way.has_rate() {
+                true => cases.extend(rates.iter().map(|&rate| (way.clone(), Some(rate)))),
+                false => cases.push((way, None)),
+            }
+        }
+        if questions.is_empty() || cases.is_empty() {
+            return Err(Error::input("evaluation", "there is nothing to ask"));
+        }
+        Ok(Qa {
+            scorer,
+            host,
+            questions,
+            cases,
+            max_new_tokens,
+            seed,
+        })
+    }
+
+    fn hash(&self, value: &impl Serialize) -> [u8; 32] {
+        let text = serde_json::to_vec(value).unwrap_or_default();
+        Sha256::digest(text).into()
+    }
+
+    /// What the host is to read in place of the documents.
+    fn shorten(&self, way: &Way<'_>, rate: f64, question: &Question) -> Result<Read> {
+        let docs = question.documents();
+        let whole = |docs: Vec<String>| docs.join("\n\n");
+        let random = || {
+            let hash = self.hash(question);
+            Random(self.seed ^ hash.iter().take(8).fold(0, |n, &b| n << 8 | u64::from(b)))
+        };
+        Ok(Read::Text(match way {
+            Way::Full => whole(docs),
+            Way::None => String::new(),
+            Way::Gold => question.context.clone(),
+            Way::RandomWords => {
+                let mut random = random();
+                let text = whole(docs);
+                let kept = text.split_inclusive(' ').filter(|_| random.unit() < rate);
+                kept.collect()
+            }
+            Way::RandomTokens => {
+                let mut random = random();
+                let tokenizer = self.host.tokenizer()?;
+                let mut ids = tokenizer.encode(&whole(docs), false, false)?.ids;
+                ids.retain(|_| random.unit() < rate);
+                tokenizer.decode(&ids)
+            }
+            Way::Fold(_, options) => {
+                let prompt = Prompt {
+                    context: docs,
+                    question: question.question.clone(),
+                    ..Prompt::default()
+                };
+                let options = Options {
+                    rate,
+                    ..(**options).clone()
+                };
+                let text = self.scorer.compress(&prompt, &options)?.compressed_prompt;
+                // The host's own form of the question follows.
+                let context = text.strip_suffix(&question.question).unwrap_or(&text);
+                context.trim_end().to_string()
+            }
+            Way::Prefix(adapter, method) => {
+                let text = whole(docs);
+                let ids = self.host.tokenizer()?.encode(&text, false, false)?.ids;
+                let options = EncodeOptions {
+                    method: Some(*method),
+                    piece_tokens: None,
+                };
+                let source = Source::text(&text, ids);
+                let prefix = self.host.encode(adapter, &source, &options)?;
+                return Ok(Read::Prefix(Box::new(prefix)));
+            }
+        }))
+    }
+}
+
+/// What a host reads in place of documents.
+enum Read {
+    Text(String),
+    Prefix(Box<KvPrefix>),
+}
+
+impl Task for Qa<'_> {
+    fn name(&self) -> &'static str {
+        "qa"
+    }
+
+    fn metrics(&self) -> &'static [&'static str] {
+        match self.max_new_tokens {
+            0 => &["nll"],
+            _ => &["nll", "em", "f1"],
+        }
+    }
+
+    fn items(&self) -> usize {
+        self.questions.len()
+    }
+
+    fn cases(&self) -> Vec<(String, Option<f64>)> {
+        let name = |(way, rate): &(Way<'_>, _)| (way.name().to_string(), *rate);
+        self.cases.iter().map(name).collect()
+    }
+
+    fn batch(&self) -> usize {
+        1
+    }
+
+    fn key(&self, pair: Pair) -> String {
+        let (way, rate) = &self.cases[pair.case];
+        let (options, adapter) = match way {
+            Way::Fold(_, options) => (Some(options), None),
+            Way::Prefix(adapter, _) => (None, Some(adapter.id())),
+            _ => (None, None),
+        };
+        let scorer = options.map(|_| &self.scorer.info().fingerprint);
+        let seed = matches!(way, Way::RandomWords | Way::RandomTokens).then_some(self.seed);
+        hex(&self.hash(&json!([
+            env!("CARGO_PKG_VERSION"),
+            way.name(),
+            rate,
+            options,
+            adapter,
+            scorer,
+            self.host.info().fingerprint,
+            self.max_new_tokens,
+            seed,
+            self.questions[pair.item],
+        ]))[..16])
+    }
+
+    fn ask(&self, pairs: &[Pair], tick: &mut dyn FnMut()) -> Result<Vec<Answer>> {
+        let tokenizer = self.host.tokenizer()?;
+        let mut read = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let (way, rate) = &self.cases[pair.case];
+            let question = &self.questions[pair.item];
+            let context = self.shorten(way, rate.unwrap_or(1.0), question)?;
+            let asked = format!("Question: {}\nAnswer:", question.question);
+            let (prompt, host_tokens) = match &context {
+                Read::Text(text) => {
+                    let gap = if text.is_empty() { "" } else { "\n\n" };
+                    let prompt = format!("{text}{gap}{asked}");
+                    let tokens = tokenizer.encode(text, false, false)?.ids.len();
+                    (tokenizer.encode(&prompt, true, false)?.ids, tokens)
+                }
+                Read::Prefix(prefix) => {
+                    let prompt = tokenizer.encode(&asked, false, false)?.ids;
+                    (prompt, prefix.shape().tokens)
+                }
+            };
+            let gold = question.answers.first().map_or("", String::as_str);
+            let gold = tokenizer.encode(&format!(" {gold}"), false, false)?.ids;
+            read.push((context, prompt, gold, host_tokens));
+            tick();
+        }
+        let asks: Vec<Ask<'_>> = read
+            .iter()
+            .map(|(context, prompt, gold, _)| Ask {
+                prefix: match context {
+                    Read::Prefix(prefix) => Some(prefix),
+                    Read::Text(_) => None,
+                },
+                prompt,
+                gold,
+            })
+            .collect();
+        let sampling = Sampling {
+            max_new_tokens: self.max_new_tokens,
+            ..Sampling::default()
+        };
+        // Up to the end of the first line that has something in it.
+        let mut said = vec![Vec::new(); asks.len()];
+        let mut until_line_end = |ask: usize, id| {
+            said[ask].extend(tokenizer.token_bytes(id));
+            match said[ask].trim_ascii_start().contains(&b'\n') {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let replies = self.host.answer(&asks, &sampling, &mut until_line_end)?;
+        let mut answers = Vec::with_capacity(pairs.len());
+        for ((pair, (.., host_tokens)), reply) in pairs.iter().zip(&read).zip(replies) {
+            let question = &self.questions[pair.item];
+            let said = tokenizer.decode(&reply.generated.ids);
+            let said = said.trim_start().lines().next().unwrap_or("").trim_end();
+            let nll = reply.nll.iter().map(|&x| f64::from(x)).sum::<f64>();
+            let mut scores = BTreeMap::from([("nll".into(), nll / reply.nll.len().max(1) as f64)]);
+            if self.max_new_tokens > 0 {
+                scores.insert("em".into(), best(said, &question.answers, exact_match));
+                scores.insert("f1".into(), best(said, &question.answers, f1));
+            }
+            answers.push(Answer {
+                id: question.id.clone(),
+                host_tokens: *host_tokens,
+                said: said.into(),
+                scores,
+            });
+            tick();
+        }
+        Ok(answers)
+    }
+}

@@ -1,0 +1,203 @@
+//! Texts given back from what was made of them.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::data::Text;
+use super::metrics::{bleu, exact_match, rouge};
+use super::run::{Answer, Pair, Task};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::prefix::{KvPrefix, Method, hex};
+use crate::soft::{Adapter, Ask, EncodeOptions, PrefillOptions, Sampling, Source};
+
+/// What holds a text that is to be given back.
+#[derive(Debug, Clone)]
+pub enum Holder<'a> {
+    /// The K and V of all of its tokens.
+    Full,
+    /// Nothing: what the model says to a BOS alone.
+    None,
+    /// Memory tokens by an adapter.
+    Prefix(&'a Adapter, Method),
+}
+
+impl Holder<'_> {
+    /// Its name in tables and reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Holder::Full => "full",
+            Holder::None => "none",
+            Holder::Prefix(_, method) => method.name(),
+        }
+    }
+}
+
+/// Tokens that an answer may have beyond those of its text.
+const MORE: usize = 16;
+/// Texts that are given back together.
+const TOGETHER: usize = 8;
+
+/// The task: every text from every origin, greedily behind one BOS.
+///
+/// An answer ends with the model's end-of-text token or 16 tokens behind the length of its text.
+pub struct Regenerate<'a> {
+    model: &'a dyn Engine,
+    texts: Vec<(String, Vec<u32>)>,
+    from: Vec<Holder<'a>>,
+    bos: u32,
+}
+
+impl<'a> Regenerate<'a> {
+    /// The first `text_tokens` of each text. `bos` begins an answer; the model's own unless given.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is no text, nothing to give it back from, no token of a text, or
+    /// no BOS; those of the tokenizer.
+    pub fn new(
+        model: &'a dyn Engine,
+        texts: &[Text],
+        text_tokens: usize,
+        from: Vec<Holder<'a>>,
+        bos: Option<u32>,
+    ) -> Result<Self> {
+        if texts.is_empty() || from.is_empty() || text_tokens == 0 {
+            return Err(Error::input("evaluation", "there is nothing to give back"));
+        }
+        let Some(bos) = bos.or(model.info().bos) else {
+            let reason = "the model names none to ask for a text with; give one";
+            return Err(Error::input("BOS", reason));
+        };
+        let tokenizer = model.tokenizer()?;
+        let texts = texts.iter().map(|text| {
+            let mut ids = tokenizer.encode(&text.text, false, false)?.ids;
+            ids.truncate(text_tokens);
+            Ok((text.id.clone(), ids))
+        });
+        Ok(Regenerate {
+            model,
+            texts: texts.collect::<Result<_>>()?,
+            from,
+            bos,
+        })
+    }
+
+    /// Mean length of the texts, in tokens.
+    pub fn mean_tokens(&self) -> f64 {
+        let sum: usize = self.texts.iter().map(|(_, ids)| ids.len()).sum();
+        sum as f64 / self.texts.len() as f64
+    }
+
+    fn prefix(&self, from: &Holder<'_>, ids: &[u32]) -> Result<Option<KvPrefix>> {
+        let source = Source::ids(ids.to_vec());
+        Ok(match from {
+            Holder::None => None,
+            Holder::Full => Some(self.model.prefill(&source, &PrefillOptions::default())?),
+            Holder::Prefix(adapter, method) => {
+                let options = EncodeOptions {
+                    method: Some(*method),
+                    piece_tokens: None,
+                };
+                Some(self.model.encode(adapter, &source, &options)?)
+            }
+        })
+    }
+}
+
+impl Task for Regenerate<'_> {
+    fn name(&self) -> &'static str {
+        "regen"
+    }
+
+    fn metrics(&self) -> &'static [&'static str] {
+        &["nll", "rouge1", "rouge2", "rouge_l", "bleu", "em"]
+    }
+
+    fn items(&self) -> usize {
+        self.texts.len()
+    }
+
+    fn cases(&self) -> Vec<(String, Option<f64>)> {
+        let name = |from: &Holder<'_>| (from.name().to_string(), None);
+        self.from.iter().map(name).collect()
+    }
+
+    fn batch(&self) -> usize {
+        TOGETHER
+    }
+
+    fn key(&self, pair: Pair) -> String {
+        let from = &self.from[pair.case];
+        let adapter = match from {
+            Holder::Prefix(adapter, _) => Some(adapter.id()),
+            _ => None,
+        };
+        let all = json!([
+            env!("CARGO_PKG_VERSION"),
+            "regen",
+            from.name(),
+            adapter,
+            self.model.info().fingerprint,
+            self.bos,
+            self.texts[pair.item].1,
+        ]);
+        hex(&Sha256::digest(all.to_string())[..16])
+    }
+
+    fn ask(&self, pairs: &[Pair], tick: &mut dyn FnMut()) -> Result<Vec<Answer>> {
+        let tokenizer = self.model.tokenizer()?;
+        let mut prefixes = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            prefixes.push(self.prefix(&self.from[pair.case], &self.texts[pair.item].1)?);
+            tick();
+        }
+        let asks: Vec<Ask<'_>> = pairs
+            .iter()
+            .zip(&prefixes)
+            .map(|(pair, prefix)| Ask {
+                prefix: prefix.as_ref(),
+                prompt: std::slice::from_ref(&self.bos),
+                gold: &self.texts[pair.item].1,
+            })
+            .collect();
+        let longest = asks.iter().map(|ask| ask.gold.len()).max().unwrap_or(0);
+        let sampling = Sampling {
+            max_new_tokens: longest + MORE,
+            ..Sampling::default()
+        };
+        let mut left: Vec<usize> = asks.iter().map(|ask| ask.gold.len() + MORE).collect();
+        let replies = self.model.answer(&asks, &sampling, &mut |ask, _| {
+            left[ask] -= 1;
+            match left[ask] {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })?;
+        let mut answers = Vec::with_capacity(pairs.len());
+        for (((pair, ask), reply), prefix) in pairs.iter().zip(&asks).zip(replies).zip(&prefixes) {
+            let said = tokenizer.decode(&reply.generated.ids);
+            let gold = tokenizer.decode(ask.gold);
+            let nll = reply.nll.iter().map(|&x| f64::from(x)).sum::<f64>();
+            let rouge = rouge(&said, &gold);
+            let scores = [
+                ("nll", nll / reply.nll.len().max(1) as f64),
+                ("rouge1", rouge.rouge1),
+                ("rouge2", rouge.rouge2),
+                ("rouge_l", rouge.rouge_l),
+                ("bleu", bleu(&said, &gold)),
+                ("em", exact_match(&said, &gold)),
+            ];
+            answers.push(Answer {
+                id: self.texts[pair.item].0.clone(),
+                host_tokens: prefix.as_ref().map_or(0, |prefix| prefix.shape().tokens),
+                said,
+                scores: BTreeMap::from(scores.map(|(name, value)| (name.to_string(), value))),
+            });
+            tick();
+        }
+        Ok(answers)
+    }
+}

@@ -1,0 +1,154 @@
+//! A quick look at whether a device computes what it should, before anybody relies on it unasked.
+
+use super::{Gpu, Launcher, Precision};
+use crate::error::{Error, Result};
+use crate::ops::{
+    Attention, AttentionOp, Cpu, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick, Rotate,
+    Select, Selection, TopKOp,
+};
+
+const ROWS: usize = 70;
+const WIDTH: usize = 96;
+const VOCAB: usize = 300;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 16;
+
+impl<L: Launcher> Gpu<L> {
+    /// Runs the ops of a forward pass and of a selection on small shapes, ragged and long enough that
+    /// every pipeline goes round, beside the CPU: some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] that names the first op which differs by more than the precision explains, and
+    /// whatever the device reports.
+    pub fn self_check(&self) -> Result<()> {
+        let mine = forward(self)?;
+        let cpu = forward(&Cpu::new())?;
+        for ((op, got), (_, want)) in mine.iter().zip(&cpu) {
+            // Operands are up to 1, sums of squares of rows about 32: in bf16 each product is off by up
+            // to 2^-8 of itself, and few of 96 are so the same way.
+            let bound = match (self.precision, *op) {
+                (_, "topk") => 0.0,
+                (Precision::F32, _) => 1e-4,
+                (Precision::Bf16, _) => 0.1,
+            };
+            let off = got.iter().zip(want).map(|(a, b)| (a - b).abs());
+            // NaN is more than any bound.
+            let wrong = off.clone().any(|off| off.is_nan() || off > bound);
+            if wrong || got.len() != want.len() {
+                let worst = off.fold(0.0, f32::max);
+                return Err(Error::Device {
+                    device: self.describe(),
+                    reason: format!("its {op} differs from the CPU's by {worst:e}"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Numbers from −1 to 1, the same everywhere.
+fn floats(count: usize, seed: u32) -> Vec<f32> {
+    let number = |i: u32| {
+        let mixed = (i ^ seed << 20).wrapping_mul(0x9e37_79b1);
+        let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca77);
+        (mixed >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count as u32).map(number).collect()
+}
+
+/// Every op with its result, each from inputs of its own.
+fn forward<B: NllOp + LayerOp + AttentionOp + TopKOp>(
+    b: &B,
+) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let mut results = Vec::new();
+    let input = |count, seed| b.upload(&floats(count, seed));
+    let blank = |count| b.upload(&vec![f32::NAN; count]);
+
+    let x = input(ROWS * WIDTH, 1)?;
+    let head = b.matrix(VOCAB, WIDTH, &floats(VOCAB * WIDTH, 2))?;
+    let bias = input(VOCAB, 3)?;
+    let mut y = input(ROWS * VOCAB, 4)?;
+    let shape = Linear {
+        rows: ROWS,
+        inputs: WIDTH,
+        outputs: VOCAB,
+        add: true,
+    };
+    b.linear(shape, &x, &head, Some(&bias), &mut y)?;
+    results.push(("linear", b.download(&y, 0..ROWS * VOCAB)?));
+
+    let picks: Vec<Pick> = (0..ROWS as u32)
+        .map(|row| Pick {
+            row,
+            target: row * 37 % VOCAB as u32,
+        })
+        .collect();
+    let mut nll = blank(ROWS)?;
+    b.nll(WIDTH, &x, &head, &picks, &mut nll)?;
+    results.push(("nll", b.download(&nll, 0..ROWS)?));
+
+    let mut h = blank(ROWS * WIDTH)?;
+    let ids: Vec<u32> = picks.iter().map(|pick| pick.target).collect();
+    b.embed(&ids, &head, false, &mut h)?;
+    results.push(("embed", b.download(&h, 0..ROWS * WIDTH)?));
+    let weight = input(WIDTH, 5)?;
+    let shape = Norm {
+        rows: ROWS,
+        width: WIDTH,
+        eps: 1e-5,
+        kind: NormKind::Rms,
+    };
+    b.norm(shape, &x, &weight, None, &mut h)?;
+    results.push(("norm", b.download(&h, 0..ROWS * WIDTH)?));
+
+    let (all, kv) = ((HEADS + 2 * KV_HEADS) * HEAD_DIM, KV_HEADS * HEAD_DIM);
+    let prefix = 40;
+    let mut qkv = input(ROWS * all, 6)?;
+    let angles = input(ROWS * HEAD_DIM, 7)?;
+    let mut k = input((prefix + ROWS) * kv, 8)?;
+    let mut v = input((prefix + ROWS) * kv, 9)?;
+    let shape = Rotate {
+        rows: ROWS,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        at: prefix,
+        eps: 1e-5,
+    };
+    b.rotate(shape, &mut qkv, None, Some(&angles), &mut k, &mut v)?;
+    results.push(("rotate", b.download(&k, 0..(prefix + ROWS) * kv)?));
+    let mut out = blank(ROWS * HEADS * HEAD_DIM)?;
+    let shape = Attention {
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        prefix,
+        prefixes: &[],
+        at: prefix,
+        lengths: &[ROWS - 9, 9],
+        window: None,
+    };
+    b.attention(&shape, &qkv, &k, &v, &mut out)?;
+    results.push(("attention", b.download(&out, 0..ROWS * HEADS * HEAD_DIM)?));
+
+    let mut inner = blank(ROWS * WIDTH / 2)?;
+    b.swiglu(ROWS, WIDTH / 2, &x, &mut inner)?;
+    results.push(("swiglu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
+    b.gelu(ROWS * WIDTH / 2, &x, &mut inner)?;
+    results.push(("gelu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
+
+    let scores = input(ROWS * WIDTH, 10)?;
+    let ids = b.zeros(ROWS * WIDTH)?;
+    let mut chosen = Selection::new(b, ROWS * WIDTH, 1)?;
+    let whole = Select {
+        first: 0,
+        len: (ROWS * WIDTH) as u32,
+        keep: Keep::Count((ROWS * WIDTH) as u32 / 3),
+    };
+    b.topk(&[whole], &scores, &ids, &mut chosen)?;
+    let mask = b.download(&chosen.mask, 0..ROWS * WIDTH)?;
+    results.push(("topk", mask.into_iter().map(|kept| kept as f32).collect()));
+    Ok(results)
+}

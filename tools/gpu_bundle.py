@@ -1,0 +1,95 @@
+"""Makes one folder that checks and measures the kernels on a GPU machine without Rust and without a network.
+
+    python3 tools/gpu_bundle.py [folder]          (default target/gpu-bundle)
+
+In it: test and bench binaries with their kernels, stripped; golden values; run.sh. Needed here: cargo, nvcc
+(`make cuda-toolkit`), g++, strip, and ../shared for the golden values. At most 60 MiB, or this fails. With
+--model PATH the model is cut into parts of at most 60 MiB beside the folder, to be carried one by one.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIMIT = 60 << 20
+BINARIES = ["kernels", "kernels_bwd", "kernel_models", "planted", "device_parity"]
+
+
+def built():
+    """Paths of the binaries, by their names here."""
+    command = ["cargo", "build", "--release", "--message-format=json", "--bin", "prefold", "--bench", "kernels"]
+    for name in BINARIES:
+        command += ["--test", name]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit("the build failed")
+    found = {}
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message.get("executable"):
+            kind, name = message["target"]["kind"][0], message["target"]["name"]
+            found["bench_kernels" if kind == "bench" else name] = pathlib.Path(message["executable"])
+    return found
+
+
+def library(unit, to):
+    subprocess.run(
+        ["g++", "-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-x", "c++", ROOT / "kernels/host" / unit,
+         ROOT / "kernels/host/runtime.cpp", "-o", to], check=True)
+
+
+def parts(model, folder):
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("model.part-*"):
+        old.unlink()
+    with model.open("rb") as source:
+        for i in range(1000):
+            piece = source.read(LIMIT)
+            if not piece:
+                return i
+            (folder / f"model.part-{i:02}").write_bytes(piece)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "target/gpu-bundle")
+    parser.add_argument("--model", type=pathlib.Path)
+    args = parser.parse_args()
+    making = args.folder.with_name(args.folder.name + ".tmp")
+    shutil.rmtree(making, ignore_errors=True)
+    (making / "bin").mkdir(parents=True)
+    for name, path in sorted(built().items()):
+        subprocess.run(["strip", "-o", making / "bin" / name, path], check=True)
+    for unit in ("library.cu", "planted.cu"):
+        library(unit, making / f"{unit.replace('.', '-')}.so")
+    golden = ROOT.parent / "shared/golden"
+    if golden.is_dir():
+        (making / "shared/golden").mkdir(parents=True)
+        shutil.copytree(golden / "models", making / "shared/golden/models")
+        shutil.copy(golden / "llmlingua.jsonl", making / "shared/golden")
+    else:
+        print("no ../shared: the bundle has no golden values", file=sys.stderr)
+    shutil.copy(ROOT / "tools/gpu_run.sh", making / "run.sh")
+    shutil.copy(ROOT / "benches/baseline.py", making)
+    version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    (making / "VERSION").write_text(version.stdout)
+    if args.model:
+        (making / "MODEL.sha256").write_text(hashlib.sha256(args.model.read_bytes()).hexdigest() + "\n")
+        beside = args.folder.with_name(args.folder.name + "-model")
+        print(f"{parts(args.model, beside)} parts of the model in {beside}")
+    size = sum(path.stat().st_size for path in making.rglob("*") if path.is_file())
+    print("\n".join(f"{path.stat().st_size:>10} {path.relative_to(making)}" for path in sorted(making.rglob("*"))
+                    if path.is_file() and path.stat().st_size > 1 << 20))
+    if size > LIMIT:
+        sys.exit(f"{size / 2**20:.1f} MiB are more than {LIMIT >> 20}")
+    shutil.rmtree(args.folder, ignore_errors=True)
+    making.rename(args.folder)
+    print(f"{args.folder}: {size / 2**20:.1f} MiB; carry it to the machine and start run.sh there")
+
+
+main()
