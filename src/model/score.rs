@@ -26,17 +26,31 @@ impl<B: Backend> Scorer for Model<B> {
     }
 
     fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
-        for (ids, _) in sequences {
-            self.check_positions(0, ids.len())?;
-        }
-        let mut kv = Kv::transient(self.backend(), self.config())?;
-        self.score_packed(sequences, &mut kv)
+        self.score_alone(sequences, false)
+    }
+
+    fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        self.score_alone(sequences, true)
     }
 }
 
 impl<B: Backend> Model<B> {
+    fn score_alone(&self, sequences: &[(&[u32], usize)], estimate: bool) -> Result<Vec<Vec<f32>>> {
+        for (ids, _) in sequences {
+            self.check_positions(0, ids.len())?;
+        }
+        let mut kv = Kv::transient(self.backend(), self.config())?;
+        self.score_packed(sequences, &mut kv, estimate)
+    }
+
     /// Scores each sequence behind what `kv` holds, several to a pass, and leaves `kv` as it was.
-    fn score_packed(&self, sequences: &[(&[u32], usize)], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
+    /// With `estimate` a sequence that fits a pass is estimated.
+    fn score_packed(
+        &self,
+        sequences: &[(&[u32], usize)],
+        kv: &mut Kv<B>,
+        estimate: bool,
+    ) -> Result<Vec<Vec<f32>>> {
         let mut scores: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
         let mut rest = sequences;
         while let Some((first, from)) = rest.first() {
@@ -82,7 +96,11 @@ impl<B: Backend> Model<B> {
                 }
                 row += ids.len() as u32;
             }
-            let nll = self.forward(&batch, kv)?.nll(&picks)?;
+            let mut hidden = match estimate {
+                true => self.estimate(&batch, kv)?,
+                false => self.forward(&batch, kv)?,
+            };
+            let nll = hidden.nll(&picks)?;
             let mut nll = nll.into_iter();
             for (ids, from) in now {
                 let count = ids.len().saturating_sub((*from).max(1));
@@ -139,7 +157,7 @@ impl<B: Backend> Session for KvSession<'_, B> {
             self.model.check_positions(self.kv.len(), ids.len())?;
         }
         let tails: Vec<(&[u32], usize)> = continuations.iter().map(|ids| (*ids, 1)).collect();
-        self.model.score_packed(&tails, &mut self.kv)
+        self.model.score_packed(&tails, &mut self.kv, false)
     }
 
     fn truncate(&mut self, len: usize) -> Result<()> {

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::cpu::Cpu;
 use super::expect_len;
 use super::gemm::{GemmOp, Panels, Rows, Split, multiply, panel, tiled};
+use super::gemm_int::Operands;
 use super::simd::{self, simd_fn};
 use crate::error::{Error, Result};
 
@@ -37,6 +38,18 @@ pub trait NllOp: GemmOp {
         picks: &[Pick],
         out: &mut Self::Buf<f32>,
     ) -> Result<()>;
+
+    /// [`NllOp::nll`] from logits such as [`GemmOp::estimate`] gives.
+    fn estimate_nll(
+        &self,
+        width: usize,
+        x: &Self::Buf<f32>,
+        head: &Self::Matrix,
+        picks: &[Pick],
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()> {
+        self.nll(width, x, head, picks, out)
+    }
 }
 
 /// What a task finds out about one row from its share of the vocabulary.
@@ -58,6 +71,31 @@ impl NllOp for Cpu {
         picks: &[Pick],
         out: &mut Vec<f32>,
     ) -> Result<()> {
+        self.nlls(width, x, head, picks, false, out)
+    }
+
+    fn estimate_nll(
+        &self,
+        width: usize,
+        x: &Vec<f32>,
+        head: &Panels,
+        picks: &[Pick],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.nlls(width, x, head, picks, true, out)
+    }
+}
+
+impl Cpu {
+    fn nlls(
+        &self,
+        width: usize,
+        x: &[f32],
+        head: &Panels,
+        picks: &[Pick],
+        estimate: bool,
+        out: &mut [f32],
+    ) -> Result<()> {
         if head.inputs != width || head.width != self.tile.columns {
             return Err(Error::Shape {
                 op: "nll",
@@ -78,6 +116,13 @@ impl NllOp for Cpu {
         if picks.is_empty() {
             return Ok(());
         }
+        let rows = picks.iter().map(|pick| pick.row as usize + 1).max();
+        let x = &x[..rows.unwrap_or(0) * width];
+        let mut scratch = self.scratch(0);
+        let codes = match estimate {
+            true => self.operands(x, head, &mut scratch.data),
+            false => None,
+        };
         let split = Split::new(self, picks.len(), width, head.count());
         let groups = head.count().div_ceil(split.group_panels);
         let blocks = picks.len().div_ceil(split.block_rows);
@@ -89,6 +134,7 @@ impl NllOp for Cpu {
                 tasks.push(NllTask {
                     x,
                     head,
+                    codes,
                     picks,
                     first: group * split.group_panels,
                     last: head.count().min((group + 1) * split.group_panels),
@@ -118,6 +164,8 @@ impl NllOp for Cpu {
 struct NllTask<'a> {
     x: &'a [f32],
     head: &'a Panels,
+    /// Both in fewer bits, for an estimate.
+    codes: Option<Operands<'a>>,
     picks: &'a [Pick],
     /// Panels `first..last`.
     first: usize,
@@ -141,6 +189,7 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
     let NllTask {
         x,
         head,
+        codes,
         picks,
         first,
         last,
@@ -157,13 +206,21 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
         let panel = panel::<S, N>(head, p);
         let mut top = 0;
         while top < picks.len() {
-            let mut rows = [&x[..0]; M];
+            let mut numbers = [0; M];
             for i in 0..M {
-                let pick = picks[(top + i).min(picks.len() - 1)];
-                rows[i] = &x[pick.row as usize * head.inputs..];
+                numbers[i] = picks[(top + i).min(picks.len() - 1)].row as usize;
             }
             let mut logits = [[s.splat_f32s(0.0); N]; M];
-            multiply(s, Rows::of(rows), panel, &mut logits);
+            match codes {
+                Some(codes) => codes.tile_of::<S, N, M>(p, numbers, &mut logits),
+                None => {
+                    let mut rows = [&x[..0]; M];
+                    for i in 0..M {
+                        rows[i] = &x[numbers[i] * head.inputs..];
+                    }
+                    multiply(s, Rows::of(rows), panel, &mut logits);
+                }
+            }
             for i in 0..M {
                 if top + i >= picks.len() {
                     break;
