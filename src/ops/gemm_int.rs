@@ -87,7 +87,7 @@ impl Cpu {
             .for_each(|(codes, x)| vnni.encode(x, codes));
         Some(Operands {
             vnni,
-            weights: w.codes.0.get_or_init(|| encode_panels(w)),
+            weights: w.codes.0.get_or_init(|| encode_panels(vnni, w)),
             x: codes,
             blocks,
         })
@@ -111,57 +111,45 @@ impl Cpu {
         let group_columns = split.group_panels * COLUMNS;
         let blocks = shape.rows.div_ceil(split.block_rows);
         let groups = shape.outputs.div_ceil(group_columns);
-        let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
-        tasks.resize_with(groups * blocks, || Vec::with_capacity(split.block_rows));
+        let mut tasks = Vec::with_capacity(groups * blocks);
+        for i in 0..groups * blocks {
+            tasks.push(Task {
+                operands,
+                panel: i / blocks * split.group_panels,
+                row: i % blocks * split.block_rows,
+                bias,
+                add: shape.add,
+                y: Vec::with_capacity(split.block_rows),
+            });
+        }
         let rows = y[..shape.rows * shape.outputs].chunks_exact_mut(shape.outputs);
         for (row, y) in rows.enumerate() {
             for (group, y) in y.chunks_mut(group_columns).enumerate() {
-                tasks[group * blocks + row / split.block_rows].push(y);
+                tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        tasks.into_par_iter().enumerate().for_each(|(i, mut y)| {
-            let (first, top) = (
-                i / blocks * split.group_panels,
-                i % blocks * split.block_rows,
-            );
-            let columns = y.first().map_or(0, |row| row.len());
-            for (p, start) in (0..columns).step_by(COLUMNS).enumerate() {
-                let end = columns.min(start + COLUMNS);
-                let bias = match bias {
-                    [] => &[],
-                    bias => &bias[first * COLUMNS + start..first * COLUMNS + end],
-                };
-                for (t, y) in y.chunks_mut(ROWS).enumerate() {
-                    let rows = std::array::from_fn(|i| top + t * ROWS + i.min(y.len() - 1));
-                    let mut sums = [[0.0; COLUMNS]; ROWS];
-                    operands.tile(first + p, rows, &mut sums);
-                    for (y, sums) in y.iter_mut().zip(&mut sums) {
-                        finish(&mut y[start..end], bias, shape.add, sums);
-                    }
-                }
-            }
-        });
+        tasks.into_par_iter().for_each(|task| operands.vnni.linear(task));
         true
     }
 }
 
-/// Writes a row of a finished tile.
-fn finish(y: &mut [f32], bias: &[f32], add: bool, sums: &mut [f32; COLUMNS]) {
-    for (sum, bias) in sums.iter_mut().zip(bias) {
-        *sum += bias;
-    }
-    if add {
-        for (y, sum) in y.iter_mut().zip(sums) {
-            *y += *sum;
-        }
-    } else {
-        y.copy_from_slice(&sums[..y.len()]);
-    }
+/// The part of a linear layer that one thread does: some rows by some panels.
+pub(super) struct Task<'a> {
+    operands: Operands<'a>,
+    /// The first panel.
+    panel: usize,
+    /// The first row.
+    row: usize,
+    /// Of all columns; empty for none.
+    bias: &'a [f32],
+    add: bool,
+    /// Row by row, the columns of the panels.
+    y: Vec<&'a mut [f32]>,
 }
 
 impl Operands<'_> {
-    /// [`Operands::tile`] for vectors and tiles of the machine's own size: the same, since there are no
-    /// operands for others.
+    /// Writes the products of some rows with panel `p`, for vectors and tiles of the machine's own
+    /// size: there are no operands for others.
     #[inline(always)]
     pub(super) fn tile_of<S: Simd, const N: usize, const M: usize>(
         &self,
@@ -172,104 +160,115 @@ impl Operands<'_> {
         let values: &mut [f32] = bytemuck::cast_slice_mut(out.as_flattened_mut());
         let tile = values.as_chunks_mut::<COLUMNS>().0;
         if let (Ok(rows), Ok(tile)) = (<&[usize; ROWS]>::try_from(&rows[..]), tile.try_into()) {
-            self.tile(p, *rows, tile);
+            let (panel, rows) = self.tile(p, rows);
+            self.vnni.tile(panel, rows, tile);
         }
     }
 
-    /// Products of eight rows with panel `p`.
+    /// Panel `p`, and eight rows.
     #[inline(always)]
-    pub(super) fn tile(&self, p: usize, rows: [usize; ROWS], out: &mut [[f32; COLUMNS]; ROWS]) {
-        let panel = &self.weights[p * self.blocks..][..self.blocks];
-        let rows = rows.map(|row| &self.x[row * self.blocks..][..self.blocks]);
-        self.vnni.tile(panel, rows, out);
+    fn tile(&self, p: usize, rows: &[usize; ROWS]) -> (&[Block], [&[Activations]; ROWS]) {
+        let mut x = [&self.x[..0]; ROWS];
+        for i in 0..ROWS {
+            x[i] = &self.x[rows[i] * self.blocks..][..self.blocks];
+        }
+        (&self.weights[p * self.blocks..][..self.blocks], x)
     }
 }
 
-fn encode_panels(w: &Panels) -> Vec<Block> {
-    (0..w.count() * w.inputs.div_ceil(BLOCK))
+fn encode_panels(vnni: Vnni, w: &Panels) -> Vec<Block> {
+    let blocks = w.inputs.div_ceil(BLOCK);
+    (0..w.count() * blocks)
         .into_par_iter()
+        .with_min_len(16)
         .map(|i| {
-            let (p, b) = (i / w.inputs.div_ceil(BLOCK), i % w.inputs.div_ceil(BLOCK));
-            let rows = BLOCK.min(w.inputs - b * BLOCK);
-            encode_block(&w.panel_values(p)[b * BLOCK * COLUMNS..][..rows * COLUMNS])
+            let first = i % blocks * BLOCK;
+            let rows = BLOCK.min(w.inputs - first);
+            let panel = w.panel_values(i / blocks).as_chunks::<COLUMNS>().0;
+            let mut values = [[0.0; COLUMNS]; BLOCK];
+            values[..rows].copy_from_slice(&panel[first..][..rows]);
+            // Repeated values widen no range, and meet activations that are zero.
+            values[rows..].fill(panel[first]);
+            vnni.encode_weights(&values)
         })
         .collect()
 }
 
-/// `values`: up to 32 rows of 48 columns.
-fn encode_block(values: &[f32]) -> Block {
-    let mut block = Block {
-        codes: [[[[0; 4]; 16]; VECTORS]; BLOCK / 4],
-        steps: [[0.0; 16]; VECTORS],
-        offsets: [[0.0; 16]; VECTORS],
-    };
-    for column in 0..COLUMNS {
-        let (vector, lane) = (column / 16, column % 16);
-        let mut own = [0.0; BLOCK];
-        let rows = values.len() / COLUMNS;
-        for (k, own) in own[..rows].iter_mut().enumerate() {
-            *own = values[k * COLUMNS + column];
-        }
-        let grid = Grid::fit(&own[..rows]);
-        for (k, &v) in own[..rows].iter().enumerate() {
-            block.codes[k / 4][vector][lane][k % 4] = grid.code(v);
-        }
-        block.steps[vector][lane] = grid.step;
-        block.offsets[vector][lane] = grid.offset;
-    }
-    block
+/// The grids of which the best is taken for a column: how many steps there are from its lowest value to
+/// its highest, or from 0 to its largest either way. Those of ggml's types are among them, since it
+/// makes the extreme values of a block the ends of its range: from lowest to highest in 15 steps
+/// (Q4_1) or 31 (Q5_1), or to the largest in 8 (Q4_0), 16 (Q5_0) or 127 (Q8_0).
+const GRIDS: [(Ends, f32); 5] = [
+    (Ends::Both, 255.0),
+    (Ends::Both, 248.0),
+    (Ends::Largest, 127.0),
+    (Ends::Largest, 120.0),
+    (Ends::Largest, 112.0),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Both,
+    Largest,
 }
 
-/// Evenly spaced values: `step · code + offset`.
-#[derive(Debug, Clone, Copy)]
-struct Grid {
-    step: f32,
-    offset: f32,
-}
-
-impl Grid {
-    fn code(self, v: f32) -> u8 {
-        ((v - self.offset) / self.step).round_ties_even() as u8
-    }
-
-    /// The best of a few grids. Those of ggml's types are among them, since it makes the extreme
-    /// values of a block the ends of its range: from lowest to highest in 15 steps (Q4_1) or 31
-    /// (Q5_1), or to the largest either way in 8 (Q4_0), 16 (Q5_0) or 127 (Q8_0).
-    fn fit(values: &[f32]) -> Self {
-        let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(low, high), &v| {
-            (low.min(v), high.max(v))
-        });
-        let largest = high.max(-low);
-        let mut best = Grid {
-            step: 1.0,
-            offset: low,
-        };
-        if !(high - low > f32::MIN_POSITIVE) {
-            return best;
+/// Steps, offsets and codes for the columns of `values`.
+#[inline(always)]
+fn encode_block(values: &[[f32; COLUMNS]; BLOCK]) -> Block {
+    let (mut low, mut high) = (values[0], values[0]);
+    for row in values {
+        for c in 0..COLUMNS {
+            low[c] = low[c].min(row[c]);
+            high[c] = high[c].max(row[c]);
         }
-        let mut least = f32::INFINITY;
-        let grids = [
-            ((high - low) / 255.0, 0.0),
-            ((high - low) / 248.0, 0.0),
-            (largest / 127.0, 128.0),
-            (largest / 120.0, 128.0),
-            (largest / 112.0, 128.0),
-        ];
-        for (step, zero) in grids {
-            let grid = Grid {
-                step,
-                offset: if zero == 0.0 { low } else { -zero * step },
+    }
+    let mut best = [[0.0; COLUMNS]; 2];
+    let mut least = [f32::INFINITY; COLUMNS];
+    for (ends, count) in GRIDS {
+        let (mut step, mut inverse) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+        let mut offset = low;
+        for c in 0..COLUMNS {
+            let largest = high[c].max(-low[c]);
+            let range = match ends {
+                Ends::Both => high[c] - low[c],
+                Ends::Largest => largest,
             };
-            let error: f32 = values
-                .iter()
-                .map(|&v| (grid.step * f32::from(grid.code(v)) + grid.offset - v).powi(2))
-                .sum();
-            if error < least {
-                (best, least) = (grid, error);
+            step[c] = range / count;
+            inverse[c] = if range > f32::MIN_POSITIVE { count / range } else { 0.0 };
+            if ends == Ends::Largest {
+                offset[c] = -128.0 * step[c];
             }
         }
-        best
+        let mut error = [0.0; COLUMNS];
+        for row in values {
+            for c in 0..COLUMNS {
+                let code = ((row[c] - offset[c]) * inverse[c]).round_ties_even();
+                let off = step[c].mul_add(code, offset[c]) - row[c];
+                error[c] = off.mul_add(off, error[c]);
+            }
+        }
+        for c in 0..COLUMNS {
+            if error[c] < least[c] {
+                least[c] = error[c];
+                best[0][c] = step[c];
+                best[1][c] = offset[c];
+            }
+        }
     }
+    let [step, offset] = best;
+    let mut block = Block {
+        codes: [[[[0; 4]; 16]; VECTORS]; BLOCK / 4],
+        steps: bytemuck::must_cast(step),
+        offsets: bytemuck::must_cast(offset),
+    };
+    for (k, row) in values.iter().enumerate() {
+        for c in 0..COLUMNS {
+            let code = ((row[c] - offset[c]) / step[c]).round_ties_even();
+            // Not a number where all values are equal: 0.
+            block.codes[k / 4][c / 16][c % 16][k % 4] = code as u8;
+        }
+    }
+    block
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -279,7 +278,7 @@ pub(super) use x86::Vnni;
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Activations, BLOCK, Block, COLUMNS, ROWS, VECTORS};
+    use super::{Activations, BLOCK, Block, COLUMNS, ROWS, Task, VECTORS, encode_block};
 
     /// Proof that the machine has AVX-512 with its integer dot products.
     #[derive(Debug, Clone, Copy)]
@@ -300,6 +299,20 @@ mod x86 {
             unsafe { encode(x, out) }
         }
 
+        /// Codes of a block of weights.
+        #[allow(unsafe_code)]
+        pub fn encode_weights(self, values: &[[f32; COLUMNS]; BLOCK]) -> Block {
+            // SAFETY: as above.
+            unsafe { encode_weights(values) }
+        }
+
+        /// A linear layer's task.
+        #[allow(unsafe_code)]
+        pub fn linear(self, task: Task<'_>) {
+            // SAFETY: as above.
+            unsafe { linear(task) }
+        }
+
         /// Writes the products of eight rows with a panel.
         #[allow(unsafe_code)]
         #[inline(always)]
@@ -310,7 +323,7 @@ mod x86 {
             out: &mut [[f32; COLUMNS]; ROWS],
         ) {
             // SAFETY: as above.
-            unsafe { tile(panel, rows, out) }
+            unsafe { *out = bytemuck::must_cast(tile(panel, rows)) }
         }
     }
 
@@ -338,9 +351,65 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512vnni,fma")]
-    fn tile(panel: &[Block], rows: [&[Activations]; ROWS], out: &mut [[f32; COLUMNS]; ROWS]) {
+    fn encode_weights(values: &[[f32; COLUMNS]; BLOCK]) -> Block {
+        encode_block(values)
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni,fma")]
+    fn linear(task: Task<'_>) {
+        let Task {
+            operands,
+            panel,
+            row,
+            bias,
+            add,
+            mut y,
+        } = task;
+        let columns = y.first().map_or(0, |row| row.len());
+        let (mut p, mut start) = (panel, 0);
+        while start < columns {
+            let end = columns.min(start + COLUMNS);
+            let mut first = [0.0; COLUMNS];
+            if !bias.is_empty() {
+                let bias = &bias[p * COLUMNS..][..end - start];
+                first[..bias.len()].copy_from_slice(bias);
+            }
+            let first: [__m512; VECTORS] = bytemuck::must_cast(first);
+            let mut top = 0;
+            while top < y.len() {
+                let mut numbers = [row + top; ROWS];
+                for i in 0..ROWS {
+                    numbers[i] += i.min(y.len() - 1 - top);
+                }
+                let (weights, x) = operands.tile(p, &numbers);
+                let totals = tile(weights, x);
+                for i in 0..ROWS.min(y.len() - top) {
+                    let out = &mut y[top + i][start..end];
+                    let mut sums = totals[i];
+                    for j in 0..VECTORS {
+                        sums[j] = _mm512_add_ps(sums[j], first[j]);
+                    }
+                    let sums: [f32; COLUMNS] = bytemuck::must_cast(sums);
+                    if add {
+                        for (y, sum) in out.iter_mut().zip(&sums) {
+                            *y += sum;
+                        }
+                    } else {
+                        out.copy_from_slice(&sums[..out.len()]);
+                    }
+                }
+                top += ROWS;
+            }
+            start = end;
+            p += 1;
+        }
+    }
+
+    /// The products of eight rows with a panel.
+    #[target_feature(enable = "avx512f,avx512vnni,fma")]
+    #[inline]
+    fn tile(panel: &[Block], rows: [&[Activations]; ROWS]) -> [[__m512; VECTORS]; ROWS] {
         let mut totals = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        let rows = rows.map(|row| &row[..panel.len()]);
         for (b, block) in panel.iter().enumerate() {
             let mut sums = [[_mm512_setzero_si512(); VECTORS]; ROWS];
             for k in 0..BLOCK / 4 {
@@ -366,7 +435,7 @@ mod x86 {
                 }
             }
         }
-        *out = bytemuck::must_cast(totals);
+        totals
     }
 }
 
@@ -375,7 +444,7 @@ pub(super) use other::Vnni;
 
 #[cfg(not(target_arch = "x86_64"))]
 mod other {
-    use super::{Activations, Block, COLUMNS, ROWS};
+    use super::{Activations, BLOCK, Block, COLUMNS, ROWS, Task};
 
     /// There is none.
     #[derive(Debug, Clone, Copy)]
@@ -387,6 +456,14 @@ mod other {
         }
 
         pub fn encode(self, _: &[f32], _: &mut [Activations]) {
+            match self {}
+        }
+
+        pub fn encode_weights(self, _: &[[f32; COLUMNS]; BLOCK]) -> Block {
+            match self {}
+        }
+
+        pub fn linear(self, _: Task<'_>) {
             match self {}
         }
 
