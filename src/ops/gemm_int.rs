@@ -390,18 +390,27 @@ mod x86 {
                         sums[j] = _mm512_add_ps(sums[j], first[j]);
                     }
                     let sums: [f32; COLUMNS] = bytemuck::must_cast(sums);
-                    if add {
-                        for (y, sum) in out.iter_mut().zip(&sums) {
-                            *y += sum;
-                        }
-                    } else {
-                        out.copy_from_slice(&sums[..out.len()]);
+                    // Of a whole row the length is known to the compiler.
+                    match <&mut [f32; COLUMNS]>::try_from(&mut *out) {
+                        Ok(out) => store(out, &sums, add),
+                        Err(_) => store(out, &sums[..end - start], add),
                     }
                 }
                 top += ROWS;
             }
             start = end;
             p += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn store(y: &mut [f32], sums: &[f32], add: bool) {
+        if add {
+            for (y, sum) in y.iter_mut().zip(sums) {
+                *y += sum;
+            }
+        } else {
+            y.copy_from_slice(sums);
         }
     }
 
