@@ -128,7 +128,9 @@ impl Cpu {
                 tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        tasks.into_par_iter().for_each(|task| operands.vnni.linear(task));
+        tasks
+            .into_par_iter()
+            .for_each(|task| operands.vnni.linear(task));
         true
     }
 }
@@ -234,7 +236,11 @@ fn encode_block(values: &[[f32; COLUMNS]; BLOCK]) -> Block {
                 Ends::Largest => largest,
             };
             step[c] = range / count;
-            inverse[c] = if range > f32::MIN_POSITIVE { count / range } else { 0.0 };
+            inverse[c] = if range > f32::MIN_POSITIVE {
+                count / range
+            } else {
+                0.0
+            };
             if ends == Ends::Largest {
                 offset[c] = -128.0 * step[c];
             }
