@@ -1,6 +1,6 @@
 //! Tokens per second of a scoring forward, beside the machine's measured arithmetic ceiling.
 //!
-//! `cargo bench --bench forward -- [MODEL] [--json] [--rows 32,200]`; the model is a GGUF file or a
+//! `cargo bench --bench forward -- [MODEL] [--json] [--rows 32,200] [--estimate]`; the model is a GGUF file or a
 //! Hugging Face folder, by default `$PREFOLD_MODEL` or SmolLM2-135M-Instruct in `.cache/models`.
 
 use std::hint::black_box;
@@ -20,11 +20,12 @@ struct Arguments {
     model: PathBuf,
     json: bool,
     rows: Vec<usize>,
+    estimate: bool,
 }
 
 fn main() {
     let Some(arguments) = arguments() else {
-        eprintln!("usage: forward [MODEL] [--json] [--rows N,N,...]");
+        eprintln!("usage: forward [MODEL] [--json] [--rows N,N,...] [--estimate]");
         std::process::exit(2);
     };
     if !arguments.model.exists() {
@@ -44,11 +45,13 @@ fn arguments() -> Option<Arguments> {
         model: model.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(default)),
         json: false,
         rows: ROWS.to_vec(),
+        estimate: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--json" => out.json = true,
+            "--estimate" => out.estimate = true,
             // Given by `cargo bench`.
             "--bench" => {}
             "--rows" => {
@@ -83,7 +86,7 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
             measure(arguments, &device, &model, "one", &[&ids], 0)?;
         }
         // Behind 900 positions, as the chunks of a long prompt are scored.
-        if rows <= 300 && 900 + rows <= model.max_positions() {
+        if !arguments.estimate && rows <= 300 && 900 + rows <= model.max_positions() {
             measure(arguments, &device, &model, "chunk after 900", &[&ids], 900)?;
         }
         // Many sentences.
@@ -115,7 +118,11 @@ fn measure(
         if held > 0 {
             black_box(session.score(sequences[0])?);
         } else {
-            black_box(model.score_each(sequences)?);
+            let tails: Vec<_> = sequences.iter().map(|ids| (*ids, 1)).collect();
+            black_box(match arguments.estimate {
+                true => model.estimate_tails(&tails)?,
+                false => model.score_tails(&tails)?,
+            });
         }
         best = best.min(now.elapsed().as_secs_f64());
         session.truncate(held)?;

@@ -74,19 +74,31 @@ pub trait Engine: Send + Sync {
     /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, which serves ids only.
     fn tokenizer(&self) -> Result<&Tokenizer>;
 
-    /// Nll (nats) of `ids[1..]`, each given all before it.
+    /// Nll (nats) of `ids[1..]`, each given all before it, or of more ids than the model has positions
+    /// what a window holds of it: windows as long as the model's context begin half a context apart,
+    /// and each scores what the one before did not reach, so that every id has at least half a context
+    /// before it.
     ///
     /// # Errors
-    /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions.
+    /// [`Error::Input`] for an id outside the vocabulary.
     fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.score_tail(ids, 1)
+        let window = self.info().max_positions.max(2);
+        let mut nll = Vec::new();
+        for start in (0..ids.len()).step_by(window / 2) {
+            let end = ids.len().min(start + window);
+            nll.extend(self.score_tail(&ids[start..end], nll.len() + 1 - start)?);
+            if end == ids.len() {
+                break;
+            }
+        }
+        Ok(nll)
     }
 
     /// Nll (nats) of `ids[from..]`, each given all before it; the LM head works for these alone. The
     /// first id has none: `from` 0 is taken as 1.
     ///
     /// # Errors
-    /// Those of [`Engine::score`].
+    /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions.
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
 
     /// A shorter prompt: see [`hard::compress`].

@@ -464,14 +464,6 @@ fn score_gives_perplexity_and_every_token() {
     );
 }
 
-#[test]
-fn a_text_beyond_the_models_context_cannot_be_scored() {
-    let model = model_or_skip!();
-    let long = "one two three four five six seven eight nine ten ".repeat(1000);
-    let line = run_with(long.as_bytes(), &["score", "-m", &model, "-"]).bad(1);
-    assert!(line.contains("context"), "{line}");
-}
-
 // Batches.
 
 /// The answers to `rows`, and whether the exit code was 0.

@@ -24,7 +24,8 @@ use super::model;
 ///   tokenize
 ///       args: text, parse_special (false); result: ids
 ///   token_logprobs
-///       args: text or ids; result: ids, and the natural logprobs of ids[1:]
+///       args: text or ids; result: ids, and the natural logprobs of ids[1:]; what is longer than the
+///       model's context is read in windows that begin half of it apart
 ///
 /// After a bad row it goes on; the exit code is then 1.
 #[derive(clap::Args)]

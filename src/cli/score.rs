@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use prefold::Error;
 use serde_json::{Value, json};
 
 use super::failure::Outcome;
 use super::files::{read_text, write_stdout};
 use super::model::{self, Busy};
 
-/// Perplexity of a text that fits the model's context
+/// Perplexity of a text
+///
+/// A text longer than the model's context is read in windows of that length that begin half of it
+/// apart. Every token is scored once, given at least half a context before it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The text; `-` is standard input
@@ -32,17 +34,6 @@ pub fn run(args: Args) -> Outcome {
     let busy = Busy::new("scoring".into());
     let start = Instant::now();
     let encoding = model.engine.tokenizer()?.encode(&text, true, false)?;
-    let limit = model.engine.info().max_positions;
-    if encoding.ids.len() > limit {
-        return Err(Error::Input {
-            what: args.file.display().to_string(),
-            reason: format!(
-                "{} tokens, but the model's context ends at {limit}",
-                encoding.ids.len()
-            ),
-        }
-        .into());
-    }
     let nll = model.engine.score(&encoding.ids)?;
     let seconds = start.elapsed().as_secs_f64();
     drop(busy);

@@ -26,6 +26,10 @@ impl<B: Backend> Scorer for Model<B> {
     fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
         self.with(None).score_tails(sequences)
     }
+
+    fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        self.with(None).estimate_tails(sequences)
+    }
 }
 
 impl<B: Backend> Model<B> {
@@ -59,11 +63,11 @@ impl<B: Backend> Scorer for Adapted<'_, B> {
     }
 
     fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
-        for (ids, _) in sequences {
-            self.model.check_positions(0, ids.len())?;
-        }
-        let mut kv = Kv::transient(self.model.backend(), self.model.config())?;
-        self.score_packed(sequences, &mut kv)
+        self.score_alone(sequences, false)
+    }
+
+    fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        self.score_alone(sequences, true)
     }
 }
 
@@ -75,8 +79,22 @@ impl<'a, B: Backend> Adapted<'a, B> {
         }))
     }
 
+    fn score_alone(self, sequences: &[(&[u32], usize)], estimate: bool) -> Result<Vec<Vec<f32>>> {
+        for (ids, _) in sequences {
+            self.model.check_positions(0, ids.len())?;
+        }
+        let mut kv = Kv::transient(self.model.backend(), self.model.config())?;
+        self.score_packed(sequences, &mut kv, estimate)
+    }
+
     /// Scores each sequence behind what `kv` holds, several to a pass, and leaves `kv` as it was.
-    fn score_packed(self, sequences: &[(&[u32], usize)], kv: &mut Kv<B>) -> Result<Vec<Vec<f32>>> {
+    /// With `estimate` a sequence that fits a pass is estimated.
+    fn score_packed(
+        self,
+        sequences: &[(&[u32], usize)],
+        kv: &mut Kv<B>,
+        estimate: bool,
+    ) -> Result<Vec<Vec<f32>>> {
         let mut scores: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
         let mut rest = sequences;
         while let Some((first, from)) = rest.first() {
@@ -122,7 +140,11 @@ impl<'a, B: Backend> Adapted<'a, B> {
                 }
                 row += ids.len() as u32;
             }
-            let mut hidden = self.model.forward_scored(&batch, self.lora, kv)?;
+            let Adapted { model, lora } = self;
+            let mut hidden = match estimate {
+                true => model.estimate(&batch, lora, kv)?,
+                false => model.forward_scored(&batch, lora, kv)?,
+            };
             let nll = hidden.nll(&picks)?;
             let mut nll = nll.into_iter();
             for (ids, from) in now {
@@ -227,7 +249,7 @@ impl<B: Backend> Session for KvSession<'_, B> {
                 .check_positions(self.kv.len(), ids.len())?;
         }
         let tails: Vec<(&[u32], usize)> = continuations.iter().map(|ids| (*ids, 1)).collect();
-        self.scorer.score_packed(&tails, &mut self.kv)
+        self.scorer.score_packed(&tails, &mut self.kv, false)
     }
 
     fn truncate(&mut self, len: usize) -> Result<()> {

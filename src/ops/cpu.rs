@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::expect_len;
 use super::gemm::TileOf;
+use super::gemm_int::Vnni;
 use super::storage::{Elem, Storage};
+use super::{expect_len, gemm_int};
 use crate::error::Result;
 
 /// All cores, by rayon's global pool, with the widest vectors there are.
@@ -15,6 +16,8 @@ use crate::error::Result;
 pub struct Cpu {
     pub(super) arch: Arch,
     pub(super) tile: Tile,
+    /// Integer dot products, if there are any.
+    pub(super) vnni: Option<Vnni>,
     scratch: Mutex<Vec<Vec<f32>>>,
 }
 
@@ -69,9 +72,11 @@ impl Cpu {
     }
 
     fn with_arch(arch: Arch) -> Self {
+        let tile = arch.dispatch(ThisTile);
         Cpu {
             arch,
-            tile: arch.dispatch(ThisTile),
+            tile,
+            vnni: Vnni::detect().filter(|_| tile == gemm_int::TILE),
             scratch: Mutex::default(),
         }
     }

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
+use super::gemm_int::Codes;
 use super::simd::simd_fn;
 use super::storage::Storage;
 use crate::error::{Error, Result};
@@ -109,6 +110,19 @@ pub trait GemmOp: Storage {
         b: &Self::Buf<f32>,
         out: &mut Self::Buf<f32>,
     ) -> Result<()>;
+
+    /// [`GemmOp::linear`] to within about a percent, where the device does that much faster; where it
+    /// does not, the product itself.
+    fn estimate(
+        &self,
+        shape: Linear,
+        x: &Self::Buf<f32>,
+        w: &Self::Matrix,
+        bias: Option<&Self::Buf<f32>>,
+        y: &mut Self::Buf<f32>,
+    ) -> Result<()> {
+        self.linear(shape, x, w, bias, y)
+    }
 }
 
 /// A matrix in panels of `width` rows of the matrix, which are columns of the product: element
@@ -119,11 +133,19 @@ pub struct Panels {
     pub(super) inputs: usize,
     pub(super) width: usize,
     data: Aligned,
+    /// The same in fewer bits, for estimates.
+    pub(super) codes: Codes,
 }
 
 impl Panels {
     pub(super) fn count(&self) -> usize {
         self.outputs.div_ceil(self.width)
+    }
+
+    /// The values of panel `p`, `[inputs, width]`.
+    pub(super) fn panel_values(&self, p: usize) -> &[f32] {
+        let len = self.inputs * self.width;
+        &self.data.get()[p * len..][..len]
     }
 
     /// Copies row `n` of the matrix to `out`, or adds it.
@@ -230,6 +252,7 @@ impl GemmOp for Cpu {
             inputs,
             width,
             data,
+            codes: Codes::default(),
         })
     }
 
@@ -241,24 +264,13 @@ impl GemmOp for Cpu {
         bias: Option<&Vec<f32>>,
         y: &mut Vec<f32>,
     ) -> Result<()> {
+        self.check_linear(shape, x, w, bias, y)?;
         let Linear {
             rows,
             inputs,
             outputs,
             add,
         } = shape;
-        if (w.outputs, w.inputs, w.width) != (outputs, inputs, self.tile.columns) {
-            return Err(Error::Shape {
-                op: "linear",
-                want: format!("a matrix [{outputs}, {inputs}]"),
-                got: format!("[{}, {}]", w.outputs, w.inputs),
-            });
-        }
-        expect_len("linear", "x", rows * inputs, x.len())?;
-        expect_len("linear", "y", rows * outputs, y.len())?;
-        if let Some(bias) = bias {
-            expect_len("linear", "the bias", outputs, bias.len())?;
-        }
         let bias = bias.map_or(&[][..], |bias| &bias[..outputs]);
         self.linear_part(&x[..rows * inputs], w, 0..inputs, bias, add, y);
         Ok(())
@@ -289,6 +301,7 @@ impl GemmOp for Cpu {
             inputs: w.outputs,
             width,
             data,
+            codes: Codes::default(),
         })
     }
 
@@ -335,6 +348,22 @@ impl GemmOp for Cpu {
                 outer_task(self.arch, task);
             });
         Ok(())
+    }
+
+    fn estimate(
+        &self,
+        shape: Linear,
+        x: &Vec<f32>,
+        w: &Panels,
+        bias: Option<&Vec<f32>>,
+        y: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.check_linear(shape, x, w, bias, y)?;
+        let values = bias.map_or(&[][..], |bias| bias);
+        if shape.rows == 0 || self.linear_codes(shape, x, w, values, y) {
+            return Ok(());
+        }
+        self.linear(shape, x, w, bias, y)
     }
 }
 
@@ -440,6 +469,32 @@ fn outer_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: OuterTask<'_
             top += M;
         }
         start = end;
+    }
+}
+
+impl Cpu {
+    /// An error for operands of the wrong size.
+    fn check_linear(
+        &self,
+        shape: Linear,
+        x: &[f32],
+        w: &Panels,
+        bias: Option<&Vec<f32>>,
+        y: &[f32],
+    ) -> Result<()> {
+        if (w.outputs, w.inputs, w.width) != (shape.outputs, shape.inputs, self.tile.columns) {
+            return Err(Error::Shape {
+                op: "linear",
+                want: format!("a matrix [{}, {}]", shape.outputs, shape.inputs),
+                got: format!("[{}, {}]", w.outputs, w.inputs),
+            });
+        }
+        expect_len("linear", "x", shape.rows * shape.inputs, x.len())?;
+        expect_len("linear", "y", shape.rows * shape.outputs, y.len())?;
+        if let Some(bias) = bias {
+            expect_len("linear", "the bias", shape.outputs, bias.len())?;
+        }
+        Ok(())
     }
 }
 
@@ -675,8 +730,7 @@ pub(super) fn multiply<S: Simd, const N: usize, const M: usize>(
 /// Panel number `p` of `w`, step by step.
 #[inline(always)]
 pub(super) fn panel<S: Simd, const N: usize>(w: &Panels, p: usize) -> &[[S::f32s; N]] {
-    let len = w.inputs * w.width;
-    let (vectors, _) = S::as_simd_f32s(&w.data.get()[p * len..][..len]);
+    let (vectors, _) = S::as_simd_f32s(w.panel_values(p));
     vectors.as_chunks::<N>().0
 }
 

@@ -15,6 +15,7 @@
 pub mod attention;
 pub mod cpu;
 pub mod gemm;
+mod gemm_int;
 pub mod layer;
 pub mod nll;
 mod simd;

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::cpu::Cpu;
 use super::expect_len;
 use super::gemm::{GemmOp, Panels, Rows, Split, multiply, panel, tiled};
+use super::gemm_int::Operands;
 use super::simd::{self, simd_fn};
 use crate::error::{Error, Result};
 
@@ -38,6 +39,18 @@ pub trait NllOp: GemmOp {
         out: &mut Self::Buf<f32>,
     ) -> Result<()>;
 
+    /// [`NllOp::nll`] from logits such as [`GemmOp::estimate`] gives.
+    fn estimate_nll(
+        &self,
+        width: usize,
+        x: &Self::Buf<f32>,
+        head: &Self::Matrix,
+        picks: &[Pick],
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()> {
+        self.nll(width, x, head, picks, out)
+    }
+
     /// [`NllOp::nll`] and its gradient in one, which the logits of a row, made once, serve both:
     /// `dx[row_i] += (softmax(logits_i) - onehot(target_i)) · head`, that of the sum of `out`. Logits
     /// are made in blocks of rows and never lie in memory whole. `across` is `head` the other way
@@ -57,7 +70,7 @@ pub trait NllOp: GemmOp {
 
 impl Cpu {
     /// What both ops demand of their operands.
-    fn check(
+    fn check_nll(
         &self,
         op: &'static str,
         width: usize,
@@ -106,43 +119,18 @@ impl NllOp for Cpu {
         picks: &[Pick],
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        self.check("nll", width, x, head, picks, out)?;
-        if picks.is_empty() {
-            return Ok(());
-        }
-        let split = Split::new(self, picks.len(), width, head.count());
-        let groups = head.count().div_ceil(split.group_panels);
-        let blocks = picks.len().div_ceil(split.block_rows);
-        let mut parts = vec![Part::default(); groups * picks.len()];
-        let mut tasks = Vec::with_capacity(groups * blocks);
-        for (group, parts) in parts.chunks_exact_mut(picks.len()).enumerate() {
-            let picks = picks.chunks(split.block_rows);
-            for (picks, parts) in picks.zip(parts.chunks_mut(split.block_rows)) {
-                tasks.push(NllTask {
-                    x,
-                    head,
-                    picks,
-                    first: group * split.group_panels,
-                    last: head.count().min((group + 1) * split.group_panels),
-                    parts,
-                });
-            }
-        }
-        tasks.into_par_iter().for_each_init(
-            || self.scratch(0),
-            |scratch, task| nll_task(self.arch, task, &mut scratch.data),
-        );
-        for (i, (pick, out)) in picks.iter().zip(out).enumerate() {
-            let shares = parts[i..].iter().step_by(picks.len());
-            let max = shares.clone().fold(f32::MIN, |max, part| max.max(part.max));
-            let sum: f64 = shares
-                .map(|part| part.sum * f64::from(part.max - max).exp())
-                .sum();
-            let owner = pick.target as usize / head.width / split.group_panels;
-            let target = parts[owner * picks.len() + i].target;
-            *out = (sum.ln() + f64::from(max - target)) as f32;
-        }
-        Ok(())
+        self.nlls(width, x, head, picks, false, out)
+    }
+
+    fn estimate_nll(
+        &self,
+        width: usize,
+        x: &Vec<f32>,
+        head: &Panels,
+        picks: &[Pick],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.nlls(width, x, head, picks, true, out)
     }
 
     fn nll_bwd(
@@ -155,7 +143,7 @@ impl NllOp for Cpu {
         out: &mut Vec<f32>,
         dx: &mut Vec<f32>,
     ) -> Result<()> {
-        self.check("nll_bwd", width, x, head, picks, out)?;
+        self.check_nll("nll_bwd", width, x, head, picks, out)?;
         if (across.inputs, across.outputs, across.width) != (head.outputs, width, head.width) {
             return Err(Error::Shape {
                 op: "nll_bwd",
@@ -201,6 +189,64 @@ impl NllOp for Cpu {
                     *dx += gradient;
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+impl Cpu {
+    fn nlls(
+        &self,
+        width: usize,
+        x: &[f32],
+        head: &Panels,
+        picks: &[Pick],
+        estimate: bool,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.check_nll("nll", width, x, head, picks, out)?;
+        if picks.is_empty() {
+            return Ok(());
+        }
+        let rows = picks.iter().map(|pick| pick.row as usize + 1).max();
+        let x = &x[..rows.unwrap_or(0) * width];
+        let mut scratch = self.scratch(0);
+        let codes = match estimate {
+            true => self.operands(x, head, &mut scratch.data),
+            false => None,
+        };
+        let split = Split::new(self, picks.len(), width, head.count());
+        let groups = head.count().div_ceil(split.group_panels);
+        let blocks = picks.len().div_ceil(split.block_rows);
+        let mut parts = vec![Part::default(); groups * picks.len()];
+        let mut tasks = Vec::with_capacity(groups * blocks);
+        for (group, parts) in parts.chunks_exact_mut(picks.len()).enumerate() {
+            let picks = picks.chunks(split.block_rows);
+            for (picks, parts) in picks.zip(parts.chunks_mut(split.block_rows)) {
+                tasks.push(NllTask {
+                    x,
+                    head,
+                    codes,
+                    picks,
+                    first: group * split.group_panels,
+                    last: head.count().min((group + 1) * split.group_panels),
+                    parts,
+                });
+            }
+        }
+        tasks.into_par_iter().for_each_init(
+            || self.scratch(0),
+            |scratch, task| nll_task(self.arch, task, &mut scratch.data),
+        );
+        for (i, (pick, out)) in picks.iter().zip(out).enumerate() {
+            let shares = parts[i..].iter().step_by(picks.len());
+            let max = shares.clone().fold(f32::MIN, |max, part| max.max(part.max));
+            let sum: f64 = shares
+                .map(|part| part.sum * f64::from(part.max - max).exp())
+                .sum();
+            let owner = pick.target as usize / head.width / split.group_panels;
+            let target = parts[owner * picks.len() + i].target;
+            *out = (sum.ln() + f64::from(max - target)) as f32;
         }
         Ok(())
     }
@@ -259,6 +305,8 @@ simd_fn! {
 struct NllTask<'a> {
     x: &'a [f32],
     head: &'a Panels,
+    /// Both in fewer bits, for an estimate.
+    codes: Option<Operands<'a>>,
     picks: &'a [Pick],
     /// Panels `first..last`.
     first: usize,
@@ -282,6 +330,7 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
     let NllTask {
         x,
         head,
+        codes,
         picks,
         first,
         last,
@@ -298,13 +347,21 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
         let panel = panel::<S, N>(head, p);
         let mut top = 0;
         while top < picks.len() {
-            let mut rows = [&x[..0]; M];
+            let mut numbers = [0; M];
             for i in 0..M {
-                let pick = picks[(top + i).min(picks.len() - 1)];
-                rows[i] = &x[pick.row as usize * head.inputs..];
+                numbers[i] = picks[(top + i).min(picks.len() - 1)].row as usize;
             }
             let mut logits = [[s.splat_f32s(0.0); N]; M];
-            multiply(s, Rows::of(rows), panel, &mut logits);
+            match codes {
+                Some(codes) => codes.tile_of::<S, N, M>(p, numbers, &mut logits),
+                None => {
+                    let mut rows = [&x[..0]; M];
+                    for i in 0..M {
+                        rows[i] = &x[numbers[i] * head.inputs..];
+                    }
+                    multiply(s, Rows::of(rows), panel, &mut logits);
+                }
+            }
             for i in 0..M {
                 if top + i >= picks.len() {
                     break;

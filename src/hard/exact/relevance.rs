@@ -226,7 +226,7 @@ impl Exact<'_> {
             .iter()
             .map(|ids| (ids.as_slice(), ids.len() - question.len()))
             .collect();
-        let nlls = self.lm.score_tails(&tails)?;
+        let nlls = self.lm.estimate_tails(&tails)?;
         let mean = |nll: Vec<f32>| {
             nll.iter().map(|&x| f64::from(x)).sum::<f64>() / nll.len().max(1) as f64
         };
@@ -254,7 +254,7 @@ impl Exact<'_> {
             .iter()
             .map(|&(_, start, ids)| (ids, if start == 0 { 1 } else { overlap.max(1) }))
             .collect();
-        let nlls = self.lm.score_tails(&tails)?;
+        let nlls = self.lm.estimate_tails(&tails)?;
         let mut all: Vec<Vec<Option<f32>>> =
             parsed.iter().map(|p| vec![None; p.ids.len()]).collect();
         for (((c, start, _), (_, from)), nll) in windows.iter().zip(&tails).zip(nlls) {

@@ -32,7 +32,7 @@ impl<B: Backend> Model<B> {
             kv.reserve(b, 1)?;
             positions.push(kv.position() as u32);
         }
-        let mut hidden = self.hidden(rows)?;
+        let mut hidden = self.hidden(rows, false)?;
         let Some(scratch) = hidden.scratch.as_mut() else {
             return Ok(hidden);
         };
@@ -52,7 +52,7 @@ impl<B: Backend> Model<B> {
         let mut low = b.zeros(0)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let plain = LayerLora::default();
-            self.layer(layer, plain, rows, scratch, &mut low, &mut |s| {
+            self.layer(layer, plain, rows, scratch, &mut low, false, &mut |s| {
                 for (row, (kv, angles)) in kvs.iter_mut().zip(&angles).enumerate() {
                     b.copy(&s.qkv, row * wide..(row + 1) * wide, &mut qkv, 0)?;
                     let attention = self.attention(kv.len(), &[1]);
