@@ -77,11 +77,7 @@ fn llama_cpp_reads_prefixes_of_qwen() {
 fn transformers_reads_prefixes() {
     let packages = made(".venv/transformers").expect("`make test-hosts` installs it");
     let shared = common::shared().expect("the golden models lie beside the checkout");
-    run(
-        &packages,
-        "transformers_cache.py",
-        &[shared.join("golden")],
-    );
+    run(&packages, "transformers_cache.py", &[shared.join("golden")]);
 }
 
 #[test]
