@@ -264,6 +264,11 @@ fn what_cannot_be_right_is_one_line() {
         ],
         &["3 and 4"],
     );
+    let learned = case.prefilled("models/gpt2", &[]);
+    bad(
+        &["export", "--to", "llama.cpp", &learned, "-o", &out],
+        &["gpt2", "qwen2"],
+    );
     assert!(!Path::new(&out).exists());
     for wrong in [
         &["generate", "-m", &model][..],
