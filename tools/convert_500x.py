@@ -55,6 +55,12 @@ def convert(checkpoint, folder, args):
                 rank = tensor.shape[0]
         elif name.split(".")[-1] == "memory_embeddings":
             memory = tensor.reshape(-1, tensor.shape[-1])
+    trained = [name for name in state if name.split(".")[-1] == "ae_embedding"]
+    if trained and not args.without_regeneration:
+        sys.exit(
+            "convert_500x: {0}: it regenerates a text behind a trained {1}, which prefold cannot read; questions need none: "
+            "--without-regeneration leaves it out".format(checkpoint, trained[0])
+        )
     if not lora or memory is None:
         sys.exit("convert_500x: {0}: no LoRA or no memory_embeddings in it".format(checkpoint))
     os.makedirs(folder, exist_ok=True)
@@ -80,6 +86,7 @@ def main():
     parser.add_argument("--pad-to", type=int)
     parser.add_argument("--pad-id", type=int)
     parser.add_argument("--method", choices=("500xcompressor", "icae"), default="500xcompressor")
+    parser.add_argument("--without-regeneration", action="store_true", help="leave out ICAE's trained [AE] embedding")
     args = parser.parse_args()
     convert(args.checkpoint, args.folder, args)
 

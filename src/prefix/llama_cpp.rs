@@ -199,9 +199,16 @@ impl Slot {
     /// that are left of it, the ids are what the text had, or `placeholder`.
     ///
     /// # Errors
-    /// [`Error::Input`] for a value beyond the range of the cache's element type.
+    /// [`Error::Input`] for a value beyond the range of the cache's element type;
+    /// [`Error::Unsupported`] for GPT-2, whose order of K no server has confirmed.
     pub fn new(prefix: &KvPrefix, layout: &Layout, placeholder: u32) -> Result<Self> {
         check_version(layout.version)?;
+        if prefix.origin().model.architecture == "gpt2" {
+            return Err(Error::Unsupported {
+                what: "a prefix of gpt2 for llama.cpp".into(),
+                have: "those of llama, qwen2 and qwen3".into(),
+            });
+        }
         let prefix = prefix.clone().with_k_rope(KRope::Applied)?;
         let s = prefix.shape();
         let tokens = match prefix.source_ids().len() == prefix.next_pos() {
