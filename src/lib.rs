@@ -14,8 +14,8 @@
 //! # Ok::<(), prefold::Error>(())
 //! ```
 //!
-//! The floors, top down: [`eval`] measures; [`engine`] chooses a backend; [`hard`] selects text and [`soft`] makes KV
-//! prefixes; [`model`] runs; [`ops`] computes; [`text`], [`prefix`] and [`error`] stand on the ground.
+//! The floors, top down: [`eval`] measures; [`engine`] chooses a backend; [`hard`] selects text, [`soft`] makes KV
+//! prefixes and [`train`] their adapters; [`model`] runs; [`ops`] computes; [`text`], [`prefix`] and [`error`] stand on the ground.
 //! No arrow runs back up.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
