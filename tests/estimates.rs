@@ -192,3 +192,26 @@ fn nll_is_as_near_as_its_logits() {
         }
     }
 }
+
+/// What is no number must not be estimated as one, and must not reach other rows.
+#[test]
+fn what_is_no_number_stays_none() {
+    let mut random = Random(14);
+    let (rows, inputs, outputs) = (9, 96, 50);
+    let w = floats(&mut random, outputs * inputs);
+    for cpu in Cpu::each_instruction_set() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = floats(&mut random, rows * inputs);
+            x[3 * inputs + 40] = bad;
+            let got = estimate(&cpu, &x, &w, inputs);
+            for (row, y) in got.chunks(outputs).enumerate() {
+                let lost = y.iter().all(|y| !y.is_finite());
+                let whole = y.iter().all(|y| y.is_finite());
+                assert!(
+                    if row == 3 { lost } else { whole },
+                    "{bad}: row {row}: {y:?}"
+                );
+            }
+        }
+    }
+}

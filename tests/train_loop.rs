@@ -14,9 +14,10 @@ use prefold::train::MemoryStart;
 use prefold::train::adamw::AdamW;
 use prefold::train::checkpoint::{self, Card};
 use prefold::train::data::{self, BadRows, Order, Position, Reading, Stream, Task};
-use prefold::train::log;
+use prefold::train::log::{self, Line};
 use prefold::train::objective::{Gradient, LoraShape, Sample, Tensor};
 use prefold::train::parameters::Parameters;
+use prefold::train::plot::{Axis, svg};
 use prefold::train::run::{Data, Event, Options, Source, Start, Summary, run};
 use prefold::train::schedule::Schedule;
 use prefold::{Device, Engine, Error, Result};
@@ -641,4 +642,30 @@ fn memory_embeddings_begin_where_they_are_told() {
         2,
     );
     refused(lora(), 1 << 40);
+}
+
+#[test]
+fn curves_of_any_numbers_are_drawn() {
+    let lines = |losses: &[f64]| -> Vec<Line> {
+        let line = |(step, &loss): (u64, &f64)| Line {
+            step,
+            loss,
+            grad_norm: 1.0,
+            lr: 1e-3,
+            tokens: u64::MAX,
+            seconds: 1e308,
+            dev_loss: Some(loss),
+        };
+        (1..).zip(losses).map(line).collect()
+    };
+    for losses in [&[1e308, -1e308, 2.0][..], &[1e20, 1e20, 1e20], &[0.0; 3]] {
+        for axis in [Axis::Step, Axis::Tokens] {
+            let drawn = svg(&[("run".into(), lines(losses))], axis).unwrap();
+            assert!(
+                drawn.contains("<circle") && !drawn.contains("NaN"),
+                "{drawn}"
+            );
+        }
+        assert!(svg(&[("run".into(), lines(losses))], Axis::Seconds).is_err());
+    }
 }

@@ -1,13 +1,12 @@
-//! Questions and texts from JSON lines.
+//! Questions and texts from JSON lines, packed or not.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::train::rows::{LONGEST_LINE, Lines};
 
 /// A question with what it can be answered from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,26 +102,25 @@ fn rows<T: DeserializeOwned>(
     path: &Path,
     limit: usize,
     what: &str,
-    mut take: impl FnMut(usize, T) -> Result<Option<T>, String>,
+    mut take: impl FnMut(u64, T) -> Result<Option<T>, String>,
 ) -> Result<Vec<T>> {
-    let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
+    let mut lines = Lines::new(&[path.to_owned()]);
     let mut rows = Vec::new();
-    for (number, line) in (1..).zip(file.lines()) {
-        if rows.len() >= limit {
-            break;
-        }
-        let line = line.map_err(Error::io(path))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line).map_err(|error| {
-            // Of its position the column alone says something: it knows one line only.
-            let said = error.to_string();
-            let said = said.split(" at line ").next().unwrap_or_default();
-            format!("{said} at column {}", error.column())
-        });
-        let row = row.and_then(|row| take(number, row));
-        rows.extend(row.map_err(|reason| Error::format(path, format!("line {number}: {reason}")))?);
+    while rows.len() < limit
+        && let Some(line) = lines.next_line()?
+    {
+        let row = match line.bytes.len() <= LONGEST_LINE {
+            true => serde_json::from_slice(&line.bytes).map_err(|error| {
+                // Of its position the column alone says something: it knows one line only.
+                let said = error.to_string();
+                let said = said.split(" at line ").next().unwrap_or_default();
+                format!("{said} at column {}", error.column())
+            }),
+            false => Err(format!("longer than {LONGEST_LINE} bytes")),
+        };
+        let row = row.and_then(|row| take(line.number, row));
+        let wrong = |reason| Error::format(path, format!("line {}: {reason}", line.number));
+        rows.extend(row.map_err(wrong)?);
     }
     match rows.is_empty() {
         true => Err(Error::format(path, format!("it has no {what} to ask for"))),

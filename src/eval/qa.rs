@@ -7,7 +7,6 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::bootstrap::Random;
 use super::data::Question;
 use super::metrics::{best, exact_match, f1};
 use super::run::{Answer, Pair, Task};
@@ -15,6 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder};
 use crate::prefix::{KvPrefix, Method, hex};
+use crate::random::Random;
 use crate::soft::{Adapter, Ask, EncodeOptions, Sampling, Source};
 
 /// A way to bring documents to the host.

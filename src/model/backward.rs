@@ -295,9 +295,7 @@ impl<'m, B: Backend> Backward<'m, B> {
             &mut k,
             &mut v,
         )?;
-        if let Role::Encode(_) = pass.role
-            && i + 1 == model.layers.len()
-        {
+        if self.ends(pass, i) {
             return Ok(LayerActs {
                 qkv,
                 raw,
@@ -329,6 +327,11 @@ impl<'m, B: Backend> Backward<'m, B> {
             v,
             rest,
         })
+    }
+
+    /// Whether K and V of this layer are all that is still asked for.
+    fn ends(&self, pass: &Pass<'_, B>, i: usize) -> bool {
+        matches!(pass.role, Role::Encode(_)) && i + 1 == self.model.layers.len()
     }
 
     fn activate(&self, rows: usize, up: &B::Buf<f32>) -> Result<Lent<'_, B>> {
@@ -474,7 +477,12 @@ impl<'m, B: Backend> Backward<'m, B> {
             add: false,
         };
         b.linear(shape, dy, &pair.across[1], None, &mut dlow)?;
+        // Q, the first rows of the first group, is not read where the pass ends with K and V.
+        let unread = group == 0 && self.ends(pass, i);
         for part in &pair.parts {
+            if unread && part.row == 0 {
+                continue;
+            }
             let between = Span {
                 stride: rank,
                 first: part.column,

@@ -85,9 +85,18 @@ impl Cpu {
             .zip(x.par_chunks_exact(w.inputs))
             .with_min_len((16_384 / w.inputs).max(1))
             .for_each(|(codes, x)| vnni.encode(x, codes));
+        let weights = match w.codes.0.get() {
+            Some(weights) => weights,
+            None => {
+                // Made before the cell is locked: a thread of the pool that waits in here may take up
+                // other work, and that may want the same codes.
+                let made = encode_panels(vnni, w);
+                w.codes.0.get_or_init(|| made)
+            }
+        };
         Some(Operands {
             vnni,
-            weights: w.codes.0.get_or_init(|| encode_panels(vnni, w)),
+            weights,
             x: codes,
             blocks,
         })
@@ -340,7 +349,11 @@ mod x86 {
             values[..x.len()].copy_from_slice(x);
             let [low, high]: [__m512; 2] = bytemuck::must_cast(values);
             let largest = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
-            let largest = _mm512_reduce_max_ps(largest);
+            let largest = match _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(low, high) {
+                0 => _mm512_reduce_max_ps(largest),
+                // A maximum would pass over it.
+                _ => f32::NAN,
+            };
             let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let scales = _mm512_set1_ps(scale);
             let low = _mm512_cvtps_epi32(_mm512_mul_ps(low, scales));

@@ -56,7 +56,8 @@ impl Moments {
 const CHUNK: usize = 1 << 14;
 
 impl AdamW {
-    /// Takes one step of size `lr` along `gradients`, in f32 as PyTorch does.
+    /// Takes one step of size `lr` along `gradients`, in f32 as PyTorch does. A parameter whose gradient
+    /// is empty has none: it and its moments stay as they are, without decay.
     ///
     /// # Errors
     /// [`Error::Shape`] where parameters, gradients and moments do not fit together.
@@ -69,8 +70,14 @@ impl AdamW {
     ) -> Result<()> {
         let lengths = |tensors: &[Vec<f32>]| tensors.iter().map(Vec::len).collect::<Vec<_>>();
         let want: Vec<usize> = parameters.iter().map(|p| p.values.len()).collect();
+        let mut given = lengths(gradients);
+        for (given, &want) in given.iter_mut().zip(&want) {
+            if *given == 0 {
+                *given = want;
+            }
+        }
         for (op, got) in [
-            ("AdamW: gradients", lengths(gradients)),
+            ("AdamW: gradients", given),
             ("AdamW: means", lengths(&moments.mean)),
             ("AdamW: squares", lengths(&moments.square)),
         ] {
@@ -97,7 +104,8 @@ impl AdamW {
             .iter_mut()
             .zip(gradients)
             .zip(&mut moments.mean)
-            .zip(&mut moments.square);
+            .zip(&mut moments.square)
+            .filter(|(((_, gradient), _), _)| !gradient.is_empty());
         for (((parameter, gradient), mean), square) in tensors {
             parameter
                 .values
@@ -209,6 +217,20 @@ mod tests {
         assert_eq!(gradients, [[0.3], [-0.4]]);
         clip(&mut gradients, Some(0.05));
         assert!((gradients[0][0] - 0.03).abs() < 1e-6);
+    }
+
+    #[test]
+    fn without_a_gradient_nothing_moves() {
+        let mut parameters = [tensor(&[1.0, 2.0]), tensor(&[3.0])];
+        let mut moments = Moments::new(&parameters);
+        let gradients = [vec![], vec![0.0]];
+        AdamW::default()
+            .step(&mut parameters, &gradients, &mut moments, 0.1)
+            .unwrap();
+        assert_eq!(parameters[0].values, [1.0, 2.0]);
+        assert_eq!(moments.mean[0], [0.0, 0.0]);
+        // A gradient of zero still lets it decay.
+        assert!(parameters[1].values[0] < 3.0);
     }
 
     #[test]

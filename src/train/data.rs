@@ -209,10 +209,15 @@ pub struct Stream<'a> {
     position: Position,
     lines: Lines,
     buffer: Vec<Line>,
+    /// Bytes of the rows in it.
+    held: usize,
     random: Random,
     /// Whether this epoch had a sample.
     fruitful: bool,
 }
+
+/// Bytes of rows at which no more are held.
+const HELD: usize = 1 << 30;
 
 /// How a [`Stream`] goes through its files.
 #[derive(Debug, Clone, PartialEq)]
@@ -221,7 +226,8 @@ pub struct Order {
     pub paths: Vec<PathBuf>,
     /// Decides the order.
     pub seed: u64,
-    /// Rows that are held to be shuffled; 0 and 1 leave the files' order.
+    /// Rows that are held to be shuffled, or fewer where they would be more than a GiB; 0 and 1 leave
+    /// the files' order.
     pub buffer: usize,
     /// What becomes of rows that are no samples.
     pub bad_rows: BadRows,
@@ -253,6 +259,7 @@ impl<'a> Stream<'a> {
                 drawn: 0,
             },
             buffer: Vec::new(),
+            held: 0,
             random: Random::of(order.seed, &[position.epoch]),
             fruitful: position.drawn > 0,
         };
@@ -311,9 +318,12 @@ impl<'a> Stream<'a> {
 
     /// A random row of the buffer, behind which the next line moves up.
     fn draw(&mut self) -> Result<Option<Line>> {
-        while self.buffer.len() < self.capacity {
+        while self.buffer.len() < self.capacity && self.held < HELD {
             match self.lines.next_line()? {
-                Some(line) => self.buffer.push(line),
+                Some(line) => {
+                    self.held += line.bytes.len();
+                    self.buffer.push(line);
+                }
                 None => break,
             }
         }
@@ -322,7 +332,9 @@ impl<'a> Stream<'a> {
         }
         self.position.drawn += 1;
         let at = self.random.below(self.buffer.len());
-        Ok(Some(self.buffer.swap_remove(at)))
+        let line = self.buffer.swap_remove(at);
+        self.held -= line.bytes.len();
+        Ok(Some(line))
     }
 
     fn name(&self, file: usize) -> &Path {

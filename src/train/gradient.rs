@@ -309,9 +309,6 @@ impl<'m, B: Backend> Trainee<'m, B> {
         if let Some((name, _)) = sorted.memory {
             gradients[name].values = memory;
         }
-        for (gradient, parameter) in gradients.iter_mut().zip(parameters) {
-            gradient.values.resize(parameter.values.len(), 0.0);
-        }
         Ok(gradients)
     }
 }

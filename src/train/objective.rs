@@ -77,6 +77,6 @@ pub struct Gradient {
     /// Number of tokens that went through the model.
     pub tokens: usize,
     /// Of the sum, in the order of the parameters; empty where only the loss was asked for. What the
-    /// loss does not depend on, as q of the encoder's last layer, has zeros.
+    /// loss does not depend on, as q of the encoder's last layer, has no values.
     pub gradients: Vec<Tensor>,
 }

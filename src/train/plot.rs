@@ -21,6 +21,8 @@ pub enum Axis {
 const SIZE: (u32, u32) = (960, 540);
 /// From so many steps on a curve is drawn smoothed, over its own pale self.
 const MANY: usize = 40;
+/// Nothing beyond is drawn: axes cannot be laid through the ends of what a float can be.
+const MOST: f64 = 1e30;
 /// What can be told apart, also by the colour-blind (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
@@ -43,13 +45,14 @@ pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
         .collect();
     let points = || curves.iter().flat_map(|c| c.loss.iter().chain(&c.dev));
     let (mut low, mut high, mut end) = (f64::INFINITY, 0.0f64, 0.0f64);
-    for &(x, y) in points().filter(|(x, y)| x.is_finite() && y.is_finite()) {
+    for &(x, y) in points() {
         (low, high, end) = (low.min(y), high.max(y), end.max(x));
     }
     if low > high {
         return Err(Error::input("logs", "there is no step in them"));
     }
-    let margin = 0.05 * (high - low).max(1e-3);
+    // Never so small that it is lost beside the values.
+    let margin = 0.05 * (high - low).max(1e-3).max(1e-6 * high);
     // A loss that has almost vanished is best seen from zero.
     let bottom = if low < 0.25 * high { 0.0 } else { low - margin };
 
@@ -85,8 +88,9 @@ impl<'a> Curve<'a> {
                 Axis::Tokens => tokens,
                 Axis::Seconds => seconds,
             };
-            loss.push((x, line.loss));
-            dev.extend(line.dev_loss.map(|y| (x, y)));
+            let drawn = |y: &f64| x <= MOST && y.abs() <= MOST;
+            loss.extend(Some(line.loss).filter(drawn).map(|y| (x, y)));
+            dev.extend(line.dev_loss.filter(drawn).map(|y| (x, y)));
         }
         Curve { name, loss, dev }
     }

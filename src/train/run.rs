@@ -330,7 +330,11 @@ fn add(sum: &mut Option<Gradient>, more: Gradient) -> Result<()> {
             got: more.gradients.len().to_string(),
         });
     }
-    for (sum, more) in sum.gradients.iter_mut().zip(&more.gradients) {
+    for (sum, more) in sum.gradients.iter_mut().zip(more.gradients) {
+        if sum.values.is_empty() {
+            sum.values = more.values;
+            continue;
+        }
         let values = sum.values.iter_mut().zip(&more.values);
         values.for_each(|(sum, more)| *sum += more);
     }

@@ -24,8 +24,8 @@ impl Schedule {
         }
         // The warm-up's last step has the full rate, and so has the first where there is none.
         let full = warmup.max(1);
-        let done =
-            step.saturating_sub(full) as f64 / (steps + 1).saturating_sub(full).max(1) as f64;
+        let done = step.saturating_sub(full) as f64
+            / steps.saturating_add(1).saturating_sub(full).max(1) as f64;
         match self {
             Schedule::Constant => 1.0,
             Schedule::Linear => (1.0 - done).max(0.0),
