@@ -86,7 +86,7 @@ fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
     let asks: Vec<Ask<'_>> = (0..4)
         .map(|i| Ask {
             prefix: (i == 3).then_some(&prefix),
-            prompt: &prompts[i],
+            prompt: Input::Ids(&prompts[i]),
             gold: &golds[i],
         })
         .collect();
@@ -164,7 +164,7 @@ fn asks_that_are_too_long_together_go_one_after_the_other() {
     let prompts = [[5, 6, 7], [8, 9, 10], [11, 12, 13]];
     let asks = prompts.each_ref().map(|prompt| Ask {
         prefix: None,
-        prompt,
+        prompt: Input::Ids(prompt),
         gold: &[],
     });
     let options = Sampling {
@@ -198,7 +198,7 @@ fn an_ask_that_does_not_fit_is_an_error() {
     let mut ask = |prompt, gold| {
         let ask = Ask {
             prefix: None,
-            prompt,
+            prompt: Input::Ids(prompt),
             gold,
         };
         engine.answer(&[ask], &Sampling::default(), &mut each)

@@ -5,8 +5,8 @@
 
 The checkpoint is the dictionary that its training code saves: `llama.base_model.model.model.layers.N.….lora_A.default.weight`
 and `memory_embeddings` of [1, num_mem, hidden]. LoRA's alpha does not stand in it; the code's default is 32 (for r 64). That
-code fills every text up to 500 tokens with the end-of-text token, which --pad-to and --pad-id say. Needs PyTorch to read the
-checkpoint; nothing in it is executed.
+code fills every text up to 500 tokens with the end-of-text token, which --pad-to and --pad-id say. ICAE's `ae_embedding`, behind
+which it gives a text back, becomes a file of its own. Needs PyTorch to read the checkpoint; nothing in it is executed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def write_safetensors(path, tensors):
 
 def convert(checkpoint, folder, args):
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    lora, targets, memory, rank = {}, set(), None, None
+    lora, targets, memory, rank, begin = {}, set(), None, None, None
     for name, tensor in state.items():
         found = LORA.search(name)
         if found:
@@ -55,17 +55,18 @@ def convert(checkpoint, folder, args):
                 rank = tensor.shape[0]
         elif name.split(".")[-1] == "memory_embeddings":
             memory = tensor.reshape(-1, tensor.shape[-1])
-    trained = [name for name in state if name.split(".")[-1] == "ae_embedding"]
-    if trained and not args.without_regeneration:
-        sys.exit(
-            "convert_500x: {0}: it regenerates a text behind a trained {1}, which prefold cannot read; questions need none: "
-            "--without-regeneration leaves it out".format(checkpoint, trained[0])
-        )
+        elif name.split(".")[-1] == "ae_embedding":
+            begin = tensor.reshape(-1)
     if not lora or memory is None:
         sys.exit("convert_500x: {0}: no LoRA or no memory_embeddings in it".format(checkpoint))
     os.makedirs(folder, exist_ok=True)
     write_safetensors(os.path.join(folder, "adapter_model.safetensors"), lora)
     write_safetensors(os.path.join(folder, "memory_embeddings.safetensors"), {"memory_embeddings": memory})
+    begin_path = os.path.join(folder, "ae_embedding.safetensors")
+    if begin is not None:
+        write_safetensors(begin_path, {"ae_embedding": begin})
+    elif os.path.exists(begin_path):
+        os.remove(begin_path)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
     config.update(r=rank, lora_alpha=args.alpha, target_modules=sorted(targets))
     settings = {"method": args.method, "max_text_tokens": args.max_text_tokens, "pad_to": args.pad_to, "pad_id": args.pad_id}
@@ -86,7 +87,6 @@ def main():
     parser.add_argument("--pad-to", type=int)
     parser.add_argument("--pad-id", type=int)
     parser.add_argument("--method", choices=("500xcompressor", "icae"), default="500xcompressor")
-    parser.add_argument("--without-regeneration", action="store_true", help="leave out ICAE's trained [AE] embedding")
     args = parser.parse_args()
     convert(args.checkpoint, args.folder, args)
 

@@ -2,10 +2,12 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use prefold::Error;
-use prefold::soft::{Finish, Sampling};
+use prefold::model::decoder::Input;
+use prefold::prefix::KvPrefix;
+use prefold::soft::{Adapter, Ask, Finish, Sampling};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
@@ -26,6 +28,10 @@ pub struct Args {
     /// Token ids in place of a prompt, as `[1, 2, 3]`
     #[arg(long, value_name = "JSON")]
     prompt_ids: Option<String>,
+    /// The adapter that made the prefix: what it was trained to begin a text with (ICAE's [AE]
+    /// embedding) then asks for the text in place of BOS
+    #[arg(long, short, value_name = "FOLDER", requires = "prefix", conflicts_with_all = ["prompt", "prompt_ids"])]
+    adapter: Option<PathBuf>,
     /// Most tokens to make
     #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
     max_new_tokens: usize,
@@ -73,7 +79,13 @@ pub fn run(args: Args) -> Outcome {
     };
     let model = args.model.open()?;
     let engine = &*model.engine;
+    let adapter = match (&args.adapter, &prefix) {
+        (Some(folder), Some(prefix)) => Some(beginning(engine.adapter(folder)?, folder, prefix)?),
+        _ => None,
+    };
+    let begin = adapter.as_ref().and_then(Adapter::begin);
     let prompt = match (given_ids, text) {
+        _ if begin.is_some() => Vec::new(),
         (Some(ids), _) => ids,
         (None, Some(text)) => {
             // Behind a prefix no second BOS.
@@ -95,7 +107,7 @@ pub fn run(args: Args) -> Outcome {
     let busy = args.json.then(|| Busy::new("generating".into()));
     let mut stream = Stream::default();
     let mut failure = None;
-    let mut each = |id: u32| {
+    let mut each = |_, id: u32| {
         if let (Some(tokenizer), false) = (tokenizer, args.json)
             && let Err(error) = stream.push(&tokenizer.token_bytes(id))
         {
@@ -104,11 +116,19 @@ pub fn run(args: Args) -> Outcome {
         }
         ControlFlow::Continue(())
     };
-    let made = engine.generate(prefix.as_ref(), &prompt, &sampling, &mut each)?;
+    let ask = Ask {
+        prefix: prefix.as_ref(),
+        prompt: begin.map_or(Input::Ids(&prompt), Input::Embeddings),
+        gold: &[],
+    };
+    let mut replies = engine.answer(&[ask], &sampling, &mut each)?;
     drop(busy);
     if let Some(failure) = failure {
         return Err(failure);
     }
+    let Some(made) = replies.pop().map(|reply| reply.generated) else {
+        return Ok(());
+    };
     if args.json {
         let mut report = json!(made);
         report["prompt_ids"] = json!(prompt);
@@ -124,6 +144,19 @@ pub fn run(args: Args) -> Outcome {
         eprintln!("the model's context is full");
     }
     Ok(())
+}
+
+/// The adapter, if it has something of its own to begin with and made the prefix.
+fn beginning(adapter: Adapter, folder: &Path, prefix: &KvPrefix) -> Outcome<Adapter> {
+    let reason = match (adapter.begin(), &prefix.origin().adapter) {
+        (None, _) => "it has no ae_embedding: without --adapter a BOS asks for the text",
+        (_, Some(by)) if by == adapter.id() => return Ok(adapter),
+        _ => "the prefix was not made by it",
+    };
+    Err(Failure::Failed(Error::Input {
+        what: format!("--adapter {}", folder.display()),
+        reason: reason.into(),
+    }))
 }
 
 /// Bytes of tokens on their way to standard output: a character goes out when it is whole.

@@ -13,6 +13,7 @@ use super::run::{Answer, Pair, Task};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder};
+use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
 use crate::soft::{Adapter, Ask, EncodeOptions, Sampling, Source};
@@ -294,7 +295,7 @@ impl Task for Qa<'_> {
                     Read::Prefix(prefix) => Some(prefix),
                     Read::Text(_) => None,
                 },
-                prompt,
+                prompt: Input::Ids(prompt),
                 gold,
             })
             .collect();

@@ -11,6 +11,7 @@ use super::metrics::{bleu, exact_match, rouge};
 use super::run::{Answer, Pair, Task};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::soft::{Adapter, Ask, EncodeOptions, PrefillOptions, Sampling, Source};
 
@@ -41,7 +42,8 @@ const MORE: usize = 16;
 /// Texts that are given back together.
 const TOGETHER: usize = 8;
 
-/// The task: every text from every origin, greedily behind one BOS.
+/// The task: every text from every origin, greedily behind one BOS, or behind what an adapter was
+/// trained to begin with in its place.
 ///
 /// An answer ends with the model's end-of-text token or 16 tokens behind the length of its text.
 pub struct Regenerate<'a> {
@@ -159,7 +161,11 @@ impl Task for Regenerate<'_> {
             .zip(&prefixes)
             .map(|(pair, prefix)| Ask {
                 prefix: prefix.as_ref(),
-                prompt: std::slice::from_ref(&self.bos),
+                prompt: match &self.from[pair.case] {
+                    Holder::Prefix(adapter, _) => adapter.begin().map(Input::Embeddings),
+                    _ => None,
+                }
+                .unwrap_or(Input::Ids(std::slice::from_ref(&self.bos))),
                 gold: &self.texts[pair.item].1,
             })
             .collect();

@@ -92,6 +92,16 @@ pub enum Input<'a> {
     Embeddings(&'a [f32]),
 }
 
+impl Input<'_> {
+    /// Rows of it, of a model so wide.
+    pub fn rows(&self, hidden: usize) -> usize {
+        match self {
+            Input::Ids(ids) => ids.len(),
+            Input::Embeddings(rows) => rows.len() / hidden.max(1),
+        }
+    }
+}
+
 /// Token ids of sequences that share a prefix, which is what the KV cache holds, and do not see each
 /// other.
 #[derive(Debug, Clone, Copy)]
@@ -224,10 +234,7 @@ impl<B: Backend> Model<B> {
         lora: Option<&Lora<B>>,
         kv: &mut Kv<B>,
     ) -> Result<Hidden<'_, B>> {
-        let rows = match input {
-            Input::Ids(ids) => ids.len(),
-            Input::Embeddings(rows) => rows.len() / self.config.hidden,
-        };
+        let rows = input.rows(self.config.hidden);
         self.run(input, &[rows], lora, kv, None, false)
     }
 
@@ -238,10 +245,7 @@ impl<B: Backend> Model<B> {
         kv: &mut Kv<B>,
         watch: Watch<'_>,
     ) -> Result<Hidden<'_, B>> {
-        let rows = match input {
-            Input::Ids(ids) => ids.len(),
-            Input::Embeddings(rows) => rows.len() / self.config.hidden,
-        };
+        let rows = input.rows(self.config.hidden);
         self.run(input, &[rows], None, kv, Some(watch), false)
     }
 

@@ -1,6 +1,6 @@
 //! An encoder's adapter: LoRA, memory embeddings, and how it was trained.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -77,12 +77,15 @@ pub struct Adapter {
     /// `[num_mem, hidden]`.
     pub(crate) memory: Vec<f32>,
     pub(crate) hidden: usize,
+    begin: Option<Vec<f32>>,
     settings: Settings,
     id: String,
 }
 
 /// The file of memory embeddings, and the tensor in it.
 const MEMORY: &str = "memory_embeddings";
+/// The file of what a text that is given back begins with, and the tensor in it.
+const BEGIN: &str = "ae_embedding";
 /// The file of settings.
 const SETTINGS: &str = "prefold.json";
 /// A handful of settings.
@@ -90,7 +93,8 @@ const LONGEST_SETTINGS: u64 = 1 << 16;
 
 impl Adapter {
     /// Reads a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`,
-    /// `memory_embeddings.safetensors` (`[num_mem, hidden]`), and perhaps `prefold.json`.
+    /// `memory_embeddings.safetensors` (`[num_mem, hidden]`), and perhaps `ae_embedding.safetensors`
+    /// (`[hidden]`) and `prefold.json`.
     ///
     /// # Errors
     /// Those of [`LoraWeights::open`]; [`Error::Format`] for memory embeddings or settings that do not
@@ -98,6 +102,7 @@ impl Adapter {
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let lora = LoraWeights::open(folder, config)?;
         let memory = read_memory(folder, config)?;
+        let begin = read_begin(folder, config)?;
         let num_mem = memory.len() / config.hidden;
         let settings_path = folder.join(SETTINGS);
         let settings = Settings::open(folder)?.unwrap_or_default();
@@ -127,13 +132,14 @@ impl Adapter {
             let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
             hash.update(&bytes);
         }
-        for value in &memory {
+        for value in memory.iter().chain(begin.iter().flatten()) {
             hash.update(value.to_le_bytes());
         }
         Ok(Adapter {
             lora,
             memory,
             hidden: config.hidden,
+            begin,
             settings,
             id: hex(&hash.finalize()),
         })
@@ -142,6 +148,12 @@ impl Adapter {
     /// Number of memory tokens.
     pub fn num_mem(&self) -> usize {
         self.memory.len() / self.hidden
+    }
+
+    /// The embedding, `[hidden]`, that it was trained to begin a text that is given back with: ICAE's
+    /// \[AE\] (arXiv 2307.06945, section 2.2). Without one, that is BOS.
+    pub fn begin(&self) -> Option<&[f32]> {
+        self.begin.as_deref()
     }
 
     /// How it was trained.
@@ -167,6 +179,31 @@ pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
         _ => {
             let (got, hidden) = (&tensor.shape, config.hidden);
             let reason = format!("{MEMORY} is {got:?}, expected [num_mem, {hidden}]");
+            Err(Error::format(&path, reason))
+        }
+    }
+}
+
+/// Where an adapter's folder has what its texts begin with.
+pub(crate) fn begin_path(folder: &Path) -> PathBuf {
+    folder.join(format!("{BEGIN}.safetensors"))
+}
+
+/// That embedding, `[hidden]`, if there is one.
+fn read_begin(folder: &Path, config: &Config) -> Result<Option<Vec<f32>>> {
+    let path = begin_path(folder);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let tensors = safetensors::read(&path)?;
+    let tensor = tensors
+        .get(BEGIN)
+        .ok_or_else(|| Error::format(&path, format!("there is no tensor {BEGIN}")))?;
+    match tensor.shape[..] {
+        [width] | [1, width] | [1, 1, width] if width == config.hidden => Ok(Some(floats(tensor)?)),
+        _ => {
+            let (got, hidden) = (&tensor.shape, config.hidden);
+            let reason = format!("{BEGIN} is {got:?}, expected [{hidden}]");
             Err(Error::format(&path, reason))
         }
     }

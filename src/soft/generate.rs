@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PASS, advance};
 use crate::error::{Error, Result};
-use crate::model::decoder::{Input, Model};
+use crate::model::decoder::{Hidden, Input, Model};
 use crate::model::kv::Kv;
 use crate::ops::{Backend, Pick};
 use crate::prefix::KvPrefix;
@@ -79,8 +79,8 @@ pub struct Generated {
 pub struct Ask<'a> {
     /// What it has read before.
     pub prefix: Option<&'a KvPrefix>,
-    /// At least one token.
-    pub prompt: &'a [u32],
+    /// At least one token, or embeddings of as many rows: see [`Adapter::begin`](super::Adapter::begin).
+    pub prompt: Input<'a>,
     /// A continuation whose nll is wanted; it may be empty, and does not steer what is generated.
     pub gold: &'a [u32],
 }
@@ -108,7 +108,7 @@ pub fn generate<B: Backend>(
 ) -> Result<Generated> {
     let ask = Ask {
         prefix,
-        prompt,
+        prompt: Input::Ids(prompt),
         gold: &[],
     };
     let replies = answer(model, &[ask], options, &mut |_, id| each(id))?;
@@ -137,7 +137,8 @@ pub fn answer<B: Backend>(
         let (done, mut tokens) = (replies.len(), 0);
         let fit = asks[done..].iter().take_while(|ask| {
             let before = ask.prefix.map_or(0, |prefix| prefix.shape().tokens);
-            let after = ask.prompt.len().saturating_add(options.max_new_tokens);
+            let prompt = ask.prompt.rows(model.config().hidden);
+            let after = prompt.saturating_add(options.max_new_tokens);
             tokens = after.saturating_add(tokens + before).min(TOGETHER + 1);
             tokens <= TOGETHER
         });
@@ -218,7 +219,7 @@ fn together<B: Backend>(
             logprobs: speaker.logprobs,
             finish: speaker.finish.unwrap_or(Finish::Length),
             prefix_tokens: ask.prefix.map_or(0, |prefix| prefix.shape().tokens),
-            prompt_tokens: ask.prompt.len(),
+            prompt_tokens: ask.prompt.rows(c.hidden),
             first_token_seconds: speaker.first_token_seconds,
             seconds,
         },
@@ -241,7 +242,8 @@ struct Speaker<B: Backend> {
 
 impl<B: Backend> Speaker<B> {
     fn read(model: &Model<B>, ask: &Ask<'_>, options: &Sampling) -> Result<Self> {
-        let Some(last) = ask.prompt.len().checked_sub(1) else {
+        let c = model.config();
+        let Some(last) = ask.prompt.rows(c.hidden).checked_sub(1) else {
             let reason = "it has no tokens; one BOS asks for the text behind a prefix";
             return Err(Error::input("prompt", reason));
         };
@@ -249,27 +251,37 @@ impl<B: Backend> Speaker<B> {
             Some(prefix) => model.begin(prefix)?,
             None => model.kv()?,
         };
-        // The last pass reads the continuation too, which is then forgotten.
-        let (passes, pass) = ask.prompt.split_at(last / PASS * PASS);
-        drop(advance(model, passes, None, &mut kv)?);
-        let mut ids = pass.to_vec();
-        ids.extend(ask.gold.split_last().map_or(&[][..], |(_, gold)| gold));
-        model.check_positions(kv.position(), ids.len())?;
-        let mut hidden = model.forward_adapted(Input::Ids(&ids), None, &mut kv)?;
-        kv.commit(pass.len())?;
-        let picks: Vec<Pick> = (pass.len() as u32 - 1..)
-            .zip(ask.gold)
-            .map(|(row, &target)| Pick { row, target })
-            .collect();
-        let nll = match picks.is_empty() {
-            true => Vec::new(),
-            false => hidden.nll(&picks)?,
+        let behind = ask.gold.split_last().map_or(&[][..], |(_, gold)| gold);
+        // The pass that ends the prompt, the prompt's rows in it, and how much of the continuation
+        // those and the rest of it foretell: of ids it reads the continuation too, which is then
+        // forgotten.
+        let (mut hidden, rows, foretold) = match ask.prompt {
+            Input::Ids(prompt) => {
+                let (passes, pass) = prompt.split_at(last / PASS * PASS);
+                drop(advance(model, passes, None, &mut kv)?);
+                let ids = [pass, behind].concat();
+                model.check_positions(kv.position(), ids.len())?;
+                let hidden = model.forward_adapted(Input::Ids(&ids), None, &mut kv)?;
+                (hidden, pass.len(), ask.gold.len())
+            }
+            Input::Embeddings(_) => {
+                let hidden = model.forward_adapted(ask.prompt, None, &mut kv)?;
+                (hidden, last + 1, ask.gold.len().min(1))
+            }
         };
+        kv.commit(rows)?;
+        let (first, rest) = ask.gold.split_at(foretold);
+        let mut nll = nll(&mut hidden, rows - 1, first)?;
         let logits = match options.max_new_tokens {
             0 => Vec::new(),
-            _ => hidden.row_logits(pass.len() - 1)?,
+            _ => hidden.row_logits(rows - 1)?,
         };
         drop(hidden);
+        if !rest.is_empty() {
+            model.check_positions(kv.position(), behind.len())?;
+            let mut hidden = model.forward_adapted(Input::Ids(behind), None, &mut kv)?;
+            nll.extend(self::nll(&mut hidden, 0, rest)?);
+        }
         Ok(Speaker {
             kv,
             nll,
@@ -280,6 +292,16 @@ impl<B: Backend> Speaker<B> {
             first_token_seconds: 0.0,
             finish: None,
         })
+    }
+}
+
+/// Nll of `targets` by the rows from `row` on.
+fn nll<B: Backend>(hidden: &mut Hidden<'_, B>, row: usize, targets: &[u32]) -> Result<Vec<f32>> {
+    let picks = (row as u32..).zip(targets);
+    let picks: Vec<Pick> = picks.map(|(row, &target)| Pick { row, target }).collect();
+    match picks.is_empty() {
+        true => Ok(Vec::new()),
+        false => hidden.nll(&picks),
     }
 }
 

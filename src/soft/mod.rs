@@ -10,8 +10,8 @@ mod generate;
 mod prefill;
 mod prune;
 
-pub(crate) use adapter::read_memory;
 pub use adapter::{Adapter, NextPosition, Settings};
+pub(crate) use adapter::{begin_path, read_memory};
 pub use encode::{EncodeOptions, encode, pieces};
 pub use generate::{Ask, Finish, Generated, Reply, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};

@@ -7,7 +7,7 @@ use super::start::MEMORY;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family};
 use crate::model::lora::{self, LoraWeights, Target};
-use crate::soft::read_memory;
+use crate::soft::{begin_path, read_memory};
 
 /// An adapter as it is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +76,12 @@ impl Parameters {
             });
         }
         if with_memory {
+            if begin_path(folder).exists() {
+                return Err(Error::Unsupported {
+                    what: format!("{}: training on with an ae_embedding", folder.display()),
+                    have: "adapters whose texts begin with BOS".into(),
+                });
+            }
             let values = read_memory(folder, config)?;
             tensors.push(Tensor {
                 name: MEMORY.into(),
