@@ -52,6 +52,8 @@ mod tests {
         let variance = draws.iter().map(|x| x * x).sum::<f64>() / 1e5;
         assert!(mean.abs() < 0.015, "{mean}");
         assert!((variance - 1.0).abs() < 0.02, "{variance}");
+        let draws: Vec<f64> = (0..1000).map(|_| random.unit()).collect();
+        assert!(draws.iter().all(|&x| (0.0..1.0).contains(&x)));
         let mut counts = [0; 3];
         (0..30_000).for_each(|_| counts[random.below(3)] += 1);
         assert!(

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use common::TempDir;
 use common::tiny::{self, FAMILIES};
-use prefold::eval::{Question, bootstrap, interval, metrics};
+use prefold::eval::{Question, interval, metrics};
 use prefold::soft::{Ask, Finish, PrefillOptions, Sampling, Source};
 use prefold::{Device, Engine, Error};
 use serde_json::{Value, json};
@@ -67,10 +67,6 @@ fn intervals_are_seeded_and_hold_what_they_should() {
     let same = interval(&[2.5; 3], 1).unwrap();
     assert_eq!((same.mean, same.low, same.high), (2.5, 2.5, 2.5));
     assert!(interval(&[], 1).is_none());
-
-    let mut random = bootstrap::Random(3);
-    let draws: Vec<f64> = (0..1000).map(|_| random.unit()).collect();
-    assert!(draws.iter().all(|&x| (0.0..1.0).contains(&x)));
 }
 
 fn open(path: &Path) -> Box<dyn Engine> {
