@@ -10,6 +10,7 @@ use std::process::Command;
 use common::TempDir;
 use common::tiny::{self, FAMILIES};
 use prefold::eval::{Question, interval, metrics};
+use prefold::model::decoder::Input;
 use prefold::soft::{Ask, Finish, PrefillOptions, Sampling, Source};
 use prefold::{Device, Engine, Error};
 use serde_json::{Value, json};
@@ -102,9 +103,9 @@ fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
         })
         .unwrap();
     for (i, (ask, reply)) in asks.iter().zip(&replies).enumerate() {
-        let mut said = 0;
+        let (mut said, prompt) = (0, &prompts[i][..]);
         let alone = engine
-            .generate(ask.prefix, ask.prompt, &options, &mut |_| {
+            .generate(ask.prefix, prompt, &options, &mut |_| {
                 said += 1;
                 match i == 2 && said == 2 {
                     true => ControlFlow::Break(()),
@@ -119,9 +120,9 @@ fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
             assert!((got - want).abs() < 1e-4, "ask {i}: {got}, {want}");
         }
         let before = if i == 3 { &source.ids[..] } else { &[] };
-        let whole = [before, ask.prompt, ask.gold].concat();
+        let whole = [before, prompt, ask.gold].concat();
         let want = engine
-            .score_tail(&whole, before.len() + ask.prompt.len())
+            .score_tail(&whole, before.len() + prompt.len())
             .unwrap();
         assert_eq!(reply.nll.len(), want.len());
         for (got, want) in reply.nll.iter().zip(want) {
@@ -191,7 +192,7 @@ fn an_ask_that_does_not_fit_is_an_error() {
     let engine = open(folder.path());
     let ids = [3; tiny::POSITIONS];
     let mut each = |_, _| ControlFlow::Continue(());
-    let mut ask = |prompt, gold| {
+    let mut ask = |prompt: &[u32], gold: &[u32]| {
         let ask = Ask {
             prefix: None,
             prompt: Input::Ids(prompt),
