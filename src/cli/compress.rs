@@ -10,7 +10,7 @@ use prefold::hard::{Compressed, Prompt};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
-use super::files::{read_text, text_or_file, write_stdout, write_whole};
+use super::files::{check_target, read_text, text_or_file, write_stdout, write_whole};
 use super::model::{self, Busy};
 use super::options::Flags;
 use super::{marked, page};
@@ -104,6 +104,10 @@ pub fn run(args: Args) -> Outcome {
     options.trace = args.html.is_some();
     // The library checks too, but only after a model was loaded.
     options.check()?;
+    // A place where nothing can be written is better known before the work than behind it.
+    for path in args.output.iter().chain(&args.html) {
+        check_target(path)?;
+    }
     let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
     let model = args.model.open()?.scoring_with(&args.adapter)?;
 
