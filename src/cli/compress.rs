@@ -85,15 +85,22 @@ pub struct Report {
 impl Report {
     /// The numbers in one line.
     fn summary(&self) -> String {
-        format!(
-            "{} -> {} tokens ({} kept, {}) in {:.2} s, {:.0} tokens/s, by {}",
+        let (before, after) = (
             self.compressed.origin_tokens,
             self.compressed.compressed_tokens,
-            self.compressed.rate,
-            self.compressed.ratio,
-            self.seconds,
-            self.tokens_per_second,
-            self.model,
+        );
+        // Of nothing, or behind nothing, the reference says 100% and 1.0x or 0.0x, which tell nothing.
+        let shares = if before == 0 || after == 0 {
+            String::new()
+        } else {
+            format!(
+                " ({} kept, {})",
+                self.compressed.rate, self.compressed.ratio
+            )
+        };
+        format!(
+            "{before} -> {after} tokens{shares} in {:.2} s, {:.0} tokens/s, by {}",
+            self.seconds, self.tokens_per_second, self.model,
         )
     }
 }
