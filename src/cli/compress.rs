@@ -10,7 +10,7 @@ use prefold::hard::{Compressed, Prompt};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
-use super::files::{read_text, text_or_file, write_stdout, write_whole};
+use super::files::{check_target, read_text, text_or_file, write_stdout, write_whole};
 use super::model::{self, Busy};
 use super::options::Flags;
 use super::{marked, page};
@@ -85,15 +85,22 @@ pub struct Report {
 impl Report {
     /// The numbers in one line.
     fn summary(&self) -> String {
-        format!(
-            "{} -> {} tokens ({} kept, {}) in {:.2} s, {:.0} tokens/s, by {}",
+        let (before, after) = (
             self.compressed.origin_tokens,
             self.compressed.compressed_tokens,
-            self.compressed.rate,
-            self.compressed.ratio,
-            self.seconds,
-            self.tokens_per_second,
-            self.model,
+        );
+        // Of nothing, or behind nothing, the reference says 100% and 1.0x or 0.0x, which tell nothing.
+        let shares = if before == 0 || after == 0 {
+            String::new()
+        } else {
+            format!(
+                " ({} kept, {})",
+                self.compressed.rate, self.compressed.ratio
+            )
+        };
+        format!(
+            "{before} -> {after} tokens{shares} in {:.2} s, {:.0} tokens/s, by {}",
+            self.seconds, self.tokens_per_second, self.model,
         )
     }
 }
@@ -104,6 +111,10 @@ pub fn run(args: Args) -> Outcome {
     options.trace = args.html.is_some();
     // The library checks too, but only after a model was loaded.
     options.check()?;
+    // A place where nothing can be written is better known before the work than behind it.
+    for path in args.output.iter().chain(&args.html) {
+        check_target(path)?;
+    }
     let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
     let model = args.model.open()?.scoring_with(&args.adapter)?;
 

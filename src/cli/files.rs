@@ -55,6 +55,21 @@ pub fn stdout_failure(error: io::Error) -> Failure {
     }
 }
 
+/// Says early what [`write_whole`] would say in the end: that `path` is a folder, or lies in none.
+pub fn check_target(path: &Path) -> Outcome {
+    if path.is_dir() {
+        return Err(Error::io(path)(ErrorKind::IsADirectory.into()).into());
+    }
+    // The parent of a bare name is empty: the working directory.
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => {
+            fs::metadata(folder).map_err(Error::io(folder))?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
 /// Writes `text` to `path` whole or not at all.
 pub fn write_whole(path: &Path, text: &str) -> Outcome {
     Ok(prefold::files::write_whole(path, text.as_bytes())?)
