@@ -3,4 +3,5 @@
 #include "../gemm.cu"
 #include "../layer.cu"
 #include "../nll.cu"
+#include "../thin.cu"
 #include "../topk.cu"

@@ -114,8 +114,12 @@ void layers() {
          NormParams{x.data(), weight.data(), weight.data(), y.data(), width, 1, 1e-5f, 0});
   auto qkv = floats(rows * all * d), angles = floats(rows * d), k = floats((rows + 2) * d), v = k;
   launch("rotate", rows, 1, 1, 256, 0,
-         RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), rows, heads,
-                      kv_heads, d, 2, 1e-5f});
+         RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), nullptr, rows,
+                      heads, kv_heads, d, 2, 1e-5f});
+  const std::vector<uint32_t> places = {4, NOWHERE, 0};
+  launch("rotate", rows, 1, 1, 256, 0,
+         RotateParams{qkv.data(), nullptr, nullptr, angles.data(), k.data(), v.data(), places.data(), rows,
+                      heads, kv_heads, d, 0, 1e-5f});
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});

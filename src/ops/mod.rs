@@ -20,6 +20,7 @@ pub mod layer;
 pub mod nll;
 mod simd;
 pub mod storage;
+pub mod thin;
 pub mod topk;
 
 pub use attention::{Attended, Attention, AttentionOp};
@@ -28,12 +29,13 @@ pub use gemm::{GemmOp, Linear, Outer, Span};
 pub use layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
 pub use nll::{NllOp, Pick};
 pub use storage::{Elem, Storage};
+pub use thin::{Limits, Room, Staged, Texts, ThinOp, Thinned, Thinning};
 pub use topk::{Keep, Select, Selection, TopKOp};
 
 /// A device that has every op: a missing one is a compile error, and two devices cannot be mixed.
-pub trait Backend: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp {}
+pub trait Backend: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp + ThinOp {}
 
-impl<B: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp> Backend for B {}
+impl<B: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp + ThinOp> Backend for B {}
 
 /// The error for an operand of the wrong length.
 pub(crate) fn expect_len(
