@@ -14,11 +14,13 @@ pub mod quant;
 pub(crate) mod safetensors;
 mod score;
 mod thin;
+mod together;
 pub(crate) mod trained;
 pub mod weights;
 
 pub use decoder::Model;
 pub use score::Adapted;
+pub(crate) use together::{SEATS, together};
 
 pub use crate::ops::{Thinned, Thinning};
 

@@ -205,9 +205,7 @@ impl Launcher for Device {
         unsafe {
             match (self, graph) {
                 (Device::Emu(emu), Graph::Emu(graph)) => emu.replay(graph),
-                (Device::Cuda { cuda, .. }, Graph::Cuda(graph)) => {
-                    Launcher::replay(cuda, graph)
-                }
+                (Device::Cuda { cuda, .. }, Graph::Cuda(graph)) => Launcher::replay(cuda, graph),
                 _ => Err(mixed()),
             }
         }
