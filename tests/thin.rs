@@ -18,14 +18,14 @@ use prefold::text::Tokenizer;
 use serde_json::Value;
 
 /// A text with its plan.
-struct Job {
+struct Plan {
     ids: Vec<u32>,
     size: usize,
     end: usize,
     windows: Vec<Vec<(usize, f64)>>,
 }
 
-impl Job {
+impl Plan {
     /// As many windows of `size` as fit a text of `length` tokens of which `start` are in front.
     fn new(length: usize, size: usize, start: usize, runs: usize, random: &mut Random) -> Self {
         let end = (size + start).min(length);
@@ -48,7 +48,7 @@ impl Job {
             windows.push(window);
             reach += tokens;
         }
-        Job {
+        Plan {
             ids: (0..length).map(|_| random.below(300) as u32).collect(),
             size,
             end,
@@ -118,9 +118,9 @@ fn scores(count: usize, random: &mut Random) -> Vec<f32> {
 }
 
 /// The op alone, beside the rules as they are said, with scores that tie.
-fn check_thinning<B: ThinOp>(backend: &B, jobs: &[Job], seed: u64, what: &str) {
+fn check_thinning<B: ThinOp>(backend: &B, jobs: &[Plan], seed: u64, what: &str) {
     let mut random = Random(seed);
-    let texts: Vec<Thinning<'_>> = jobs.iter().map(Job::text).collect();
+    let texts: Vec<Thinning<'_>> = jobs.iter().map(Plan::text).collect();
     let room = Room::of(&texts);
     let limits = Limits {
         vocab: 300,
@@ -169,11 +169,11 @@ fn windows_lose_what_the_rules_say() {
         (1100, 200, 0, 2),
         (200, 200, 40, 1),
     ];
-    let jobs = shapes.map(|(n, size, start, runs)| Job::new(n, size, start, runs, &mut random));
+    let jobs = shapes.map(|(n, size, start, runs)| Plan::new(n, size, start, runs, &mut random));
     check_thinning(&Cpu::new(), &jobs, 1, "the CPU");
     everywhere(Precision::F32, |gpu, at| check_thinning(gpu, &jobs, 1, at));
     // More scores than shared memory has room for, in rounds of a whole block.
-    let long = [Job::new(12_500, 6000, 3, 2, &mut random)];
+    let long = [Plan::new(12_500, 6000, 3, 2, &mut random)];
     check_thinning(&Cpu::new(), &long, 2, "the CPU");
     backends(Precision::F32, &SCHEDULES[1..2], |gpu, at| {
         check_thinning(&gpu, &long, 2, at);
@@ -403,8 +403,8 @@ fn texts_that_share_launches_come_out_as_alone() {
         (120, 32, 0, 1),
         (64, 31, 0, 1),
     ];
-    let jobs = shapes.map(|(n, size, start, runs)| Job::new(n, size, start, runs, &mut random));
-    let texts: Vec<Thinning<'_>> = jobs.iter().map(Job::text).collect();
+    let jobs = shapes.map(|(n, size, start, runs)| Plan::new(n, size, start, runs, &mut random));
+    let texts: Vec<Thinning<'_>> = jobs.iter().map(Plan::text).collect();
     for family in ["mistral", "gpt2"] {
         let Some(weights) = tiny(family) else {
             return;
