@@ -25,7 +25,7 @@ DEVICE unsigned threshold(SegmentKeys keys, unsigned n, double ratio) {
   return select(keys, n, count - 1, above);
 }
 
-KERNEL(thin, ThinParams, 1024) {
+KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
   DYNAMIC_SHARED(memory);
   auto shared = reinterpret_cast<Shared *>(memory);
   const size_t first = static_cast<size_t>(blockIdx.x) * p.capacity;
@@ -41,6 +41,8 @@ KERNEL(thin, ThinParams, 1024) {
       if (p.fresh) loss[at] = p.fresh[first_row + at - text.past];
       nll[from[at + 1]] = loss[at];
     }
+    // Whoever has moved up to the front of the reading has the nll of its place.
+    if (threadIdx.x == 0 && text.past > 0) nll[from[text.past]] = loss[text.past - 1];
     __syncthreads();
     unsigned end = text.end;
     for (bool last = false; !last; text.run++) {

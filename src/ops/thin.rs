@@ -679,6 +679,10 @@ fn thin_text(texts: &mut Texts<Cpu>, text: usize, fresh: Option<&[f32]>) {
             }
             nll[from[at + 1] as usize] = loss[at].to_bits();
         }
+        // Whoever has moved up to the front of the reading has the nll of its place.
+        if past > 0 {
+            nll[from[past] as usize] = loss[past - 1].to_bits();
+        }
         let (mut left, mut end) = (state.left as usize, state.end as usize);
         let size = state.size as usize;
         loop {
