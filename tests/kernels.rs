@@ -708,6 +708,7 @@ fn a_device_that_computes_wrongly_is_found_out() {
         ("norm_rows", "norm"),
         ("attention_f32_64", "attention"),
         ("topk", "topk"),
+        ("thin", "thin"),
     ] {
         let Some(emu) = launcher("library.cu", SCHEDULES[0]) else {
             return;

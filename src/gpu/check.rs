@@ -3,8 +3,8 @@
 use super::{Gpu, Launcher, Precision};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, AttentionOp, Cpu, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick, Rotate,
-    Select, Selection, TopKOp,
+    Attention, Backend, Cpu, Keep, Limits, Linear, Norm, NormKind, Pick, Room, Rotate, Select,
+    Selection, Texts, Thinning,
 };
 
 const ROWS: usize = 70;
@@ -29,8 +29,10 @@ impl<L: Launcher> Gpu<L> {
             // Operands are up to 1, sums of squares of rows about 32: in bf16 each product is off by up
             // to 2^-8 of itself, and few of 96 are so the same way.
             let bound = match (self.precision, *op) {
-                (_, "topk") => 0.0,
+                (_, "topk" | "thin") => 0.0,
                 (Precision::F32, _) => 1e-4,
+                // Three in one.
+                (Precision::Bf16, "replay") => 0.3,
                 (Precision::Bf16, _) => 0.1,
             };
             let off = got.iter().zip(want).map(|(a, b)| (a - b).abs());
@@ -59,9 +61,7 @@ fn floats(count: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Every op with its result, each from inputs of its own.
-fn forward<B: NllOp + LayerOp + AttentionOp + TopKOp>(
-    b: &B,
-) -> Result<Vec<(&'static str, Vec<f32>)>> {
+fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut results = Vec::new();
     let input = |count, seed| b.upload(&floats(count, seed));
     let blank = |count| b.upload(&vec![f32::NAN; count]);
@@ -150,5 +150,49 @@ fn forward<B: NllOp + LayerOp + AttentionOp + TopKOp>(
     b.topk(&[whole], &scores, &ids, &mut chosen)?;
     let mask = b.download(&chosen.mask, 0..ROWS * WIDTH)?;
     results.push(("topk", mask.into_iter().map(|kept| kept as f32).collect()));
+
+    // Launched, then recorded, then replayed.
+    let mut y = b.zeros(ROWS * VOCAB)?;
+    let shape = Linear {
+        rows: ROWS,
+        inputs: WIDTH,
+        outputs: VOCAB,
+        add: true,
+    };
+    let mut recorded = B::Recorded::default();
+    for _ in 0..3 {
+        b.repeat(&mut recorded, &mut || {
+            b.linear(shape, &x, &head, None, &mut y)
+        })?;
+    }
+    results.push(("replay", b.download(&y, 0..ROWS * VOCAB)?));
+
+    let ids: Vec<u32> = (0..700).map(|i| i % VOCAB as u32).collect();
+    let windows = [
+        vec![(99, 0.5)],
+        vec![(40, 0.2), (60, 0.7)],
+        vec![(100, 0.4)],
+    ];
+    let text = Thinning {
+        ids: &ids,
+        size: 100,
+        end: 100,
+        windows: &windows,
+    };
+    let room = Room::of(&[text]);
+    let limits = Limits {
+        vocab: VOCAB,
+        positions: room.tokens,
+    };
+    let mut texts = Texts::new(b, room, limits, 16)?;
+    texts.write(b, &[text])?;
+    b.write(&floats(room.tokens, 11), texts.first_scores())?;
+    b.thin(&mut texts, None)?;
+    for seed in 12..14 {
+        b.thin(&mut texts, Some(&input(room.all_rows(), seed)?))?;
+    }
+    let thinned = texts.read(b, &[text])?;
+    let kept = thinned.into_iter().flat_map(|text| text.kept);
+    results.push(("thin", kept.map(|i| i as f32).collect()));
     Ok(results)
 }
