@@ -4,7 +4,7 @@ mod common;
 
 use common::compare::assert_close;
 use common::device::{self, Device, backends};
-use common::emu::SCHEDULES;
+use common::emu::{SCHEDULES, launcher};
 use common::tiny::byte_tokenizer;
 use prefold::gpu::{Gpu, Precision, Schedule};
 use prefold::hard::{self, Budget, Options, Prompt};
@@ -209,4 +209,15 @@ fn segments_are_judged_before_anything_comes_back() {
         assert_eq!(session.len(), ids.len());
         assert!(session.judge(&ids[..9], &mut got, 395, 0).is_err());
     });
+    // Where only the judgement fails, nothing has been read either.
+    let Some(emu) = launcher("library.cu", SCHEDULES[0]) else {
+        return;
+    };
+    let gpu = Gpu::new(Device::Failing(emu, "topk"), Precision::F32);
+    let model = Model::load(gpu, &weights).unwrap();
+    let mut session = model.session().unwrap();
+    session.score(&ids[..20]).unwrap();
+    let mut got = losses.clone();
+    assert!(session.judge(&ids[..9], &mut got, at, rank).is_err());
+    assert_eq!((session.len(), got), (20, losses));
 }

@@ -397,11 +397,13 @@ fn prompts_that_share_launches_come_out_as_alone() {
 #[test]
 fn texts_that_share_launches_come_out_as_alone() {
     let mut random = Random(8);
+    // The last has one window, and is read once.
     let shapes = [
         (200, 32, 0, 1),
         (250, 32, 6, 2),
         (120, 32, 0, 1),
         (64, 31, 0, 1),
+        (40, 32, 0, 1),
     ];
     let jobs = shapes.map(|(n, size, start, runs)| Plan::new(n, size, start, runs, &mut random));
     let texts: Vec<Thinning<'_>> = jobs.iter().map(Plan::text).collect();

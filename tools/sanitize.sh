@@ -39,7 +39,9 @@ for sanitizer in address thread; do
   for kernel in planted_reverse planted_histogram planted_pipeline planted_shuffle; do
     "$out/$sanitizer" "$kernel" 0
   done
-  echo "  $("$out/$sanitizer")"
+  # On a line of its own: inside of echo's argument a failure would go unheard.
+  said=$("$out/$sanitizer")
+  echo "  $said"
 done
 expect address heap-buffer-overflow planted_reverse 4
 expect thread "data race" planted_reverse 1

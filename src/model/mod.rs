@@ -105,7 +105,8 @@ pub trait Session {
     ///
     /// # Errors
     ///
-    /// Those of [`Session::score`], and [`crate::Error::Shape`] if they do not fit into `losses`.
+    /// Those of [`Session::score`], and [`crate::Error::Shape`] if they do not fit into `losses`; after any
+    /// of them the cache and `losses` are what they were.
     fn judge(
         &mut self,
         ids: &[u32],

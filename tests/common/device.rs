@@ -12,6 +12,8 @@ pub enum Device {
     Emu(Emu),
     /// One kernel does nothing.
     Without(Emu, &'static str),
+    /// One kernel cannot be launched.
+    Failing(Emu, &'static str),
     Cuda {
         cuda: Cuda,
         /// Products by the device's library, where it has them; otherwise all by kernels of ours.
@@ -98,16 +100,19 @@ impl Launcher for Device {
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Memory> {
         match self {
-            Device::Emu(emu) | Device::Without(emu, _) => emu.alloc(bytes, zeroed).map(Memory::Emu),
+            Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _) => {
+                emu.alloc(bytes, zeroed).map(Memory::Emu)
+            }
             Device::Cuda { cuda, .. } => cuda.alloc(bytes, zeroed).map(Memory::Cuda),
         }
     }
 
     fn address(&self, memory: &Memory) -> u64 {
         match (self, memory) {
-            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
-                emu.address(memory)
-            }
+            (
+                Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _),
+                Memory::Emu(memory),
+            ) => emu.address(memory),
             (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.address(memory),
             _ => 0,
         }
@@ -116,9 +121,10 @@ impl Launcher for Device {
     fn write(&self, memory: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
         LOG.with_borrow_mut(|log| log.push("write"));
         match (self, memory) {
-            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
-                emu.write(memory, at, from)
-            }
+            (
+                Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _),
+                Memory::Emu(memory),
+            ) => emu.write(memory, at, from),
             (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.write(memory, at, from),
             _ => Err(mixed()),
         }
@@ -127,9 +133,10 @@ impl Launcher for Device {
     fn read(&self, memory: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
         LOG.with_borrow_mut(|log| log.push("read"));
         match (self, memory) {
-            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
-                emu.read(memory, at, to)
-            }
+            (
+                Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _),
+                Memory::Emu(memory),
+            ) => emu.read(memory, at, to),
             (Device::Cuda { cuda, .. }, Memory::Cuda(memory)) => cuda.read(memory, at, to),
             _ => Err(mixed()),
         }
@@ -144,9 +151,11 @@ impl Launcher for Device {
         bytes: usize,
     ) -> Result<()> {
         match (self, from, to) {
-            (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(from), Memory::Emu(to)) => {
-                emu.copy(from, from_at, to, to_at, bytes)
-            }
+            (
+                Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _),
+                Memory::Emu(from),
+                Memory::Emu(to),
+            ) => emu.copy(from, from_at, to, to_at, bytes),
             (Device::Cuda { cuda, .. }, Memory::Cuda(from), Memory::Cuda(to)) => {
                 cuda.copy(from, from_at, to, to_at, bytes)
             }
@@ -167,7 +176,8 @@ impl Launcher for Device {
         unsafe {
             match self {
                 Device::Without(_, missing) if *missing == kernel => Ok(()),
-                Device::Emu(emu) | Device::Without(emu, _) => {
+                Device::Failing(_, failing) if *failing == kernel => Err(mixed()),
+                Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _) => {
                     emu.launch(kernel, grid, threads, shared, params)
                 }
                 Device::Cuda { cuda, .. } => cuda.launch(kernel, grid, threads, shared, params),
@@ -192,7 +202,7 @@ impl Launcher for Device {
         unsafe {
             match self {
                 // What does nothing would do something from a graph.
-                Device::Without(..) => Err(mixed()),
+                Device::Without(..) | Device::Failing(..) => Err(mixed()),
                 Device::Emu(emu) => emu.graph(launches).map(Graph::Emu),
                 Device::Cuda { cuda, .. } => cuda.graph(launches).map(Graph::Cuda),
             }
@@ -213,14 +223,16 @@ impl Launcher for Device {
 
     fn processors(&self) -> u32 {
         match self {
-            Device::Emu(emu) | Device::Without(emu, _) => emu.processors(),
+            Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _) => {
+                emu.processors()
+            }
             Device::Cuda { cuda, .. } => cuda.processors(),
         }
     }
 
     fn describe(&self) -> String {
         match self {
-            Device::Emu(emu) | Device::Without(emu, _) => emu.describe(),
+            Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _) => emu.describe(),
             Device::Cuda { cuda, .. } => cuda.describe(),
         }
     }
