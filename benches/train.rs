@@ -150,13 +150,18 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
     let slope = before.gradients.last().map_or(0.0, squares).sqrt() / before.targets as f64;
     let square: f64 = before.gradients.iter().map(squares).sum();
     let wanted = 2e-3 * before.nll;
-    for (parameter, gradient) in parameters.iter_mut().zip(&before.gradients) {
-        for (value, g) in parameter.values.iter_mut().zip(&gradient.values) {
-            *value -= (wanted / square * f64::from(*g)) as f32;
+    // A step of that much each way, so that the curvature cancels.
+    let mut at = |steps: f64| -> prefold::Result<f64> {
+        for (parameter, gradient) in parameters.iter_mut().zip(&before.gradients) {
+            for (value, g) in parameter.values.iter_mut().zip(&gradient.values) {
+                *value -= (steps * wanted / square * f64::from(*g)) as f32;
+            }
         }
-    }
-    let after = trainee.loss(&parameters, &batch, &objective)?;
-    let sunk = (before.nll - after.nll) / wanted;
+        Ok(trainee.loss(&parameters, &batch, &objective)?.nll)
+    };
+    let uphill = at(-1.0)?;
+    let downhill = at(2.0)?;
+    let sunk = (uphill - downhill) / (2.0 * wanted);
     assert!(
         (0.5..1.5).contains(&sunk),
         "the gradient is no slope: {sunk}"

@@ -45,16 +45,25 @@ if [ -z "$model" ] || [ -z "$rows" ]; then
   say "needed here or in the folder above: parts of model.gguf and of corpus.jsonl[.xz|.zst]"
   exit 1
 fi
-dev=()
-[ -e dev.jsonl ] && dev=(--eval dev.jsonl --eval-every 1000)
+# What the caller does not give.
+options=("$@")
+default() { # option value
+  for given in ${options[@]+"${options[@]}"}; do [ "${given%%=*}" = "$1" ] && return; done
+  options+=("$@")
+}
+[ -e dev.jsonl ] && default --eval dev.jsonl && default --eval-every 1000
+default --steps 1000000
+default --batch 32
+default --save-every 500
+default --activation-mb 16000
 
 # What measures afterwards takes a sixth of the time, and at most 90 s.
 after=$((limit / 6 < 90 ? limit / 6 : 90))
 begin=$SECONDS
 # An interrupt saves what there is; 130 is what it returns then.
 timeout -s INT -k 60 $((limit - after)) bin/prefold train regen --model "$model" --device "$device" \
-  --precision "$precision" --data "$rows" "${dev[@]}" --steps 1000000 --batch 32 --save-every 500 \
-  --activation-mb 16000 --log "$out/log.jsonl" --out "$out/adapter" --resume "$@" 2>&1 | tee "$out/train.txt"
+  --precision "$precision" --data "$rows" --log "$out/log.jsonl" --out "$out/adapter" --resume \
+  "${options[@]}" 2>&1 | tee "$out/train.txt"
 code=${PIPESTATUS[0]}
 case $code in
   0 | 124 | 130) say "trained for $((SECONDS - begin)) s: $(tail -1 "$out/log.jsonl")" ;;
@@ -66,7 +75,8 @@ bin/prefold plot "$out/log.jsonl" -o "$out/loss.svg" || failed=1
 left() { echo $((limit - (SECONDS - begin) > 10 ? limit - (SECONDS - begin) : 10)); }
 if [ -e dev.jsonl ]; then
   timeout "$(left)" bin/prefold eval regen --model "$model" --device "$device" --data dev.jsonl --limit 16 \
-    --adapter "$out/adapter" --json "$out/regen.json" | tee -a "$out/summary.txt" || failed=1
+    --adapter "$out/adapter" --json "$out/regen.json" | tee -a "$out/summary.txt" ||
+    { failed=1; say "prefold eval regen failed, or had no time left"; }
 fi
 if [ -n "$python" ] && "$python" -c 'import torch, transformers' 2>/dev/null; then
   # Both read one folder; the adapter in it changes nothing about the time.
@@ -74,7 +84,7 @@ if [ -n "$python" ] && "$python" -c 'import torch, transformers' 2>/dev/null; th
   bin/prefold merge --model "$model" --adapter "$out/adapter" -o tmp/merged &&
     timeout "$(left)" "$python" train_reference.py --program bin/bench_train --device "$device" --model tmp/merged \
       --folder tmp/merged --batch 32 --tokens 480 --memory 16 --steps 5 --out "$out/beside_pytorch.json" |
-    tee -a "$out/summary.txt" || failed=1
+    tee -a "$out/summary.txt" || { failed=1; say "the comparison with PyTorch failed, or had no time left"; }
 else
   say "no PyTorch with transformers: a step is not compared"
 fi
