@@ -9,10 +9,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use prefold::gpu::{Cuda, Gpu, Precision};
 use prefold::model::Model;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
-use prefold::gpu::{Cuda, Gpu, Precision};
 use prefold::ops::{Backend, Cpu};
 use prefold::prefix::Method;
 use prefold::train::objective::{LoraShape, Objective, Sample, Tensor};
