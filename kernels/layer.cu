@@ -1,6 +1,7 @@
 // What stands between the products of a decoder layer. Everything here moves each byte once and is
 // bound by memory; the residual is added by the product that makes it (gemm.cu).
 #include "arch/convert.cuh"
+#include "dropout.cuh"
 
 // The sum of `v` over the block, for all threads. `warps`: a word per warp. Two barriers.
 DEVICE float block_sum(float v, float *warps) {
@@ -220,20 +221,10 @@ KERNEL(gelu_bwd, ActivateBwdParams, 256) {
   }
 }
 
-// A permutation of the 32-bit numbers that scatters neighbours (MurmurHash3's last step).
-DEVICE unsigned mix(unsigned h) {
-  h ^= h >> 16;
-  h *= 0x85ebca6bu;
-  h ^= h >> 13;
-  h *= 0xc2b2ae35u;
-  return h ^ h >> 16;
-}
-
-// Which elements are dropped is a function of their index, as in src/ops/layer.rs: no mask is stored.
+// Reads 4 bytes and writes 4 (or reads 4 more) an element: bound by memory.
 KERNEL(dropout, DropoutParams, 256) {
   for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < p.len; i += gridDim.x * blockDim.x) {
-    const bool keeps = mix(mix(i ^ p.seed_low) ^ p.seed_high) >= p.threshold;
-    const float v = keeps ? p.x[i] * p.scale : 0.0f;
+    const float v = keeps(p, i) ? p.x[i] * p.scale : 0.0f;
     p.y[i] = p.add ? p.y[i] + v : v;
   }
 }
