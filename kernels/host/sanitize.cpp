@@ -134,6 +134,42 @@ void layers() {
   launch("turn_bf16", 1, 2, 1, 256, 32 * 33 * 4, TurnParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
 }
 
+template <class T> void low_rank(const char *update, const char *gradient) {
+  using Element = typename T::Element;
+  // Every stage several times over, in both products; ragged, and ranks of two spans in one 16 bytes.
+  const unsigned rows = 35, width = T::STEP * 4 + 8, ranks = 70, outputs = 2 * LORA_TILE + 9;
+  const unsigned low_ld = 72, ld = 72;
+  auto x = floats(rows * width), y = floats(rows * outputs), low = floats(2 * rows * low_ld);
+  std::vector<Element> a(ranks * width), b(outputs * ld);
+  const size_t low_bytes = LORA_ROWS * T::PITCH * sizeof(Element);
+  const size_t stages =
+      LORA_STAGES * (LORA_ROWS * T::X_PITCH * 4 + LORA_TILE * T::PITCH * sizeof(Element));
+  const size_t shared = stages + (72 + T::STEP - 1) / T::STEP * low_bytes;
+  LoraParams params = {x.data(), a.data(), b.data(), y.data(), low.data(),
+                       {{0, width, 0, 66, 0, 2 * LORA_TILE}, {8, 30, 66, 4, 2 * LORA_TILE, 9}, {}},
+                       rows, width, width, ld, outputs, low_ld, 2, LORA_TILE, 0, 1, width, 1u << 30, 1, 2, 1.3f, 1.3f};
+  launch(update, 2, 3, 1, LORA_THREADS, shared, params);
+  // All spans to the same columns.
+  params.together = 1;
+  params.spans[1].first = 0;
+  params.spans[1].count = params.spans[0].count;
+  params.drops = 2;
+  params.run = 2 * LORA_TILE;
+  launch(update, 2, 1, 1, LORA_THREADS, shared, params);
+  params.run = 0;
+  launch(update, 2, 1, 1, LORA_THREADS, stages, params);
+
+  auto da = floats(66 * width), db = floats(5 * 4);
+  const unsigned many = 4 * LORA_ROWS + 3;
+  auto narrow = floats(many * low_ld), wide = floats(many * width);
+  const LoraBwdParams gradients = {
+      {{narrow.data(), wide.data(), da.data(), 66, width, width, 0, width, 0, 1, 0},
+       {narrow.data(), wide.data(), db.data(), 4, width, 4, 7, 5, 1, 0, 0}, {}, {}, {}, {}},
+      many, low_ld, width, 1u << 30, 1, 2, 1.3f, 0};
+  launch(gradient, (width + LORA_WIDE - 1) / LORA_WIDE, 2, 1, LORA_THREADS,
+         LORA_STAGES * LORA_ROWS * (LORA_NARROW_PITCH + LORA_WIDE_PITCH) * 4, gradients);
+}
+
 void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) {
   const unsigned heads = 2, kv_heads = 1, prefix = 140, rows = 9, splits = 2;
   auto qkv = floats(rows * (heads + 2 * kv_heads) * d);
@@ -182,6 +218,8 @@ int main(int argc, char **argv) {
   products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16", "nll_bwd_bf16", "turn_to_bf16");
   selection();
   layers();
+  low_rank<LoraF32>("lora_f32", "lora_bwd_f32");
+  low_rank<LoraBf16>("lora_bf16", "lora_bwd_bf16");
   attention("attention_f32_64", 256, 6, 3 * 32 * 7 * 4);
   attention("attention_f32_256", 256, 66, 3 * 32 * 67 * 4);
   attention("attention_bf16_32", 128, 20, 64 * 32 * 12);
