@@ -176,6 +176,8 @@ typedef struct RotateParams {
   ADDRESS(float) v;            ///< the same
   uint32_t rows, heads, kv_heads, head_dim, at;
   float eps;
+  uint32_t interleaved; ///< pairs (2i, 2i + 1); otherwise (i, i + head_dim/2)
+  uint32_t unused;
 } RotateParams;
 
 /// swiglu: y = silu(gate) · up, rows of x being [gate, up]; gelu: y = gelu(x), width elements a row.
@@ -207,6 +209,8 @@ typedef struct RotateBwdParams {
   ADDRESS(float) dqkv;         ///< [rows, heads + 2·kv_heads, head_dim]; that of q comes in
   uint32_t rows, heads, kv_heads, head_dim, at;
   float eps;
+  uint32_t interleaved; ///< as in RotateParams
+  uint32_t unused;
 } RotateBwdParams;
 
 /// swiglu_bwd, gelu_bwd.

@@ -84,9 +84,18 @@ KERNEL(norm_rows_bwd, NormBwdParams, 256) {
     dx[i] += (dy[i] * p.weight[i] - pushed) * scale - (x[i] - mean) * pull;
 }
 
+// The two elements of a head that are turned together by angle number i.
+struct RotaryPair {
+  unsigned a, b;
+
+  DEVICE RotaryPair(unsigned i, unsigned half, bool interleaved)
+      : a(interleaved ? 2 * i : i), b(interleaved ? 2 * i + 1 : i + half) {}
+};
+
 // QK-norm, rotation and the append to the cache. One warp per row and head of q, k and v: a lane has
-// the pairs (i, i + head_dim/2) for i = lane, lane + 32 …, so that the norm is one warp's sum and the
-// rotation needs nobody else. Rows x heads x head_dim x 4 bytes in, the same out, k and v twice.
+// the pairs i = lane, lane + 32 …, of halves of the head or of neighbours, so that the norm is one warp's
+// sum and the rotation needs nobody else. How frequencies are stretched is in the angles. Rows x heads x
+// head_dim x 4 bytes in, the same out, k and v twice.
 KERNEL(rotate, RotateParams, 256) {
   const unsigned lane = threadIdx.x % 32, half = p.head_dim / 2;
   const unsigned heads = p.heads + 2 * p.kv_heads;
@@ -110,11 +119,12 @@ KERNEL(rotate, RotateParams, 256) {
     __syncwarp();
   }
   for (unsigned i = lane; i < half; i += 32) {
-    float a = x[i], b = x[i + half];
+    const RotaryPair at(i, half, p.interleaved);
+    float a = x[at.a], b = x[at.b];
     if (!is_v) {
       if (weight) {
-        a *= scale * weight[i];
-        b *= scale * weight[i + half];
+        a *= scale * weight[at.a];
+        b *= scale * weight[at.b];
       }
       if (p.angles) {
         const float *angles = p.angles + static_cast<size_t>(row) * p.head_dim;
@@ -122,12 +132,12 @@ KERNEL(rotate, RotateParams, 256) {
         a = a * c - b * s;
         b = b * c + old * s;
       }
-      x[i] = a;
-      x[i + half] = b;
+      x[at.a] = a;
+      x[at.b] = b;
     }
     if (cache) {
-      cache[i] = a;
-      cache[i + half] = b;
+      cache[at.a] = a;
+      cache[at.b] = b;
     }
   }
 }
@@ -152,26 +162,28 @@ KERNEL(rotate_bwd, RotateBwdParams, 256) {
   const float *x = weight ? p.qkv + static_cast<size_t>(index) * p.head_dim : nullptr;
   float squares = 0.0f, along = 0.0f;
   for (unsigned i = lane; i < half; i += 32) {
-    float a = from[i], b = from[i + half];
+    const RotaryPair at(i, half, p.interleaved);
+    float a = from[at.a], b = from[at.b];
     if (!is_v && p.angles) {
       const float *angles = p.angles + static_cast<size_t>(row) * p.head_dim;
       const float c = angles[i], s = angles[half + i], old = a;
       a = a * c + b * s;
       b = b * c - old * s;
     }
-    dx[i] = a;
-    dx[i + half] = b;
+    dx[at.a] = a;
+    dx[at.b] = b;
     if (weight) {
-      squares += x[i] * x[i] + x[i + half] * x[i + half];
-      along += a * weight[i] * x[i] + b * weight[i + half] * x[i + half];
+      squares += x[at.a] * x[at.a] + x[at.b] * x[at.b];
+      along += a * weight[at.a] * x[at.a] + b * weight[at.b] * x[at.b];
     }
   }
   if (!weight) return;
   const float scale = 1.0f / sqrtf(warp_sum(squares) / p.head_dim + p.eps);
   const float pull = scale * scale * scale * (warp_sum(along) / p.head_dim);
   for (unsigned i = lane; i < half; i += 32) {
-    dx[i] = dx[i] * weight[i] * scale - x[i] * pull;
-    dx[i + half] = dx[i + half] * weight[i + half] * scale - x[i + half] * pull;
+    const RotaryPair at(i, half, p.interleaved);
+    dx[at.a] = dx[at.a] * weight[at.a] * scale - x[at.a] * pull;
+    dx[at.b] = dx[at.b] * weight[at.b] * scale - x[at.b] * pull;
   }
 }
 

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use prefold::Result;
 use prefold::gpu::{Buf, Gpu};
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick,
-    Rotate, Select, Selection, Storage, TopKOp,
+    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing,
+    Pick, Rotate, Select, Selection, Storage, TopKOp,
 };
 use rayon::prelude::*;
 use serde_json::json;
@@ -660,6 +660,7 @@ impl<L: Clock> Bench<L> {
                 head_dim: m.head_dim,
                 at: 0,
                 eps: 1e-5,
+                pairing: Pairing::Halves,
             };
             self.case(
                 m,

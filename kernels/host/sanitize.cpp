@@ -113,9 +113,10 @@ void layers() {
   launch("norm_rows", rows, 1, 1, 64, 8,
          NormParams{x.data(), weight.data(), weight.data(), y.data(), width, 1, 1e-5f, 0});
   auto qkv = floats(rows * all * d), angles = floats(rows * d), k = floats((rows + 2) * d), v = k;
-  launch("rotate", rows, 1, 1, 256, 0,
-         RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), rows, heads,
-                      kv_heads, d, 2, 1e-5f});
+  for (unsigned interleaved : {0u, 1u})
+    launch("rotate", rows, 1, 1, 256, 0,
+           RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), rows, heads,
+                        kv_heads, d, 2, 1e-5f, interleaved, 0});
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
@@ -124,9 +125,10 @@ void layers() {
   launch("norm_rows_bwd", rows, 1, 1, 64, 8,
          NormBwdParams{x.data(), weight.data(), dy.data(), dx.data(), width, 1, 1e-5f, 0});
   auto dqkv = qkv;
-  launch("rotate_bwd", rows, 1, 1, 256, 0,
-         RotateBwdParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), dqkv.data(),
-                         rows, heads, kv_heads, d, 2, 1e-5f});
+  for (unsigned interleaved : {0u, 1u})
+    launch("rotate_bwd", rows, 1, 1, 256, 0,
+           RotateBwdParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), dqkv.data(),
+                           rows, heads, kv_heads, d, 2, 1e-5f, interleaved, 0});
   launch("swiglu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{gates.data(), dy.data(), dx.data(), rows, width});
   launch("gelu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{x.data(), dy.data(), dx.data(), rows, width});
   launch("dropout", 2, 1, 1, 64, 0, DropoutParams{x.data(), y.data(), rows * width, 1u << 30, 1, 2, 1.3f, 1});

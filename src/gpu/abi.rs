@@ -397,10 +397,12 @@ pub struct RotateParams {
     pub head_dim: u32,
     pub at: u32,
     pub eps: f32,
+    pub interleaved: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 72usize];
+    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 80usize];
     ["Alignment of RotateParams"][::std::mem::align_of::<RotateParams>() - 8usize];
     ["Offset of field: RotateParams::qkv"][::std::mem::offset_of!(RotateParams, qkv) - 0usize];
     ["Offset of field: RotateParams::q_norm"]
@@ -419,6 +421,10 @@ const _: () = {
         [::std::mem::offset_of!(RotateParams, head_dim) - 60usize];
     ["Offset of field: RotateParams::at"][::std::mem::offset_of!(RotateParams, at) - 64usize];
     ["Offset of field: RotateParams::eps"][::std::mem::offset_of!(RotateParams, eps) - 68usize];
+    ["Offset of field: RotateParams::interleaved"]
+        [::std::mem::offset_of!(RotateParams, interleaved) - 72usize];
+    ["Offset of field: RotateParams::unused"]
+        [::std::mem::offset_of!(RotateParams, unused) - 76usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -484,10 +490,12 @@ pub struct RotateBwdParams {
     pub head_dim: u32,
     pub at: u32,
     pub eps: f32,
+    pub interleaved: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotateBwdParams"][::std::mem::size_of::<RotateBwdParams>() - 80usize];
+    ["Size of RotateBwdParams"][::std::mem::size_of::<RotateBwdParams>() - 88usize];
     ["Alignment of RotateBwdParams"][::std::mem::align_of::<RotateBwdParams>() - 8usize];
     ["Offset of field: RotateBwdParams::qkv"]
         [::std::mem::offset_of!(RotateBwdParams, qkv) - 0usize];
@@ -512,6 +520,10 @@ const _: () = {
     ["Offset of field: RotateBwdParams::at"][::std::mem::offset_of!(RotateBwdParams, at) - 72usize];
     ["Offset of field: RotateBwdParams::eps"]
         [::std::mem::offset_of!(RotateBwdParams, eps) - 76usize];
+    ["Offset of field: RotateBwdParams::interleaved"]
+        [::std::mem::offset_of!(RotateBwdParams, interleaved) - 80usize];
+    ["Offset of field: RotateBwdParams::unused"]
+        [::std::mem::offset_of!(RotateBwdParams, unused) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -11,8 +11,8 @@ use super::decoder::{Layer, Model, NormWeights};
 use super::trained::{Pair, Trained};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Norm, NormKind, Pick,
-    Rotate,
+    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Norm, NormKind,
+    Pairing, Pick, Rotate,
 };
 use crate::rope;
 
@@ -255,6 +255,7 @@ impl<'m, B: Backend> Backward<'m, B> {
             head_dim: c.head_dim,
             at,
             eps: c.norm_eps,
+            pairing: Pairing::Halves,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::model::config::{Config, Family};
 use crate::model::kv::Kv;
 use crate::model::lora::{LayerLora, Lora, LowRank};
 use crate::model::weights::Weights;
-use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pick, Rotate};
+use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate};
 use crate::rope;
 
 /// An open model on a device. Any number of threads may use it at once.
@@ -402,6 +402,7 @@ impl<B: Backend> Model<B> {
             head_dim: c.head_dim,
             at: attention.at,
             eps: c.norm_eps,
+            pairing: Pairing::Halves,
         };
         let qk_norm = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
         let angles = self.frequencies.is_some().then_some(angles);

@@ -26,7 +26,7 @@ pub mod topk;
 pub use attention::{Attended, Attention, AttentionOp};
 pub use cpu::Cpu;
 pub use gemm::{GemmOp, Linear, Outer, Span};
-pub use layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
+pub use layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 pub use lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
 pub use nll::{NllOp, Pick};
 pub use storage::{Elem, Storage};
