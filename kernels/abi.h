@@ -28,7 +28,8 @@ extern "C" {
 /// Stages of the pipeline of copies.
 #define TILE_STAGES 3
 /// Threads of a block that makes tiles.
-#define TILE_THREADS 256
+#define TILE_THREADS_BF16 128
+#define TILE_THREADS_F32 256
 /// f32 words of shared memory from one row of a f32 tile to the next.
 #define TILE_PITCH_F32 20
 

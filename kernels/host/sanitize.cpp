@@ -61,14 +61,14 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
   launch(pack, columns, 1, 1, 256, 0,
          PackParams{w.data(), nullptr, packed_w.data(), columns, width, ld, width});
   const size_t shared = TILE_STAGES * 2 * T::SIZE * T::PITCH * sizeof(Element);
-  launch(gemm, 1, 2, 1, TILE_THREADS, shared,
+  launch(gemm, 1, 2, 1, T::THREADS, shared,
          GemmParams{packed_x.data(), packed_w.data(), bias.data(), y.data(), rows, columns, ld, ld, ld, 1});
   const unsigned splits = 2;
   std::vector<NllPart> parts(splits * rows);
   auto logit = floats(rows), out = floats(rows);
   // Both tiles in one block too: copies then run on from one to the next.
   for (unsigned s = 1; s <= splits; s++)
-    launch(nll, 1, s, 1, TILE_THREADS, shared,
+    launch(nll, 1, s, 1, T::THREADS, shared,
            NllParams{packed_x.data(), packed_w.data(), target.data(), parts.data(), logit.data(), rows,
                      columns, ld, s});
   launch("nll_logits", rows, splits, 1, 256, 2048,
@@ -78,7 +78,7 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
   // The last tile's share of the gradients, ragged too.
   const unsigned count = columns - T::SIZE, out_ld = (count + T::PER_COPY - 1) / T::PER_COPY * T::PER_COPY;
   std::vector<Element> gradients(rows * out_ld), turned(columns * T::PER_COPY);
-  launch(backward, 1, 1, 1, TILE_THREADS, shared,
+  launch(backward, 1, 1, 1, T::THREADS, shared,
          NllBwdParams{packed_x.data(), packed_w.data(), target.data(), y.data(), gradients.data(), rows, columns,
                       ld, T::SIZE, count, out_ld});
   launch(turn, 1, (columns + 31) / 32, 1, 256, 32 * 33 * 4,
