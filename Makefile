@@ -57,7 +57,7 @@ test:
 
 # Part of `make test`: every kernel executed by the CPU. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernels_bwd --test kernel_models --test planted
+	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:

@@ -75,6 +75,7 @@ export PREFOLD_MODEL=${model:-$here/tmp/none.gguf}
 
 step kernels 90 bin/kernels
 step kernels-bwd 60 bin/kernels_bwd
+step lora 60 bin/lora
 step models 90 bin/kernel_models
 if [ -n "$gpu" ]; then
   [ -n "$model" ] && step golden-rows 120 bin/device_parity --nocapture
