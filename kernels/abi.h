@@ -148,6 +148,9 @@ typedef struct GatherParams {
   uint32_t to;
 } GatherParams;
 
+/// The place of a row that is not to be kept.
+#define NOWHERE 0xffffffffu
+
 /// embed_f32, embed_bf16: out[i] = table[ids[i]] (+ out[i]).
 typedef struct EmbedParams {
   ADDRESS(const uint32_t) ids;
@@ -175,6 +178,7 @@ typedef struct RotateParams {
   ADDRESS(const float) angles; ///< [rows, 2, head_dim/2]: cosines, then sines; or null
   ADDRESS(float) k;            ///< [.., kv_heads, head_dim], from row `at` on
   ADDRESS(float) v;            ///< the same
+  ADDRESS(const uint32_t) places; ///< [rows]: the cache row of each, NOWHERE for none; or null: from `at` on
   uint32_t rows, heads, kv_heads, head_dim, at;
   float eps;
   uint32_t interleaved; ///< pairs (2i, 2i + 1); otherwise (i, i + head_dim/2)
@@ -376,6 +380,44 @@ typedef struct AttentionBwdParams {
   float scale; ///< log2(e) / sqrt(head_dim)
   uint32_t unused;
 } AttentionBwdParams;
+
+/// A text that loses tokens window by window.
+typedef struct ThinText {
+  uint32_t left; ///< tokens
+  uint32_t past; ///< of them in the cache
+  uint32_t read; ///< tokens that the last reading ended at
+  uint32_t end;  ///< where the next window's last run could end; `size` before it the window begins
+  uint32_t run;  ///< of the next window
+  uint32_t runs; ///< where they end
+  uint32_t size; ///< tokens of a window
+  uint32_t unused;
+} ThinText;
+
+/// Tokens of a window that are judged together.
+typedef struct ThinRun {
+  double ratio;    ///< the rank of the threshold as a share of all that is left; 1: all stay
+  uint32_t tokens;
+  uint32_t last;   ///< of its window
+} ThinRun;
+
+/// thin: one block per text.
+typedef struct ThinParams {
+  ADDRESS(uint32_t) ids;         ///< [grid, capacity]: what is left
+  ADDRESS(uint32_t) from;        ///< [grid, capacity]: where each stood at first
+  ADDRESS(float) loss;           ///< [grid, capacity]: nll of the token behind each
+  ADDRESS(float) nll;            ///< [grid, capacity]: last nll of each token, by where it stood at first
+  ADDRESS(const float) fresh;    ///< [grid, rows]: nll of what was staged; or null: `loss` has them all
+  ADDRESS(ThinText) texts;       ///< [grid]
+  ADDRESS(const ThinRun) runs;
+  ADDRESS(uint32_t) inputs;      ///< [grid, rows]: ids to read next, 0 behind the last
+  ADDRESS(uint32_t) targets;     ///< [grid, rows]: the id behind each, 0 for none
+  ADDRESS(uint32_t) positions;   ///< [grid, rows]
+  ADDRESS(uint32_t) places;      ///< [grid, rows]: cache rows, NOWHERE behind the last
+  ADDRESS(AttentionTile) tiles;  ///< [grid, rows / tile, rounded up]
+  uint32_t capacity, rows;
+  uint32_t tile;   ///< positions of a tile of attention
+  uint32_t cached; ///< keys that fit in shared memory behind the histogram
+} ThinParams;
 
 #ifdef __cplusplus
 }

@@ -108,7 +108,9 @@ KERNEL(rotate, RotateParams, 256) {
   float *cache = nullptr;
   if (!is_q) {
     const unsigned to = head - p.heads - (is_v ? p.kv_heads : 0);
-    cache = (is_v ? p.v : p.k) + (static_cast<size_t>(p.at + row) * p.kv_heads + to) * p.head_dim;
+    const unsigned place = p.places ? p.places[row] : p.at + row;
+    if (place != NOWHERE)
+      cache = (is_v ? p.v : p.k) + (static_cast<size_t>(place) * p.kv_heads + to) * p.head_dim;
   }
   float scale = 1.0f;
   if (!is_v && weight) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
-use crate::hard::{self, Compressed, Options, Prompt};
+use crate::hard::{self, Compressed, Job, Options, Prompt};
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
@@ -112,6 +112,16 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Those of [`hard::compress_structured`].
     fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed>;
+
+    /// Several prompts at once, on a device faster than one by one: see [`hard::compress_many`].
+    ///
+    /// # Errors
+    /// Of each by itself those of [`Engine::compress`].
+    fn compress_many(&self, jobs: &[Job]) -> Vec<Result<Compressed>>;
+
+    /// How many prompts [`Engine::compress_many`] has in hand at a time: 1 where one alone keeps the device
+    /// busy, as it does a CPU.
+    fn at_a_time(&self) -> usize;
 
     /// Reads an encoder's adapter from a folder: see [`Adapter::open`].
     ///
@@ -345,6 +355,24 @@ impl<B: Backend> Engine for Loaded<B> {
 
     fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
         hard::compress_structured(&self.scorer(), self.tokenizer()?, prompt, options)
+    }
+
+    fn compress_many(&self, jobs: &[Job]) -> Vec<Result<Compressed>> {
+        match self.tokenizer() {
+            Ok(tokenizer) => hard::compress_many(&self.scorer(), tokenizer, jobs),
+            // Each says for itself that there is none.
+            Err(_) => jobs
+                .iter()
+                .map(|job| self.compress(&job.prompt, &job.options))
+                .collect(),
+        }
+    }
+
+    fn at_a_time(&self) -> usize {
+        match self.model.backend().queues() {
+            true => hard::AT_A_TIME,
+            false => 1,
+        }
     }
 
     fn adapter(&self, folder: &Path) -> Result<Adapter> {

@@ -5,13 +5,13 @@ mod common;
 use common::compare::assert_close;
 use common::device::{self, Device, backends};
 use common::emu::SCHEDULES;
+use common::tiny::byte_tokenizer;
 use prefold::gpu::{Gpu, Precision, Schedule};
 use prefold::hard::{self, Budget, Options, Prompt};
 use prefold::model::decoder::Batch;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
 use prefold::ops::{Cpu, Pick};
-use prefold::text::{GgufVocab, Tokenizer};
 use safetensors::SafeTensors;
 
 const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];
@@ -118,33 +118,6 @@ fn sessions_agree_with_the_cpu() {
     }
 }
 
-/// One token per byte, and one for a pair of them.
-fn byte_tokenizer() -> Tokenizer {
-    let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
-    let mut others = 256..;
-    let mut tokens: Vec<String> = (0..256)
-        .map(|byte| {
-            let code = if printable(byte) {
-                byte
-            } else {
-                others.next().unwrap()
-            };
-            char::from_u32(code).unwrap().to_string()
-        })
-        .collect();
-    tokens.push("th".into());
-    Tokenizer::from_vocab(GgufVocab {
-        model: "gpt2".into(),
-        pre: "gpt-2".into(),
-        tokens,
-        merges: vec!["t h".into()],
-        bos: Some(0),
-        eos: Some(0),
-        ..GgufVocab::default()
-    })
-    .unwrap()
-}
-
 #[test]
 fn a_text_is_compressed_as_on_the_cpu() {
     let Some((weights, _)) = weights("llama3") else {
@@ -174,11 +147,13 @@ fn a_text_is_compressed_as_on_the_cpu() {
         "{}",
         want.compressed_prompt
     );
-    // Token for token as the reference does it, with segments that the device judges itself.
+    // Token for token as the reference does it, with an option for which the host looks at ids, and the
+    // device judges each segment itself.
     let reference = Options {
         budget: Budget::Reference,
         rate: 0.5,
         iterative_size: 40,
+        keep_split: true,
         ..Options::default()
     };
     let judged = hard::compress(&cpu, &tokenizer, &prompt, &reference).unwrap();

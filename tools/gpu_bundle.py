@@ -18,7 +18,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 60 << 20
-BINARIES = ["kernels", "kernels_bwd", "lora", "kernel_models", "planted", "device_parity"]
+BINARIES = ["kernels", "kernels_bwd", "lora", "kernel_models", "planted", "thin", "device_parity"]
 
 
 def built():

@@ -1,9 +1,9 @@
 //! Times launches by the device's own clock, beside what the device can do at best.
 
 use prefold::Result;
-use prefold::gpu::{Cuda, Emu, Launcher, Operand, Precision, Product};
+use prefold::gpu::{Cuda, Emu, Launch, Launcher, Operand, Precision, Product};
 
-use super::tape::{Entry, Tape};
+use super::tape::Tape;
 
 /// Seconds of one run of an op's launches.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,7 @@ pub trait Clock: Launcher {
     /// # Safety
     ///
     /// All memory that `entries` use is still there.
-    unsafe fn time(tape: &Tape<Self>, entries: &[Entry]) -> Result<Option<Times>>;
+    unsafe fn time(tape: &Tape<Self>, entries: &[Launch]) -> Result<Option<Times>>;
 }
 
 const ROUNDS: usize = 21;
@@ -95,7 +95,7 @@ impl Clock for Cuda {
         }))
     }
 
-    unsafe fn time(tape: &Tape<Self>, entries: &[Entry]) -> Result<Option<Times>> {
+    unsafe fn time(tape: &Tape<Self>, entries: &[Launch]) -> Result<Option<Times>> {
         let cuda = &tape.device;
         let bytes = SWEEP.max(4 * cuda.cache());
         let from = cuda.alloc(bytes, true)?;
@@ -128,7 +128,7 @@ impl Clock for Emu {
         Ok(None)
     }
 
-    unsafe fn time(_: &Tape<Self>, _: &[Entry]) -> Result<Option<Times>> {
+    unsafe fn time(_: &Tape<Self>, _: &[Launch]) -> Result<Option<Times>> {
         Ok(None)
     }
 }

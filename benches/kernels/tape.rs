@@ -5,19 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prefold::Result;
-use prefold::gpu::{Launcher, Product};
-
-/// One launch.
-pub enum Entry {
-    Kernel {
-        name: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: Vec<u8>,
-    },
-    Product(Product),
-}
+use prefold::gpu::{Launch, Launcher, Product};
 
 /// Memory that was dropped while it may still be used; none: it is given back at once.
 type Attic<M> = Arc<Mutex<Option<Vec<M>>>>;
@@ -42,7 +30,7 @@ impl<M> Drop for Kept<M> {
 /// back from then on stays until [`Tape::release`].
 pub struct Tape<L: Launcher> {
     pub device: L,
-    entries: Mutex<Option<Vec<Entry>>>,
+    entries: Mutex<Option<Vec<Launch>>>,
     attic: Attic<L::Memory>,
     library: AtomicBool,
 }
@@ -57,7 +45,7 @@ impl<L: Launcher> Tape<L> {
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, Option<Vec<Entry>>> {
+    fn entries(&self) -> MutexGuard<'_, Option<Vec<Launch>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -77,7 +65,7 @@ impl<L: Launcher> Tape<L> {
         drop(kept);
     }
 
-    pub fn stop(&self) -> Vec<Entry> {
+    pub fn stop(&self) -> Vec<Launch> {
         self.entries().take().unwrap_or_default()
     }
 
@@ -86,25 +74,10 @@ impl<L: Launcher> Tape<L> {
     /// # Safety
     ///
     /// All memory that it uses is still there.
-    pub unsafe fn play(&self, entries: &[Entry]) -> Result<()> {
+    pub unsafe fn play(&self, entries: &[Launch]) -> Result<()> {
         for entry in entries {
             // SAFETY: they were sound the first time, and the memory is the same.
-            unsafe {
-                match entry {
-                    Entry::Kernel {
-                        name,
-                        grid,
-                        threads,
-                        shared,
-                        params,
-                    } => self.device.launch(name, *grid, *threads, *shared, params)?,
-                    Entry::Product(product) => {
-                        if let Some(done) = self.device.product(product) {
-                            done?;
-                        }
-                    }
-                }
-            }
+            unsafe { entry.on(&self.device)? };
         }
         Ok(())
     }
@@ -112,6 +85,7 @@ impl<L: Launcher> Tape<L> {
 
 impl<L: Launcher> Launcher for Tape<L> {
     type Memory = Kept<L::Memory>;
+    type Graph = L::Graph;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory> {
         Ok(Kept {
@@ -164,8 +138,8 @@ impl<L: Launcher> Launcher for Tape<L> {
         // SAFETY: the caller's promise.
         unsafe { self.device.launch(kernel, grid, threads, shared, params)? };
         if let Some(entries) = self.entries().as_mut() {
-            entries.push(Entry::Kernel {
-                name: kernel,
+            entries.push(Launch::Kernel {
+                kernel,
                 grid,
                 threads,
                 shared,
@@ -184,9 +158,19 @@ impl<L: Launcher> Launcher for Tape<L> {
         if done.is_ok()
             && let Some(entries) = self.entries().as_mut()
         {
-            entries.push(Entry::Product(*product));
+            entries.push(Launch::Product(*product));
         }
         Some(done)
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<L::Graph> {
+        // SAFETY: the caller's promise.
+        unsafe { self.device.graph(launches) }
+    }
+
+    unsafe fn replay(&self, graph: &L::Graph) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.device.replay(graph) }
     }
 
     fn processors(&self) -> u32 {

@@ -4,4 +4,5 @@
 #include "../layer.cu"
 #include "../lora.cu"
 #include "../nll.cu"
+#include "../thin.cu"
 #include "../topk.cu"

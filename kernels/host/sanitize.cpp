@@ -102,6 +102,31 @@ void selection() {
   launch("gather", 7, 1, 1, 32, 0, GatherParams{x.data(), kept_rows.data(), kept.data(), out.data(), 5, 1});
 }
 
+void thinning() {
+  // Two texts, of which one has two runs in its window and the other has no window left; keys beyond
+  // `cached` are read again.
+  const unsigned capacity = 300, rows = 60, tile = 7, cached = 100, tiles = (rows + tile - 1) / tile;
+  std::vector<uint32_t> ids(2 * capacity), from(2 * capacity);
+  for (unsigned i = 0; i < 2 * capacity; i++) ids[i] = i, from[i] = i % capacity;
+  auto loss = floats(2 * capacity), nll = floats(2 * capacity), fresh = floats(2 * rows);
+  const std::vector<ThinRun> runs = {{0.5, 12, 0}, {0.3, 18, 1}, {1.0, 30, 1}};
+  std::vector<uint32_t> inputs(2 * rows), targets = inputs, positions = inputs, places = inputs;
+  std::vector<AttentionTile> staged(2 * tiles);
+  auto run = [&](const float *scores) {
+    for (unsigned order = 0; order < 2; order++) {
+      // The launch below is repeated, and each must find the same.
+      std::vector<ThinText> texts = {{290, scores ? 20u : 0, scores ? 80u : 290, 80, 0, 3, 30, 0},
+                                     {200, 0, 0, 30, 3, 3, 30, 0}};
+      launch("thin", 2, 1, 1, 96, sizeof(Shared) + 4 * cached,
+             ThinParams{ids.data(), from.data(), loss.data(), nll.data(), scores, texts.data(), runs.data(),
+                        inputs.data(), targets.data(), positions.data(), places.data(), staged.data(), capacity,
+                        rows, tile, cached});
+    }
+  };
+  run(nullptr);
+  run(fresh.data());
+}
+
 void layers() {
   const unsigned rows = 3, width = 37, heads = 3, kv_heads = 1, d = 8, all = heads + 2 * kv_heads;
   auto x = floats(rows * width), y = floats(rows * width), weight = floats(width), table = floats(5 * 40);
@@ -115,8 +140,12 @@ void layers() {
   auto qkv = floats(rows * all * d), angles = floats(rows * d), k = floats((rows + 2) * d), v = k;
   for (unsigned interleaved : {0u, 1u})
     launch("rotate", rows, 1, 1, 256, 0,
-           RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), rows, heads,
-                        kv_heads, d, 2, 1e-5f, interleaved, 0});
+           RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), nullptr, rows,
+                        heads, kv_heads, d, 2, 1e-5f, interleaved, 0});
+  const std::vector<uint32_t> places = {4, NOWHERE, 0};
+  launch("rotate", rows, 1, 1, 256, 0,
+         RotateParams{qkv.data(), nullptr, nullptr, angles.data(), k.data(), v.data(), places.data(), rows,
+                      heads, kv_heads, d, 0, 1e-5f, 0, 0});
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
@@ -219,6 +248,7 @@ int main(int argc, char **argv) {
   products<F32>("gemm_f32", "nll_f32", "pack_f32", "nll_bwd_f32", "turn_f32");
   products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16", "nll_bwd_bf16", "turn_to_bf16");
   selection();
+  thinning();
   layers();
   low_rank<LoraF32>("lora_f32", "lora_bwd_f32");
   low_rank<LoraBf16>("lora_bf16", "lora_bwd_bf16");

@@ -1,9 +1,10 @@
 //! `prefold batch`: many calls, one a line, with the model loaded once.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use prefold::hard::Job;
 use prefold::hard::request::{Arguments, Request};
 use prefold::{Engine, Error};
 use serde::Serialize;
@@ -12,6 +13,9 @@ use serde_json::{Map, Value, json};
 use super::failure::{Failure, Outcome};
 use super::files::stdout_failure;
 use super::model;
+
+/// Bytes of rows to come that are read ahead.
+const AHEAD: usize = 1 << 20;
 
 /// Runs many calls, each a line of JSON, with the model loaded once
 ///
@@ -27,7 +31,8 @@ use super::model;
 ///       args: text or ids; result: ids, and the natural logprobs of ids[1:]; what is longer than the
 ///       model's context is read in windows that begin half of it apart
 ///
-/// After a bad row it goes on; the exit code is then 1.
+/// After a bad row it goes on; the exit code is then 1. On a GPU, rows that are there at once share passes
+/// of the model; each comes out as it would alone.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -57,36 +62,31 @@ enum Said {
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    let (name, mut input): (&Path, Box<dyn BufRead>) = if args.file == Path::new("-") {
+    let (name, input): (&Path, Box<dyn Read>) = if args.file == Path::new("-") {
         (Path::new("standard input"), Box::new(io::stdin().lock()))
     } else {
         let file = File::open(&args.file).map_err(Error::io(&args.file))?;
-        (&args.file, Box::new(BufReader::new(file)))
+        (&args.file, Box::new(file))
     };
+    let mut input = BufReader::with_capacity(AHEAD, input);
     let model = args.model.open()?.scoring_with(&args.adapter)?;
     let mut out = io::stdout().lock();
+    let together = model.engine.at_a_time();
     let (mut rows, mut failed) = (0, 0);
-    let mut line = Vec::new();
     loop {
-        line.clear();
-        if input
-            .read_until(b'\n', &mut line)
-            .map_err(Error::io(name))?
-            == 0
-        {
+        let lines = lines(&mut input, together).map_err(Error::io(name))?;
+        if lines.is_empty() {
             break;
         }
-        if line.trim_ascii().is_empty() {
-            continue;
+        for answer in answers(model.engine.as_ref(), &lines) {
+            rows += 1;
+            failed += usize::from(matches!(answer.outcome, Said::Error(_)));
+            serde_json::to_writer(&mut out, &answer)
+                .map_err(io::Error::from)
+                .and_then(|()| out.write_all(b"\n"))
+                .and_then(|()| out.flush())
+                .map_err(stdout_failure)?;
         }
-        rows += 1;
-        let answer = answer(model.engine.as_ref(), &line);
-        failed += usize::from(matches!(answer.outcome, Said::Error(_)));
-        serde_json::to_writer(&mut out, &answer)
-            .map_err(io::Error::from)
-            .and_then(|()| out.write_all(b"\n"))
-            .and_then(|()| out.flush())
-            .map_err(stdout_failure)?;
     }
     match failed {
         0 => Ok(()),
@@ -94,28 +94,80 @@ pub fn run(args: Args) -> Outcome {
     }
 }
 
-/// What a row asks for, or what is wrong with it.
-fn answer(engine: &dyn Engine, line: &[u8]) -> Answer {
+/// The next line that is not blank, and up to `count` with those behind it that are there already: who
+/// writes a row and waits for its answer gets it, and a whole file comes in groups. None at the end.
+fn lines(input: &mut BufReader<impl Read>, count: usize) -> io::Result<Vec<Vec<u8>>> {
+    let mut lines = Vec::new();
+    while lines.is_empty() || (lines.len() < count && input.buffer().contains(&b'\n')) {
+        let mut line = Vec::new();
+        if input.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if !line.trim_ascii().is_empty() {
+            lines.push(line);
+        }
+    }
+    Ok(lines)
+}
+
+/// What is to be done for a row, or what there is to say already.
+enum Task {
+    Compress(Job),
+    Said(Said),
+}
+
+/// What the rows ask for, or what is wrong with them. Compressions that follow each other go together.
+fn answers(engine: &dyn Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
+    let (mut names, mut tasks, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    for line in lines {
+        let (name, task) = task(engine, line);
+        names.push(name);
+        tasks.push(match task {
+            Task::Compress(job) => {
+                jobs.push(job);
+                None
+            }
+            Task::Said(said) => Some(said),
+        });
+    }
+    let mut compressed = engine.compress_many(&jobs).into_iter();
+    let mut next = || match compressed.next() {
+        Some(result) => said(result.and_then(to_json)),
+        None => Said::Error("this row was passed over".into()),
+    };
+    let outcomes = tasks.into_iter().map(|said| said.unwrap_or_else(&mut next));
+    let answers = names.into_iter().zip(outcomes);
+    answers
+        .map(|(name, outcome)| Answer { name, outcome })
+        .collect()
+}
+
+/// A row's name and what it asks for.
+fn task(engine: &dyn Engine, line: &[u8]) -> (Value, Task) {
     let row: Map<String, Value> = match serde_json::from_slice(line) {
         Ok(row) => row,
         Err(error) => {
-            return Answer {
-                name: Value::Null,
-                outcome: Said::Error(format!("this line is no JSON object: {error}")),
-            };
+            let said = Said::Error(format!("this line is no JSON object: {error}"));
+            return (Value::Null, Task::Said(said));
         }
     };
-    Answer {
-        name: row.get("name").cloned().unwrap_or(Value::Null),
-        outcome: match call(engine, row) {
-            Ok(result) => Said::Result(result),
-            Err(error) => Said::Error(error.to_string()),
-        },
+    let name = row.get("name").cloned().unwrap_or(Value::Null);
+    let task = call(engine, row);
+    (
+        name,
+        task.unwrap_or_else(|error| Task::Said(said(Err(error)))),
+    )
+}
+
+fn said(result: Result<Value, Error>) -> Said {
+    match result {
+        Ok(result) => Said::Result(result),
+        Err(error) => Said::Error(error.to_string()),
     }
 }
 
-/// Runs one row.
-fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Value, Error> {
+/// What a row asks for; what is no compression is done.
+fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
     let mut field = |name: &str| {
         row.remove(name)
             .ok_or_else(|| bad_row(format!("field `{name}` is missing")))
@@ -126,13 +178,13 @@ fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Value, Error
         return Err(bad_row("field `args` is no object"));
     };
     match call.as_str() {
-        Some("compress_prompt") => {
+        Some(kind @ ("compress_prompt" | "structured_compress_prompt")) => {
             let Request { prompt, options } = Request::from_python(args)?;
-            to_json(engine.compress(&prompt, &options)?)
-        }
-        Some("structured_compress_prompt") => {
-            let Request { prompt, options } = Request::from_python(args)?;
-            to_json(engine.compress_structured(&prompt, &options)?)
+            Ok(Task::Compress(Job {
+                prompt,
+                options,
+                structured: kind == "structured_compress_prompt",
+            }))
         }
         Some("tokenize") => {
             let mut args = Arguments::new(args);
@@ -140,7 +192,7 @@ fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Value, Error
             let parse_special = args.optional("parse_special")?.unwrap_or(false);
             args.finish()?;
             let encoding = engine.tokenizer()?.encode(&text, false, parse_special)?;
-            Ok(json!({ "ids": encoding.ids }))
+            Ok(Task::Said(Said::Result(json!({ "ids": encoding.ids }))))
         }
         Some("token_logprobs") => {
             let mut args = Arguments::new(args);
@@ -154,7 +206,8 @@ fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Value, Error
             };
             let nll = engine.score(&ids)?;
             let logprobs: Vec<f32> = nll.into_iter().map(|nll| -nll).collect();
-            Ok(json!({ "ids": ids, "logprobs": logprobs }))
+            let result = json!({ "ids": ids, "logprobs": logprobs });
+            Ok(Task::Said(Said::Result(result)))
         }
         _ => Err(Error::Unsupported {
             what: format!("call {call}"),

@@ -9,6 +9,7 @@ pub const TILE_STAGES: u32 = 3;
 pub const TILE_THREADS_BF16: u32 = 128;
 pub const TILE_THREADS_F32: u32 = 256;
 pub const TILE_PITCH_F32: u32 = 20;
+pub const NOWHERE: u32 = 4294967295;
 pub const LORA_SPANS: u32 = 3;
 pub const LORA_ROWS: u32 = 32;
 pub const LORA_TILE: u32 = 128;
@@ -392,6 +393,7 @@ pub struct RotateParams {
     pub angles: u64,
     pub k: u64,
     pub v: u64,
+    pub places: u64,
     pub rows: u32,
     pub heads: u32,
     pub kv_heads: u32,
@@ -403,7 +405,7 @@ pub struct RotateParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 80usize];
+    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 88usize];
     ["Alignment of RotateParams"][::std::mem::align_of::<RotateParams>() - 8usize];
     ["Offset of field: RotateParams::qkv"][::std::mem::offset_of!(RotateParams, qkv) - 0usize];
     ["Offset of field: RotateParams::q_norm"]
@@ -414,18 +416,20 @@ const _: () = {
         [::std::mem::offset_of!(RotateParams, angles) - 24usize];
     ["Offset of field: RotateParams::k"][::std::mem::offset_of!(RotateParams, k) - 32usize];
     ["Offset of field: RotateParams::v"][::std::mem::offset_of!(RotateParams, v) - 40usize];
-    ["Offset of field: RotateParams::rows"][::std::mem::offset_of!(RotateParams, rows) - 48usize];
-    ["Offset of field: RotateParams::heads"][::std::mem::offset_of!(RotateParams, heads) - 52usize];
+    ["Offset of field: RotateParams::places"]
+        [::std::mem::offset_of!(RotateParams, places) - 48usize];
+    ["Offset of field: RotateParams::rows"][::std::mem::offset_of!(RotateParams, rows) - 56usize];
+    ["Offset of field: RotateParams::heads"][::std::mem::offset_of!(RotateParams, heads) - 60usize];
     ["Offset of field: RotateParams::kv_heads"]
-        [::std::mem::offset_of!(RotateParams, kv_heads) - 56usize];
+        [::std::mem::offset_of!(RotateParams, kv_heads) - 64usize];
     ["Offset of field: RotateParams::head_dim"]
-        [::std::mem::offset_of!(RotateParams, head_dim) - 60usize];
-    ["Offset of field: RotateParams::at"][::std::mem::offset_of!(RotateParams, at) - 64usize];
-    ["Offset of field: RotateParams::eps"][::std::mem::offset_of!(RotateParams, eps) - 68usize];
+        [::std::mem::offset_of!(RotateParams, head_dim) - 68usize];
+    ["Offset of field: RotateParams::at"][::std::mem::offset_of!(RotateParams, at) - 72usize];
+    ["Offset of field: RotateParams::eps"][::std::mem::offset_of!(RotateParams, eps) - 76usize];
     ["Offset of field: RotateParams::interleaved"]
-        [::std::mem::offset_of!(RotateParams, interleaved) - 72usize];
+        [::std::mem::offset_of!(RotateParams, interleaved) - 80usize];
     ["Offset of field: RotateParams::unused"]
-        [::std::mem::offset_of!(RotateParams, unused) - 76usize];
+        [::std::mem::offset_of!(RotateParams, unused) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -962,4 +966,87 @@ const _: () = {
         [::std::mem::offset_of!(AttentionBwdParams, scale) - 120usize];
     ["Offset of field: AttentionBwdParams::unused"]
         [::std::mem::offset_of!(AttentionBwdParams, unused) - 124usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ThinText {
+    pub left: u32,
+    pub past: u32,
+    pub read: u32,
+    pub end: u32,
+    pub run: u32,
+    pub runs: u32,
+    pub size: u32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ThinText"][::std::mem::size_of::<ThinText>() - 32usize];
+    ["Alignment of ThinText"][::std::mem::align_of::<ThinText>() - 4usize];
+    ["Offset of field: ThinText::left"][::std::mem::offset_of!(ThinText, left) - 0usize];
+    ["Offset of field: ThinText::past"][::std::mem::offset_of!(ThinText, past) - 4usize];
+    ["Offset of field: ThinText::read"][::std::mem::offset_of!(ThinText, read) - 8usize];
+    ["Offset of field: ThinText::end"][::std::mem::offset_of!(ThinText, end) - 12usize];
+    ["Offset of field: ThinText::run"][::std::mem::offset_of!(ThinText, run) - 16usize];
+    ["Offset of field: ThinText::runs"][::std::mem::offset_of!(ThinText, runs) - 20usize];
+    ["Offset of field: ThinText::size"][::std::mem::offset_of!(ThinText, size) - 24usize];
+    ["Offset of field: ThinText::unused"][::std::mem::offset_of!(ThinText, unused) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ThinRun {
+    pub ratio: f64,
+    pub tokens: u32,
+    pub last: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ThinRun"][::std::mem::size_of::<ThinRun>() - 16usize];
+    ["Alignment of ThinRun"][::std::mem::align_of::<ThinRun>() - 8usize];
+    ["Offset of field: ThinRun::ratio"][::std::mem::offset_of!(ThinRun, ratio) - 0usize];
+    ["Offset of field: ThinRun::tokens"][::std::mem::offset_of!(ThinRun, tokens) - 8usize];
+    ["Offset of field: ThinRun::last"][::std::mem::offset_of!(ThinRun, last) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ThinParams {
+    pub ids: u64,
+    pub from: u64,
+    pub loss: u64,
+    pub nll: u64,
+    pub fresh: u64,
+    pub texts: u64,
+    pub runs: u64,
+    pub inputs: u64,
+    pub targets: u64,
+    pub positions: u64,
+    pub places: u64,
+    pub tiles: u64,
+    pub capacity: u32,
+    pub rows: u32,
+    pub tile: u32,
+    pub cached: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ThinParams"][::std::mem::size_of::<ThinParams>() - 112usize];
+    ["Alignment of ThinParams"][::std::mem::align_of::<ThinParams>() - 8usize];
+    ["Offset of field: ThinParams::ids"][::std::mem::offset_of!(ThinParams, ids) - 0usize];
+    ["Offset of field: ThinParams::from"][::std::mem::offset_of!(ThinParams, from) - 8usize];
+    ["Offset of field: ThinParams::loss"][::std::mem::offset_of!(ThinParams, loss) - 16usize];
+    ["Offset of field: ThinParams::nll"][::std::mem::offset_of!(ThinParams, nll) - 24usize];
+    ["Offset of field: ThinParams::fresh"][::std::mem::offset_of!(ThinParams, fresh) - 32usize];
+    ["Offset of field: ThinParams::texts"][::std::mem::offset_of!(ThinParams, texts) - 40usize];
+    ["Offset of field: ThinParams::runs"][::std::mem::offset_of!(ThinParams, runs) - 48usize];
+    ["Offset of field: ThinParams::inputs"][::std::mem::offset_of!(ThinParams, inputs) - 56usize];
+    ["Offset of field: ThinParams::targets"][::std::mem::offset_of!(ThinParams, targets) - 64usize];
+    ["Offset of field: ThinParams::positions"]
+        [::std::mem::offset_of!(ThinParams, positions) - 72usize];
+    ["Offset of field: ThinParams::places"][::std::mem::offset_of!(ThinParams, places) - 80usize];
+    ["Offset of field: ThinParams::tiles"][::std::mem::offset_of!(ThinParams, tiles) - 88usize];
+    ["Offset of field: ThinParams::capacity"]
+        [::std::mem::offset_of!(ThinParams, capacity) - 96usize];
+    ["Offset of field: ThinParams::rows"][::std::mem::offset_of!(ThinParams, rows) - 100usize];
+    ["Offset of field: ThinParams::tile"][::std::mem::offset_of!(ThinParams, tile) - 104usize];
+    ["Offset of field: ThinParams::cached"][::std::mem::offset_of!(ThinParams, cached) - 108usize];
 };

@@ -4,7 +4,7 @@ use super::abi::{
     AttentionBwdParams, AttentionDeltaParams, AttentionMergeParams, AttentionParams, AttentionTile,
     KeyTile, Visit,
 };
-use super::{Buf, Gpu, Launcher, Precision, size};
+use super::{Buf, Gpu, Launcher, Precision, Slot, size};
 use crate::error::{Error, Result};
 use crate::ops::attention::{Attended, Attention, AttentionOp};
 use crate::ops::expect_len;
@@ -21,6 +21,18 @@ struct Variant {
     /// Query rows of a tile: positions times heads of a group.
     rows: usize,
     shared: usize,
+}
+
+/// Tiles on the device.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles {
+    /// Their address.
+    pub at: u64,
+    pub count: usize,
+    /// Rows of all.
+    pub rows: usize,
+    /// Keys of the longest, at most.
+    pub keys: usize,
 }
 
 /// Rows of the cache that a block of the backward has.
@@ -203,7 +215,6 @@ impl<L: Launcher> Gpu<L> {
             prefix,
             at,
             lengths,
-            window,
             ..
         } = shape;
         let rows = shape.check("attention", qkv.len, k.len.min(v.len), out.len)?;
@@ -211,16 +222,7 @@ impl<L: Launcher> Gpu<L> {
             expect_len("attention", "lse", rows * heads, lse.len)?;
         }
         let lse = lse.map_or(0, |lse| self.at(lse));
-        let group = heads / kv_heads;
-        let variant = Variant::of(self.precision, head_dim).filter(|v| group <= v.rows);
-        let Some(variant) = variant else {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "attention on this device with heads of {head_dim} in groups of {group}"
-                ),
-                have: "widths up to 256, and groups up to 32".into(),
-            });
-        };
+        let positions = self.attention_tile(heads, kv_heads, head_dim)?;
         if rows == 0 {
             return Ok(());
         }
@@ -229,13 +231,8 @@ impl<L: Launcher> Gpu<L> {
             "attention",
             ((at + rows) * kv_heads * head_dim).max(rows * width),
         )?;
-        let tiles = tiles(shape, variant.rows / group)?;
-        let longest = lengths.iter().max().copied().unwrap_or(0);
-        let keys = (prefix + longest).min(window.unwrap_or(usize::MAX));
-        let blocks = tiles.len() * kv_heads;
-        let splits = (2 * self.launcher.processors() as usize / blocks)
-            .min(keys / KEYS)
-            .clamp(1, SPLITS);
+        let tiles = tiles(shape, positions)?;
+        let keys = prefix + lengths.iter().max().copied().unwrap_or(0);
 
         let mut scratch = self.scratch();
         let scratch = &mut *scratch;
@@ -245,19 +242,82 @@ impl<L: Launcher> Gpu<L> {
             scratch.table.fill(&self.launcher, table)?;
             scratch.tiles = tiles;
         }
-        let table = scratch.table.reserve(&self.launcher, 0)?;
+        let tiles = Tiles {
+            at: scratch.table.reserve(&self.launcher, 0)?,
+            count: scratch.tiles.len(),
+            rows,
+            keys,
+        };
+        // SAFETY: lengths were checked, and every tile lies within them.
+        unsafe { self.attend_tiles(shape, tiles, &mut scratch.parts, qkv, [k, v], out, lse) }
+    }
+
+    /// Positions of a tile of the forward.
+    pub(super) fn attention_tile(
+        &self,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<usize> {
+        let group = heads / kv_heads.max(1);
+        let variant = Variant::of(self.precision, head_dim);
+        match variant.filter(|variant| (1..=variant.rows).contains(&group)) {
+            Some(variant) => Ok(variant.rows / group),
+            None => Err(Error::Unsupported {
+                what: format!(
+                    "attention on this device with heads of {head_dim} in groups of {group}"
+                ),
+                have: "widths up to 256, and groups up to 32".into(),
+            }),
+        }
+    }
+
+    /// Attention of tiles that lie on the device; of `shape` the heads, the prefix and the window matter.
+    ///
+    /// # Safety
+    ///
+    /// Every tile's rows lie within the buffers, and `lse` has room or is 0.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn attend_tiles(
+        &self,
+        shape: &Attention<'_>,
+        tiles: Tiles,
+        parts: &mut Slot<L>,
+        qkv: &Buf<L, f32>,
+        [k, v]: [&Buf<L, f32>; 2],
+        out: &mut Buf<L, f32>,
+        lse: u64,
+    ) -> Result<()> {
+        let &Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            prefix,
+            window,
+            ..
+        } = shape;
+        let rows = tiles.rows;
+        // One that `attention_tile` has found.
+        let Some(variant) = Variant::of(self.precision, head_dim) else {
+            return Ok(());
+        };
+        let keys = tiles.keys.min(window.unwrap_or(usize::MAX));
+        let blocks = tiles.count * kv_heads;
+        let splits = (2 * self.launcher.processors() as usize / blocks.max(1))
+            .min(keys / KEYS)
+            .clamp(1, SPLITS);
         let parts = match splits {
             1 => 0,
             _ => {
                 let bytes = splits * rows * heads * (head_dim + 2) * size_of::<f32>();
-                scratch.parts.reserve(&self.launcher, bytes)?
+                parts.reserve(&self.launcher, bytes)?
             }
         };
         let params = AttentionParams {
             qkv: self.at(qkv),
             k: self.at(k),
             v: self.at(v),
-            tiles: table,
+            tiles: tiles.at,
             out: self.at(out),
             parts,
             lse,
@@ -273,8 +333,8 @@ impl<L: Launcher> Gpu<L> {
             },
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
         };
-        let grid = [scratch.tiles.len(), kv_heads, splits];
-        // SAFETY: lengths were checked, and every tile lies within them.
+        let grid = [tiles.count, kv_heads, splits];
+        // SAFETY: the caller's promise.
         unsafe {
             self.launch(
                 variant.kernel,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result, sys};
 
 use super::cublas::Products;
-use super::launch::{Launcher, Product};
+use super::launch::{Launch, Launcher, Product};
 use crate::error::{Error, Result};
 
 // `IMAGES`: name and fatbin of every kernel file, if nvcc was found; see build.rs.
@@ -120,10 +120,9 @@ impl Cuda {
         self.done("recording", self.stream.begin_capture(mode))?;
         let worked = work();
         // In any case, or the stream stays unusable.
-        let flags = sys::CUgraphInstantiate_flags(0);
-        let graph = self.stream.end_capture(flags);
+        let graph = end_capture(&self.stream);
         worked?;
-        Ok(Recording(self.done("recording", graph)?))
+        Ok(Recording::of(self.done("recording", graph)?))
     }
 
     /// Queues what was recorded.
@@ -136,10 +135,67 @@ impl Cuda {
     ///
     /// All memory that it uses is still there, and nobody else uses it meanwhile.
     pub unsafe fn replay(&self, recording: &Recording) -> Result<()> {
-        match &recording.0 {
-            Some(graph) => self.done("replay", graph.launch()),
-            None => Ok(()),
+        let Some(graph) = &recording.0 else {
+            return Ok(());
+        };
+        self.bind()?;
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: graph and stream live, and nobody else has the graph; the rest is the caller's promise.
+        let result =
+            unsafe { result::graph::launch(graph.0.cu_graph_exec(), self.stream.cu_stream()) };
+        self.done("replay", result)
+    }
+
+    /// See [`Launcher::launch`].
+    ///
+    /// # Safety
+    ///
+    /// As there; the stream is of this context.
+    unsafe fn launch_on(
+        &self,
+        stream: sys::CUstream,
+        kernel: &'static str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        params: &[u8],
+    ) -> Result<()> {
+        self.bind()?;
+        let function = self.function(kernel, shared)?;
+        let mut aligned = vec![0u64; params.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
+        let [x, y, z] = grid;
+        // SAFETY: the driver copies the one parameter, whose size it knows from the kernel; the rest is
+        // the caller's promise.
+        let result = unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (threads, 1, 1),
+                shared as u32,
+                stream,
+                &mut [aligned.as_mut_ptr().cast::<c_void>()],
+            )
+        };
+        result.map_err(|error| Error::Launch {
+            kernel,
+            reason: format!("grid {grid:?} of {threads} threads: {error:?}"),
+        })
+    }
+
+    /// See [`Launcher::product`].
+    ///
+    /// # Safety
+    ///
+    /// As there; the stream is of this context.
+    unsafe fn product_on(&self, stream: sys::CUstream, product: &Product) -> Option<Result<()>> {
+        if let Err(error) = self.bind() {
+            return Some(Err(error));
         }
+        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let products = products.get_or_insert_with(|| Products::open(self));
+        // SAFETY: the caller's promise; the stream is of the bound context.
+        unsafe { products.queue(product, stream.cast()) }
     }
 
     /// Bytes of the last cache before memory.
@@ -212,8 +268,23 @@ impl Drop for Event {
     }
 }
 
-/// Launches that [`Cuda::record`] has recorded, if there were any.
-pub struct Recording(Option<CudaGraph>);
+/// Launches that were recorded, if there were any.
+pub struct Recording(Option<Mutex<Graph>>);
+
+struct Graph(CudaGraph);
+
+// SAFETY: its handles may be used by any thread that has bound the context, one at a time.
+unsafe impl Send for Graph {}
+
+impl Recording {
+    fn of(graph: Option<CudaGraph>) -> Self {
+        Recording(graph.map(|graph| Mutex::new(Graph(graph))))
+    }
+}
+
+fn end_capture(stream: &Arc<CudaStream>) -> Result<Option<CudaGraph>, DriverError> {
+    stream.end_capture(sys::CUgraphInstantiate_flags(0))
+}
 
 impl Drop for Cuda {
     fn drop(&mut self) {
@@ -276,6 +347,7 @@ impl Drop for CudaMemory {
 
 impl Launcher for Cuda {
     type Memory = CudaMemory;
+    type Graph = Recording;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<CudaMemory> {
         self.bind()?;
@@ -353,37 +425,59 @@ impl Launcher for Cuda {
         shared: usize,
         params: &[u8],
     ) -> Result<()> {
-        self.bind()?;
-        let function = self.function(kernel, shared)?;
-        let mut aligned = vec![0u64; params.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
-        let [x, y, z] = grid;
-        // SAFETY: the driver copies the one parameter, whose size it knows from the kernel; the rest is
-        // the caller's promise.
-        let result = unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (threads, 1, 1),
-                shared as u32,
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.launch_on(
                 self.stream.cu_stream(),
-                &mut [aligned.as_mut_ptr().cast::<c_void>()],
+                kernel,
+                grid,
+                threads,
+                shared,
+                params,
             )
-        };
-        result.map_err(|error| Error::Launch {
-            kernel,
-            reason: format!("grid {grid:?} of {threads} threads: {error:?}"),
-        })
+        }
     }
 
     unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
-        if let Err(error) = self.bind() {
-            return Some(Err(error));
-        }
-        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
-        let products = products.get_or_insert_with(|| Products::open(self));
-        // SAFETY: the caller's promise; the stream is of the bound context.
-        unsafe { products.queue(product, self.stream.cu_stream().cast()) }
+        // SAFETY: the caller's promise.
+        unsafe { self.product_on(self.stream.cu_stream(), product) }
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Recording> {
+        // On a stream of its own: other threads go on queueing on the one that there is.
+        let aside = self.done("a stream to record on", self.context.new_stream())?;
+        let stream = aside.cu_stream();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.done("recording", aside.begin_capture(mode))?;
+        let queued = launches.iter().try_for_each(|launch| match launch {
+            Launch::Kernel {
+                kernel,
+                grid,
+                threads,
+                shared,
+                params,
+            } => {
+                // SAFETY: the caller's promise.
+                unsafe { self.launch_on(stream, kernel, *grid, *threads, *shared, params) }
+            }
+            Launch::Product(product) => {
+                // SAFETY: as above.
+                let done = unsafe { self.product_on(stream, product) };
+                done.unwrap_or(Err(Error::Launch {
+                    kernel: "cublasLtMatmul",
+                    reason: "it has no such product any more".into(),
+                }))
+            }
+        });
+        // In any case, or the stream stays unusable.
+        let graph = end_capture(&aside);
+        queued?;
+        Ok(Recording::of(self.done("recording", graph)?))
+    }
+
+    unsafe fn replay(&self, graph: &Recording) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { Cuda::replay(self, graph) }
     }
 
     fn processors(&self) -> u32 {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::Library;
 
-use super::launch::Launcher;
+use super::launch::{Launch, Launcher};
 use crate::error::{Error, Result};
 
 /// In which order the threads of a block take their turns.
@@ -32,7 +32,7 @@ pub struct Schedule {
     pub late: bool,
 }
 
-type Launch = unsafe extern "C" fn(
+type Entry = unsafe extern "C" fn(
     name: *const c_char,
     params: *const c_void,
     size: usize,
@@ -168,6 +168,7 @@ impl Drop for Guarded {
 
 impl Launcher for Emu {
     type Memory = Guarded;
+    type Graph = Vec<Launch>;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Guarded> {
         let fill = if zeroed { 0 } else { POISON };
@@ -234,7 +235,7 @@ impl Launcher for Emu {
         let code = unsafe {
             let launch = self
                 .library
-                .get::<Launch>(b"prefold_launch\0")
+                .get::<Entry>(b"prefold_launch\0")
                 .map_err(|error| failed(error.to_string()))?;
             launch(
                 name.as_ptr(),
@@ -258,6 +259,17 @@ impl Launcher for Emu {
             Some((_, bytes)) => Err(failed(format!("wrote outside a buffer of {bytes} bytes"))),
             None => Ok(()),
         }
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Vec<Launch>> {
+        Ok(launches.to_vec())
+    }
+
+    unsafe fn replay(&self, graph: &Vec<Launch>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        graph
+            .iter()
+            .try_for_each(|launch| unsafe { launch.on(self) })
     }
 
     fn processors(&self) -> u32 {

@@ -1,7 +1,7 @@
 //! Products by the device's own library, or by `kernels/gemm.cu` where it has none.
 
 use super::abi::{self, GemmParams, PackParams, TurnParams};
-use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Slot, size};
+use super::{Buf, Gpu, Launch, Launcher, Operand, Precision, Product, Slot, size, tape};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
 use crate::ops::gemm::{GemmOp, Linear, Outer};
@@ -106,7 +106,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
                 }
             }
         }
-        let mut memory = self.launcher.alloc(bytes.len(), false)?;
+        let mut memory = self.alloc(bytes.len(), false)?;
         self.launcher.write(&mut memory, 0, &bytes)?;
         Ok(Matrix {
             memory,
@@ -168,7 +168,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
     fn transposed(&self, w: &Matrix<L>) -> Result<Matrix<L>> {
         let ld = self.precision.padded(w.outputs);
         let bytes = w.inputs * ld * self.precision.bytes();
-        let memory = self.launcher.alloc(bytes, false)?;
+        let memory = self.alloc(bytes, false)?;
         let params = TurnParams {
             x: self.launcher.address(&w.memory),
             out: self.launcher.address(&memory),
@@ -272,6 +272,7 @@ impl<L: Launcher> Gpu<L> {
     pub(super) unsafe fn product(&self, product: &Product) -> Result<()> {
         // SAFETY: the caller's promise.
         if let Some(done) = unsafe { self.launcher.product(product) } {
+            tape::note(|| Launch::Product(*product));
             return done;
         }
         let &Product {

@@ -1,7 +1,7 @@
 //! What can run a kernel: a device's memory, and launches by name.
 
 use super::Precision;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An operand of a [`Product`]: a row-major matrix at an address of the device, in the product's
 /// precision.
@@ -36,6 +36,61 @@ pub struct Product {
     pub precision: Precision,
 }
 
+/// One launch.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Launch {
+    /// See [`Launcher::launch`].
+    Kernel {
+        /// Its name.
+        kernel: &'static str,
+        /// Blocks.
+        grid: [u32; 3],
+        /// Threads of a block.
+        threads: u32,
+        /// Bytes of dynamic shared memory of a block.
+        shared: usize,
+        /// Its parameter struct.
+        params: Vec<u8>,
+    },
+    /// See [`Launcher::product`].
+    Product(Product),
+}
+
+impl Launch {
+    /// Launches it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the launcher, and [`Error::Launch`] for a product that it does not have.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Launcher::launch`].
+    #[allow(unsafe_code)]
+    pub unsafe fn on<L: Launcher>(&self, launcher: &L) -> Result<()> {
+        match self {
+            Launch::Kernel {
+                kernel,
+                grid,
+                threads,
+                shared,
+                params,
+            } => {
+                // SAFETY: the caller's promise.
+                unsafe { launcher.launch(kernel, *grid, *threads, *shared, params) }
+            }
+            Launch::Product(product) => {
+                // SAFETY: the caller's promise.
+                let done = unsafe { launcher.product(product) };
+                done.unwrap_or(Err(Error::Launch {
+                    kernel: "product",
+                    reason: "the device's library no longer has it".into(),
+                }))
+            }
+        }
+    }
+}
+
 /// Runs kernels with parameters as `kernels/abi.h` lays them out.
 ///
 /// Calls take effect in the order in which they are made, by whatever thread: there is one queue. A
@@ -43,6 +98,8 @@ pub struct Product {
 pub trait Launcher: Send + Sync + Sized + 'static {
     /// A piece of the device's memory, free again when dropped, after what was launched before.
     type Memory: Send + Sync;
+    /// A list of launches that the device has been told once.
+    type Graph: Send + Sync;
 
     /// `bytes` bytes, aligned to 256. Those not `zeroed` have any content.
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory>;
@@ -94,6 +151,22 @@ pub trait Launcher: Send + Sync + Sized + 'static {
         let _ = product;
         None
     }
+
+    /// Makes a graph of launches, which have all been launched before; does nothing else.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Launcher::launch`], for all of them.
+    #[allow(unsafe_code)]
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Self::Graph>;
+
+    /// Launches what a graph holds, in its order.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Launcher::launch`]: all memory that it uses is still there.
+    #[allow(unsafe_code)]
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
     /// Multiprocessors: blocks that run at once are about twice as many.
     fn processors(&self) -> u32;

@@ -17,6 +17,101 @@ fn shares(width: usize) -> usize {
     width.div_ceil(4 * THREADS as usize)
 }
 
+impl<L: Launcher> Gpu<L> {
+    /// Embeds `rows` ids that lie on the device.
+    ///
+    /// # Safety
+    ///
+    /// There are so many, each below the table's rows, and the output has room.
+    pub(super) unsafe fn embed_at(
+        &self,
+        ids: u64,
+        rows: usize,
+        table: &Matrix<L>,
+        add: bool,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let params = EmbedParams {
+            ids,
+            table: self.launcher.address(&table.memory),
+            out: self.at(out),
+            rows: size("embed", rows)?,
+            width: size("embed", table.inputs)?,
+            ld: size("embed", table.ld)?,
+            add: add.into(),
+        };
+        let kernel = match self.precision {
+            Precision::Bf16 => "embed_bf16",
+            Precision::F32 => "embed_f32",
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(kernel, [rows, 1, 1], THREADS, 0, &params) }
+    }
+
+    /// [`LayerOp::rotate`] to the `places` in the cache that lie on the device, one for each row, or for
+    /// 0 from `shape.at` on.
+    ///
+    /// # Safety
+    ///
+    /// The cache has these rows.
+    pub(super) unsafe fn rotate_to(
+        &self,
+        shape: Rotate,
+        qkv: &mut Buf<L, f32>,
+        norms: Option<[&Buf<L, f32>; 2]>,
+        angles: Option<&Buf<L, f32>>,
+        [k, v]: [&mut Buf<L, f32>; 2],
+        places: u64,
+    ) -> Result<()> {
+        let Rotate {
+            rows,
+            heads,
+            kv_heads,
+            head_dim,
+            at,
+            eps,
+            pairing,
+        } = shape;
+        let all = heads + 2 * kv_heads;
+        if !head_dim.is_multiple_of(2) {
+            return Err(Error::Shape {
+                op: "rotate",
+                want: "heads of even width".into(),
+                got: head_dim.to_string(),
+            });
+        }
+        expect_len("rotate", "qkv", rows * all * head_dim, qkv.len)?;
+        for norm in norms.iter().flatten() {
+            expect_len("rotate", "a norm's weight", head_dim, norm.len)?;
+        }
+        if let Some(angles) = angles {
+            expect_len("rotate", "the angles", rows * head_dim, angles.len)?;
+        }
+        let norms = norms.map_or([0, 0], |norms| norms.map(|norm| self.at(norm)));
+        let params = RotateParams {
+            qkv: self.at(qkv),
+            q_norm: norms[0],
+            k_norm: norms[1],
+            angles: angles.map_or(0, |angles| self.at(angles)),
+            k: self.at(k),
+            v: self.at(v),
+            places,
+            rows: size("rotate", rows)?,
+            heads: size("rotate", heads)?,
+            kv_heads: size("rotate", kv_heads)?,
+            head_dim: size("rotate", head_dim)?,
+            at: size("rotate", at)?,
+            eps,
+            interleaved: u32::from(pairing == Pairing::Interleaved),
+            unused: 0,
+        };
+        let warps = size("rotate", rows * all)? as usize;
+        let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
+        // SAFETY: lengths were checked; the cache is the caller's promise.
+        unsafe { self.launch("rotate", grid, THREADS, 0, &params) }
+    }
+}
+
 impl<L: Launcher> LayerOp for Gpu<L> {
     fn embed(
         &self,
@@ -38,21 +133,8 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         let [at] = scratch
             .table
             .fill(&self.launcher, [bytemuck::cast_slice(ids)])?;
-        let params = EmbedParams {
-            ids: at,
-            table: self.launcher.address(&table.memory),
-            out: self.at(out),
-            rows: size("embed", ids.len())?,
-            width: size("embed", width)?,
-            ld: size("embed", table.ld)?,
-            add: add.into(),
-        };
-        let kernel = match self.precision {
-            Precision::Bf16 => "embed_bf16",
-            Precision::F32 => "embed_f32",
-        };
         // SAFETY: ids and lengths were checked.
-        unsafe { self.launch(kernel, [ids.len(), 1, 1], THREADS, 0, &params) }
+        unsafe { self.embed_at(at, ids.len(), table, add, out) }
     }
 
     fn norm(
@@ -94,54 +176,12 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         k: &mut Buf<L, f32>,
         v: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let Rotate {
-            rows,
-            heads,
-            kv_heads,
-            head_dim,
-            at,
-            eps,
-            pairing,
-        } = shape;
-        let all = heads + 2 * kv_heads;
-        let kv = kv_heads * head_dim;
-        if !head_dim.is_multiple_of(2) {
-            return Err(Error::Shape {
-                op: "rotate",
-                want: "heads of even width".into(),
-                got: head_dim.to_string(),
-            });
-        }
-        expect_len("rotate", "qkv", rows * all * head_dim, qkv.len)?;
-        expect_len("rotate", "k", (at + rows) * kv, k.len)?;
-        expect_len("rotate", "v", (at + rows) * kv, v.len)?;
-        for norm in norms.iter().flatten() {
-            expect_len("rotate", "a norm's weight", head_dim, norm.len)?;
-        }
-        if let Some(angles) = angles {
-            expect_len("rotate", "the angles", rows * head_dim, angles.len)?;
-        }
-        let norms = norms.map_or([0, 0], |norms| norms.map(|norm| self.at(norm)));
-        let params = RotateParams {
-            qkv: self.at(qkv),
-            q_norm: norms[0],
-            k_norm: norms[1],
-            angles: angles.map_or(0, |angles| self.at(angles)),
-            k: self.at(k),
-            v: self.at(v),
-            rows: size("rotate", rows)?,
-            heads: size("rotate", heads)?,
-            kv_heads: size("rotate", kv_heads)?,
-            head_dim: size("rotate", head_dim)?,
-            at: size("rotate", at)?,
-            eps,
-            interleaved: u32::from(pairing == Pairing::Interleaved),
-            unused: 0,
-        };
-        let warps = size("rotate", rows * all)? as usize;
-        let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
-        // SAFETY: lengths were checked.
-        unsafe { self.launch("rotate", grid, THREADS, 0, &params) }
+        let kv = shape.kv_heads * shape.head_dim;
+        let cached = (shape.at + shape.rows) * kv;
+        expect_len("rotate", "k", cached, k.len)?;
+        expect_len("rotate", "v", cached, v.len)?;
+        // SAFETY: the cache has rows from `at` on.
+        unsafe { self.rotate_to(shape, qkv, norms, angles, [k, v], 0) }
     }
 
     fn swiglu(

@@ -21,12 +21,15 @@ mod launch;
 mod layer;
 mod lora;
 mod nll;
+mod tape;
+mod thin;
 mod topk;
 
 pub use cuda::{Cuda, Recording};
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
-pub use launch::{Launcher, Operand, Product};
+pub use launch::{Launch, Launcher, Operand, Product};
+pub use thin::Recorded;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -80,19 +83,39 @@ struct Scratch<L: Launcher> {
     tiles: Vec<abi::AttentionTile>,
 }
 
-struct Slot<L: Launcher>(Option<(L::Memory, usize)>);
+impl<L: Launcher> Scratch<L> {
+    /// How often any of it has moved: addresses in it are good as long as this stays the same.
+    fn grown(&self) -> u64 {
+        self.table.grown + self.operand.grown + self.parts.grown
+    }
+}
+
+struct Slot<L: Launcher> {
+    held: Option<(L::Memory, usize)>,
+    /// How often it has moved.
+    grown: u64,
+}
 
 impl<L: Launcher> Slot<L> {
+    fn new() -> Self {
+        Slot {
+            held: None,
+            grown: 0,
+        }
+    }
+
     /// At least `bytes` bytes with any content; their address.
     fn reserve(&mut self, launcher: &L, bytes: usize) -> Result<u64> {
-        match &self.0 {
+        match &self.held {
             Some((memory, held)) if *held >= bytes => Ok(launcher.address(memory)),
             held => {
+                tape::spoil();
                 let grown = held.as_ref().map_or(0, |(_, held)| held + held / 2);
                 let bytes = bytes.max(grown).max(256);
                 // The old goes first: both might not fit.
-                self.0 = None;
-                let (memory, _) = self.0.insert((launcher.alloc(bytes, false)?, bytes));
+                self.held = None;
+                self.grown += 1;
+                let (memory, _) = self.held.insert((launcher.alloc(bytes, false)?, bytes));
                 Ok(launcher.address(memory))
             }
         }
@@ -109,7 +132,8 @@ impl<L: Launcher> Slot<L> {
             at
         });
         let address = self.reserve(launcher, all.len())?;
-        if let Some((memory, _)) = &mut self.0 {
+        tape::spoil();
+        if let Some((memory, _)) = &mut self.held {
             launcher.write(memory, 0, &all)?;
         }
         Ok(at.map(|at| address + at))
@@ -123,9 +147,9 @@ impl<L: Launcher> Gpu<L> {
             launcher,
             precision,
             scratch: Mutex::new(Scratch {
-                table: Slot(None),
-                operand: Slot(None),
-                parts: Slot(None),
+                table: Slot::new(),
+                operand: Slot::new(),
+                parts: Slot::new(),
                 tiles: Vec::new(),
             }),
         }
@@ -143,6 +167,12 @@ impl<L: Launcher> Gpu<L> {
             Precision::F32 => "f32",
         };
         format!("{}, {precision}", self.launcher.describe())
+    }
+
+    /// See [`Launcher::alloc`].
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<L::Memory> {
+        tape::spoil();
+        self.launcher.alloc(bytes, zeroed)
     }
 
     fn scratch(&self) -> MutexGuard<'_, Scratch<L>> {
@@ -167,6 +197,13 @@ impl<L: Launcher> Gpu<L> {
         }
         let dims = grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
         let params = bytemuck::bytes_of(params);
+        tape::note(|| Launch::Kernel {
+            kernel,
+            grid: dims,
+            threads,
+            shared,
+            params: params.to_vec(),
+        });
         // SAFETY: the caller's promise.
         unsafe { self.launcher.launch(kernel, dims, threads, shared, params) }
     }
@@ -212,15 +249,17 @@ impl<L: Launcher> Storage for Gpu<L> {
     type Buf<T: Elem> = Buf<L, T>;
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<Buf<L, T>> {
+        tape::spoil();
         Ok(Buf {
-            memory: self.launcher.alloc(len * size_of::<T>(), true)?,
+            memory: self.alloc(len * size_of::<T>(), true)?,
             len,
             of: PhantomData,
         })
     }
 
     fn upload<T: Elem>(&self, host: &[T]) -> Result<Buf<L, T>> {
-        let mut memory = self.launcher.alloc(size_of_val(host), false)?;
+        tape::spoil();
+        let mut memory = self.alloc(size_of_val(host), false)?;
         self.launcher
             .write(&mut memory, 0, bytemuck::cast_slice(host))?;
         Ok(Buf {
@@ -231,12 +270,14 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn write<T: Elem>(&self, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
+        tape::spoil();
         expect_len("write", "the buffer", host.len(), buf.len)?;
         self.launcher
             .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
     }
 
     fn download<T: Elem>(&self, buf: &Buf<L, T>, range: Range<usize>) -> Result<Vec<T>> {
+        tape::spoil();
         let end = range.end.max(range.start);
         expect_len("download", "the buffer", end, buf.len)?;
         let mut host = vec![T::default(); range.len()];
@@ -247,7 +288,8 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn resize<T: Elem>(&self, buf: &mut Buf<L, T>, len: usize) -> Result<()> {
-        let mut memory = self.launcher.alloc(len * size_of::<T>(), true)?;
+        tape::spoil();
+        let mut memory = self.alloc(len * size_of::<T>(), true)?;
         let bytes = len.min(buf.len) * size_of::<T>();
         self.launcher.copy(&buf.memory, 0, &mut memory, 0, bytes)?;
         buf.memory = memory;
@@ -261,12 +303,13 @@ impl<L: Launcher> Storage for Gpu<L> {
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
+        tape::spoil();
         let end = from.end.max(to.saturating_add(from.len())).max(from.start);
         expect_len("copy_within", "the buffer", end, buf.len)?;
         let size = size_of::<T>();
         let bytes = from.len() * size;
         // By way of another buffer: source and destination may overlap.
-        let mut between = self.launcher.alloc(bytes, false)?;
+        let mut between = self.alloc(bytes, false)?;
         self.launcher
             .copy(&buf.memory, from.start * size, &mut between, 0, bytes)?;
         self.launcher
@@ -280,6 +323,7 @@ impl<L: Launcher> Storage for Gpu<L> {
         to: &mut Buf<L, T>,
         at: usize,
     ) -> Result<()> {
+        tape::spoil();
         let end = at.saturating_add(range.len());
         expect_len("copy", "the source", range.end.max(range.start), from.len)?;
         expect_len("copy", "the destination", end, to.len)?;
@@ -294,9 +338,10 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn clear<T: Elem>(&self, buf: &mut Buf<L, T>, range: Range<usize>) -> Result<()> {
+        tape::spoil();
         expect_len("clear", "the buffer", range.end.max(range.start), buf.len)?;
         let size = size_of::<T>();
-        let zeros = self.launcher.alloc(range.len() * size, true)?;
+        let zeros = self.alloc(range.len() * size, true)?;
         self.launcher.copy(
             &zeros,
             0,

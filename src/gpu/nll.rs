@@ -1,7 +1,7 @@
 //! Negative log-likelihoods by `kernels/nll.cu`.
 
 use super::abi::{
-    self, NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
+    NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
 };
 use super::gemm::{Matrix, Tile};
 use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
@@ -13,7 +13,7 @@ use crate::ops::storage::Storage;
 /// Bytes of the parts that blocks leave, at most.
 const PARTS: usize = 1 << 20;
 /// Rows of one launch, so that even one part and a logit per row stay within that.
-const ROWS: usize = 32_768;
+pub(super) const ROWS: usize = 32_768;
 
 /// Bytes of the block of logits' gradients that lies in memory at once.
 const GRADIENTS: usize = 16 << 20;
@@ -64,10 +64,10 @@ impl<L: Launcher> NllOp for Gpu<L> {
         let block = GRADIENTS / (rows.max(1) * self.precision.bytes()) / tile.size * tile.size;
         let block = block.clamp(tile.size, vocab.next_multiple_of(tile.size));
         let block_bytes = rows * block * self.precision.bytes();
-        let gradients = self.launcher.alloc(block_bytes, false)?;
+        let gradients = self.alloc(block_bytes, false)?;
         let dlogits = self.launcher.address(&gradients);
         let sums = self.zeros::<f32>(rows * width)?;
-        let logarithms = self.launcher.alloc(rows * size_of::<f32>(), false)?;
+        let logarithms = self.alloc(rows * size_of::<f32>(), false)?;
         let lse = self.launcher.address(&logarithms);
         for (i, picks) in picks.chunks(ROWS_BWD).enumerate() {
             let rows = picks.len();
@@ -220,18 +220,39 @@ impl<L: Launcher> Gpu<L> {
         out: u64,
         lse: u64,
     ) -> Result<(Operand, u64)> {
-        let rows = picks.len();
+        let (from, targets): (Vec<u32>, Vec<u32>) =
+            picks.iter().map(|pick| (pick.row, pick.target)).unzip();
+        scratch.tiles.clear();
+        let tables = [bytemuck::cast_slice(&from), bytemuck::cast_slice(&targets)];
+        let at = scratch.table.fill(&self.launcher, tables)?;
+        // SAFETY: the caller's promise.
+        let operand = unsafe { self.score_at(scratch, width, x, head, at, picks.len(), out, lse)? };
+        Ok((operand, at[1]))
+    }
+
+    /// The same of rows and targets that lie on the device; for no index (0) the first rows.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Gpu::score`]; up to [`ROWS`] rows.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn score_at(
+        &self,
+        scratch: &mut Scratch<L>,
+        width: usize,
+        x: &Buf<L, f32>,
+        head: &Matrix<L>,
+        [index, target]: [u64; 2],
+        rows: usize,
+        out: u64,
+        lse: u64,
+    ) -> Result<Operand> {
         let tile = Tile::of(self.precision);
         let tiles = head.outputs.div_ceil(tile.size);
         let row_tiles = rows.div_ceil(tile.size);
         let splits = self.splits(row_tiles, tiles, rows);
         // As many as have something to do.
         let splits = tiles.div_ceil(tiles.div_ceil(splits));
-        let (from, targets): (Vec<u32>, Vec<u32>) =
-            picks.iter().map(|pick| (pick.row, pick.target)).unzip();
-        scratch.tiles.clear();
-        let tables = [bytemuck::cast_slice(&from), bytemuck::cast_slice(&targets)];
-        let [index, target] = scratch.table.fill(&self.launcher, tables)?;
         // SAFETY: the caller's promise.
         let (operand, ld) =
             unsafe { self.pack(&mut scratch.operand, self.at(x), index, rows, width)? };
@@ -257,7 +278,7 @@ impl<L: Launcher> Gpu<L> {
         unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
         // SAFETY: the caller's promise of the output.
         unsafe { self.merge([parts, logit, out, lse], rows, splits)? };
-        Ok((Operand { at: operand, ld }, target))
+        Ok(Operand { at: operand, ld })
     }
 
     /// `out[row] = -ln softmax(logits[row])[targets[row]]` for logits `[rows, vocab]` that exist

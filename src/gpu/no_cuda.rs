@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::launch::Launcher;
+use super::launch::{Launch, Launcher};
 use crate::error::{Error, Result};
 
 /// There is none.
@@ -56,6 +56,7 @@ pub struct Recording(#[allow(dead_code)] Infallible);
 #[allow(unused_variables)]
 impl Launcher for Cuda {
     type Memory = Infallible;
+    type Graph = Infallible;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Infallible> {
         match self.0 {}
@@ -92,6 +93,14 @@ impl Launcher for Cuda {
         shared: usize,
         params: &[u8],
     ) -> Result<()> {
+        match self.0 {}
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Infallible> {
+        match self.0 {}
+    }
+
+    unsafe fn replay(&self, graph: &Infallible) -> Result<()> {
         match self.0 {}
     }
 

@@ -7,9 +7,9 @@ use crate::ops::expect_len;
 use crate::ops::topk::{self, Keep, Select, Selection, TopKOp};
 
 /// Bytes of the kernel's shared memory before the keys: digits, warps' sums, two numbers.
-const FIXED: usize = (2048 + 32 + 2) * 4;
+pub(super) const FIXED: usize = (2048 + 32 + 2) * 4;
 /// Keys beside them: what a block can have without asking for more.
-const CACHED: usize = (48 * 1024 - FIXED) / 4 - 1;
+pub(super) const CACHED: usize = (48 * 1024 - FIXED) / 4 - 1;
 
 impl<L: Launcher> TopKOp for Gpu<L> {
     fn topk(

@@ -16,7 +16,9 @@ pub use request::Request;
 pub use result::{Compressed, Piece};
 
 use crate::error::Result;
-use crate::model::Scorer;
+use crate::model::{Scorer, together};
+
+pub(crate) use crate::model::SEATS as AT_A_TIME;
 use crate::text::Tokenizer;
 
 /// A shorter prompt, chosen by `lm`.
@@ -72,4 +74,31 @@ pub fn compress_structured(
         }
         .compress_structured(prompt),
     }
+}
+
+/// A call of many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// What is to be shortened.
+    pub prompt: Prompt,
+    /// How.
+    pub options: Options,
+    /// Whether its contexts carry tags: [`compress_structured`] instead of [`compress`].
+    pub structured: bool,
+}
+
+/// Several prompts, each as it would come out alone, in their order. Where the model's device has a queue
+/// of its own they share forward passes, whatever their options.
+///
+/// # Errors
+/// As [`compress`], for each by itself.
+pub fn compress_many(
+    lm: &dyn Scorer,
+    tokenizer: &Tokenizer,
+    jobs: &[Job],
+) -> Vec<Result<Compressed>> {
+    together(lm, jobs, |lm, job| match job.structured {
+        true => compress_structured(lm, tokenizer, &job.prompt, &job.options),
+        false => compress(lm, tokenizer, &job.prompt, &job.options),
+    })
 }

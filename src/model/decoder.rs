@@ -1,5 +1,6 @@
 //! The forward of a decoder: Llama and its kin, Qwen, GPT-2.
 
+mod round;
 mod step;
 
 use std::sync::{Mutex, PoisonError};
@@ -12,8 +13,12 @@ use crate::model::weights::Weights;
 use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate};
 use crate::rope;
 
+pub(in crate::model) use round::Round;
+
 /// An open model on a device. Any number of threads may use it at once.
 pub struct Model<B: Backend> {
+    /// Texts' rooms that nobody uses, the one last used last. They go before the device does.
+    pub(super) rounds: Mutex<Vec<Round<B>>>,
     pub(super) backend: B,
     pub(super) config: Config,
     pub(super) embedding: B::Matrix,
@@ -163,6 +168,7 @@ impl<B: Backend> Model<B> {
             },
             frequencies: config.rope().map(|rope| rope.frequencies()),
             pool: Mutex::default(),
+            rounds: Mutex::default(),
             config,
             backend,
         })
@@ -553,21 +559,29 @@ impl<B: Backend> Hidden<'_, B> {
         }
     }
 
-    /// The same to `out[at..]` on the device.
+    /// The same on the device: so many at a time, one after the other, each to its place in `out`.
     pub(crate) fn nll_to(
         &mut self,
         picks: &[Pick],
         out: &mut B::Buf<f32>,
-        at: usize,
+        parts: impl IntoIterator<Item = (usize, usize)>,
     ) -> Result<()> {
         self.score(picks)?;
-        match self.scratch.as_ref() {
-            Some(scratch) => self
-                .model
-                .backend
-                .copy(&scratch.nll, 0..picks.len(), out, at),
-            None => Ok(()),
+        let Some(scratch) = self.scratch.as_ref() else {
+            return Ok(());
+        };
+        let mut from = 0;
+        let mut parts = parts.into_iter().peekable();
+        while let Some((mut count, at)) = parts.next() {
+            // Neighbours in one go.
+            while let Some((more, _)) = parts.next_if(|&(_, next)| next == at + count) {
+                count += more;
+            }
+            let range = from..from + count;
+            self.model.backend.copy(&scratch.nll, range, out, at)?;
+            from += count;
         }
+        Ok(())
     }
 
     /// Nll to the scratch.

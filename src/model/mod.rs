@@ -13,13 +13,18 @@ mod prefix;
 pub mod quant;
 pub(crate) mod safetensors;
 mod score;
+mod thin;
+mod together;
 pub(crate) mod trained;
 pub mod weights;
 
 pub use decoder::Model;
 pub use score::Adapted;
+pub(crate) use together::{SEATS, together};
 
-use crate::error::Result;
+pub use crate::ops::{Thinned, Thinning};
+
+use crate::error::{Error, Result};
 
 /// A language model as a scorer: all that hard compression needs of it.
 ///
@@ -40,6 +45,29 @@ pub trait Scorer: Send + Sync {
     /// comparing texts.
     fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
         self.score_tails(sequences)
+    }
+
+    /// Whether [`Scorer::thin`] is the way to go: the model's device has a queue of its own, and a host
+    /// that looks at every window's scores would hold it up.
+    fn thins(&self) -> bool {
+        false
+    }
+
+    /// Reads texts window by window, and after each reading drops tokens of the window (LLMLingua,
+    /// algorithm 2; what is dropped: [`crate::ops::ThinOp::thin`]). All of it happens on the model's
+    /// device, and texts that are given together share forward passes; only what is left in the end comes
+    /// back. Each text comes out as it would alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] of [`Thinning::check`], for an id outside the vocabulary or a text of more tokens
+    /// than the model has positions; [`Error::Unsupported`] of a scorer that cannot; errors of the device.
+    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+        let _ = texts;
+        Err(Error::Unsupported {
+            what: "thinning texts without a look at their scores".into(),
+            have: "scores".into(),
+        })
     }
 
     /// Nll of `ids[1..]` of each sequence on its own.

@@ -7,7 +7,7 @@ use crate::model::decoder::{Batch, Hidden, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::model::{Scorer, Session};
-use crate::ops::{Backend, Keep, Pick, Select, Selection, expect_len};
+use crate::ops::{Backend, Keep, Pick, Select, Selection, Thinned, Thinning, expect_len};
 
 /// Rows of a forward pass: enough to keep all cores busy, few enough for buffers of some megabytes.
 const PASS: usize = 1024;
@@ -30,6 +30,14 @@ impl<B: Backend> Scorer for Model<B> {
     fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
         self.with(None).estimate_tails(sequences)
     }
+
+    fn thins(&self) -> bool {
+        self.with(None).thins()
+    }
+
+    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+        self.with(None).thin(texts)
+    }
 }
 
 impl<B: Backend> Model<B> {
@@ -41,8 +49,8 @@ impl<B: Backend> Model<B> {
 
 /// A model and the adapter through which it scores.
 pub struct Adapted<'a, B: Backend> {
-    model: &'a Model<B>,
-    lora: Option<&'a Lora<B>>,
+    pub(super) model: &'a Model<B>,
+    pub(super) lora: Option<&'a Lora<B>>,
 }
 
 impl<B: Backend> Clone for Adapted<'_, B> {
@@ -68,6 +76,14 @@ impl<B: Backend> Scorer for Adapted<'_, B> {
 
     fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
         self.score_alone(sequences, true)
+    }
+
+    fn thins(&self) -> bool {
+        self.model.backend().queues()
+    }
+
+    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+        self.thin_all(texts)
     }
 }
 
@@ -95,44 +111,74 @@ impl<'a, B: Backend> Adapted<'a, B> {
         kv: &mut Kv<B>,
         estimate: bool,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut scores: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
-        let mut rest = sequences;
-        while let Some((first, from)) = rest.first() {
+        let backend = self.model.backend();
+        let counts: Vec<usize> = sequences
+            .iter()
+            .map(|(ids, from)| scored(ids, *from))
+            .collect();
+        let places: Vec<usize> = counts
+            .iter()
+            .scan(0, |at, count| Some(std::mem::replace(at, *at + count)))
+            .collect();
+        let all = counts.iter().sum();
+        let mut out = backend.zeros(all)?;
+        self.score_to(sequences, kv, estimate, &mut out, &places)?;
+        // All passes are queued before the first score comes back.
+        let mut scores = backend.download(&out, 0..all)?.into_iter();
+        let take = |&count: &usize| scores.by_ref().take(count).collect();
+        Ok(counts.iter().map(take).collect())
+    }
+
+    /// The same to the device's `out`, from each sequence's place on. Nobody waits for it.
+    pub(super) fn score_to(
+        self,
+        sequences: &[(&[u32], usize)],
+        kv: &mut Kv<B>,
+        estimate: bool,
+        out: &mut B::Buf<f32>,
+        places: &[usize],
+    ) -> Result<()> {
+        let mut rest: Vec<_> = sequences
+            .iter()
+            .copied()
+            .zip(places.iter().copied())
+            .collect();
+        rest.reverse();
+        while let Some(((first, from), place)) = rest.pop() {
             if first.len() > WHOLE && kv.is_empty() {
                 let mut session = KvSession {
                     scorer: self,
                     kv: self.model.kv()?,
                 };
-                let mut nll = session.score(first)?;
-                nll.drain(..from.saturating_sub(1).min(nll.len()));
-                scores.push(nll);
-                rest = &rest[1..];
+                // Of the picks those from `from` on.
+                let mut skip = from.saturating_sub(1);
+                let mut to = place;
+                session.passes(first, |hidden, picks| {
+                    let picks = &picks[skip.min(picks.len())..];
+                    skip = skip.saturating_sub(PASS);
+                    to += picks.len();
+                    hidden.nll_to(picks, out, [(picks.len(), to - picks.len())])
+                })?;
                 continue;
             }
-            let mut rows = 0;
-            let fit = rest
-                .iter()
-                .take_while(|(ids, _)| {
-                    rows += ids.len();
-                    rows <= PASS
-                })
-                .count()
-                .max(1);
-            let (now, later) = rest.split_at(fit);
-            let ids: Vec<u32> = now
-                .iter()
-                .flat_map(|(ids, _)| ids.iter().copied())
-                .collect();
-            let lengths: Vec<usize> = now.iter().map(|(ids, _)| ids.len()).collect();
+            let mut now = vec![((first, from), place)];
+            let mut rows = first.len();
+            while let Some(&((ids, _), _)) = rest.last()
+                && rows + ids.len() <= PASS
+            {
+                rows += ids.len();
+                now.extend(rest.pop());
+            }
+            let ids: Vec<u32> = now.iter().flat_map(|((ids, _), _)| *ids).copied().collect();
+            let lengths: Vec<usize> = now.iter().map(|((ids, _), _)| ids.len()).collect();
             let batch = Batch {
                 ids: &ids,
                 lengths: &lengths,
             };
             let mut picks = Vec::with_capacity(ids.len());
             let mut row = 0;
-            for (ids, from) in now {
-                let from = (*from).max(1);
-                for (i, &target) in ids.iter().enumerate().skip(from) {
+            for ((ids, from), _) in &now {
+                for (i, &target) in ids.iter().enumerate().skip((*from).max(1)) {
                     picks.push(Pick {
                         row: row + i as u32 - 1,
                         target,
@@ -145,16 +191,18 @@ impl<'a, B: Backend> Adapted<'a, B> {
                 true => model.estimate(&batch, lora, kv)?,
                 false => model.forward_scored(&batch, lora, kv)?,
             };
-            let nll = hidden.nll(&picks)?;
-            let mut nll = nll.into_iter();
-            for (ids, from) in now {
-                let count = ids.len().saturating_sub((*from).max(1));
-                scores.push(nll.by_ref().take(count).collect());
-            }
-            rest = later;
+            let parts = now
+                .iter()
+                .map(|((ids, from), at)| (scored(ids, *from), *at));
+            hidden.nll_to(&picks, out, parts)?;
         }
-        Ok(scores)
+        Ok(())
     }
+}
+
+/// How many nll a sequence that is scored from `from` on has.
+fn scored(ids: &[u32], from: usize) -> usize {
+    ids.len().saturating_sub(from.max(1))
 }
 
 /// A KV cache with its model.
@@ -221,25 +269,30 @@ impl<B: Backend> Session for KvSession<'_, B> {
         let backend = self.scorer.model.backend();
         let (n, fresh) = (losses.len(), ids.len().saturating_sub(1));
         expect_len("judge", "the losses", at.saturating_add(fresh), n)?;
+        let before = self.kv.len();
         let mut all = backend.upload(losses)?;
         let mut to = at;
         self.passes(ids, |hidden, picks| {
-            hidden.nll_to(picks, &mut all, to)?;
+            hidden.nll_to(picks, &mut all, [(picks.len(), to)])?;
             to += picks.len();
             Ok(())
         })?;
-        let mut chosen = Selection::new(backend, n, 1)?;
         let whole = Select {
             first: 0,
             len: u32::try_from(n).unwrap_or(u32::MAX),
             keep: Keep::Beyond(u32::try_from(rank).unwrap_or(u32::MAX)),
         };
-        // What it says of ids is not asked for.
-        let ids = backend.zeros(n)?;
-        backend.topk(&[whole], &all, &ids, &mut chosen)?;
-        losses.copy_from_slice(&backend.download(&all, 0..n)?);
-        let mask = backend.download(&chosen.mask, 0..n)?;
-        Ok(mask.into_iter().map(|kept| kept == 1).collect())
+        match select(backend, whole, &all) {
+            Ok((scores, mask)) => {
+                losses.copy_from_slice(&scores);
+                Ok(mask)
+            }
+            Err(error) => {
+                // As if nothing had been asked.
+                self.kv.truncate(before)?;
+                Err(error)
+            }
+        }
     }
 
     fn score_after(&mut self, continuations: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
@@ -259,4 +312,20 @@ impl<B: Backend> Session for KvSession<'_, B> {
     fn remove(&mut self, range: Range<usize>) -> Result<()> {
         self.kv.remove(self.scorer.model.backend(), range)
     }
+}
+
+/// The scores of a segment, and which of them it keeps.
+fn select<B: Backend>(
+    backend: &B,
+    segment: Select,
+    scores: &B::Buf<f32>,
+) -> Result<(Vec<f32>, Vec<bool>)> {
+    let n = segment.len as usize;
+    let mut chosen = Selection::new(backend, n, 1)?;
+    // What it says of ids is not asked for.
+    let ids = backend.zeros(n)?;
+    backend.topk(&[segment], scores, &ids, &mut chosen)?;
+    let scores = backend.download(scores, 0..n)?;
+    let mask = backend.download(&chosen.mask, 0..n)?;
+    Ok((scores, mask.into_iter().map(|kept| kept == 1).collect()))
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use prefold::gpu::{Cuda, Emu, Gpu, Launcher, Precision, Product, Schedule};
+use prefold::gpu::{Cuda, Emu, Gpu, Launch, Launcher, Precision, Product, Schedule};
 use prefold::{Error, Result};
 
 use super::emu::{SCHEDULES, launcher};
@@ -17,6 +17,12 @@ pub enum Device {
         /// Products by the device's library, where it has them; otherwise all by kernels of ours.
         library: bool,
     },
+}
+
+/// A graph of either.
+pub enum Graph {
+    Emu(<Emu as Launcher>::Graph),
+    Cuda(<Cuda as Launcher>::Graph),
 }
 
 /// Memory of either.
@@ -69,11 +75,12 @@ pub fn cuda() -> Option<Cuda> {
 }
 
 thread_local! {
-    /// What this thread has launched and read.
+    /// What this thread has launched, written and read, and the graphs that it made and replayed.
     static LOG: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread has launched and read since it was asked last.
+/// What this thread has done with devices since it was asked last: names of kernels, "write", "read", which
+/// waits for all before it, "graph" and "replay".
 pub fn log() -> Vec<&'static str> {
     LOG.with_borrow_mut(std::mem::take)
 }
@@ -87,6 +94,7 @@ fn mixed() -> Error {
 
 impl Launcher for Device {
     type Memory = Memory;
+    type Graph = Graph;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Memory> {
         match self {
@@ -106,6 +114,7 @@ impl Launcher for Device {
     }
 
     fn write(&self, memory: &mut Memory, at: usize, from: &[u8]) -> Result<()> {
+        LOG.with_borrow_mut(|log| log.push("write"));
         match (self, memory) {
             (Device::Emu(emu) | Device::Without(emu, _), Memory::Emu(memory)) => {
                 emu.write(memory, at, from)
@@ -174,6 +183,31 @@ impl Launcher for Device {
                 library: true,
             } => unsafe { cuda.product(product) },
             _ => None,
+        }
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Graph> {
+        LOG.with_borrow_mut(|log| log.push("graph"));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                // What does nothing would do something from a graph.
+                Device::Without(..) => Err(mixed()),
+                Device::Emu(emu) => emu.graph(launches).map(Graph::Emu),
+                Device::Cuda { cuda, .. } => cuda.graph(launches).map(Graph::Cuda),
+            }
+        }
+    }
+
+    unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        LOG.with_borrow_mut(|log| log.push("replay"));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self, graph) {
+                (Device::Emu(emu), Graph::Emu(graph)) => emu.replay(graph),
+                (Device::Cuda { cuda, .. }, Graph::Cuda(graph)) => Launcher::replay(cuda, graph),
+                _ => Err(mixed()),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prefold::model::config::Family;
+use prefold::text::{GgufVocab, Tokenizer};
 use serde_json::{Value, json};
 
 use super::gguf::{self, Writer};
@@ -223,4 +224,31 @@ fn gguf_name(name: &str) -> String {
 
 pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// One token per byte, and one for a pair of them.
+pub fn byte_tokenizer() -> Tokenizer {
+    let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 256..;
+    let mut tokens: Vec<String> = (0..256)
+        .map(|byte| {
+            let code = if printable(byte) {
+                byte
+            } else {
+                others.next().unwrap()
+            };
+            char::from_u32(code).unwrap().to_string()
+        })
+        .collect();
+    tokens.push("th".into());
+    Tokenizer::from_vocab(GgufVocab {
+        model: "gpt2".into(),
+        pre: "gpt-2".into(),
+        tokens,
+        merges: vec!["t h".into()],
+        bos: Some(0),
+        eos: Some(0),
+        ..GgufVocab::default()
+    })
+    .unwrap()
 }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::hard::python;
 use crate::hard::source::Token;
-use crate::model::Session;
+use crate::model::{Session, Thinning};
 
 use super::{Reference, Stretch, ratios::Segment};
 
@@ -151,6 +151,44 @@ impl Reference<'_> {
             .unwrap_or(ids.len().saturating_sub(1)))
     }
 
+    /// The loop as the model's device can run it alone, where no step but the threshold depends on
+    /// scores. That leaves out a text that is longer than the model's context, whose cache overflows, and
+    /// the two options that look at more: at ids (`keep_split`) and at a second reading
+    /// (`condition_compare`).
+    fn thinning<'t>(
+        &self,
+        ids: &'t [u32],
+        start: usize,
+        segments: &'t [Segment],
+    ) -> Option<Thinning<'t>> {
+        let size = self.options.iterative_size;
+        if self.options.keep_split
+            || self.options.condition_compare
+            || ids.len() > self.lm.max_positions()
+        {
+            return None;
+        }
+        let first = size.checked_add(start)?.min(ids.len());
+        // As many as `iterate` comes to: what is dropped shortens the text and moves the window's end.
+        let mut end = first;
+        let count = segments
+            .iter()
+            .take_while(|segment| {
+                let within = end <= ids.len();
+                end = end.saturating_add(segment.iter().map(|run| run.0).sum());
+                within
+            })
+            .count();
+        let text = Thinning {
+            ids,
+            size,
+            end: first,
+            windows: &segments[..count],
+        };
+        // Among what it refuses: a text shorter than one window, which is read once anyway.
+        text.check().is_ok().then_some(text)
+    }
+
     /// The segment loop over `ids`, whose first `start` are the condition. Returns the indices that
     /// stay, from `start` on, and the last nll of every token.
     fn iterate(
@@ -159,6 +197,15 @@ impl Reference<'_> {
         start: usize,
         segments: &[Segment],
     ) -> Result<(Vec<usize>, Vec<Option<f32>>)> {
+        if self.lm.thins()
+            && let Some(text) = self.thinning(ids, start, segments)
+        {
+            let thinned = self.lm.thin(&[text])?.into_iter().next();
+            let (kept, nll) = thinned.map_or_else(Default::default, |t| (t.kept, t.nll));
+            // As below.
+            let kept = kept.into_iter().skip(start).filter(|&i| i >= start);
+            return Ok((kept.collect(), nll));
+        }
         let size = self.options.iterative_size;
         let positions = self.lm.max_positions();
         let mut nll: Vec<Option<f32>> = vec![None; ids.len()];

@@ -1,0 +1,102 @@
+// Between two readings of texts that lose tokens window by window (LLMLingua, algorithm 2): everything
+// that depends on scores, so that the host need not know them to launch what follows.
+//
+// One block per text. It takes in the nll of what was just read; judges the window's runs one after the
+// other, each against a threshold over all that is left of the text (radix select, select.cuh); drops what
+// falls below it, together and in order; and stages the next reading: ids, targets, positions, places in
+// the cache, tiles of attention. What is kept of a window is read again, now without what was dropped, in
+// front of the next one. So a reading has at most a window's rows more than are new, whatever was kept:
+// grids are made for that bound, the rows of a text begin at its front, and those that are too many stand
+// at its end, where no other row sees them; they have no tile and no place in the cache.
+//
+// A token is judged by the nll of the token behind it, as in the reference, and the last one by the first
+// nll of all. Bytes: some 40 per token, most of it in the second-level cache; bound by latency: about 30
+// barriers a run. Shared memory: sizeof(Shared) + 4 · cached bytes.
+#include "select.cuh"
+
+// The key that a token of `n` scores must exceed. The block's keys are made on the way.
+DEVICE unsigned threshold(SegmentKeys keys, unsigned n, double ratio) {
+  for (unsigned i = threadIdx.x; i < keys.cached; i += blockDim.x) keys.shared->keys[i] = key_of(keys.scores[i]);
+  __syncthreads();
+  if (n == 0 || ratio == 1.0) return key_of(-INFINITE);
+  const double at = n * ratio;
+  const unsigned count = at >= n ? n : at >= 1.0 ? static_cast<unsigned>(at) : 1;
+  unsigned above;
+  return select(keys, n, count - 1, above);
+}
+
+KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
+  DYNAMIC_SHARED(memory);
+  auto shared = reinterpret_cast<Shared *>(memory);
+  const size_t first = static_cast<size_t>(blockIdx.x) * p.capacity;
+  const size_t first_row = static_cast<size_t>(blockIdx.x) * p.rows;
+  unsigned *const ids = p.ids + first, *const from = p.from + first;
+  float *const loss = p.loss + first, *const nll = p.nll + first;
+  ThinText text = p.texts[blockIdx.x];
+  // All have read it before it is written.
+  __syncthreads();
+
+  if (text.run < text.runs) {
+    for (unsigned at = text.past + threadIdx.x; at + 1 < text.read; at += blockDim.x) {
+      if (p.fresh) loss[at] = p.fresh[first_row + at - text.past];
+      nll[from[at + 1]] = loss[at];
+    }
+    // Whoever has moved up to the front of the reading has the nll of its place.
+    if (threadIdx.x == 0 && text.past > 0) nll[from[text.past]] = loss[text.past - 1];
+    __syncthreads();
+    unsigned end = text.end;
+    for (bool last = false; !last; text.run++) {
+      const ThinRun run = p.runs[text.run];
+      last = run.last;
+      const unsigned n = text.left - least(text.left, 1u);
+      const unsigned begin = end - text.size, stop = begin + run.tokens;
+      const SegmentKeys keys = {loss, shared, least(p.cached, n)};
+      const unsigned limit = threshold(keys, n, run.ratio);
+      const bool last_stays = n > 0 && loss[0] > 0.0f;
+      // All have read the first nll before it may move.
+      __syncthreads();
+      // Behind the window all stay, and move up by what was dropped.
+      unsigned dropped = 0;
+      for (unsigned base = begin; base < text.left && (base < stop || dropped > 0); base += blockDim.x) {
+        const unsigned i = base + threadIdx.x;
+        const bool here = i < text.left;
+        const bool stays = here && (i >= stop || (i < n ? keys[i] > limit : last_stays));
+        const unsigned id = here ? ids[i] : 0, place = here ? from[i] : 0;
+        const float score = i < n ? loss[i] : 0.0f;
+        unsigned total;
+        // The barriers in it stand between this round's reads and its writes, which reach no later round's.
+        const unsigned to = base - dropped + before(stays ? 1u : 0u, shared, total);
+        if (stays) {
+          ids[to] = id;
+          from[to] = place;
+          if (i < n) loss[to] = score;
+        }
+        dropped += least(blockDim.x, text.left - base) - total;
+      }
+      __syncthreads();
+      text.left -= dropped;
+      end = stop - dropped + text.size;
+    }
+    // The first reading is of the whole text, and nothing of it stays in the cache.
+    text.past = p.fresh ? text.end - text.size : 0;
+    text.read = text.end = end;
+    if (threadIdx.x == 0) p.texts[blockIdx.x] = text;
+  }
+
+  const unsigned rows = text.run < text.runs ? least(text.read - text.past, p.rows) : 0;
+  for (unsigned row = threadIdx.x; row < p.rows; row += blockDim.x) {
+    const bool here = row < rows;
+    const unsigned at = text.past + row;
+    p.inputs[first_row + row] = here ? ids[at] : 0;
+    p.targets[first_row + row] = row + 1 < rows ? ids[at + 1] : 0;
+    p.positions[first_row + row] = here ? at : 0;
+    p.places[first_row + row] = here ? static_cast<unsigned>(first) + at : NOWHERE;
+  }
+  const unsigned tiles = (p.rows + p.tile - 1) / p.tile;
+  for (unsigned i = threadIdx.x; i < tiles; i += blockDim.x) {
+    const unsigned row = i * p.tile, count = row < rows ? least(p.tile, rows - row) : 0;
+    // A row of the cache is a position here, counted from the text's first.
+    p.tiles[blockIdx.x * tiles + i] = {static_cast<unsigned>(first_row) + row, count,
+                                       count ? text.past + row : 0, 0, static_cast<unsigned>(first), 0};
+  }
+}

@@ -1,0 +1,256 @@
+//! Texts that lose tokens window by window, by `kernels/thin.cu`, and the ops of what it stages.
+
+use super::abi::{AttentionTile, GatherParams, ThinParams, ThinRun, ThinText};
+use super::attention::Tiles;
+use super::gemm::Matrix;
+use super::launch::Launcher;
+use super::nll::ROWS;
+use super::tape::taped;
+use super::topk::{CACHED, FIXED};
+use super::{Buf, Gpu, abi, size};
+use crate::error::{Error, Result};
+use crate::ops::thin::{self, RUN, State, TILE, expect_cache};
+use crate::ops::{Attention, Rotate, Staged, Texts, ThinOp, expect_len};
+
+// The same words on both sides.
+const _: () = assert!(size_of::<ThinText>() == size_of::<State>());
+const _: () = assert!(size_of::<ThinRun>() == RUN * size_of::<u32>());
+const _: () = assert!(size_of::<AttentionTile>() == TILE * size_of::<u32>());
+const _: () = assert!(abi::NOWHERE == thin::NOWHERE);
+
+/// Launches that were recorded, and the state of the memory that ops share at the time.
+pub struct Recorded<L: Launcher> {
+    graph: Option<(L::Graph, u64)>,
+    /// The device would not record it.
+    refused: bool,
+}
+
+impl<L: Launcher> Default for Recorded<L> {
+    fn default() -> Self {
+        Recorded {
+            graph: None,
+            refused: false,
+        }
+    }
+}
+
+impl<L: Launcher> ThinOp for Gpu<L> {
+    type Recorded = Recorded<L>;
+
+    fn queues(&self) -> bool {
+        true
+    }
+
+    fn repeat(
+        &self,
+        recorded: &mut Recorded<L>,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let before = {
+            let scratch = self.scratch();
+            let now = scratch.grown();
+            if let Some((graph, then)) = &recorded.graph
+                && *then == now
+            {
+                // SAFETY: the caller's memory is what it was, and so is that which ops share; nobody
+                // else's launches come between these while it is held.
+                return unsafe { self.launcher.replay(graph) };
+            }
+            now
+        };
+        recorded.graph = None;
+        let (done, launches) = taped(work);
+        done?;
+        // Whoever grew the shared memory meanwhile freed what earlier launches used.
+        if let Some(launches) = launches
+            && !recorded.refused
+            && self.scratch().grown() == before
+        {
+            // SAFETY: they were just launched, and their memory is still there.
+            match unsafe { self.launcher.graph(&launches) } {
+                Ok(graph) => recorded.graph = Some((graph, before)),
+                // It works without; only slower.
+                Err(_) => recorded.refused = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn tile(&self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<usize> {
+        self.attention_tile(heads, kv_heads, head_dim)
+    }
+
+    fn thin(&self, texts: &mut Texts<Self>, fresh: Option<&Buf<L, f32>>) -> Result<()> {
+        let room = texts.room;
+        if let Some(fresh) = fresh {
+            expect_len("thin", "nll", room.all_rows(), fresh.len)?;
+        }
+        let states = self.at(&texts.table);
+        let from = states + (room.texts * size_of::<State>()) as u64;
+        let cached = room.tokens.min(CACHED);
+        let params = ThinParams {
+            ids: self.at(&texts.ids),
+            from,
+            loss: self.at(&texts.loss),
+            nll: from + (room.texts * room.tokens * size_of::<u32>()) as u64,
+            fresh: fresh.map_or(0, |fresh| self.at(fresh)),
+            texts: states,
+            runs: self.at(&texts.runs),
+            inputs: self.at(&texts.inputs),
+            targets: self.at(&texts.targets),
+            positions: self.at(&texts.positions),
+            places: self.at(&texts.places),
+            tiles: self.at(&texts.tiles),
+            capacity: size("thin", room.tokens)?,
+            rows: size("thin", room.rows)?,
+            tile: size("thin", texts.tile)?,
+            cached: size("thin", cached)?,
+        };
+        // Short texts need no large block: its barriers cost more.
+        let threads = (room.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
+        let grid = [room.texts, 1, 1];
+        // SAFETY: `Texts` made the buffers for its room and checked what it wrote into them; nobody else
+        // writes them.
+        unsafe { self.launch("thin", grid, threads, FIXED + 4 * (cached + 1), &params) }
+    }
+
+    fn embed_staged(
+        &self,
+        texts: &Texts<Self>,
+        what: Staged,
+        table: &Matrix<L>,
+        add: bool,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let rows = texts.room.all_rows();
+        texts.expect_table("embed", what, table.outputs)?;
+        expect_len("embed", "the output", rows * table.inputs, out.len)?;
+        let ids = match what {
+            Staged::Inputs => &texts.inputs,
+            Staged::Positions => &texts.positions,
+        };
+        // SAFETY: what is staged is within the limits, which the table was compared with.
+        unsafe { self.embed_at(self.at(ids), rows, table, add, out) }
+    }
+
+    fn angles_staged(
+        &self,
+        texts: &Texts<Self>,
+        width: usize,
+        table: &Buf<L, f32>,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let rows = texts.room.all_rows();
+        expect_len("angles", "the table", texts.room.tokens * width, table.len)?;
+        expect_len("angles", "the output", rows * width, out.len)?;
+        let params = GatherParams {
+            x: self.at(table),
+            rows: self.at(&texts.positions),
+            count: self.at(&texts.count),
+            out: self.at(out),
+            width: size("angles", width)?,
+            to: 0,
+        };
+        // A row is short: as many as there are, up to what runs at once.
+        let blocks = rows.min(8 * self.launcher.processors() as usize);
+        // SAFETY: positions are below the room's tokens; lengths were checked.
+        unsafe { self.launch("gather", [blocks, 1, 1], 64, 0, &params) }
+    }
+
+    fn rotate_staged(
+        &self,
+        texts: &Texts<Self>,
+        shape: Rotate,
+        qkv: &mut Buf<L, f32>,
+        norms: Option<[&Buf<L, f32>; 2]>,
+        angles: Option<&Buf<L, f32>>,
+        k: &mut Buf<L, f32>,
+        v: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let rows = texts.room.all_rows();
+        let width = shape.kv_heads * shape.head_dim;
+        expect_cache("rotate", texts, width, [k.len, v.len])?;
+        let shape = Rotate {
+            rows,
+            at: 0,
+            ..shape
+        };
+        let places = self.at(&texts.places);
+        // SAFETY: places lie within the room, whose rows the cache has.
+        unsafe { self.rotate_to(shape, qkv, norms, angles, [k, v], places) }
+    }
+
+    fn attention_staged(
+        &self,
+        texts: &Texts<Self>,
+        shape: &Attention<'_>,
+        qkv: &Buf<L, f32>,
+        k: &Buf<L, f32>,
+        v: &Buf<L, f32>,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let &Attention {
+            heads,
+            kv_heads,
+            head_dim: d,
+            ..
+        } = shape;
+        let (op, room, rows) = ("attention", texts.room, texts.room.all_rows());
+        if self.attention_tile(heads, kv_heads, d)? != texts.tile {
+            return Err(Error::Shape {
+                op,
+                want: format!("the heads that tiles of {} were made for", texts.tile),
+                got: format!("{heads} / {kv_heads} of {d}"),
+            });
+        }
+        let wide = rows * (heads + 2 * kv_heads) * d;
+        expect_cache(op, texts, kv_heads * d, [k.len, v.len])?;
+        expect_len(op, "qkv", wide, qkv.len)?;
+        expect_len(op, "the output", rows * heads * d, out.len)?;
+        size(op, (room.texts * room.tokens * kv_heads * d).max(wide))?;
+        let tiles = Tiles {
+            at: self.at(&texts.tiles),
+            count: room.texts * room.rows.div_ceil(texts.tile),
+            rows,
+            keys: room.tokens,
+        };
+        // Positions are rows of the cache, counted from a text's first.
+        let shape = Attention {
+            prefix: 0,
+            ..*shape
+        };
+        let mut scratch = self.scratch();
+        // SAFETY: tiles lie within the room, whose rows all buffers have.
+        unsafe { self.attend_tiles(&shape, tiles, &mut scratch.parts, qkv, [k, v], out, 0) }
+    }
+
+    fn nll_staged(
+        &self,
+        texts: &Texts<Self>,
+        width: usize,
+        x: &Buf<L, f32>,
+        head: &Matrix<L>,
+        out: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        let (op, rows) = ("nll", texts.room.all_rows());
+        if head.inputs != width || rows > ROWS {
+            return Err(Error::Shape {
+                op,
+                want: format!("a head of width {width}, and up to {ROWS} rows"),
+                got: format!("{}, {rows}", head.inputs),
+            });
+        }
+        texts.expect_table(op, Staged::Inputs, head.outputs)?;
+        expect_len(op, "x", rows * width, x.len)?;
+        expect_len(op, "the output", rows, out.len)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let at = [0, self.at(&texts.targets)];
+        let out = self.at(out);
+        let mut scratch = self.scratch();
+        // SAFETY: targets are below the limits, which the head was compared with; lengths were checked.
+        unsafe { self.score_at(&mut scratch, width, x, head, at, rows, out, 0)? };
+        Ok(())
+    }
+}

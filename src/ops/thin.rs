@@ -1,0 +1,743 @@
+//! Texts that lose tokens window by window (LLMLingua, algorithm 2) while nobody waits for a score.
+//!
+//! How many tokens a window keeps depends on scores. If the host had to know them before it could
+//! launch the next forward pass, it would wait once a window. So what depends on scores stays where
+//! scores are. Counts, ids, positions and places in the cache are written by [`ThinOp::thin`] and read
+//! by the ops named `…_staged`; the host reckons with bounds:
+//!
+//! * How many windows a text has does not depend on scores: the end of a window and the length of
+//!   what is left shrink alike.
+//! * A reading is what the last window kept and the next window: at most twice a window, whatever was
+//!   kept. All readings of a text have that many rows. Those beyond the text come last, where causal
+//!   attention hides them; they have the id 0 and no place in the cache, and nobody looks at their
+//!   scores. The alternative, grids that read their own size from memory, saves these rows' work in our
+//!   kernels only: a library's product has its rows from the host.
+//!
+//! So every reading is the same list of launches with the same parameters, and a device can record it
+//! once ([`ThinOp::repeat`]). Several texts share the launches, each with a region of its own in the
+//! cache.
+
+use super::attention::{Attention, AttentionOp};
+use super::cpu::Cpu;
+use super::expect_len;
+use super::gemm::Panels;
+use super::layer::{LayerOp, Rotate};
+use super::nll::{NllOp, Pick};
+use super::storage::Storage;
+use crate::error::{Error, Result};
+
+/// A text, and what it is to lose.
+#[derive(Debug, Clone, Copy)]
+pub struct Thinning<'a> {
+    /// Its tokens.
+    pub ids: &'a [u32],
+    /// Tokens of a window, 2 or more.
+    pub size: usize,
+    /// Where the first window could end, `size` or more: it begins `size` before.
+    pub end: usize,
+    /// Each window's runs: how many tokens are judged together, and the rank of the threshold as a share
+    /// of all that is left of the text by then. At most `size` tokens together, and a window after the
+    /// first ends within the text by `end` and the tokens of all before it.
+    pub windows: &'a [Vec<(usize, f64)>],
+}
+
+/// What is left of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thinned {
+    /// The indices of its tokens, in order.
+    pub kept: Vec<usize>,
+    /// Of every token, the nll (natural log) it last had; the first has none.
+    pub nll: Vec<Option<f32>>,
+}
+
+impl Thinning<'_> {
+    /// An error unless everything is as the fields' comments say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`].
+    pub fn check(&self) -> Result<()> {
+        let length = self.ids.len();
+        let mut end = Some(self.end);
+        let mut sound = self.size >= 2 && self.end >= self.size && !self.windows.is_empty();
+        for window in self.windows {
+            sound &= end.is_some_and(|end| end <= length);
+            let tokens = window
+                .iter()
+                .try_fold(0usize, |sum, (tokens, _)| sum.checked_add(*tokens));
+            sound &= !window.is_empty() && tokens.is_some_and(|tokens| tokens <= self.size);
+            end = end
+                .zip(tokens)
+                .and_then(|(end, more)| end.checked_add(more));
+        }
+        if sound && u32::try_from(length).is_ok_and(|length| length < u32::MAX / 4) {
+            return Ok(());
+        }
+        Err(Error::input(
+            format!("windows of {} in a text of {length} tokens", self.size),
+            "they do not lie within it",
+        ))
+    }
+
+    /// Rows of its longest reading but the first.
+    fn rows(&self) -> usize {
+        let tokens = |window: &[(usize, f64)]| window.iter().map(|run| run.0).sum::<usize>();
+        let others = self.windows.iter().rev().skip(1);
+        let mut rows = others.map(|window| self.size + tokens(window)).max();
+        if let [first, _, ..] = self.windows {
+            rows = rows.max(Some(self.end + tokens(first)));
+        }
+        rows.unwrap_or(0)
+    }
+}
+
+/// How much room texts need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Texts.
+    pub texts: usize,
+    /// Tokens of the longest.
+    pub tokens: usize,
+    /// Rows of a reading, of each.
+    pub rows: usize,
+    /// Runs of all together.
+    pub runs: usize,
+}
+
+impl Room {
+    /// What these need, rounded up so that similar ones need the same.
+    pub fn of(texts: &[Thinning<'_>]) -> Self {
+        let most = |of: &dyn Fn(&Thinning<'_>) -> usize| texts.iter().map(of).max().unwrap_or(0);
+        let runs: usize = texts
+            .iter()
+            .flat_map(|text| text.windows)
+            .map(Vec::len)
+            .sum();
+        Room {
+            texts: texts.len(),
+            tokens: most(&|text| text.ids.len()).next_power_of_two().max(1024),
+            rows: most(&|text| text.rows()).next_multiple_of(16),
+            runs: runs.next_power_of_two().max(64),
+        }
+    }
+
+    /// Whether what needs `other` finds room, and the same launches serve it.
+    pub fn suits(&self, other: &Room) -> bool {
+        (self.texts, self.rows) == (other.texts, other.rows)
+            && self.tokens >= other.tokens
+            && self.runs >= other.runs
+    }
+
+    /// Rows of a reading of all texts.
+    pub fn all_rows(&self) -> usize {
+        self.texts * self.rows
+    }
+}
+
+/// What ids and positions can be looked up in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Ids are below this.
+    pub vocab: usize,
+    /// Texts have at most so many tokens.
+    pub positions: usize,
+}
+
+/// Where a text stands. All in tokens of what is left of it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct State {
+    /// Tokens.
+    pub left: u32,
+    /// Of them in the cache.
+    pub past: u32,
+    /// Where the last reading ended.
+    pub read: u32,
+    /// Where the next window's last run could end; it begins `size` before.
+    pub end: u32,
+    /// The first run of the next window.
+    pub run: u32,
+    /// Where this text's runs end.
+    pub runs: u32,
+    /// Tokens of a window.
+    pub size: u32,
+    pub unused: u32,
+}
+
+/// Words of a [`State`].
+const STATE: usize = size_of::<State>() / size_of::<u32>();
+/// Words of a run: its ratio, a f64, low word first; its tokens; whether it is its window's last.
+pub(crate) const RUN: usize = 4;
+/// Words of a tile of attention: row, positions, first position, two rows of the cache, and one that is
+/// not used.
+pub(crate) const TILE: usize = 6;
+/// The place of a row that is not to be kept.
+pub(crate) const NOWHERE: u32 = u32::MAX;
+/// The bits of an nll that there is none of.
+const NO_NLL: u32 = u32::MAX;
+
+/// Texts on a device, and what is to be read of them next. Only ops write it.
+pub struct Texts<S: Storage> {
+    pub(crate) room: Room,
+    pub(crate) limits: Limits,
+    /// Positions of a tile of attention.
+    pub(crate) tile: usize,
+    /// `[texts, tokens]`.
+    pub(crate) ids: S::Buf<u32>,
+    /// `[texts]` states; `[texts, tokens]`: where each token stood at first; `[texts, tokens]`: bits of
+    /// the last nll of each by where it stood at first. In one, so that one copy brings it back.
+    pub(crate) table: S::Buf<u32>,
+    /// `[texts, tokens]`: nll of the token behind each.
+    pub(crate) loss: S::Buf<f32>,
+    pub(crate) runs: S::Buf<u32>,
+    /// `[texts, rows]`, each.
+    pub(crate) inputs: S::Buf<u32>,
+    pub(crate) targets: S::Buf<u32>,
+    pub(crate) positions: S::Buf<u32>,
+    pub(crate) places: S::Buf<u32>,
+    pub(crate) tiles: S::Buf<u32>,
+    /// The number of rows.
+    pub(crate) count: S::Buf<u32>,
+}
+
+impl<S: Storage> Texts<S> {
+    /// Room on a device whose attention takes tiles of so many positions ([`ThinOp::tile`]).
+    ///
+    /// # Errors
+    ///
+    /// Those of the device, and [`Error::Input`] for more rows than can be counted.
+    pub fn new(storage: &S, room: Room, limits: Limits, tile: usize) -> Result<Self> {
+        let rows = room.all_rows();
+        let words = room.texts.checked_mul(room.tokens).filter(|&all| {
+            u32::try_from(all).is_ok_and(|all| all < u32::MAX / 4)
+                && u32::try_from(rows).is_ok_and(|rows| rows < u32::MAX / 4)
+        });
+        let Some(words) = words else {
+            return Err(Error::input(
+                format!("{} texts of {} tokens", room.texts, room.tokens),
+                "they are too many to be counted",
+            ));
+        };
+        let tile = tile.max(1);
+        Ok(Texts {
+            room,
+            limits,
+            tile,
+            ids: storage.zeros(words)?,
+            table: storage.zeros(room.texts * STATE + 2 * words)?,
+            loss: storage.zeros(words)?,
+            runs: storage.zeros(room.runs * RUN)?,
+            inputs: storage.zeros(rows)?,
+            targets: storage.zeros(rows)?,
+            positions: storage.zeros(rows)?,
+            places: storage.zeros(rows)?,
+            tiles: storage.zeros(room.texts * room.rows.div_ceil(tile) * TILE)?,
+            count: storage.upload(&[rows as u32])?,
+        })
+    }
+
+    /// How much room there is.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Where the nll of the first reading belong, `[texts, tokens]`: that of a text's token `i + 1` at
+    /// `i`.
+    pub fn first_scores(&mut self) -> &mut S::Buf<f32> {
+        &mut self.loss
+    }
+
+    /// Puts texts there, in place of those that were.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Input`] of [`Thinning::check`], for an id beyond the vocabulary, and for a text of more
+    /// tokens than there are positions; [`Error::Shape`] for other room than theirs.
+    pub fn write(&mut self, storage: &S, texts: &[Thinning<'_>]) -> Result<()> {
+        let (room, Limits { vocab, positions }) = (self.room, self.limits);
+        if !room.suits(&Room::of(texts)) {
+            return Err(Error::Shape {
+                op: "thin",
+                want: format!("{room:?}"),
+                got: format!("{:?}", Room::of(texts)),
+            });
+        }
+        let words = room.texts * room.tokens;
+        let mut ids = vec![0; words];
+        let mut states = Vec::with_capacity(texts.len());
+        let mut table = vec![0; texts.len() * STATE];
+        let mut runs: Vec<u32> = Vec::with_capacity(room.runs * RUN);
+        for (text, to) in texts.iter().zip(ids.chunks_exact_mut(room.tokens)) {
+            text.check()?;
+            if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocab) {
+                return Err(Error::input(
+                    format!("token id {id}"),
+                    format!("the model has {vocab} ids"),
+                ));
+            }
+            let count = text.ids.len();
+            if count > positions {
+                return Err(Error::input(
+                    format!("text of {count} tokens"),
+                    format!("the model has {positions} positions"),
+                ));
+            }
+            to[..count].copy_from_slice(text.ids);
+            table.extend(0..room.tokens as u32);
+            let run = runs.len() / RUN;
+            for window in text.windows {
+                for (i, &(tokens, ratio)) in window.iter().enumerate() {
+                    let bits = ratio.to_bits();
+                    let last = i + 1 == window.len();
+                    runs.extend([bits as u32, (bits >> 32) as u32, tokens as u32, last.into()]);
+                }
+            }
+            states.push(State {
+                left: count as u32,
+                past: 0,
+                read: count as u32,
+                end: text.end as u32,
+                run: run as u32,
+                runs: (runs.len() / RUN) as u32,
+                size: text.size as u32,
+                unused: 0,
+            });
+        }
+        table[..texts.len() * STATE].copy_from_slice(bytemuck::cast_slice(&states));
+        table.resize(table.len() + words, NO_NLL);
+        storage.write(&ids, &mut self.ids)?;
+        storage.write(&table, &mut self.table)?;
+        storage.write(&runs, &mut self.runs)
+    }
+
+    /// What is left of the texts, in one copy: the one time that the host waits.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
+    pub fn read(&self, storage: &S, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+        let Room {
+            texts: n, tokens, ..
+        } = self.room;
+        let table = storage.download(&self.table, 0..n * STATE + 2 * n * tokens)?;
+        let (states, table) = table.split_at(n * STATE);
+        let (from, nll) = table.split_at(n * tokens);
+        let states = states.chunks_exact(STATE);
+        let each = states.zip(from.chunks_exact(tokens).zip(nll.chunks_exact(tokens)));
+        let score = |&bits: &u32| (bits != NO_NLL).then(|| f32::from_bits(bits));
+        Ok(texts
+            .iter()
+            .zip(each)
+            .map(|(text, (state, (from, nll)))| Thinned {
+                kept: from
+                    .iter()
+                    .take(state[0] as usize)
+                    .map(|&i| i as usize)
+                    .collect(),
+                nll: nll.iter().take(text.ids.len()).map(score).collect(),
+            })
+            .collect())
+    }
+}
+
+/// Which of the staged numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Staged {
+    /// Ids.
+    Inputs,
+    /// Positions.
+    Positions,
+}
+
+/// What happens between two readings, and the ops of a reading that has been staged by it. Their rows are
+/// those of all texts, [`Room::all_rows`].
+pub trait ThinOp: AttentionOp + LayerOp + NllOp {
+    /// Launches that were recorded.
+    type Recorded: Default + Send + Sync;
+
+    /// Whether the host can run ahead: launches return before they are done.
+    fn queues(&self) -> bool;
+
+    /// Does `work`: what it launches must be the same in every call with one `recorded`. A device may
+    /// record it and do it from the record later, without calling `work`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work` and of the device.
+    fn repeat(
+        &self,
+        recorded: &mut Self::Recorded,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()>;
+
+    /// Positions of a tile of attention of such heads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where there is no attention of such heads.
+    fn tile(&self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<usize>;
+
+    /// Takes in the nll of a reading (`None`: the first, whose nll are in [`Texts::first_scores`]), judges each text's next window, drops tokens, and stages the next reading.
+    ///
+    /// A token stays if the nll of the token behind it exceeds the threshold, which is the nll of rank
+    /// `max(1, ⌊n · ratio⌋) - 1` among the n that are left, 0 being the largest; with a ratio of 1 all
+    /// stay. The last token stays if the first nll is above 0. This is the reference's way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for fewer nll than rows; errors of the device.
+    fn thin(&self, texts: &mut Texts<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()>;
+
+    /// [`LayerOp::embed`] of what is staged.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`].
+    fn embed_staged(
+        &self,
+        texts: &Texts<Self>,
+        what: Staged,
+        table: &Self::Matrix,
+        add: bool,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// The angles of each row, of a table `[positions, width]` of as many positions as a text can have
+    /// tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`].
+    fn angles_staged(
+        &self,
+        texts: &Texts<Self>,
+        width: usize,
+        table: &Self::Buf<f32>,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`LayerOp::rotate`] to each row's place in the cache, which has [`Room::tokens`] rows a text.
+    /// `shape.rows` and `shape.at` do not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`].
+    #[allow(clippy::too_many_arguments)]
+    fn rotate_staged(
+        &self,
+        texts: &Texts<Self>,
+        shape: Rotate,
+        qkv: &mut Self::Buf<f32>,
+        norms: Option<[&Self::Buf<f32>; 2]>,
+        angles: Option<&Self::Buf<f32>>,
+        k: &mut Self::Buf<f32>,
+        v: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`AttentionOp::attention`] of each row over its own text. Of `shape` only the heads and the window
+    /// matter. Rows beyond a text's reading come out with any content.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`].
+    fn attention_staged(
+        &self,
+        texts: &Texts<Self>,
+        shape: &Attention<'_>,
+        qkv: &Self::Buf<f32>,
+        k: &Self::Buf<f32>,
+        v: &Self::Buf<f32>,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`NllOp::nll`] of each row's target.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`].
+    fn nll_staged(
+        &self,
+        texts: &Texts<Self>,
+        width: usize,
+        x: &Self::Buf<f32>,
+        head: &Self::Matrix,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+}
+
+impl<S: Storage> Texts<S> {
+    /// An error unless a table has so many rows that everything staged is in it.
+    pub(crate) fn expect_table(&self, op: &'static str, what: Staged, rows: usize) -> Result<()> {
+        let want = match what {
+            Staged::Inputs => self.limits.vocab,
+            Staged::Positions => self.limits.positions,
+        };
+        expect_len(op, "the table, in rows", want, rows)
+    }
+}
+
+/// What every backend demands of `rotate_staged` and `attention_staged`.
+pub(crate) fn expect_cache<S: Storage>(
+    op: &'static str,
+    texts: &Texts<S>,
+    kv: usize,
+    held: [usize; 2],
+) -> Result<()> {
+    let rows = texts.room.texts * texts.room.tokens;
+    expect_len(op, "k and of v", rows * kv, held[0].min(held[1]))
+}
+
+/// The plain way, for comparison: a CPU is never ahead of itself, and is better served by readings of
+/// just the rows that there are.
+impl ThinOp for Cpu {
+    type Recorded = ();
+
+    fn queues(&self) -> bool {
+        false
+    }
+
+    fn repeat(&self, (): &mut (), work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        work()
+    }
+
+    fn tile(&self, _: usize, _: usize, _: usize) -> Result<usize> {
+        Ok(64)
+    }
+
+    fn thin(&self, texts: &mut Texts<Self>, fresh: Option<&Vec<f32>>) -> Result<()> {
+        let room = texts.room;
+        if let Some(fresh) = fresh {
+            expect_len("thin", "nll", room.all_rows(), fresh.len())?;
+        }
+        for text in 0..room.texts {
+            let fresh = fresh.map(|fresh| &fresh[text * room.rows..]);
+            thin_text(texts, text, fresh);
+        }
+        Ok(())
+    }
+
+    fn embed_staged(
+        &self,
+        texts: &Texts<Self>,
+        what: Staged,
+        table: &Panels,
+        add: bool,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        texts.expect_table("embed", what, table.outputs)?;
+        let ids = match what {
+            Staged::Inputs => &texts.inputs,
+            Staged::Positions => &texts.positions,
+        };
+        self.embed(ids, table, add, out)
+    }
+
+    fn angles_staged(
+        &self,
+        texts: &Texts<Self>,
+        width: usize,
+        table: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let rows = texts.room.all_rows();
+        expect_len(
+            "angles",
+            "the table",
+            texts.room.tokens * width,
+            table.len(),
+        )?;
+        expect_len("angles", "the output", rows * width, out.len())?;
+        let rows = out.chunks_exact_mut(width.max(1)).zip(&texts.positions);
+        for (to, &position) in rows {
+            to.copy_from_slice(&table[position as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn rotate_staged(
+        &self,
+        texts: &Texts<Self>,
+        shape: Rotate,
+        qkv: &mut Vec<f32>,
+        norms: Option<[&Vec<f32>; 2]>,
+        angles: Option<&Vec<f32>>,
+        k: &mut Vec<f32>,
+        v: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (rows, kv) = (texts.room.all_rows(), shape.kv_heads * shape.head_dim);
+        expect_cache("rotate", texts, kv, [k.len(), v.len()])?;
+        let mut fresh = [vec![0.0; rows * kv], vec![0.0; rows * kv]];
+        let [own_k, own_v] = &mut fresh;
+        let shape = Rotate {
+            rows,
+            at: 0,
+            ..shape
+        };
+        self.rotate(shape, qkv, norms, angles, own_k, own_v)?;
+        for (from, cache) in fresh.iter().zip([k, v]) {
+            for (from, &place) in from.chunks_exact(kv).zip(&texts.places) {
+                if place != NOWHERE {
+                    cache[place as usize * kv..][..kv].copy_from_slice(from);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention_staged(
+        &self,
+        texts: &Texts<Self>,
+        shape: &Attention<'_>,
+        qkv: &Vec<f32>,
+        k: &Vec<f32>,
+        v: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (rows, d) = (texts.room.rows, shape.head_dim);
+        let (wide, narrow) = ((shape.heads + 2 * shape.kv_heads) * d, shape.heads * d);
+        expect_cache("attention", texts, shape.kv_heads * d, [k.len(), v.len()])?;
+        expect_len("attention", "qkv", texts.room.all_rows() * wide, qkv.len())?;
+        expect_len(
+            "attention",
+            "the output",
+            texts.room.all_rows() * narrow,
+            out.len(),
+        )?;
+        for text in 0..texts.room.texts {
+            let (state, from) = (texts.state(text), text * texts.room.tokens);
+            let count = state.reading(rows);
+            let prefix = state.past as usize;
+            let own = qkv[text * rows * wide..][..count * wide].to_vec();
+            let mut attended = vec![0.0; count * narrow];
+            let shape = Attention {
+                prefix,
+                prefixes: &[from],
+                at: from + prefix,
+                lengths: &[count],
+                ..*shape
+            };
+            self.attention(&shape, &own, k, v, &mut attended)?;
+            out[text * rows * narrow..][..count * narrow].copy_from_slice(&attended);
+        }
+        Ok(())
+    }
+
+    fn nll_staged(
+        &self,
+        texts: &Texts<Self>,
+        width: usize,
+        x: &Vec<f32>,
+        head: &Panels,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        texts.expect_table("nll", Staged::Inputs, head.outputs)?;
+        let rows = (0..).zip(&texts.targets);
+        let picks: Vec<Pick> = rows.map(|(row, &target)| Pick { row, target }).collect();
+        self.nll(width, x, head, &picks, out)
+    }
+}
+
+impl State {
+    /// Rows of the reading that is staged, of at most `rows`.
+    fn reading(&self, rows: usize) -> usize {
+        if self.run == self.runs {
+            return 0;
+        }
+        ((self.read - self.past) as usize).min(rows)
+    }
+}
+
+impl Texts<Cpu> {
+    fn state(&self, text: usize) -> State {
+        let mut state = State::default();
+        let words: &mut [u32; STATE] = bytemuck::cast_mut(&mut state);
+        words.copy_from_slice(&self.table[text * STATE..][..STATE]);
+        state
+    }
+}
+
+/// What `kernels/thin.cu` does with one text.
+fn thin_text(texts: &mut Texts<Cpu>, text: usize, fresh: Option<&[f32]>) {
+    let Room {
+        texts: n,
+        tokens,
+        rows,
+        ..
+    } = texts.room;
+    let mut state = texts.state(text);
+    let first = text * tokens;
+    let ids = &mut texts.ids[first..][..tokens];
+    let loss = &mut texts.loss[first..][..tokens];
+    let (states, table) = texts.table.split_at_mut(n * STATE);
+    let (from, nll) = table.split_at_mut(n * tokens);
+    let (from, nll) = (&mut from[first..][..tokens], &mut nll[first..][..tokens]);
+    if state.run < state.runs {
+        let past = state.past as usize;
+        for at in past..(state.read as usize).saturating_sub(1) {
+            if let Some(fresh) = fresh {
+                loss[at] = fresh[at - past];
+            }
+            nll[from[at + 1] as usize] = loss[at].to_bits();
+        }
+        // Whoever has moved up to the front of the reading has the nll of its place.
+        if past > 0 {
+            nll[from[past] as usize] = loss[past - 1].to_bits();
+        }
+        let (mut left, mut end) = (state.left as usize, state.end as usize);
+        let size = state.size as usize;
+        loop {
+            let run = &texts.runs[state.run as usize * RUN..][..RUN];
+            let ratio = f64::from_bits(u64::from(run[0]) | u64::from(run[1]) << 32);
+            let scores = left.saturating_sub(1);
+            let limit = threshold(&loss[..scores], ratio);
+            let (begin, stop) = (end - size, end - size + run[2] as usize);
+            let last_stays = scores > 0 && loss[0] > 0.0;
+            let mut to = begin;
+            for i in begin..left {
+                let exceeds = match i < scores {
+                    true => loss[i] > limit,
+                    false => last_stays,
+                };
+                if i >= stop || exceeds {
+                    (ids[to], from[to]) = (ids[i], from[i]);
+                    if i < scores {
+                        loss[to] = loss[i];
+                    }
+                    to += 1;
+                }
+            }
+            end = stop + size - (left - to);
+            left = to;
+            state.run += 1;
+            if run[3] == 1 {
+                break;
+            }
+        }
+        // The first reading is of the whole text, and nothing of it stays in the cache.
+        state.past = fresh.map_or(0, |_| state.end - state.size);
+        state.left = left as u32;
+        state.read = end as u32;
+        state.end = end as u32;
+        states[text * STATE..][..STATE]
+            .copy_from_slice(bytemuck::cast_ref::<_, [u32; STATE]>(&state));
+    }
+    let (count, past) = (state.reading(rows), state.past as usize);
+    for row in 0..rows {
+        let (here, at, to) = (row < count, past + row, text * rows + row);
+        texts.inputs[to] = if here { ids[at] } else { 0 };
+        texts.targets[to] = if row + 1 < count { ids[at + 1] } else { 0 };
+        texts.positions[to] = if here { at as u32 } else { 0 };
+        texts.places[to] = if here { (first + at) as u32 } else { NOWHERE };
+    }
+}
+
+/// What an nll must exceed.
+fn threshold(losses: &[f32], ratio: f64) -> f32 {
+    let n = losses.len();
+    if n == 0 || ratio == 1.0 {
+        return f32::NEG_INFINITY;
+    }
+    let rank = ((n as f64 * ratio) as usize).saturating_sub(1).min(n - 1);
+    let mut losses = losses.to_vec();
+    *losses.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1
+}
