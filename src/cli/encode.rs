@@ -35,6 +35,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let given = args.text.read()?;
+    args.write.check()?;
     let model = args.model.open()?;
     let adapter = model.engine.adapter(&args.adapter)?;
     let source = given.source(&*model.engine, false)?;
