@@ -36,59 +36,56 @@ fn run(command: &mut Command) -> String {
     text
 }
 
-/// Builds a C program with `cc` and runs it with `arguments`: against the shared library under valgrind,
-/// if there is one, and against the static one under AddressSanitizer. What it printed, the same both
-/// times.
-fn run_program<S: AsRef<OsStr>>(source: &str, arguments: &[S]) -> String {
+/// Builds a C program with `cc` against `libprefold.so` or `libprefold.a`.
+fn build(folder: &common::TempDir, source: &str, suffix: &str, flags: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = folder.path().join(suffix);
+    let library = library(suffix);
+    let beside = library.parent().unwrap().display();
+    run(Command::new("cc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g"])
+        .args(flags)
+        .arg("-I")
+        .arg(root.join("include"))
+        .arg(root.join(source))
+        .arg(&library)
+        .arg(format!("-Wl,-rpath,{beside}"))
+        .args(["-lz", "-lpthread", "-ldl", "-lm", "-o"])
+        .arg(&program));
+    program
+}
+
+fn run_with<S: AsRef<OsStr>>(mut command: Command, arguments: &[S]) -> String {
+    let said = run(command.env("RAYON_NUM_THREADS", "2").args(arguments));
+    assert!(said.ends_with("all good\n"), "{said}");
+    said
+}
+
+/// What a C program says that is linked with the static library and AddressSanitizer.
+fn run_static<S: AsRef<OsStr>>(source: &str, arguments: &[S]) -> String {
     let folder = common::TempDir::new();
-    let mut outputs = Vec::new();
-    for (name, suffix, flags) in [
-        ("shared", ".so", &["-g"][..]),
-        ("address", ".a", &["-g", "-fsanitize=address"]),
-    ] {
-        let program = folder.path().join(name);
-        let library = library(suffix);
-        run(Command::new("cc")
-            .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"])
-            .args(flags)
-            .arg("-I")
-            .arg(root.join("include"))
-            .arg(root.join(source))
-            .arg(&library)
-            .arg(format!(
-                "-Wl,-rpath,{}",
-                library.parent().unwrap().display()
-            ))
-            .args(["-lz", "-lpthread", "-ldl", "-lm", "-o"])
-            .arg(&program));
-        let valgrind = Command::new("valgrind").arg("--version").output();
-        let checked = name == "shared" && valgrind.is_ok_and(|done| done.status.success());
-        let mut command = match checked {
-            true => {
-                let mut command = Command::new("valgrind");
-                command.args(["-q", "--error-exitcode=9", "--leak-check=full"]);
-                // Threads of the pool are there until the end.
-                command.args([
-                    "--errors-for-leak-kinds=definite",
-                    "--show-leak-kinds=definite",
-                ]);
-                command.arg(&program);
-                command
-            }
-            false => {
-                if name == "shared" {
-                    eprintln!("skipped: no valgrind; AddressSanitizer alone looks on");
-                }
-                Command::new(&program)
-            }
-        };
-        command.env("RAYON_NUM_THREADS", "2");
-        outputs.push(run(command.args(arguments)));
+    let program = build(&folder, source, ".a", &["-fsanitize=address"]);
+    run_with(Command::new(program), arguments)
+}
+
+/// The same with the shared library, under valgrind if there is one.
+fn run_shared<S: AsRef<OsStr>>(source: &str, arguments: &[S]) -> String {
+    let folder = common::TempDir::new();
+    let program = build(&folder, source, ".so", &[]);
+    let valgrind = Command::new("valgrind").arg("--version").output();
+    if !valgrind.is_ok_and(|done| done.status.success()) {
+        eprintln!("skipped: no valgrind; AddressSanitizer alone looks on");
+        return run_with(Command::new(program), arguments);
     }
-    assert!(outputs[0].ends_with("all good\n"), "{}", outputs[0]);
-    assert_eq!(outputs[0], outputs[1]);
-    outputs.remove(0)
+    let mut command = Command::new("valgrind");
+    command.args(["-q", "--error-exitcode=9", "--leak-check=full"]);
+    // Threads of the pool are there until the end.
+    command.args([
+        "--errors-for-leak-kinds=definite",
+        "--show-leak-kinds=definite",
+    ]);
+    command.arg(&program);
+    run_with(command, arguments)
 }
 
 /// The golden models, or a line that says what is skipped.
@@ -104,14 +101,16 @@ fn golden() -> Option<PathBuf> {
 fn a_c_program_uses_prefixes_and_misuses_them() {
     let Some(golden) = golden() else { return };
     let folder = common::TempDir::new();
-    run_program(
-        "examples/prefix.c",
-        &[
-            golden.join("500x/tiny").as_path(),
-            &golden.join("500x/tiny-adapter-all"),
-            &golden.join("models/llama3"),
-            folder.path(),
-        ],
+    let arguments = [
+        golden.join("500x/tiny"),
+        golden.join("500x/tiny-adapter-all"),
+        golden.join("models/llama3"),
+        folder.path().into(),
+    ];
+    let source = "examples/prefix.c";
+    assert_eq!(
+        run_static(source, &arguments),
+        run_shared(source, &arguments)
     );
 }
 
@@ -122,7 +121,7 @@ fn many_c_threads_use_the_same_handles() {
         golden.join("500x/tiny"),
         golden.join("500x/tiny-adapter-qv"),
     );
-    run_program("tests/c/threads.c", &[&model, &adapter]);
+    run_static("tests/c/threads.c", &[model, adapter]);
 }
 
 #[test]
@@ -131,7 +130,7 @@ fn a_c_program_works_on_texts() {
         eprintln!("skipped: no SmolLM2; `make model` fetches it");
         return;
     };
-    run_program("tests/c/text.c", &[&model]);
+    run_static("tests/c/text.c", &[model]);
 }
 
 /// ICAE's [AE] is no id: the C ABI has a function that begins with it.
@@ -164,7 +163,7 @@ fn a_c_program_asks_for_a_text_by_an_embedding() {
         folder.path().display().to_string(),
     ];
     arguments.extend(values(&facts["ids"][0]));
-    let made = run_program("tests/c/icae.c", &arguments);
+    let made = run_static("tests/c/icae.c", &arguments);
     let want = values(&want["greedy_from_ae"]).join(" ");
     assert_eq!(made, format!("{want} all good\n"));
 }

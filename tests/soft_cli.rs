@@ -302,10 +302,14 @@ fn what_cannot_be_right_is_one_line() {
         ],
         &["3 and 4"],
     );
-    let learned = case.prefilled("models/gpt2", &[]);
+    let name = b"\"architecture\":\"llama\"";
+    let at = bytes.windows(name.len()).position(|part| part == name);
+    let mut strange = bytes.clone();
+    strange[at.unwrap() + name.len() - 2] = b'o';
+    let strange = case.folder.write("strange", strange).display().to_string();
     bad(
-        &["export", "--to", "llama.cpp", &learned, "-o", &out],
-        &["gpt2", "qwen2"],
+        &["export", "--to", "llama.cpp", &strange, "-o", &out],
+        &["llamo", "qwen2"],
     );
     // Said before the model is loaded.
     let lost = case.path("no/such/folder/out");

@@ -178,7 +178,7 @@ def questions_by(server, names):
 
 def tiny(program, paths, folder):
     """A tiny model of each family: whether K's pairs are interleaved is a matter of the family."""
-    head, question, count = [3, 17, 8, 30, 11, 25, 6, 33, 21, 14], [9, 28], 8
+    head, eos, count = [3, 17, 8, 30, 11, 25, 6, 33, 21, 14], 2, 8
     for path in paths:
         prefold, name = Prefold(program, path), os.path.splitext(os.path.basename(path))[0]
         prefixes = {}
@@ -188,9 +188,12 @@ def tiny(program, paths, folder):
             prefixes[by] = os.path.join(folder, name + "-" + by)
             keep = [] if by == "prefilled" else ["--keep", "0.6", "--by", by]
             prefold.make("prefill", "--ids", json.dumps(head), *keep, "--dtype", "f32", "-o", prefixes[by])
-        questions = dict.fromkeys(prefixes, question)
+        # One whose answers go on: where prefold ignores an end of text, the server says something else instead.
+        questions = ([9, at] for at in range(3, 40))
+        answers = lambda question: (prefold.ask(prefix, question, count)[0] for prefix in prefixes.values())
+        question = next(question for question in questions if all(eos not in answer for answer in answers(question)))
         server = Server(path, *SERVERS["two slots, no flash attention, f32"], folder)
-        check(server, prefold, folder, prefixes, name, head, questions, count)
+        check(server, prefold, folder, prefixes, name, head, dict.fromkeys(prefixes, question), count)
         del server
 
 
