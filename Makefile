@@ -58,7 +58,7 @@ test:
 
 # Part of `make test`: every kernel executed by the CPU. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernels_bwd --test kernel_models --test planted
+	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:
@@ -76,10 +76,13 @@ $(CUDA_VENV)/pyvenv.cfg:
 kernels:
 	$(PYTHON) tools/kernel_table.py $(NVCC)
 
-# One folder that checks and measures the kernels on a GPU machine without Rust and without a network:
-# target/gpu-bundle/run.sh there. The model, if it is here, is cut into parts beside it.
+# One folder for a GPU machine without Rust and without a network: run.sh there checks and measures the kernels,
+# train.sh trains an adapter. The model and the rows to train on, CORPUS, are cut into parts beside it.
+CORPUS ?= ../shared/data/corpus.jsonl.xz
+DEV    ?= ../shared/data/corpus_dev.jsonl
 gpu-bundle:
-	$(PYTHON) tools/gpu_bundle.py $(if $(wildcard $(MODEL)),--model "$(MODEL)")
+	$(PYTHON) tools/gpu_bundle.py $(if $(wildcard $(MODEL)),--model "$(MODEL)") \
+	  $(if $(wildcard $(CORPUS)),--corpus "$(CORPUS)") $(if $(wildcard $(DEV)),--dev "$(DEV)")
 
 # src/gpu/abi.rs from kernels/abi.h. Needed: libclang, from `make cuda-toolkit` or the system.
 ABI = LIBCLANG_PATH="$${LIBCLANG_PATH-$(abspath $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/clang/native))}" \

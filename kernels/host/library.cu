@@ -2,5 +2,6 @@
 #include "../attention.cu"
 #include "../gemm.cu"
 #include "../layer.cu"
+#include "../lora.cu"
 #include "../nll.cu"
 #include "../topk.cu"

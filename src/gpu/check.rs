@@ -3,8 +3,8 @@
 use super::{Gpu, Launcher, Precision};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, AttentionOp, Cpu, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick, Rotate,
-    Select, Selection, TopKOp,
+    Attention, AttentionOp, Cpu, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
+    Rotate, Select, Selection, TopKOp,
 };
 
 const ROWS: usize = 70;
@@ -116,6 +116,7 @@ fn forward<B: NllOp + LayerOp + AttentionOp + TopKOp>(
         head_dim: HEAD_DIM,
         at: prefix,
         eps: 1e-5,
+        pairing: Pairing::Halves,
     };
     b.rotate(shape, &mut qkv, None, Some(&angles), &mut k, &mut v)?;
     results.push(("rotate", b.download(&k, 0..(prefix + ROWS) * kv)?));

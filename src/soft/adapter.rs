@@ -37,6 +37,9 @@ pub struct Settings {
     pub pad_id: Option<u32>,
     /// Where the decoder goes on.
     pub next_position: NextPosition,
+    /// [`crate::ModelInfo::fingerprint`] of the model that it was trained with. Another quantisation
+    /// of that model serves as well, hence it is not demanded; a default adapter is chosen by it.
+    pub model: Option<String>,
 }
 
 impl Default for Settings {
@@ -47,6 +50,7 @@ impl Default for Settings {
             pad_to: None,
             pad_id: None,
             next_position: NextPosition::Memory,
+            model: None,
         }
     }
 }
