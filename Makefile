@@ -93,8 +93,8 @@ abi:
 abi-check:
 	$(ABI) | diff - src/gpu/abi.rs
 
-# The hosts that are too heavy for every test: PyTorch, vLLM (5 GB), Qwen2.5 and llama.cpp compiled from source. The transformers
-# test needs ../shared, and everything about an hour where nothing is there yet.
+# The hosts that are too heavy for every test: PyTorch, vLLM (12 GB), Qwen2.5 and llama.cpp compiled from source (g++). The
+# transformers test needs ../shared, and everything about half an hour where nothing is there yet.
 TRANSFORMERS := $(HOSTS)/transformers
 $(TRANSFORMERS):
 	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
@@ -151,7 +151,8 @@ $(NODE_LLAMA_CPP): examples/node-llama-cpp-host/host.mjs | $(NODE)
 	cp $< "$@.tmp" && mv "$@.tmp" "$@"
 
 test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(VLLM) $(SMOLLM2_HF) $(LLAMA_CPP_HOST) $(NODE_LLAMA_CPP) $(SMOLLM2) $(QWEN)
-	$(CARGO) test --release --test hosts -- --include-ignored --nocapture --test-threads 1
+	PREFOLD_MODEL="$(abspath $(SMOLLM2))" PREFOLD_QWEN="$(abspath $(QWEN))" \
+	  $(CARGO) test --release --test hosts -- --include-ignored --nocapture --test-threads 1
 
 check:
 	$(CARGO) fmt --check

@@ -56,7 +56,7 @@ impl From<Error> for Failure {
             Error::Format { .. } => Code::Format,
             Error::Unsupported { .. } => Code::Unsupported,
             Error::Budget { .. } => Code::Budget,
-            Error::Device { .. } => Code::Device,
+            Error::Device { .. } | Error::Launch { .. } => Code::Device,
             _ => Code::Argument,
         };
         Failure(code, error.to_string())

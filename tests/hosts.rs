@@ -17,7 +17,10 @@ fn made(path: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!("skipped: no {}; make puts it there", path.display());
+    common::say(&format!(
+        "skipped: no {}; make puts it there",
+        path.display()
+    ));
     assert_ne!(
         std::env::var("CI").as_deref(),
         Ok("true"),

@@ -302,6 +302,12 @@ fn what_cannot_be_right_is_one_line() {
         ],
         &["3 and 4"],
     );
+    let export = ["export", "--to", "llama.cpp", &prefix, "-o", &out];
+    let beyond = ["--placeholder", "4294967295"];
+    bad(
+        &[&export[..], &beyond].concat(),
+        &["placeholder", "4294967295"],
+    );
     let name = b"\"architecture\":\"llama\"";
     let at = bytes.windows(name.len()).position(|part| part == name);
     let mut strange = bytes.clone();

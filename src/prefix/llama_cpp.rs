@@ -199,11 +199,16 @@ impl Slot {
     /// that are left of it, the ids are what the text had, or `placeholder`.
     ///
     /// # Errors
-    /// [`Error::Input`] for a value beyond the range of the cache's element type;
+    /// [`Error::Input`] for a value beyond the range of the cache's element type, or a placeholder
+    /// beyond all ids;
     /// [`Error::Unsupported`] for a family whose order of K is not known.
     pub fn new(prefix: &KvPrefix, layout: &Layout, placeholder: u32) -> Result<Self> {
         check_version(layout.version)?;
         let interleaved = interleaved(&prefix.origin().model.architecture)?;
+        if i32::try_from(placeholder).is_err() {
+            let reason = format!("{placeholder} is no token id");
+            return Err(Error::input("placeholder", reason));
+        }
         let prefix = prefix.clone().with_k_rope(KRope::Applied)?;
         let s = prefix.shape();
         let tokens = match prefix.source_ids().len() == prefix.next_pos() {
