@@ -29,8 +29,8 @@ pub struct Args {
     /// adapter was trained]
     #[arg(long, value_enum)]
     method: Option<MethodName>,
-    /// Longest piece of text, in tokens; each gets its own memory tokens [default: as the adapter was
-    /// trained]
+    /// Longest piece of text, in tokens [default: as the adapter was trained]. A longer text is cut into
+    /// as few pieces of equal length as fit; each gets its own memory tokens, joined in order
     #[arg(long, value_name = "N")]
     piece_tokens: Option<usize>,
     #[command(flatten)]
@@ -40,6 +40,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let given = args.text.read()?;
+    args.write.check()?;
     let model = args.model.open()?;
     let adapter = match &args.adapter {
         Some(folder) => model.engine.adapter(folder)?,
