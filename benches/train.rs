@@ -1,18 +1,19 @@
 //! Seconds and peak memory of a training step: the gradient of a batch, without the optimiser.
 //!
 //! `cargo bench --bench train -- [MODEL] [--batch 4] [--tokens 64] [--memory 8] [--rank 64]
-//! [--activations MB] [--steps 5] [--method 500xcompressor|icae] [--json]`; q and v are trained. The
-//! model is a GGUF file or a Hugging Face folder, by default `$PREFOLD_MODEL` or
+//! [--activations MB] [--steps 5] [--method 500xcompressor|icae] [--device cpu|cuda|cuda-f32] [--json]`;
+//! q and v are trained; a CUDA device works in bf16 unless it is told otherwise. The model is a GGUF file or a Hugging Face folder, by default `$PREFOLD_MODEL` or
 //! SmolLM2-135M-Instruct in `.cache/models`. Before it measures, it checks that the gradient is the
 //! slope of the loss.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use prefold::gpu::{Cuda, Gpu, Precision};
 use prefold::model::Model;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
-use prefold::ops::Cpu;
+use prefold::ops::{Backend, Cpu};
 use prefold::prefix::Method;
 use prefold::train::objective::{LoraShape, Objective, Sample, Tensor};
 use prefold::train::{MemoryStart, Trainee};
@@ -26,6 +27,8 @@ struct Arguments {
     activations: usize,
     steps: usize,
     method: Method,
+    /// Of a CUDA device.
+    cuda: Option<Precision>,
     json: bool,
 }
 
@@ -33,7 +36,7 @@ fn main() {
     let Some(arguments) = arguments() else {
         eprintln!(
             "usage: train [MODEL] [--batch N] [--tokens N] [--memory N] [--rank N] [--activations MB] \
-             [--steps N] [--method 500xcompressor|icae] [--json]"
+             [--steps N] [--method 500xcompressor|icae] [--device cpu|cuda|cuda-f32] [--json]"
         );
         std::process::exit(2);
     };
@@ -41,7 +44,19 @@ fn main() {
         eprintln!("skipped: there is no {}", arguments.model.display());
         return;
     }
-    if let Err(error) = run(&arguments) {
+    let done = match arguments.cuda {
+        None => {
+            let cpu = Cpu::new();
+            let named = cpu.describe();
+            run(cpu, named, &arguments)
+        }
+        Some(precision) => Cuda::open(0).and_then(|cuda| {
+            let gpu = Gpu::new(cuda, precision);
+            let named = gpu.describe();
+            run(gpu, named, &arguments)
+        }),
+    };
+    if let Err(error) = done {
         eprintln!("{error}");
         std::process::exit(1);
     }
@@ -59,6 +74,7 @@ fn arguments() -> Option<Arguments> {
         activations: 1024,
         steps: 5,
         method: Method::FiveHundredX,
+        cuda: None,
         json: false,
     };
     let mut arguments = std::env::args().skip(1);
@@ -74,6 +90,14 @@ fn arguments() -> Option<Arguments> {
             "--rank" => out.rank = number()?,
             "--activations" => out.activations = number()?,
             "--steps" => out.steps = number()?,
+            "--device" => {
+                out.cuda = match arguments.next()?.as_str() {
+                    "cpu" => None,
+                    "cuda" => Some(Precision::Bf16),
+                    "cuda-f32" => Some(Precision::F32),
+                    _ => return None,
+                }
+            }
             "--method" => {
                 out.method = match arguments.next()?.as_str() {
                     "500xcompressor" => Method::FiveHundredX,
@@ -88,8 +112,8 @@ fn arguments() -> Option<Arguments> {
     Some(out)
 }
 
-fn run(arguments: &Arguments) -> prefold::Result<()> {
-    let model = Model::load(Cpu::new(), &Weights::open(&arguments.model)?)?;
+fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold::Result<()> {
+    let model = Model::load(backend, &Weights::open(&arguments.model)?)?;
     let start = Instant::now();
     let shape = LoraShape {
         rank: arguments.rank,
@@ -126,13 +150,18 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
     let slope = before.gradients.last().map_or(0.0, squares).sqrt() / before.targets as f64;
     let square: f64 = before.gradients.iter().map(squares).sum();
     let wanted = 2e-3 * before.nll;
-    for (parameter, gradient) in parameters.iter_mut().zip(&before.gradients) {
-        for (value, g) in parameter.values.iter_mut().zip(&gradient.values) {
-            *value -= (wanted / square * f64::from(*g)) as f32;
+    // A step of that much each way, so that the curvature cancels.
+    let mut at = |steps: f64| -> prefold::Result<f64> {
+        for (parameter, gradient) in parameters.iter_mut().zip(&before.gradients) {
+            for (value, g) in parameter.values.iter_mut().zip(&gradient.values) {
+                *value -= (steps * wanted / square * f64::from(*g)) as f32;
+            }
         }
-    }
-    let after = trainee.loss(&parameters, &batch, &objective)?;
-    let sunk = (before.nll - after.nll) / wanted;
+        Ok(trainee.loss(&parameters, &batch, &objective)?.nll)
+    };
+    let uphill = at(-1.0)?;
+    let downhill = at(2.0)?;
+    let sunk = (uphill - downhill) / (2.0 * wanted);
     assert!(
         (0.5..1.5).contains(&sunk),
         "the gradient is no slope: {sunk}"
@@ -149,7 +178,6 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
     seconds.sort_by(f64::total_cmp);
     let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
     let peak = peak_megabytes();
-    let device = model.backend().describe();
     if arguments.json {
         let line = serde_json::json!({
             "device": device, "batch": arguments.batch, "tokens": arguments.tokens,

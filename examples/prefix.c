@@ -83,6 +83,24 @@ int main(int argc, char **argv) {
         require(((unsigned char *)host)[4 * i] == 0x7f, "nothing is written behind the last row");
     EXPECT(prefold_prefix_read(read, &what, host, info.tokens * row * sizeof(float) - 1), PREFOLD_BUFFER);
 
+    /* V of the first layer as a host without flash attention keeps it: [kv_heads][head_dim][tokens], f16. */
+    uint16_t *channels = malloc(info.tokens * row * sizeof(uint16_t)), *rows = malloc(info.tokens * row * sizeof(uint16_t));
+    what = (prefold_read){.struct_size = sizeof what,
+                          .value = 1,
+                          .dtype = PREFOLD_F16,
+                          .head_stride = info.head_dim * info.tokens * sizeof(uint16_t),
+                          .token_stride = sizeof(uint16_t),
+                          .channel_stride = info.tokens * sizeof(uint16_t)};
+    CHECK(prefold_prefix_read(read, &what, channels, info.tokens * row * sizeof(uint16_t)));
+    plain = (prefold_read){.struct_size = sizeof plain, .value = 1, .dtype = PREFOLD_F16};
+    CHECK(prefold_prefix_read(read, &plain, rows, info.tokens * row * sizeof(uint16_t)));
+    for (size_t h = 0; h < info.kv_heads; h++)
+        for (size_t t = 0; t < info.tokens; t++)
+            for (size_t i = 0; i < info.head_dim; i++)
+                require(channels[(h * info.head_dim + i) * info.tokens + t] == rows[(h * info.tokens + t) * info.head_dim + i],
+                        "the transposed read");
+    EXPECT(prefold_prefix_read(read, &what, channels, info.tokens * row * sizeof(uint16_t) - 1), PREFOLD_BUFFER);
+
     /* Going on behind a prefix and behind its copy from the file is the same. */
     uint32_t bos = 1, one[8], two[8];
     size_t ones, twos;
@@ -91,6 +109,10 @@ int main(int argc, char **argv) {
     CHECK(prefold_generate(engine, read, &bos, 1, &sampling, two, 8, &twos));
     require(ones == 8 && twos == 8 && memcmp(one, two, sizeof one) == 0, "the same answer");
     for (size_t i = 0; i < ones; i++) printf("%u%c", one[i], i + 1 < ones ? ' ' : '\n');
+
+    /* This adapter's texts begin with BOS. */
+    CHECK(prefold_regenerate(engine, adapter, read, &sampling, two, 8, &twos));
+    require(twos == 8 && memcmp(one, two, sizeof one) == 0, "regeneration goes by BOS");
 
     prefold_prefill_options half = {sizeof half, 0.5, 1};
     CHECK(prefold_prefill(engine, &source, &half, &pruned));
@@ -101,6 +123,7 @@ int main(int argc, char **argv) {
     size_t count;
     CHECK(prefold_prefix_positions(pruned, positions, 4096, &count));
     require(count == info.positions, "the number of positions");
+    prefold_handle kept = pruned;
 
     float nll[19];
     CHECK(prefold_score(engine, ids, 20, nll, 19, &count));
@@ -126,6 +149,8 @@ int main(int argc, char **argv) {
     EXPECT(prefold_generate(other, prefix, &bos, 1, &sampling, one, 8, &ones), PREFOLD_ARGUMENT);
     require(strstr(prefold_last_error(), "was made by") != NULL, "the message names both models");
     EXPECT(prefold_adapter_open(other, argv[2], &pruned), PREFOLD_FORMAT);
+    EXPECT(prefold_encode(other, adapter, &source, NULL, &pruned), PREFOLD_ARGUMENT);
+    EXPECT(prefold_regenerate(engine, adapter, kept, &sampling, two, 8, &twos), PREFOLD_ARGUMENT);
     EXPECT(prefold_encode(engine, prefix, &source, NULL, &pruned), PREFOLD_HANDLE);
     EXPECT(prefold_prefix_open(argv[0], &pruned), PREFOLD_FORMAT);
     EXPECT(prefold_prefix_save(prefix, file, 9), PREFOLD_ARGUMENT);
@@ -143,12 +168,15 @@ int main(int argc, char **argv) {
     EXPECT(prefold_close(prefix), PREFOLD_HANDLE);
     EXPECT(prefold_generate(engine, prefix, &bos, 1, &sampling, one, 8, &ones), PREFOLD_HANDLE);
     CHECK(prefold_close(read));
+    CHECK(prefold_close(kept));
     CHECK(prefold_close(adapter));
     CHECK(prefold_close(other));
     CHECK(prefold_close(engine));
     EXPECT(prefold_score(engine, ids, 20, nll, 19, &count), PREFOLD_HANDLE);
     free(host);
     free(dense);
+    free(channels);
+    free(rows);
     printf("all good\n");
     return 0;
 }

@@ -91,7 +91,7 @@ typedef struct {
     uint32_t keep_by;  /* 0: expected attention; 1: SnapKV; 2: LLMLingua's surprise */
 } prefold_prefill_options;
 
-/* A text as the model's own K and V. *out: a prefix; close it. */
+/* A prompt as the model's own K and V; in a text <|im_start|> is one token. *out: a prefix; close it. */
 int32_t prefold_prefill(prefold_handle engine, const prefold_source *source, const prefold_prefill_options *options,
                         prefold_handle *out);
 
@@ -107,6 +107,11 @@ typedef struct {
 /* Ids behind a prefix (0: none) and a prompt of at least one id. The end-of-text id is not among them. */
 int32_t prefold_generate(prefold_handle engine, prefold_handle prefix, const uint32_t *prompt, size_t prompt_count,
                          const prefold_sampling *options, uint32_t *ids, size_t capacity, size_t *count);
+
+/* The ids that a prefix of `adapter` stands for, as the adapter was trained to give them back: behind its own embedding ([AE] of
+ * ICAE) if it has one, behind BOS if not. */
+int32_t prefold_regenerate(prefold_handle engine, prefold_handle adapter, prefold_handle prefix, const prefold_sampling *options,
+                           uint32_t *ids, size_t capacity, size_t *count);
 
 enum { PREFOLD_F32 = 0, PREFOLD_F16 = 1, PREFOLD_BF16 = 2 };
 

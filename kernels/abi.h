@@ -28,7 +28,8 @@ extern "C" {
 /// Stages of the pipeline of copies.
 #define TILE_STAGES 3
 /// Threads of a block that makes tiles.
-#define TILE_THREADS 256
+#define TILE_THREADS_BF16 128
+#define TILE_THREADS_F32 256
 /// f32 words of shared memory from one row of a f32 tile to the next.
 #define TILE_PITCH_F32 20
 
@@ -180,6 +181,8 @@ typedef struct RotateParams {
   ADDRESS(const uint32_t) places; ///< [rows]: the cache row of each, NOWHERE for none; or null: from `at` on
   uint32_t rows, heads, kv_heads, head_dim, at;
   float eps;
+  uint32_t interleaved; ///< pairs (2i, 2i + 1); otherwise (i, i + head_dim/2)
+  uint32_t unused;
 } RotateParams;
 
 /// swiglu: y = silu(gate) · up, rows of x being [gate, up]; gelu: y = gelu(x), width elements a row.
@@ -211,6 +214,8 @@ typedef struct RotateBwdParams {
   ADDRESS(float) dqkv;         ///< [rows, heads + 2·kv_heads, head_dim]; that of q comes in
   uint32_t rows, heads, kv_heads, head_dim, at;
   float eps;
+  uint32_t interleaved; ///< as in RotateParams
+  uint32_t unused;
 } RotateBwdParams;
 
 /// swiglu_bwd, gelu_bwd.
@@ -229,6 +234,75 @@ typedef struct DropoutParams {
   float scale;
   uint32_t add;
 } DropoutParams;
+
+/// Projections that one launch of lora_* serves.
+#define LORA_SPANS 3
+/// Rows that a block has, and rows of a step of lora_bwd_*.
+#define LORA_ROWS 32
+/// Rows of a tile of factors: ranks in the first product, outputs in the second.
+#define LORA_TILE 128
+/// Inner dimension of a step.
+#define LORA_STEP_BF16 64
+#define LORA_STEP_F32 32
+/// Stages of the pipeline of copies.
+#define LORA_STAGES 3
+#define LORA_THREADS 128
+/// Elements from one row to the next in shared memory: of x, and of factors and of what lies between.
+#define LORA_X_PITCH_BF16 72
+#define LORA_X_PITCH_F32 36
+#define LORA_PITCH_BF16 64
+#define LORA_PITCH_F32 36
+/// Columns of a tile of lora_bwd_*.
+#define LORA_WIDE 64
+/// f32 words from one row to the next of what it multiplies.
+#define LORA_NARROW_PITCH 132
+#define LORA_WIDE_PITCH 68
+
+/// What a projection adds up, by which ranks, and where it goes.
+typedef struct LoraSpan {
+  uint32_t from, width;  ///< columns of x: the first and how many
+  uint32_t rank, ranks;  ///< rows of a, columns of b; at most LORA_TILE
+  uint32_t first, count; ///< rows of b, columns of y
+} LoraSpan;
+
+/// lora_f32, lora_bf16: y += scale · (x · aᵀ) · bᵀ, span by span.
+typedef struct LoraParams {
+  ADDRESS(const float) x; ///< [rows, x_ld], x_ld a multiple of 4
+  ADDRESS(const void) a;  ///< [.., a_ld]
+  ADDRESS(const void) b;  ///< [.., b_ld]
+  ADDRESS(float) y;       ///< [rows, y_ld]
+  ADDRESS(float) low;     ///< [spans, rows, low_ld]: kept · x · aᵀ, or null
+  LoraSpan spans[LORA_SPANS];
+  uint32_t rows, x_ld, a_ld, b_ld, y_ld, low_ld;
+  uint32_t count;    ///< of the spans
+  uint32_t run;      ///< columns of y that a block makes; 0: it ends with `low`
+  uint32_t together; ///< all spans go to the columns of the first; otherwise each has blocks of its own
+  uint32_t drops;    ///< 0: nothing; 1: elements of x; 2: elements of what y gets
+  uint32_t width;    ///< of what elements are dropped of: element (i, j) has the index i · width + j
+  uint32_t threshold, seed_low, seed_high;
+  float scale, kept;
+} LoraParams;
+
+/// A gradient of a factor: narrowᵀ · wide, of [ranks, count].
+typedef struct LoraGradient {
+  ADDRESS(const float) narrow; ///< [rows, narrow_ld]
+  ADDRESS(const float) wide;   ///< [rows, wide_ld], wide_ld a multiple of 4
+  ADDRESS(float) out;          ///< [ranks, out_ld], or across [count, out_ld]
+  uint32_t ranks;              ///< at most LORA_TILE
+  uint32_t wide_ld, out_ld;
+  uint32_t first, count; ///< columns of wide
+  uint32_t across, drops, unused;
+} LoraGradient;
+
+/// lora_bwd_f32, lora_bwd_bf16: gradients of the factors, of up to LORA_SPANS pairs.
+typedef struct LoraBwdParams {
+  LoraGradient gradients[2 * LORA_SPANS]; ///< [grid.y]
+  uint32_t rows, narrow_ld;
+  uint32_t width; ///< as in LoraParams
+  uint32_t threshold, seed_low, seed_high;
+  float scale;    ///< of what is not dropped
+  uint32_t unused;
+} LoraBwdParams;
 
 /// A run of queries of one sequence that a block works on.
 typedef struct AttentionTile {

@@ -226,6 +226,47 @@ KERNEL(attention_bf16_128, AttentionParams, 128) { attention_mma<128>(p); }
 
 // ---- f32 ---------------------------------------------------------------------------------------------
 
+// Keys and values of positions `start` up to `last` of a tile's sequence, for this block's key head: 32
+// rows, of which those that are not there become zeros.
+template <class P>
+DEVICE void load_keys(const P &p, const AttentionTile &tile, int start, int last, float *k_tile, float *v_tile,
+                      int pitch) {
+  const int d = p.head_dim;
+  for (int i = threadIdx.x; i < 32 * d; i += blockDim.x) {
+    const int row = i / d, column = i % d;
+    float k = 0.0f, v = 0.0f;
+    if (start + row < last) {
+      const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + blockIdx.y) * d + column;
+      k = p.k[at];
+      v = p.v[at];
+    }
+    k_tile[row * pitch + column] = k;
+    v_tile[row * pitch + column] = v;
+  }
+}
+
+// sums[r] += what 32 rows are, weighted: a lane has the weights of its row, and of the sums the columns
+// lane, lane + 32 …
+template <int ROWS, int CHUNKS>
+DEVICE void add_weighted(float (&sums)[ROWS][CHUNKS], const float (&weights)[ROWS], const float *rows, int d,
+                         int pitch) {
+  const int lane = threadIdx.x % 32;
+  for (int row = 0; row < 32; row++) {
+    float weight[ROWS];
+    UNROLL
+    for (int r = 0; r < ROWS; r++) weight[r] = __shfl_sync(FULL_WARP, weights[r], row);
+    UNROLL
+    for (int c = 0; c < CHUNKS; c++) {
+      const int column = c * 32 + lane;
+      if (column < d) {
+        const float v = rows[row * pitch + column];
+        UNROLL
+        for (int r = 0; r < ROWS; r++) sums[r][c] += weight[r] * v;
+      }
+    }
+  }
+}
+
 // Exact, for checks and for models that must be: eight warps of four query rows, 32 keys at a time. For
 // scores a lane has a key, for the second product it has columns lane, lane + 32 … of the result.
 // Shared memory: (2 · 32 keys + 32 queries) rows of head_dim + 1 f32, so that lanes at different rows
@@ -256,17 +297,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
   for (int start = keys.first; start < keys.last; start += KEYS) {
     // All are done with the tile of before.
     __syncthreads();
-    for (int i = threadIdx.x; i < KEYS * d; i += blockDim.x) {
-      const int row = i / d, column = i % d;
-      float k = 0.0f, v = 0.0f;
-      if (start + row < keys.last) {
-        const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + kv) * d + column;
-        k = p.k[at];
-        v = p.v[at];
-      }
-      k_tile[row * pitch + column] = k;
-      v_tile[row * pitch + column] = v;
-    }
+    load_keys(p, tile, start, keys.last, k_tile, v_tile, pitch);
     __syncthreads();
     float scores[ROWS] = {};
     for (int column = 0; column < d; column++) {
@@ -285,20 +316,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
       UNROLL
       for (int c = 0; c < CHUNKS; c++) out[r][c] *= scale;
     }
-    for (int key = 0; key < KEYS; key++) {
-      float weight[ROWS];
-      UNROLL
-      for (int r = 0; r < ROWS; r++) weight[r] = __shfl_sync(FULL_WARP, scores[r], key);
-      UNROLL
-      for (int c = 0; c < CHUNKS; c++) {
-        const int column = c * 32 + lane;
-        if (column < d) {
-          const float v = v_tile[key * pitch + column];
-          UNROLL
-          for (int r = 0; r < ROWS; r++) out[r][c] += weight[r] * v;
-        }
-      }
-    }
+    add_weighted(out, scores, v_tile, d, pitch);
   }
   UNROLL
   for (int r = 0; r < ROWS; r++) {
@@ -436,17 +454,7 @@ template <int CHUNKS> DEVICE void attention_bwd_q(const AttentionBwdParams &p) {
   for (int start = keys.first; start < keys.last; start += KEYS) {
     // All are done with the tile of before.
     __syncthreads();
-    for (int i = threadIdx.x; i < KEYS * d; i += blockDim.x) {
-      const int row = i / d, column = i % d;
-      float a = 0.0f, b = 0.0f;
-      if (start + row < keys.last) {
-        const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + kv) * d + column;
-        a = p.k[at];
-        b = p.v[at];
-      }
-      k_tile[row * pitch + column] = a;
-      v_tile[row * pitch + column] = b;
-    }
+    load_keys(p, tile, start, keys.last, k_tile, v_tile, pitch);
     __syncthreads();
     float s[ROWS], dp[ROWS];
     two_products(queries, k_tile, v_tile, d, s, dp);
@@ -455,20 +463,7 @@ template <int CHUNKS> DEVICE void attention_bwd_q(const AttentionBwdParams &p) {
       const bool sees = first + r < count && keys.sees((first + r) / group, start + lane);
       s[r] = sees ? exp2_fast(s[r] - lse[r]) * (dp[r] - delta[r]) : 0.0f;
     }
-    for (int key = 0; key < KEYS; key++) {
-      float ds[ROWS];
-      UNROLL
-      for (int r = 0; r < ROWS; r++) ds[r] = __shfl_sync(FULL_WARP, s[r], key);
-      UNROLL
-      for (int c = 0; c < CHUNKS; c++) {
-        const int column = c * 32 + lane;
-        if (column < d) {
-          const float k = k_tile[key * pitch + column];
-          UNROLL
-          for (int r = 0; r < ROWS; r++) dq[r][c] += ds[r] * k;
-        }
-      }
-    }
+    add_weighted(dq, s, k_tile, d, pitch);
   }
   UNROLL
   for (int r = 0; r < ROWS; r++) {

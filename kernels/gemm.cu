@@ -37,8 +37,8 @@ template <class T> DEVICE void gemm(const GemmParams &p) {
   });
 }
 
-KERNEL(gemm_bf16, GemmParams, TILE_THREADS) { gemm<Bf16>(p); }
-KERNEL(gemm_f32, GemmParams, TILE_THREADS) { gemm<F32>(p); }
+KERNEL(gemm_bf16, GemmParams, TILE_THREADS_BF16) { gemm<Bf16>(p); }
+KERNEL(gemm_f32, GemmParams, TILE_THREADS_F32) { gemm<F32>(p); }
 
 // Grid: (rows, shares of a row). Reads 4 bytes and writes 2 or 4 an element: bound by memory.
 KERNEL(pack_f32, PackParams, 256) {

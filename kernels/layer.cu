@@ -1,6 +1,7 @@
 // What stands between the products of a decoder layer. Everything here moves each byte once and is
 // bound by memory; the residual is added by the product that makes it (gemm.cu).
 #include "arch/convert.cuh"
+#include "dropout.cuh"
 
 // The sum of `v` over the block, for all threads. `warps`: a word per warp. Two barriers.
 DEVICE float block_sum(float v, float *warps) {
@@ -83,9 +84,18 @@ KERNEL(norm_rows_bwd, NormBwdParams, 256) {
     dx[i] += (dy[i] * p.weight[i] - pushed) * scale - (x[i] - mean) * pull;
 }
 
+// The two elements of a head that are turned together by angle number i.
+struct RotaryPair {
+  unsigned a, b;
+
+  DEVICE RotaryPair(unsigned i, unsigned half, bool interleaved)
+      : a(interleaved ? 2 * i : i), b(interleaved ? 2 * i + 1 : i + half) {}
+};
+
 // QK-norm, rotation and the append to the cache. One warp per row and head of q, k and v: a lane has
-// the pairs (i, i + head_dim/2) for i = lane, lane + 32 …, so that the norm is one warp's sum and the
-// rotation needs nobody else. Rows x heads x head_dim x 4 bytes in, the same out, k and v twice.
+// the pairs i = lane, lane + 32 …, of halves of the head or of neighbours, so that the norm is one warp's
+// sum and the rotation needs nobody else. How frequencies are stretched is in the angles. Rows x heads x
+// head_dim x 4 bytes in, the same out, k and v twice.
 KERNEL(rotate, RotateParams, 256) {
   const unsigned lane = threadIdx.x % 32, half = p.head_dim / 2;
   const unsigned heads = p.heads + 2 * p.kv_heads;
@@ -111,11 +121,12 @@ KERNEL(rotate, RotateParams, 256) {
     __syncwarp();
   }
   for (unsigned i = lane; i < half; i += 32) {
-    float a = x[i], b = x[i + half];
+    const RotaryPair at(i, half, p.interleaved);
+    float a = x[at.a], b = x[at.b];
     if (!is_v) {
       if (weight) {
-        a *= scale * weight[i];
-        b *= scale * weight[i + half];
+        a *= scale * weight[at.a];
+        b *= scale * weight[at.b];
       }
       if (p.angles) {
         const float *angles = p.angles + static_cast<size_t>(row) * p.head_dim;
@@ -123,12 +134,12 @@ KERNEL(rotate, RotateParams, 256) {
         a = a * c - b * s;
         b = b * c + old * s;
       }
-      x[i] = a;
-      x[i + half] = b;
+      x[at.a] = a;
+      x[at.b] = b;
     }
     if (cache) {
-      cache[i] = a;
-      cache[i + half] = b;
+      cache[at.a] = a;
+      cache[at.b] = b;
     }
   }
 }
@@ -153,26 +164,28 @@ KERNEL(rotate_bwd, RotateBwdParams, 256) {
   const float *x = weight ? p.qkv + static_cast<size_t>(index) * p.head_dim : nullptr;
   float squares = 0.0f, along = 0.0f;
   for (unsigned i = lane; i < half; i += 32) {
-    float a = from[i], b = from[i + half];
+    const RotaryPair at(i, half, p.interleaved);
+    float a = from[at.a], b = from[at.b];
     if (!is_v && p.angles) {
       const float *angles = p.angles + static_cast<size_t>(row) * p.head_dim;
       const float c = angles[i], s = angles[half + i], old = a;
       a = a * c + b * s;
       b = b * c - old * s;
     }
-    dx[i] = a;
-    dx[i + half] = b;
+    dx[at.a] = a;
+    dx[at.b] = b;
     if (weight) {
-      squares += x[i] * x[i] + x[i + half] * x[i + half];
-      along += a * weight[i] * x[i] + b * weight[i + half] * x[i + half];
+      squares += x[at.a] * x[at.a] + x[at.b] * x[at.b];
+      along += a * weight[at.a] * x[at.a] + b * weight[at.b] * x[at.b];
     }
   }
   if (!weight) return;
   const float scale = 1.0f / sqrtf(warp_sum(squares) / p.head_dim + p.eps);
   const float pull = scale * scale * scale * (warp_sum(along) / p.head_dim);
   for (unsigned i = lane; i < half; i += 32) {
-    dx[i] = dx[i] * weight[i] * scale - x[i] * pull;
-    dx[i + half] = dx[i + half] * weight[i + half] * scale - x[i + half] * pull;
+    const RotaryPair at(i, half, p.interleaved);
+    dx[at.a] = dx[at.a] * weight[at.a] * scale - x[at.a] * pull;
+    dx[at.b] = dx[at.b] * weight[at.b] * scale - x[at.b] * pull;
   }
 }
 
@@ -222,20 +235,10 @@ KERNEL(gelu_bwd, ActivateBwdParams, 256) {
   }
 }
 
-// A permutation of the 32-bit numbers that scatters neighbours (MurmurHash3's last step).
-DEVICE unsigned mix(unsigned h) {
-  h ^= h >> 16;
-  h *= 0x85ebca6bu;
-  h ^= h >> 13;
-  h *= 0xc2b2ae35u;
-  return h ^ h >> 16;
-}
-
-// Which elements are dropped is a function of their index, as in src/ops/layer.rs: no mask is stored.
+// Reads 4 bytes and writes 4 (or reads 4 more) an element: bound by memory.
 KERNEL(dropout, DropoutParams, 256) {
   for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < p.len; i += gridDim.x * blockDim.x) {
-    const bool keeps = mix(mix(i ^ p.seed_low) ^ p.seed_high) >= p.threshold;
-    const float v = keeps ? p.x[i] * p.scale : 0.0f;
+    const float v = keeps(p, i) ? p.x[i] * p.scale : 0.0f;
     p.y[i] = p.add ? p.y[i] + v : v;
   }
 }

@@ -96,8 +96,8 @@ template <class T> DEVICE void nll_rows(const NllParams &p) {
   });
 }
 
-KERNEL(nll_bf16, NllParams, TILE_THREADS) { nll_rows<Bf16>(p); }
-KERNEL(nll_f32, NllParams, TILE_THREADS) { nll_rows<F32>(p); }
+KERNEL(nll_bf16, NllParams, TILE_THREADS_BF16) { nll_rows<Bf16>(p); }
+KERNEL(nll_f32, NllParams, TILE_THREADS_F32) { nll_rows<F32>(p); }
 
 // The same from logits that somebody made already. Grid: (rows, splits); shared memory: 8 bytes a
 // thread. Reads 4 bytes a logit, once: bound by memory.
@@ -149,8 +149,7 @@ KERNEL(nll_merge, NllMergeParams, 256) {
 // left operand of the product with w turned round (gemm.cu or cublasLt), which adds up over those runs
 // of ids. So dlogits never exist whole: src/gpu/nll.rs lets them have some megabytes. Grid: (tiles of
 // rows, tiles of ids). FLOP: 2 · ld per logit here and as many in the product; 2 or 4 bytes out a logit,
-// which at ld 576 is 576 FLOP a byte: bound by tensor cores, and at few rows by reading w. One block an SM
-// in bf16: its 241 registers are the price of a tile that ends in exponentials.
+// which at ld 576 is 576 FLOP a byte: bound by tensor cores, and at few rows by reading w.
 template <class T> DEVICE void nll_gradient(const NllBwdParams &p) {
   DYNAMIC_SHARED(shared);
   constexpr int PAIR = sizeof(typename T::Element) == 2 ? 2 : 1;
@@ -184,5 +183,5 @@ template <class T> DEVICE void nll_gradient(const NllBwdParams &p) {
   });
 }
 
-KERNEL(nll_bwd_bf16, NllBwdParams, TILE_THREADS) { nll_gradient<Bf16>(p); }
-KERNEL(nll_bwd_f32, NllBwdParams, TILE_THREADS) { nll_gradient<F32>(p); }
+KERNEL(nll_bwd_bf16, NllBwdParams, TILE_THREADS_BF16) { nll_gradient<Bf16>(p); }
+KERNEL(nll_bwd_f32, NllBwdParams, TILE_THREADS_F32) { nll_gradient<F32>(p); }

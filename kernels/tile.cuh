@@ -1,10 +1,13 @@
 // A tile of x · wᵀ, x of [rows, inner] and w of [columns, inner], for the LM head (nll.cu) and for plain
 // products (gemm.cu).
 //
-// bf16: 128 x 128 per block of eight warps on tensor cores, 32 x 64 per warp: 64 sums a thread, so that
-// two blocks fit an SM. Per step of 32 along the inner dimension a block copies 16 KB and does 1 MFLOP
-// (64 FLOP per byte from L2). Rows of 64 bytes lie in shared memory with their 16-byte pieces
-// exchanged by bits 1 and 2 of the row number, which makes ldmatrix free of bank conflicts.
+// bf16: 128 x 128 per block of four warps on tensor cores, 64 x 64 per warp: 128 sums a thread, two blocks
+// an SM. A larger share of a warp means fewer bytes from shared memory, which a tile of an SM on Hopper has
+// none to spare of: for 16 of the inner dimension four warps read 16 KB, and 8 KB come in, 192 cycles at 128
+// bytes each, while mma.sync takes 128 at best; eight warps of 32 x 64 would read 24 KB. Per step of 32 a
+// block copies 16 KB and does 1 MFLOP (64 FLOP per byte from L2). Rows of 64 bytes lie in shared memory
+// with their 16-byte pieces exchanged by bits 1 and 2 of the row number, which makes ldmatrix free of bank
+// conflicts.
 // f32: 64 x 64 by FMA, 4 x 4 per thread, rows 80 bytes apart, which spreads a quarter warp's 16-byte
 // loads over all banks. It is there to be exact, not to be fast.
 //
@@ -19,39 +22,39 @@ struct Bf16 {
   static constexpr int PER_COPY = 8; // elements in 16 bytes
   using Element = uint16_t;
   // Rows and columns of the tile that a thread has, and threads that share a row.
-  static constexpr int ROWS = 4, COLUMNS = 16, SHARERS = 8;
-  float sums[2][8][4];
+  static constexpr int ROWS = 8, COLUMNS = 16, SHARERS = 8, THREADS = TILE_THREADS_BF16;
+  float sums[4][8][4];
 
   DEVICE static int swizzled(int row, int piece) { return piece ^ (row >> 1 & 3); }
   DEVICE static int row(int i) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    return warp % 4 * 32 + i / 2 * 16 + i % 2 * 8 + lane / 4;
+    return warp % 2 * 64 + i / 2 * 16 + i % 2 * 8 + lane / 4;
   }
   DEVICE static int column(int j) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    return warp / 4 * 64 + j / 2 * 8 + lane % 4 * 2 + j % 2;
+    return warp / 2 * 64 + j / 2 * 8 + lane % 4 * 2 + j % 2;
   }
-  DEVICE static int sharer() { return threadIdx.x / 128 * 4 + threadIdx.x % 4; }
+  DEVICE static int sharer() { return threadIdx.x / 64 * 4 + threadIdx.x % 4; }
   DEVICE float &at(int i, int j) { return sums[i / 2][j / 2][i % 2 * 2 + j % 2]; }
 
   DEVICE void step(const Element *x, const Element *w) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     UNROLL
     for (int k = 0; k < STEP / 16; k++) {
-      unsigned a[2][4];
+      unsigned a[4][4];
       UNROLL
-      for (int i = 0; i < 2; i++) {
-        const int r = warp % 4 * 32 + i * 16 + lane % 16;
+      for (int i = 0; i < 4; i++) {
+        const int r = warp % 2 * 64 + i * 16 + lane % 16;
         load_matrix_x4(a[i], x + r * PITCH + swizzled(r, k * 2 + lane / 16) * 8);
       }
       UNROLL
       for (int j = 0; j < 4; j++) {
         // Two groups of eight columns: both halves of k for the first, then for the second.
         unsigned b[4];
-        const int r = warp / 4 * 64 + j * 16 + lane / 16 * 8 + lane % 8;
+        const int r = warp / 2 * 64 + j * 16 + lane / 16 * 8 + lane % 8;
         load_matrix_x4(b, w + r * PITCH + swizzled(r, k * 2 + lane / 8 % 2) * 8);
         UNROLL
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 4; i++) {
           mma_bf16(sums[i][2 * j], a[i], b[0], b[1]);
           mma_bf16(sums[i][2 * j + 1], a[i], b[2], b[3]);
         }
@@ -64,7 +67,7 @@ struct F32 {
   static constexpr int SIZE = TILE_F32, STEP = TILE_K_F32, PITCH = TILE_PITCH_F32;
   static constexpr int PER_COPY = 4;
   using Element = float;
-  static constexpr int ROWS = 4, COLUMNS = 4, SHARERS = 16;
+  static constexpr int ROWS = 4, COLUMNS = 4, SHARERS = 16, THREADS = TILE_THREADS_F32;
   float sums[4][4];
 
   DEVICE static int swizzled(int, int piece) { return piece; }
@@ -118,8 +121,8 @@ DEVICE void tiles(Operands of, int row_tile, int first, int last, unsigned char 
     if (next < total) {
       Element *stage = stages + next % TILE_STAGES * 2 * OPERAND;
       UNROLL
-      for (int i = 0; i < T::SIZE * PIECES / TILE_THREADS; i++) {
-        const int index = i * TILE_THREADS + threadIdx.x;
+      for (int i = 0; i < T::SIZE * PIECES / T::THREADS; i++) {
+        const int index = i * T::THREADS + threadIdx.x;
         const int row = index / PIECES, piece = index % PIECES;
         const int k = next_k + piece * T::PER_COPY;
         const int to = row * T::PITCH + T::swizzled(row, piece) * T::PER_COPY;

@@ -8,6 +8,8 @@ prefix has gaps. That the model is the one that made the prefix is for you to se
 """
 
 import contextlib
+import functools
+import os
 
 import torch
 from safetensors import safe_open
@@ -54,6 +56,8 @@ def shifted(model, shift):
     """While it lasts, `model.generate` gives every token a position `shift` higher."""
     prepare = model.prepare_inputs_for_generation
 
+    # `generate` looks at the signature.
+    @functools.wraps(prepare)
     def prepare_shifted(input_ids, **kwargs):
         inputs = prepare(input_ids, **kwargs)
         given = inputs.get("input_ids")
@@ -72,11 +76,27 @@ def shifted(model, shift):
         del model.prepare_inputs_for_generation
 
 
-def generate(model, prefix, prompt_ids, placeholder=0, **options):
-    """Ids that `model.generate(..., **options)` makes behind the prefix and a prompt (a list of ids, at least one)."""
-    ids = torch.tensor([[placeholder] * prefix.tokens + list(prompt_ids)], device=model.device)
+def beginning(adapter):
+    """What an adapter's folder has its texts begin with, `[hidden]` (ICAE's [AE]), or None: then BOS asks for the text."""
+    path = os.path.join(adapter, "ae_embedding.safetensors")
+    if not os.path.exists(path):
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("ae_embedding").flatten()
+
+
+def generate(model, prefix, prompt_ids=(), begin=None, placeholder=0, **options):
+    """Ids that `model.generate(..., **options)` makes behind the prefix and a prompt: a list of ids, at least one, or in its place
+    the embedding `begin`."""
+    if begin is None:
+        ids = torch.tensor([[placeholder] * prefix.tokens + list(prompt_ids)], device=model.device)
+        inputs, mask, skip = {"input_ids": ids}, torch.ones_like(ids), ids.shape[1]
+    else:
+        # The rows of the prefix are in the cache: nobody reads these.
+        rows = torch.zeros(prefix.tokens, begin.shape[0], device=model.device, dtype=model.dtype)
+        rows = torch.cat((rows, begin[None].to(rows)))[None]
+        # Without ids in front, what comes back is new.
+        inputs, mask, skip = {"inputs_embeds": rows}, torch.ones(rows.shape[:2], dtype=torch.long, device=model.device), 0
     with shifted(model, prefix.next_pos - prefix.tokens):
-        made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), past_key_values=prefix.cache(model), **options
-        )
-    return made[0, ids.shape[1] :].tolist()
+        made = model.generate(**inputs, attention_mask=mask, past_key_values=prefix.cache(model), **options)
+    return made[0, skip:].tolist()

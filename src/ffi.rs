@@ -23,9 +23,10 @@ use serde_json::Value;
 use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::hard::Request;
+use crate::model::decoder::Input;
 use crate::prefix::llama_cpp::{Layout, Slot};
 use crate::prefix::{Dtype, KRope, KvPrefix, Method};
-use crate::soft::{Adapter, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
+use crate::soft::{Adapter, Ask, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
 
 /// What a function returns: `PREFOLD_…` of the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl From<Error> for Failure {
             Error::Format { .. } => Code::Format,
             Error::Unsupported { .. } => Code::Unsupported,
             Error::Budget { .. } => Code::Budget,
-            Error::Device { .. } => Code::Device,
+            Error::Device { .. } | Error::Launch { .. } => Code::Device,
             _ => Code::Argument,
         };
         Failure(code, error.to_string())
@@ -233,7 +234,7 @@ pub struct PrefoldSource {
     ids_count: usize,
 }
 
-fn source(pointer: *const PrefoldSource, engine: &dyn Engine, special: bool) -> Outcome<Source> {
+fn source(pointer: *const PrefoldSource, engine: &dyn Engine, prompt: bool) -> Outcome<Source> {
     if pointer.is_null() {
         return Err(argument("source is NULL"));
     }
@@ -246,7 +247,7 @@ fn source(pointer: *const PrefoldSource, engine: &dyn Engine, special: bool) -> 
     let given = sized(pointer, none, "source")?;
     if !given.text.is_null() {
         let text = text(given.text, "source text")?;
-        let ids = engine.tokenizer()?.encode(text, special, false)?.ids;
+        let ids = engine.tokenizer()?.encode(text, prompt, prompt)?.ids;
         return Ok(Source::text(text, ids));
     }
     let ids = slice(given.ids, given.ids_count, "source ids")?;
@@ -281,6 +282,27 @@ pub struct PrefoldSampling {
     top_p: f32,
     seed: u64,
     ignore_eos: u32,
+}
+
+fn sampling(options: *const PrefoldSampling, capacity: usize) -> Outcome<Sampling> {
+    let d = Sampling::default();
+    let default = PrefoldSampling {
+        struct_size: 0,
+        max_new_tokens: d.max_new_tokens,
+        temperature: d.temperature,
+        top_p: d.top_p,
+        seed: d.seed,
+        ignore_eos: 0,
+    };
+    let given = sized(options, default, "options")?;
+    Ok(Sampling {
+        // More than there is room for would be made in vain.
+        max_new_tokens: given.max_new_tokens.min(capacity),
+        temperature: given.temperature,
+        top_p: given.top_p,
+        seed: given.seed,
+        ignore_eos: given.ignore_eos != 0,
+    })
 }
 
 /// See the header.
@@ -517,27 +539,47 @@ pub extern "C" fn prefold_generate(
             handle => Some(prefix(handle)?),
         };
         let prompt = slice(prompt, prompt_count, "prompt")?;
-        let d = Sampling::default();
-        let default = PrefoldSampling {
-            struct_size: 0,
-            max_new_tokens: d.max_new_tokens,
-            temperature: d.temperature,
-            top_p: d.top_p,
-            seed: d.seed,
-            ignore_eos: 0,
-        };
-        let given = sized(options, default, "options")?;
-        let sampling = Sampling {
-            // More than there is room for would be made in vain.
-            max_new_tokens: given.max_new_tokens.min(capacity),
-            temperature: given.temperature,
-            top_p: given.top_p,
-            seed: given.seed,
-            ignore_eos: given.ignore_eos != 0,
-        };
+        let sampling = sampling(options, capacity)?;
         let mut each = |_| ControlFlow::Continue(());
         let made = engine.generate(prefix.as_deref(), prompt, &sampling, &mut each)?;
         fill(&made.ids, ids, capacity, count, "ids")
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn prefold_regenerate(
+    engine_handle: u64,
+    adapter_handle: u64,
+    prefix_handle: u64,
+    options: *const PrefoldSampling,
+    ids: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let (engine, prefix) = (engine(engine_handle)?, prefix(prefix_handle)?);
+        let adapter = adapter(adapter_handle)?;
+        adapter.check_prefix(&prefix)?;
+        let bos = match (adapter.begin(), engine.info().bos) {
+            (Some(_), _) => Vec::new(),
+            (None, Some(bos)) => vec![bos],
+            (None, None) => {
+                return Err(argument("the model names no BOS to ask for the text with"));
+            }
+        };
+        let ask = Ask {
+            prefix: Some(&prefix),
+            prompt: adapter.begin().map_or(Input::Ids(&bos), Input::Embeddings),
+            gold: &[],
+        };
+        let sampling = sampling(options, capacity)?;
+        let mut each = |_, _| ControlFlow::Continue(());
+        let replies = engine.answer(&[ask], &sampling, &mut each)?;
+        let made = replies
+            .first()
+            .map_or(&[][..], |reply| &reply.generated.ids);
+        fill(made, ids, capacity, count, "ids")
     })
 }
 

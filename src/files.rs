@@ -1,8 +1,8 @@
 //! Files that are written whole or not at all.
 
-use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -22,15 +22,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(_) => return fs::write(path, bytes).map_err(Error::io(path)),
         Err(_) => (path.to_path_buf(), None),
     };
-    let mut scratch_name = std::ffi::OsString::from(".");
-    scratch_name.push(target.file_name().unwrap_or_default());
-    scratch_name.push(format!(".{}.tmp", std::process::id()));
-    let scratch = target.with_file_name(scratch_name);
+    let (mut file, scratch) = scratch(&target).map_err(Error::io(path))?;
     let written = (|| {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&scratch)?;
         file.write_all(bytes)?;
         if let Some(permissions) = permissions {
             file.set_permissions(permissions)?;
@@ -42,4 +35,58 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&scratch);
         Error::io(path)(error)
     })
+}
+
+/// A new file beside `target`. A name may be taken: by another thread that writes the same file, or by
+/// a process of the same number that was killed.
+fn scratch(target: &Path) -> io::Result<(File, PathBuf)> {
+    let mut attempt = 0u32;
+    loop {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(format!(".{}-{attempt}.tmp", std::process::id()));
+        let path = target.with_file_name(name);
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < MOST_SCRATCHES => {
+                attempt += 1;
+            }
+            made => return Ok((made?, path)),
+        }
+    }
+}
+
+/// Names beside a file that may be taken.
+const MOST_SCRATCHES: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taken_names_are_passed_over_and_writers_do_not_meet() {
+        let folder = std::env::temp_dir().join(format!("prefold-files-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("file");
+        // What a killed process left.
+        let (_, left) = scratch(&path).unwrap();
+        std::thread::scope(|scope| {
+            for value in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        write_whole(path, &[value; 9999]).unwrap();
+                    }
+                });
+            }
+        });
+        let read = fs::read(&path).unwrap();
+        assert!(read.len() == 9999 && read.iter().all(|&byte| byte == read[0]));
+        let mut names: Vec<PathBuf> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        names.sort();
+        assert_eq!(names, [left, path]);
+        fs::remove_dir_all(folder).unwrap();
+    }
 }

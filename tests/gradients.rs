@@ -11,7 +11,7 @@ use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::ops::{
     Attended, Attention, AttentionOp, Cpu, Dropout, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind,
-    Outer, Pick, Rotate, Span, Storage,
+    Outer, Pairing, Pick, Rotate, Span, Storage,
 };
 use prefold::prefix::Method;
 use prefold::train::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
@@ -264,7 +264,12 @@ fn rotate() {
     let (all, width) = (heads + 2 * kv_heads, kv_heads * d);
     for cpu in Cpu::each_instruction_set() {
         for (rows, at) in [(1, 0), (5, 2)] {
-            for with_norms in [false, true] {
+            for (with_norms, pairing) in [
+                (false, Pairing::Halves),
+                (true, Pairing::Halves),
+                (false, Pairing::Interleaved),
+                (true, Pairing::Interleaved),
+            ] {
                 let shape = Rotate {
                     rows,
                     heads,
@@ -272,6 +277,7 @@ fn rotate() {
                     head_dim: d,
                     at,
                     eps: 1e-2,
+                    pairing,
                 };
                 let qkv = floats(&mut random, rows * all * d, 2.0);
                 let norms = [floats(&mut random, d, 1.0), floats(&mut random, d, 1.0)];
@@ -292,11 +298,13 @@ fn rotate() {
                         let side = usize::from(place >= heads);
                         out.extend(match (place < heads + kv_heads, with_norms) {
                             (false, _) => wide,
-                            (true, false) => oracle::rotate(&wide, &angles[row * d..][..d]),
+                            (true, false) => {
+                                oracle::rotate(pairing, &wide, &angles[row * d..][..d])
+                            }
                             (true, true) => {
                                 let normed =
                                     oracle::norm(NormKind::Rms, 1e-2, head, &norms[side], None);
-                                oracle::rotate(&normed, &angles[row * d..][..d])
+                                oracle::rotate(pairing, &normed, &angles[row * d..][..d])
                             }
                         });
                     }
@@ -325,6 +333,7 @@ fn rotate() {
         head_dim: d,
         at: 1,
         eps: 0.0,
+        pairing: Pairing::Halves,
     };
     let (qkv, cache, norm) = (vec![1.0; all * d], vec![1.0; 2 * width], vec![1.0; d]);
     let mut dqkv = qkv.clone();

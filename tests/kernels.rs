@@ -12,8 +12,8 @@ use half::bf16;
 use prefold::Error;
 use prefold::gpu::{Gpu, Launcher, Precision, Schedule};
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick,
-    Rotate, Select, Selection, Storage, TopKOp,
+    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing,
+    Pick, Rotate, Select, Selection, Storage, TopKOp,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -446,7 +446,13 @@ fn embeddings_and_norms() {
 
 #[test]
 fn rotations() {
-    for (head_dim, norms, angles) in [(8, true, true), (64, false, true), (130, true, false)] {
+    for (head_dim, norms, angles, pairing) in [
+        (8, true, true, Pairing::Halves),
+        (8, true, true, Pairing::Interleaved),
+        (64, false, true, Pairing::Halves),
+        (66, true, true, Pairing::Interleaved),
+        (130, true, false, Pairing::Halves),
+    ] {
         everywhere(Precision::F32, |gpu, at| {
             let (rows, heads, kv_heads, from) = (5, 3, 2, 4);
             let mut random = Random(9);
@@ -469,12 +475,9 @@ fn rotations() {
                                 *v *= f64::from(w) / (square + 1e-4).sqrt();
                             }
                         }
-                        for i in 0..if angles { head_dim / 2 } else { 0 } {
-                            let (a, b) = (x[i], x[i + head_dim / 2]);
-                            let c = f64::from(table[row * head_dim + i]);
-                            let s = f64::from(table[row * head_dim + head_dim / 2 + i]);
-                            x[i] = a * c - b * s;
-                            x[i + head_dim / 2] = b * c + a * s;
+                        if angles {
+                            let table = &table[row * head_dim..][..head_dim];
+                            x.copy_from_slice(&common::oracle::rotate(pairing, x, table));
                         }
                     }
                     if head >= heads {
@@ -497,6 +500,7 @@ fn rotations() {
                 head_dim,
                 at: from,
                 eps: 1e-4,
+                pairing,
             };
             gpu.rotate(
                 shape,

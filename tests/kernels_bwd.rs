@@ -10,7 +10,7 @@ use half::bf16;
 use prefold::gpu::Precision;
 use prefold::ops::{
     Attended, Attention, AttentionOp, Dropout, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind,
-    Outer, Pick, Rotate, Span, Storage,
+    Outer, Pairing, Pick, Rotate, Span, Storage,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -185,7 +185,13 @@ fn norms() {
 
 #[test]
 fn rotations() {
-    for (head_dim, norms, angles) in [(8, true, true), (64, false, true), (130, true, false)] {
+    for (head_dim, norms, angles, pairing) in [
+        (8, true, true, Pairing::Halves),
+        (8, true, true, Pairing::Interleaved),
+        (64, false, true, Pairing::Halves),
+        (66, true, true, Pairing::Interleaved),
+        (130, true, false, Pairing::Halves),
+    ] {
         let (rows, heads, kv_heads, from) = (3, 3, 2, 4);
         let all = heads + 2 * kv_heads;
         let mut random = Random(9);
@@ -206,7 +212,11 @@ fn rotations() {
                         head = norm64(NormKind::Rms, f64::from(eps), head_dim, &head, weight);
                     }
                     if angles {
-                        head = common::oracle::rotate(&head, &table[row * head_dim..][..head_dim]);
+                        head = common::oracle::rotate(
+                            pairing,
+                            &head,
+                            &table[row * head_dim..][..head_dim],
+                        );
                     }
                 }
                 sum += dot(&head, &dqkv[index * head_dim..][..head_dim]);
@@ -239,6 +249,7 @@ fn rotations() {
                 head_dim,
                 at: from,
                 eps,
+                pairing,
             };
             gpu.rotate_bwd(
                 shape,
@@ -251,7 +262,7 @@ fn rotations() {
             )
             .unwrap();
             let got = gpu.download(&out, 0..rows * all * head_dim).unwrap();
-            let what = format!("heads of {head_dim}, {place}");
+            let what = format!("heads of {head_dim}, {pairing:?}, {place}");
             assert_close(&what, &pick(&got, &at), &want, 2e-5, 1e-4);
         });
     }

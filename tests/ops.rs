@@ -7,8 +7,8 @@ use common::compare::{assert_close, wide};
 use common::oracle;
 use prefold::Error;
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind, Pick, Rotate,
-    Storage,
+    Attention, AttentionOp, Cpu, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
+    Rotate, Storage,
 };
 
 /// Around the sizes of tiles and blocks.
@@ -217,8 +217,16 @@ fn rotate() {
                 head_dim,
                 at,
                 eps,
+                pairing: Pairing::Halves,
             };
-            for (normed, rotated) in [(false, true), (true, true), (false, false)] {
+            for (normed, rotated, pairing) in [
+                (false, true, Pairing::Halves),
+                (true, true, Pairing::Halves),
+                (false, false, Pairing::Halves),
+                (false, true, Pairing::Interleaved),
+                (true, true, Pairing::Interleaved),
+            ] {
+                let shape = Rotate { pairing, ..shape };
                 let mut qkv = before.clone();
                 let [mut k, mut v] = [0, 1].map(|_| output((at + rows) * kv));
                 let norms = normed.then_some([&weights[0], &weights[1]]);
@@ -238,7 +246,11 @@ fn rotate() {
                             want = oracle::norm(NormKind::Rms, eps, x, weight, None);
                         }
                         if rotated {
-                            want = oracle::rotate(&want, &angles[row * head_dim..][..head_dim]);
+                            want = oracle::rotate(
+                                pairing,
+                                &want,
+                                &angles[row * head_dim..][..head_dim],
+                            );
                         }
                         let got = if head < heads {
                             &qkv[row * stride + head * head_dim..][..head_dim]

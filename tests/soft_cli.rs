@@ -163,6 +163,44 @@ fn a_soft_prefix_is_encoded_and_read_greedily_and_by_seed() {
     assert_eq!(cut["shape"]["tokens"], 2 * rows);
 }
 
+/// A prompt is read as `generate` reads one, and a compressed one goes in by a pipe.
+#[test]
+fn prompts_are_prefilled_compressed_or_not() {
+    let Some(model) = common::smollm2() else {
+        eprintln!("skipped: no SmolLM2; `make model` fetches it");
+        return;
+    };
+    let model = model.display().to_string();
+    let folder = common::TempDir::new();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (prefix, short) = (path("prefix"), path("short"));
+    let text = "<|im_start|>user\nThe old lighthouse on the rock was built by an engineer from Leeds in the \
+                year 1887, and today it is a museum with nine rooms.";
+    let tail = "<|im_end|>\n<|im_start|>assistant\n";
+    let more = ["--json", "--ignore-eos", "-n", "6", "-m", &model];
+    let check = |text: &str| {
+        let behind = ["generate", "-p", &prefix, "--prompt", tail];
+        let behind = json(&[&behind[..], &more].concat());
+        let whole = format!("{text}{tail}");
+        let whole = json(&[&["generate", "--prompt", &whole], &more[..]].concat());
+        let read = json(&["inspect", "--json", &prefix])["source_ids"].clone();
+        let ids = |value: &Value| value.as_array().unwrap().clone();
+        let joined = [ids(&read), ids(&behind["prompt_ids"])].concat();
+        assert_eq!(Value::from(joined), whole["prompt_ids"]);
+        assert_eq!(behind["ids"], whole["ids"]);
+        ids(&read).len()
+    };
+    good(&["prefill", "--text", text, "-m", &model, "-o", &prefix]);
+    let all = check(text);
+    let source = folder.write("text", text);
+    let source = source.display().to_string();
+    let compress = ["compress", "--rate", "0.6", "-m", &model, "-o", &short];
+    good(&[&compress[..], &[&source]].concat());
+    good(&["prefill", &short, "-m", &model, "-o", &prefix]);
+    let some = check(&std::fs::read_to_string(&short).unwrap());
+    assert!(some < all, "{some} of {all}");
+}
+
 #[test]
 fn what_cannot_be_right_is_one_line() {
     let Some(case) = Case::new() else { return };
@@ -264,11 +302,27 @@ fn what_cannot_be_right_is_one_line() {
         ],
         &["3 and 4"],
     );
-    let learned = case.prefilled("models/gpt2", &[]);
+    let export = ["export", "--to", "llama.cpp", &prefix, "-o", &out];
+    let beyond = ["--placeholder", "4294967295"];
     bad(
-        &["export", "--to", "llama.cpp", &learned, "-o", &out],
-        &["gpt2", "qwen2"],
+        &[&export[..], &beyond].concat(),
+        &["placeholder", "4294967295"],
     );
+    let name = b"\"architecture\":\"llama\"";
+    let at = bytes.windows(name.len()).position(|part| part == name);
+    let mut strange = bytes.clone();
+    strange[at.unwrap() + name.len() - 2] = b'o';
+    let strange = case.folder.write("strange", strange).display().to_string();
+    bad(
+        &["export", "--to", "llama.cpp", &strange, "-o", &out],
+        &["llamo", "qwen2"],
+    );
+    // Said before the model is loaded.
+    let lost = case.path("no/such/folder/out");
+    for command in [vec!["prefill"], vec!["encode", "-a", &adapter]] {
+        let common = ["--ids", IDS, "-m", &nowhere, "-o", &lost];
+        bad(&[&command[..], &common].concat(), &["no/such/folder"]);
+    }
     assert!(!Path::new(&out).exists());
     for wrong in [
         &["generate", "-m", &model][..],

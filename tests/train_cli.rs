@@ -620,6 +620,7 @@ fn what_cannot_be_is_said_in_one_line() {
         (&["--out", ".."], "--out"),
         (&["--out", "texts.jsonl"], "--out"),
         (&["--log", "none/log.jsonl"], "none/log.jsonl"),
+        (&["--log", "texts.jsonl"], "texts.jsonl: line 1"),
         (&["--model", no_eos], "--eos"),
         (&["--model", gpt2], "GPT-2"),
     ];

@@ -8,9 +8,11 @@ fingerprint is of the file that was read.
 """
 
 import os
+import shutil
 import sys
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -19,9 +21,24 @@ def main(gguf, folder):
     model = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
     # The folder gets its name when it is whole.
-    model.save_pretrained(folder + ".tmp")
-    tokenizer.save_pretrained(folder + ".tmp")
-    os.rename(folder + ".tmp", folder)
+    made = folder.rstrip("/") + ".tmp"
+    shutil.rmtree(made, ignore_errors=True)
+    os.makedirs(made)
+    # By hand: what came from a GGUF counts as quantised, unpacked or not, and `save_pretrained` refuses that.
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # An output that is the embedding is stored once.
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    weights = os.path.join(made, "model.safetensors")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    os.chmod(weights, os.stat(gguf).st_mode & 0o644)
+    for config in (model.config, model.generation_config):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        config.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    os.rename(made, folder)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python3 tools/gpu_bundle.py [folder]          (default target/gpu-bundle)
 
-In it: test and bench binaries with their kernels, stripped; golden values; run.sh. Needed here: cargo, nvcc
-(`make cuda-toolkit`), g++, strip, and ../shared for the golden values. At most 60 MiB, or this fails. With
---model PATH the model is cut into parts of at most 60 MiB beside the folder, to be carried one by one.
+In it: test and bench binaries with their kernels, stripped; golden values; run.sh, which checks and measures;
+train.sh, which trains an adapter. Needed here: cargo, nvcc (`make cuda-toolkit`), g++, strip, and ../shared for
+the golden values. At most 60 MiB, or this fails. With --model and --corpus (JSONL, plain or packed) these are
+cut into parts of at most 60 MiB beside the folder, to be carried one by one.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 60 << 20
-BINARIES = ["kernels", "kernels_bwd", "kernel_models", "planted", "thin", "device_parity"]
+BINARIES = ["kernels", "kernels_bwd", "lora", "kernel_models", "planted", "thin", "device_parity"]
 
 
 def built():
     """Paths of the binaries, by their names here."""
-    command = ["cargo", "build", "--release", "--message-format=json", "--bin", "prefold", "--bench", "kernels"]
+    command = ["cargo", "build", "--release", "--message-format=json", "--bin", "prefold", "--bench", "kernels",
+               "--bench", "train"]
     for name in BINARIES:
         command += ["--test", name]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -33,7 +35,7 @@ def built():
         message = json.loads(line)
         if message.get("reason") == "compiler-artifact" and message.get("executable"):
             kind, name = message["target"]["kind"][0], message["target"]["name"]
-            found["bench_kernels" if kind == "bench" else name] = pathlib.Path(message["executable"])
+            found[f"bench_{name}" if kind == "bench" else name] = pathlib.Path(message["executable"])
     return found
 
 
@@ -43,22 +45,26 @@ def library(unit, to):
          ROOT / "kernels/host/runtime.cpp", "-o", to], check=True)
 
 
-def parts(model, folder):
+def parts(source, name, making, folder):
+    """Cuts a file for train.sh and run.sh to join; its checksum goes with the bundle."""
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("model.part-*"):
+    for old in folder.glob(f"{name}.part-*"):
         old.unlink()
-    with model.open("rb") as source:
-        for i in range(1000):
-            piece = source.read(LIMIT)
-            if not piece:
-                return i
-            (folder / f"model.part-{i:02}").write_bytes(piece)
+    (making / f"{name}.sha256").write_text(hashlib.sha256(source.read_bytes()).hexdigest() + "\n")
+    with source.open("rb") as file:
+        count = 0
+        while piece := file.read(LIMIT):
+            (folder / f"{name}.part-{count:02}").write_bytes(piece)
+            count += 1
+    print(f"{count} parts of {source.name} in {folder}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "target/gpu-bundle")
     parser.add_argument("--model", type=pathlib.Path)
+    parser.add_argument("--corpus", type=pathlib.Path)
+    parser.add_argument("--dev", type=pathlib.Path, help="rows that train.sh measures on; they go into the bundle")
     args = parser.parse_args()
     making = args.folder.with_name(args.folder.name + ".tmp")
     shutil.rmtree(making, ignore_errors=True)
@@ -74,14 +80,20 @@ def main():
         shutil.copy(golden / "llmlingua.jsonl", making / "shared/golden")
     else:
         print("no ../shared: the bundle has no golden values", file=sys.stderr)
-    shutil.copy(ROOT / "tools/gpu_run.sh", making / "run.sh")
-    shutil.copy(ROOT / "benches/baseline.py", making)
+    for name in ("run", "train", "parts"):
+        shutil.copy(ROOT / f"tools/gpu_{name}.sh", making / f"{name}.sh")
+    for name in ("baseline", "train_reference"):
+        shutil.copy(ROOT / f"benches/{name}.py", making)
+    if args.dev:
+        shutil.copy(args.dev, making / "dev.jsonl")
     version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     (making / "VERSION").write_text(version.stdout)
     if args.model:
-        (making / "MODEL.sha256").write_text(hashlib.sha256(args.model.read_bytes()).hexdigest() + "\n")
-        beside = args.folder.with_name(args.folder.name + "-model")
-        print(f"{parts(args.model, beside)} parts of the model in {beside}")
+        parts(args.model, "model.gguf", making, args.folder.with_name("model.gguf"))
+    if args.corpus:
+        # The name tells how it is packed.
+        name = "".join(["corpus.jsonl", *[s for s in args.corpus.suffixes if s in (".xz", ".zst")]])
+        parts(args.corpus, name, making, args.folder.with_name(name))
     size = sum(path.stat().st_size for path in making.rglob("*") if path.is_file())
     print("\n".join(f"{path.stat().st_size:>10} {path.relative_to(making)}" for path in sorted(making.rglob("*"))
                     if path.is_file() and path.stat().st_size > 1 << 20))
@@ -89,7 +101,7 @@ def main():
         sys.exit(f"{size / 2**20:.1f} MiB are more than {LIMIT >> 20}")
     shutil.rmtree(args.folder, ignore_errors=True)
     making.rename(args.folder)
-    print(f"{args.folder}: {size / 2**20:.1f} MiB; carry it to the machine and start run.sh there")
+    print(f"{args.folder}: {size / 2**20:.1f} MiB; carry it to the machine and start run.sh or train.sh there")
 
 
 main()

@@ -4,7 +4,7 @@
 #   ./run.sh [folder for results]        (default ./results)
 #
 # Needed: an NVIDIA driver, bash, coreutils; Python with PyTorch for the comparison. Parts of a model,
-# model.part-*, here, in this folder's parent or in ../<this folder>-model, are joined. A step that fails
+# model.gguf.part-*, here, in this folder's parent or in ../model.gguf, are joined. A step that fails
 # does not stop the others. The exit code is 0 if all that could run passed, 1 if something failed, and 3 if
 # there was no GPU, whatever else passed.
 set -u
@@ -13,6 +13,7 @@ out=${1:-$here/results}
 mkdir -p "$out/logs" "$here/tmp"
 out=$(cd "$out" && pwd)
 cd "$here"
+. ./parts.sh
 python=$(command -v python3 || command -v python || true)
 steps="$out/steps.jsonl"
 : >"$steps"
@@ -54,10 +55,7 @@ step() {
 }
 
 say "prefold $(cat VERSION 2>/dev/null)"
-gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | head -1)
-if ! ldconfig -p 2>/dev/null | grep -q libcuda.so && [ -z "$gpu" ]; then
-  gpu=""
-fi
+gpu=$(gpu_name)
 if [ -n "$gpu" ]; then
   say "GPU: $gpu"
   # The kernels' own device: a missing one is a failure, and the CPU executes nothing.
@@ -69,43 +67,15 @@ else
   export PREFOLD_TEST_ROOT=$here
 fi
 
-# cublasLt comes with a toolkit or with PyTorch.
-if [ -n "$gpu" ] && ! ldconfig -p | grep -q libcublasLt.so; then
-  found=$(find /usr/local/cuda*/ /usr/lib "$("$python" -c 'import site; print(site.getsitepackages()[0])' 2>/dev/null)/nvidia" \
-    -name 'libcublasLt.so*' 2>/dev/null | sort -r | head -1)
-  if [ -n "$found" ]; then
-    # Under the name that programs ask for.
-    ln -sf "$found" "$here/tmp/libcublasLt.so"
-    export LD_LIBRARY_PATH="$here/tmp:$(dirname "$found"):${LD_LIBRARY_PATH:-}"
-    say "cublasLt: $found"
-  else
-    say "cublasLt was not found: products are done by kernels of ours"
-  fi
-fi
-
-# The model, if its parts have arrived.
-model=""
-for folder in "$here" "$here/.." "$here-model" "$here/../model"; do
-  set -- "$folder"/model.part-*
-  if [ -e "$1" ]; then
-    cat "$folder"/model.part-* >"$here/tmp/model.gguf"
-    want=$(cat MODEL.sha256 2>/dev/null)
-    got=$(sha256sum <"$here/tmp/model.gguf" | cut -d' ' -f1)
-    if [ -z "$want" ] || [ "$want" = "$got" ]; then
-      model=$here/tmp/model.gguf
-      say "model: joined from $# parts"
-    else
-      say "model: the parts in $folder do not make the model that was meant ($got)"
-      failed=1
-    fi
-    break
-  fi
-done
+[ -n "$gpu" ] && find_cublas "$python"
+join model.gguf || failed=1
+model=$joined
 [ -z "$model" ] && say "model: no parts of it here; tiny models and random weights serve"
 export PREFOLD_MODEL=${model:-$here/tmp/none.gguf}
 
 step kernels 90 bin/kernels
 step kernels-bwd 60 bin/kernels_bwd
+step lora 60 bin/lora
 step models 90 bin/kernel_models
 if [ -n "$gpu" ]; then
   [ -n "$model" ] && step golden-rows 120 bin/device_parity --nocapture

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use prefold::Result;
 use prefold::gpu::{Buf, Gpu};
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pick,
-    Rotate, Select, Selection, Storage, TopKOp,
+    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing,
+    Pick, Rotate, Select, Selection, Storage, TopKOp,
 };
 use rayon::prelude::*;
 use serde_json::json;
@@ -16,14 +16,14 @@ use super::tape::Tape;
 
 /// The shapes of a model.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
+pub struct Shape {
     name: &'static str,
-    hidden: usize,
-    ffn: usize,
-    vocab: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub vocab: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
 }
 
 const MODELS: [Shape; 2] = [
@@ -91,36 +91,36 @@ impl Selected {
 
 /// What bounds an op, if one thing does.
 #[derive(Clone, Copy)]
-enum Bound {
+pub enum Bound {
     Products,
     Memory,
     Latency,
 }
 
 /// An op at a shape.
-struct Case {
-    op: &'static str,
-    detail: &'static str,
-    rows: usize,
+pub struct Case {
+    pub op: &'static str,
+    pub detail: &'static str,
+    pub rows: usize,
     /// Multiplications and additions.
-    flops: f64,
+    pub flops: f64,
     /// Each operand once.
-    bytes: f64,
-    bound: Bound,
+    pub bytes: f64,
+    pub bound: Bound,
 }
 
 pub struct Bench<L: Clock> {
-    gpu: Gpu<Tape<L>>,
+    pub gpu: Gpu<Tape<L>>,
     cpu: Cpu,
     ceilings: Option<Ceilings>,
-    selected: Selected,
+    pub selected: Selected,
     failed: usize,
 }
 
 type Floats<L> = Buf<Tape<L>, f32>;
 
 /// So many numbers from −scale to scale, another sequence for every seed.
-fn floats(count: usize, scale: f32, seed: u64) -> Vec<f32> {
+pub fn floats(count: usize, scale: f32, seed: u64) -> Vec<f32> {
     let number = |i: usize| {
         let z = (seed << 40 | i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let z = (z ^ z >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -130,7 +130,7 @@ fn floats(count: usize, scale: f32, seed: u64) -> Vec<f32> {
 }
 
 /// The greatest difference, with everything that is not a number as infinite.
-fn worst(got: &[f32], want: &[f32]) -> f64 {
+pub fn worst(got: &[f32], want: &[f32]) -> f64 {
     if got.len() != want.len() {
         return f64::INFINITY;
     }
@@ -201,17 +201,21 @@ impl<L: Clock> Bench<L> {
             self.attention(model)?;
             self.selection(model)?;
             self.layers(model)?;
+            self.lora(model)?;
+            self.nll_bwd(model)?;
+            self.attention_bwd(model)?;
+            self.layers_bwd(model)?;
         }
         Ok(())
     }
 
-    fn wants(&self, op: &str) -> bool {
+    pub fn wants(&self, op: &str) -> bool {
         self.selected.only.is_empty() || self.selected.only.iter().any(|only| only == op)
     }
 
     /// Runs a case, compares, times, and says so. `check` gives the greatest difference from what is
     /// right; more than `allowed` is wrong.
-    fn case(
+    pub fn case(
         &mut self,
         model: Shape,
         case: &Case,
@@ -227,9 +231,10 @@ impl<L: Clock> Bench<L> {
         tape.start();
         run(&self.gpu)?;
         let entries = tape.stop();
-        // SAFETY: all buffers are still there: the caller's, and the backend's own, which change only
-        // when an op asks for more.
+        // SAFETY: all buffers are still there: the caller's, the backend's own, which change only when an
+        // op asks for more, and what the op made for itself, which the tape keeps.
         let times = unsafe { L::time(tape, &entries)? };
+        tape.release();
         self.report(model, case, right, off, entries.len(), times);
         Ok(())
     }
@@ -288,7 +293,7 @@ impl<L: Clock> Bench<L> {
         );
     }
 
-    fn poisoned(&self, len: usize) -> Result<Floats<L>> {
+    pub fn poisoned(&self, len: usize) -> Result<Floats<L>> {
         self.gpu.upload(&vec![f32::NAN; len])
     }
 
@@ -660,6 +665,7 @@ impl<L: Clock> Bench<L> {
                 head_dim: m.head_dim,
                 at: 0,
                 eps: 1e-5,
+                pairing: Pairing::Halves,
             };
             self.case(
                 m,

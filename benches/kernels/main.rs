@@ -6,6 +6,7 @@
 //! Models are `smollm2` and `llama3-8b`, by their shapes: weights are random. Without a CUDA device tiny
 //! shapes are executed by the CPU, as a check of the bench alone.
 
+mod backward;
 mod cases;
 mod clock;
 #[allow(dead_code)]

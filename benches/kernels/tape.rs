@@ -2,15 +2,36 @@
 //! does on the host, and the small tables that it sends, stay out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prefold::Result;
 use prefold::gpu::{Launch, Launcher, Product};
 
-/// A device whose launches are written down between [`Tape::start`] and [`Tape::stop`].
-pub struct Tape<L> {
+/// Memory that was dropped while it may still be used; none: it is given back at once.
+type Attic<M> = Arc<Mutex<Option<Vec<M>>>>;
+
+/// Memory of the device, or the attic's once it is dropped.
+pub struct Kept<M> {
+    /// There until it is dropped.
+    memory: Option<M>,
+    attic: Attic<M>,
+}
+
+impl<M> Drop for Kept<M> {
+    fn drop(&mut self) {
+        let mut attic = self.attic.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = attic.as_mut() {
+            kept.extend(self.memory.take());
+        }
+    }
+}
+
+/// A device whose launches are written down between [`Tape::start`] and [`Tape::stop`]; what memory ops give
+/// back from then on stays until [`Tape::release`].
+pub struct Tape<L: Launcher> {
     pub device: L,
     entries: Mutex<Option<Vec<Launch>>>,
+    attic: Attic<L::Memory>,
     library: AtomicBool,
 }
 
@@ -19,6 +40,7 @@ impl<L: Launcher> Tape<L> {
         Tape {
             device,
             entries: Mutex::new(None),
+            attic: Attic::default(),
             library: AtomicBool::new(true),
         }
     }
@@ -34,6 +56,13 @@ impl<L: Launcher> Tape<L> {
 
     pub fn start(&self) {
         *self.entries() = Some(Vec::new());
+        *self.attic.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// Nothing that was written down will be launched again.
+    pub fn release(&self) {
+        let kept = std::mem::take(&mut *self.attic.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(kept);
     }
 
     pub fn stop(&self) -> Vec<Launch> {
@@ -55,34 +84,47 @@ impl<L: Launcher> Tape<L> {
 }
 
 impl<L: Launcher> Launcher for Tape<L> {
-    type Memory = L::Memory;
+    type Memory = Kept<L::Memory>;
     type Graph = L::Graph;
 
-    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<L::Memory> {
-        self.device.alloc(bytes, zeroed)
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory> {
+        Ok(Kept {
+            memory: Some(self.device.alloc(bytes, zeroed)?),
+            attic: self.attic.clone(),
+        })
     }
 
-    fn address(&self, memory: &L::Memory) -> u64 {
-        self.device.address(memory)
+    fn address(&self, memory: &Self::Memory) -> u64 {
+        let memory = memory.memory.as_ref();
+        memory.map_or(0, |memory| self.device.address(memory))
     }
 
-    fn write(&self, memory: &mut L::Memory, at: usize, from: &[u8]) -> Result<()> {
-        self.device.write(memory, at, from)
+    fn write(&self, memory: &mut Self::Memory, at: usize, from: &[u8]) -> Result<()> {
+        match &mut memory.memory {
+            Some(memory) => self.device.write(memory, at, from),
+            None => Ok(()),
+        }
     }
 
-    fn read(&self, memory: &L::Memory, at: usize, to: &mut [u8]) -> Result<()> {
-        self.device.read(memory, at, to)
+    fn read(&self, memory: &Self::Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        match &memory.memory {
+            Some(memory) => self.device.read(memory, at, to),
+            None => Ok(()),
+        }
     }
 
     fn copy(
         &self,
-        from: &L::Memory,
+        from: &Self::Memory,
         from_at: usize,
-        to: &mut L::Memory,
+        to: &mut Self::Memory,
         to_at: usize,
         bytes: usize,
     ) -> Result<()> {
-        self.device.copy(from, from_at, to, to_at, bytes)
+        match (&from.memory, &mut to.memory) {
+            (Some(from), Some(to)) => self.device.copy(from, from_at, to, to_at, bytes),
+            _ => Ok(()),
+        }
     }
 
     unsafe fn launch(

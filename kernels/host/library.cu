@@ -2,6 +2,7 @@
 #include "../attention.cu"
 #include "../gemm.cu"
 #include "../layer.cu"
+#include "../lora.cu"
 #include "../nll.cu"
 #include "../thin.cu"
 #include "../topk.cu"

@@ -61,14 +61,14 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
   launch(pack, columns, 1, 1, 256, 0,
          PackParams{w.data(), nullptr, packed_w.data(), columns, width, ld, width});
   const size_t shared = TILE_STAGES * 2 * T::SIZE * T::PITCH * sizeof(Element);
-  launch(gemm, 1, 2, 1, TILE_THREADS, shared,
+  launch(gemm, 1, 2, 1, T::THREADS, shared,
          GemmParams{packed_x.data(), packed_w.data(), bias.data(), y.data(), rows, columns, ld, ld, ld, 1});
   const unsigned splits = 2;
   std::vector<NllPart> parts(splits * rows);
   auto logit = floats(rows), out = floats(rows);
   // Both tiles in one block too: copies then run on from one to the next.
   for (unsigned s = 1; s <= splits; s++)
-    launch(nll, 1, s, 1, TILE_THREADS, shared,
+    launch(nll, 1, s, 1, T::THREADS, shared,
            NllParams{packed_x.data(), packed_w.data(), target.data(), parts.data(), logit.data(), rows,
                      columns, ld, s});
   launch("nll_logits", rows, splits, 1, 256, 2048,
@@ -78,7 +78,7 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
   // The last tile's share of the gradients, ragged too.
   const unsigned count = columns - T::SIZE, out_ld = (count + T::PER_COPY - 1) / T::PER_COPY * T::PER_COPY;
   std::vector<Element> gradients(rows * out_ld), turned(columns * T::PER_COPY);
-  launch(backward, 1, 1, 1, TILE_THREADS, shared,
+  launch(backward, 1, 1, 1, T::THREADS, shared,
          NllBwdParams{packed_x.data(), packed_w.data(), target.data(), y.data(), gradients.data(), rows, columns,
                       ld, T::SIZE, count, out_ld});
   launch(turn, 1, (columns + 31) / 32, 1, 256, 32 * 33 * 4,
@@ -136,13 +136,14 @@ void layers() {
   launch("norm_rows", rows, 1, 1, 64, 8,
          NormParams{x.data(), weight.data(), weight.data(), y.data(), width, 1, 1e-5f, 0});
   auto qkv = floats(rows * all * d), angles = floats(rows * d), k = floats((rows + 2) * d), v = k;
-  launch("rotate", rows, 1, 1, 256, 0,
-         RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), nullptr, rows,
-                      heads, kv_heads, d, 2, 1e-5f});
+  for (unsigned interleaved : {0u, 1u})
+    launch("rotate", rows, 1, 1, 256, 0,
+           RotateParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), nullptr, rows,
+                        heads, kv_heads, d, 2, 1e-5f, interleaved, 0});
   const std::vector<uint32_t> places = {4, NOWHERE, 0};
   launch("rotate", rows, 1, 1, 256, 0,
          RotateParams{qkv.data(), nullptr, nullptr, angles.data(), k.data(), v.data(), places.data(), rows,
-                      heads, kv_heads, d, 0, 1e-5f});
+                      heads, kv_heads, d, 0, 1e-5f, 0, 0});
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
@@ -151,14 +152,51 @@ void layers() {
   launch("norm_rows_bwd", rows, 1, 1, 64, 8,
          NormBwdParams{x.data(), weight.data(), dy.data(), dx.data(), width, 1, 1e-5f, 0});
   auto dqkv = qkv;
-  launch("rotate_bwd", rows, 1, 1, 256, 0,
-         RotateBwdParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), dqkv.data(),
-                         rows, heads, kv_heads, d, 2, 1e-5f});
+  for (unsigned interleaved : {0u, 1u})
+    launch("rotate_bwd", rows, 1, 1, 256, 0,
+           RotateBwdParams{qkv.data(), weight.data(), weight.data(), angles.data(), k.data(), v.data(), dqkv.data(),
+                           rows, heads, kv_heads, d, 2, 1e-5f, interleaved, 0});
   launch("swiglu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{gates.data(), dy.data(), dx.data(), rows, width});
   launch("gelu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{x.data(), dy.data(), dx.data(), rows, width});
   launch("dropout", 2, 1, 1, 64, 0, DropoutParams{x.data(), y.data(), rows * width, 1u << 30, 1, 2, 1.3f, 1});
   std::vector<uint16_t> turned(40 * 8);
   launch("turn_bf16", 1, 2, 1, 256, 32 * 33 * 4, TurnParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
+}
+
+template <class T> void low_rank(const char *update, const char *gradient) {
+  using Element = typename T::Element;
+  // Every stage several times over, in both products; ragged, and ranks of two spans in one 16 bytes.
+  const unsigned rows = 35, width = T::STEP * 4 + 8, ranks = 70, outputs = 2 * LORA_TILE + 9;
+  const unsigned low_ld = 72, ld = 72;
+  auto x = floats(rows * width), y = floats(rows * outputs), low = floats(2 * rows * low_ld);
+  std::vector<Element> a(ranks * width), b(outputs * ld);
+  const size_t low_bytes = LORA_ROWS * T::PITCH * sizeof(Element);
+  const size_t stages =
+      LORA_STAGES * (LORA_ROWS * T::X_PITCH * 4 + LORA_TILE * T::PITCH * sizeof(Element));
+  const size_t shared = stages + (72 + T::STEP - 1) / T::STEP * low_bytes;
+  LoraParams params = {x.data(), a.data(), b.data(), y.data(), low.data(),
+                       {{0, width, 0, 66, 0, 2 * LORA_TILE}, {8, 30, 66, 4, 2 * LORA_TILE, 9}, {}},
+                       rows, width, width, ld, outputs, low_ld, 2, LORA_TILE, 0, 1, width, 1u << 30, 1, 2, 1.3f, 1.3f};
+  launch(update, 2, 3, 1, LORA_THREADS, shared, params);
+  // All spans to the same columns.
+  params.together = 1;
+  params.spans[1].first = 0;
+  params.spans[1].count = params.spans[0].count;
+  params.drops = 2;
+  params.run = 2 * LORA_TILE;
+  launch(update, 2, 1, 1, LORA_THREADS, shared, params);
+  params.run = 0;
+  launch(update, 2, 1, 1, LORA_THREADS, stages, params);
+
+  auto da = floats(66 * width), db = floats(5 * 4);
+  const unsigned many = 4 * LORA_ROWS + 3;
+  auto narrow = floats(many * low_ld), wide = floats(many * width);
+  const LoraBwdParams gradients = {
+      {{narrow.data(), wide.data(), da.data(), 66, width, width, 0, width, 0, 1, 0},
+       {narrow.data(), wide.data(), db.data(), 4, width, 4, 7, 5, 1, 0, 0}, {}, {}, {}, {}},
+      many, low_ld, width, 1u << 30, 1, 2, 1.3f, 0};
+  launch(gradient, (width + LORA_WIDE - 1) / LORA_WIDE, 2, 1, LORA_THREADS,
+         LORA_STAGES * LORA_ROWS * (LORA_NARROW_PITCH + LORA_WIDE_PITCH) * 4, gradients);
 }
 
 void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) {
@@ -210,6 +248,8 @@ int main(int argc, char **argv) {
   selection();
   thinning();
   layers();
+  low_rank<LoraF32>("lora_f32", "lora_bwd_f32");
+  low_rank<LoraBf16>("lora_bf16", "lora_bwd_bf16");
   attention("attention_f32_64", 256, 6, 3 * 32 * 7 * 4);
   attention("attention_f32_256", 256, 66, 3 * 32 * 67 * 4);
   attention("attention_bf16_32", 128, 20, 64 * 32 * 12);

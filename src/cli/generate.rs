@@ -148,15 +148,14 @@ pub fn run(args: Args) -> Outcome {
 
 /// The adapter, if it has something of its own to begin with and made the prefix.
 fn beginning(adapter: Adapter, folder: &Path, prefix: &KvPrefix) -> Outcome<Adapter> {
-    let reason = match (adapter.begin(), &prefix.origin().adapter) {
-        (None, _) => "it has no ae_embedding: without --adapter a BOS asks for the text",
-        (_, Some(by)) if by == adapter.id() => return Ok(adapter),
-        _ => "the prefix was not made by it",
-    };
-    Err(Failure::Failed(Error::Input {
-        what: format!("--adapter {}", folder.display()),
-        reason: reason.into(),
-    }))
+    if adapter.begin().is_none() {
+        return Err(Failure::Failed(Error::Input {
+            what: format!("--adapter {}", folder.display()),
+            reason: "it has no ae_embedding: without --adapter a BOS asks for the text".into(),
+        }));
+    }
+    adapter.check_prefix(prefix)?;
+    Ok(adapter)
 }
 
 /// Bytes of tokens on their way to standard output: a character goes out when it is whole.

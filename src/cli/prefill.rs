@@ -9,7 +9,8 @@ use super::failure::Outcome;
 use super::model::{self, Busy};
 use super::soft::{TextArgs, WriteArgs};
 
-/// The K and V of a text by the model itself, as a KV prefix
+/// The K and V of a prompt by the model itself, as a KV prefix; special tokens such as <|im_start|>
+/// are read as such
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -41,6 +42,7 @@ enum KeepByName {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let given = args.text.read()?;
+    args.write.check()?;
     let model = args.model.open()?;
     let source = given.source(&*model.engine, true)?;
     let by = match args.by {

@@ -69,13 +69,13 @@ pub fn run(args: Args) -> Outcome {
         });
         return write_stdout(&format!("{report}\n"));
     }
-    let number = |value: Option<f64>| match value {
-        Some(value) => format!("{value:.4}"),
+    let number = |value: Option<f64>, unit: &str| match value {
+        Some(value) => format!("{value:.4}{unit}"),
         None => "none: the first token has nothing before it".into(),
     };
     write_stdout(&format!(
         "tokens      {tokens}\nmean nll    {}\nperplexity  {}\n",
-        number(mean),
-        number(mean.map(f64::exp)),
+        number(mean, " nats"),
+        number(mean.map(f64::exp), ""),
     ))
 }

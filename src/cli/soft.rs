@@ -8,7 +8,7 @@ use prefold::soft::Source;
 use prefold::{Engine, Error};
 
 use super::failure::{Failure, Outcome};
-use super::files::read_text;
+use super::files::{check_target, read_text};
 
 /// What a decoder reads of memory tokens.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,12 +60,13 @@ impl TextArgs {
 }
 
 impl Given {
-    /// Its token ids; `special` lets the tokenizer put a BOS in front, where it does.
-    pub fn source(self, engine: &dyn Engine, special: bool) -> Outcome<Source> {
+    /// Its token ids. A prompt is read as `generate` reads one: with a BOS in front, where the tokenizer
+    /// puts it, and special tokens by their names. Any other text is text only.
+    pub fn source(self, engine: &dyn Engine, prompt: bool) -> Outcome<Source> {
         Ok(match self {
             Given::Ids(ids) => Source::ids(ids),
             Given::Text(text) => {
-                let ids = engine.tokenizer()?.encode(&text, special, false)?.ids;
+                let ids = engine.tokenizer()?.encode(&text, prompt, prompt)?.ids;
                 Source::text(&text, ids)
             }
         })
@@ -110,6 +111,11 @@ enum KRopeName {
 }
 
 impl WriteArgs {
+    /// Says early what would be wrong in the end.
+    pub fn check(&self) -> Outcome {
+        check_target(&self.output)
+    }
+
     /// Writes the prefix and says so in one line on standard error.
     pub fn write(&self, prefix: KvPrefix, seconds: f64) -> Outcome {
         let dtype = match self.dtype {

@@ -286,6 +286,7 @@ pub fn run(args: Args) -> Outcome {
     let settings = (task != Task::Align).then(|| Settings {
         method,
         max_text_tokens: Some(max_text_tokens),
+        model: Some(weights.fingerprint()),
         ..given.unwrap_or_default()
     });
     let reading = Reading {

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bootstrap::{Interval, interval};
 use crate::error::{Error, Result};
@@ -29,7 +29,17 @@ pub struct Answer {
     /// What it said.
     pub said: String,
     /// By the names of [`Task::metrics`].
+    #[serde(deserialize_with = "null_is_nan")]
     pub scores: BTreeMap<String, f64>,
+}
+
+/// JSON has no NaN: it is written as null.
+fn null_is_nan<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<BTreeMap<String, f64>, D::Error> {
+    let read = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    let values = read.into_iter();
+    Ok(values.map(|(k, v)| (k, v.unwrap_or(f64::NAN))).collect())
 }
 
 /// Something to measure.

@@ -6,9 +6,24 @@ pub const TILE_F32: u32 = 64;
 pub const TILE_K_BF16: u32 = 32;
 pub const TILE_K_F32: u32 = 16;
 pub const TILE_STAGES: u32 = 3;
-pub const TILE_THREADS: u32 = 256;
+pub const TILE_THREADS_BF16: u32 = 128;
+pub const TILE_THREADS_F32: u32 = 256;
 pub const TILE_PITCH_F32: u32 = 20;
 pub const NOWHERE: u32 = 4294967295;
+pub const LORA_SPANS: u32 = 3;
+pub const LORA_ROWS: u32 = 32;
+pub const LORA_TILE: u32 = 128;
+pub const LORA_STEP_BF16: u32 = 64;
+pub const LORA_STEP_F32: u32 = 32;
+pub const LORA_STAGES: u32 = 3;
+pub const LORA_THREADS: u32 = 128;
+pub const LORA_X_PITCH_BF16: u32 = 72;
+pub const LORA_X_PITCH_F32: u32 = 36;
+pub const LORA_PITCH_BF16: u32 = 64;
+pub const LORA_PITCH_F32: u32 = 36;
+pub const LORA_WIDE: u32 = 64;
+pub const LORA_NARROW_PITCH: u32 = 132;
+pub const LORA_WIDE_PITCH: u32 = 68;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct PackParams {
@@ -385,10 +400,12 @@ pub struct RotateParams {
     pub head_dim: u32,
     pub at: u32,
     pub eps: f32,
+    pub interleaved: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 80usize];
+    ["Size of RotateParams"][::std::mem::size_of::<RotateParams>() - 88usize];
     ["Alignment of RotateParams"][::std::mem::align_of::<RotateParams>() - 8usize];
     ["Offset of field: RotateParams::qkv"][::std::mem::offset_of!(RotateParams, qkv) - 0usize];
     ["Offset of field: RotateParams::q_norm"]
@@ -409,6 +426,10 @@ const _: () = {
         [::std::mem::offset_of!(RotateParams, head_dim) - 68usize];
     ["Offset of field: RotateParams::at"][::std::mem::offset_of!(RotateParams, at) - 72usize];
     ["Offset of field: RotateParams::eps"][::std::mem::offset_of!(RotateParams, eps) - 76usize];
+    ["Offset of field: RotateParams::interleaved"]
+        [::std::mem::offset_of!(RotateParams, interleaved) - 80usize];
+    ["Offset of field: RotateParams::unused"]
+        [::std::mem::offset_of!(RotateParams, unused) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -474,10 +495,12 @@ pub struct RotateBwdParams {
     pub head_dim: u32,
     pub at: u32,
     pub eps: f32,
+    pub interleaved: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of RotateBwdParams"][::std::mem::size_of::<RotateBwdParams>() - 80usize];
+    ["Size of RotateBwdParams"][::std::mem::size_of::<RotateBwdParams>() - 88usize];
     ["Alignment of RotateBwdParams"][::std::mem::align_of::<RotateBwdParams>() - 8usize];
     ["Offset of field: RotateBwdParams::qkv"]
         [::std::mem::offset_of!(RotateBwdParams, qkv) - 0usize];
@@ -502,6 +525,10 @@ const _: () = {
     ["Offset of field: RotateBwdParams::at"][::std::mem::offset_of!(RotateBwdParams, at) - 72usize];
     ["Offset of field: RotateBwdParams::eps"]
         [::std::mem::offset_of!(RotateBwdParams, eps) - 76usize];
+    ["Offset of field: RotateBwdParams::interleaved"]
+        [::std::mem::offset_of!(RotateBwdParams, interleaved) - 80usize];
+    ["Offset of field: RotateBwdParams::unused"]
+        [::std::mem::offset_of!(RotateBwdParams, unused) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -555,6 +582,156 @@ const _: () = {
     ["Offset of field: DropoutParams::scale"]
         [::std::mem::offset_of!(DropoutParams, scale) - 32usize];
     ["Offset of field: DropoutParams::add"][::std::mem::offset_of!(DropoutParams, add) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct LoraSpan {
+    pub from: u32,
+    pub width: u32,
+    pub rank: u32,
+    pub ranks: u32,
+    pub first: u32,
+    pub count: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraSpan"][::std::mem::size_of::<LoraSpan>() - 24usize];
+    ["Alignment of LoraSpan"][::std::mem::align_of::<LoraSpan>() - 4usize];
+    ["Offset of field: LoraSpan::from"][::std::mem::offset_of!(LoraSpan, from) - 0usize];
+    ["Offset of field: LoraSpan::width"][::std::mem::offset_of!(LoraSpan, width) - 4usize];
+    ["Offset of field: LoraSpan::rank"][::std::mem::offset_of!(LoraSpan, rank) - 8usize];
+    ["Offset of field: LoraSpan::ranks"][::std::mem::offset_of!(LoraSpan, ranks) - 12usize];
+    ["Offset of field: LoraSpan::first"][::std::mem::offset_of!(LoraSpan, first) - 16usize];
+    ["Offset of field: LoraSpan::count"][::std::mem::offset_of!(LoraSpan, count) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct LoraParams {
+    pub x: u64,
+    pub a: u64,
+    pub b: u64,
+    pub y: u64,
+    pub low: u64,
+    pub spans: [LoraSpan; 3usize],
+    pub rows: u32,
+    pub x_ld: u32,
+    pub a_ld: u32,
+    pub b_ld: u32,
+    pub y_ld: u32,
+    pub low_ld: u32,
+    pub count: u32,
+    pub run: u32,
+    pub together: u32,
+    pub drops: u32,
+    pub width: u32,
+    pub threshold: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub scale: f32,
+    pub kept: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraParams"][::std::mem::size_of::<LoraParams>() - 176usize];
+    ["Alignment of LoraParams"][::std::mem::align_of::<LoraParams>() - 8usize];
+    ["Offset of field: LoraParams::x"][::std::mem::offset_of!(LoraParams, x) - 0usize];
+    ["Offset of field: LoraParams::a"][::std::mem::offset_of!(LoraParams, a) - 8usize];
+    ["Offset of field: LoraParams::b"][::std::mem::offset_of!(LoraParams, b) - 16usize];
+    ["Offset of field: LoraParams::y"][::std::mem::offset_of!(LoraParams, y) - 24usize];
+    ["Offset of field: LoraParams::low"][::std::mem::offset_of!(LoraParams, low) - 32usize];
+    ["Offset of field: LoraParams::spans"][::std::mem::offset_of!(LoraParams, spans) - 40usize];
+    ["Offset of field: LoraParams::rows"][::std::mem::offset_of!(LoraParams, rows) - 112usize];
+    ["Offset of field: LoraParams::x_ld"][::std::mem::offset_of!(LoraParams, x_ld) - 116usize];
+    ["Offset of field: LoraParams::a_ld"][::std::mem::offset_of!(LoraParams, a_ld) - 120usize];
+    ["Offset of field: LoraParams::b_ld"][::std::mem::offset_of!(LoraParams, b_ld) - 124usize];
+    ["Offset of field: LoraParams::y_ld"][::std::mem::offset_of!(LoraParams, y_ld) - 128usize];
+    ["Offset of field: LoraParams::low_ld"][::std::mem::offset_of!(LoraParams, low_ld) - 132usize];
+    ["Offset of field: LoraParams::count"][::std::mem::offset_of!(LoraParams, count) - 136usize];
+    ["Offset of field: LoraParams::run"][::std::mem::offset_of!(LoraParams, run) - 140usize];
+    ["Offset of field: LoraParams::together"]
+        [::std::mem::offset_of!(LoraParams, together) - 144usize];
+    ["Offset of field: LoraParams::drops"][::std::mem::offset_of!(LoraParams, drops) - 148usize];
+    ["Offset of field: LoraParams::width"][::std::mem::offset_of!(LoraParams, width) - 152usize];
+    ["Offset of field: LoraParams::threshold"]
+        [::std::mem::offset_of!(LoraParams, threshold) - 156usize];
+    ["Offset of field: LoraParams::seed_low"]
+        [::std::mem::offset_of!(LoraParams, seed_low) - 160usize];
+    ["Offset of field: LoraParams::seed_high"]
+        [::std::mem::offset_of!(LoraParams, seed_high) - 164usize];
+    ["Offset of field: LoraParams::scale"][::std::mem::offset_of!(LoraParams, scale) - 168usize];
+    ["Offset of field: LoraParams::kept"][::std::mem::offset_of!(LoraParams, kept) - 172usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct LoraGradient {
+    pub narrow: u64,
+    pub wide: u64,
+    pub out: u64,
+    pub ranks: u32,
+    pub wide_ld: u32,
+    pub out_ld: u32,
+    pub first: u32,
+    pub count: u32,
+    pub across: u32,
+    pub drops: u32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraGradient"][::std::mem::size_of::<LoraGradient>() - 56usize];
+    ["Alignment of LoraGradient"][::std::mem::align_of::<LoraGradient>() - 8usize];
+    ["Offset of field: LoraGradient::narrow"]
+        [::std::mem::offset_of!(LoraGradient, narrow) - 0usize];
+    ["Offset of field: LoraGradient::wide"][::std::mem::offset_of!(LoraGradient, wide) - 8usize];
+    ["Offset of field: LoraGradient::out"][::std::mem::offset_of!(LoraGradient, out) - 16usize];
+    ["Offset of field: LoraGradient::ranks"][::std::mem::offset_of!(LoraGradient, ranks) - 24usize];
+    ["Offset of field: LoraGradient::wide_ld"]
+        [::std::mem::offset_of!(LoraGradient, wide_ld) - 28usize];
+    ["Offset of field: LoraGradient::out_ld"]
+        [::std::mem::offset_of!(LoraGradient, out_ld) - 32usize];
+    ["Offset of field: LoraGradient::first"][::std::mem::offset_of!(LoraGradient, first) - 36usize];
+    ["Offset of field: LoraGradient::count"][::std::mem::offset_of!(LoraGradient, count) - 40usize];
+    ["Offset of field: LoraGradient::across"]
+        [::std::mem::offset_of!(LoraGradient, across) - 44usize];
+    ["Offset of field: LoraGradient::drops"][::std::mem::offset_of!(LoraGradient, drops) - 48usize];
+    ["Offset of field: LoraGradient::unused"]
+        [::std::mem::offset_of!(LoraGradient, unused) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct LoraBwdParams {
+    pub gradients: [LoraGradient; 6usize],
+    pub rows: u32,
+    pub narrow_ld: u32,
+    pub width: u32,
+    pub threshold: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub scale: f32,
+    pub unused: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LoraBwdParams"][::std::mem::size_of::<LoraBwdParams>() - 368usize];
+    ["Alignment of LoraBwdParams"][::std::mem::align_of::<LoraBwdParams>() - 8usize];
+    ["Offset of field: LoraBwdParams::gradients"]
+        [::std::mem::offset_of!(LoraBwdParams, gradients) - 0usize];
+    ["Offset of field: LoraBwdParams::rows"]
+        [::std::mem::offset_of!(LoraBwdParams, rows) - 336usize];
+    ["Offset of field: LoraBwdParams::narrow_ld"]
+        [::std::mem::offset_of!(LoraBwdParams, narrow_ld) - 340usize];
+    ["Offset of field: LoraBwdParams::width"]
+        [::std::mem::offset_of!(LoraBwdParams, width) - 344usize];
+    ["Offset of field: LoraBwdParams::threshold"]
+        [::std::mem::offset_of!(LoraBwdParams, threshold) - 348usize];
+    ["Offset of field: LoraBwdParams::seed_low"]
+        [::std::mem::offset_of!(LoraBwdParams, seed_low) - 352usize];
+    ["Offset of field: LoraBwdParams::seed_high"]
+        [::std::mem::offset_of!(LoraBwdParams, seed_high) - 356usize];
+    ["Offset of field: LoraBwdParams::scale"]
+        [::std::mem::offset_of!(LoraBwdParams, scale) - 360usize];
+    ["Offset of field: LoraBwdParams::unused"]
+        [::std::mem::offset_of!(LoraBwdParams, unused) - 364usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

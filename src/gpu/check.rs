@@ -3,8 +3,8 @@
 use super::{Gpu, Launcher, Precision};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Backend, Cpu, Keep, Limits, Linear, Norm, NormKind, Pick, Room, Rotate, Select,
-    Selection, Texts, Thinning,
+    Attention, Backend, Cpu, Keep, Limits, Linear, Norm, NormKind, Pairing, Pick, Room, Rotate,
+    Select, Selection, Texts, Thinning,
 };
 
 const ROWS: usize = 70;
@@ -116,6 +116,7 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
         head_dim: HEAD_DIM,
         at: prefix,
         eps: 1e-5,
+        pairing: Pairing::Halves,
     };
     b.rotate(shape, &mut qkv, None, Some(&angles), &mut k, &mut v)?;
     results.push(("rotate", b.download(&k, 0..(prefix + ROWS) * kv)?));

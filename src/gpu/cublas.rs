@@ -1,7 +1,9 @@
 //! Products by cublasLt, where the machine has it: f32 sums, and an algorithm chosen once per shape.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::hash::Hash;
 
 use cudarc::cublaslt::{result, sys};
 
@@ -14,6 +16,9 @@ use crate::error::{Error, Result};
 const WORKSPACE: usize = 32 << 20;
 /// What every address must be a multiple of: the algorithms are chosen for it.
 const ALIGNED: u64 = 256;
+/// Shapes whose plans are kept for sure: those of a model at some fifty lengths of its input. A plan that is
+/// gone costs its heuristic anew, some ten microseconds.
+const PLANS: usize = 512;
 
 /// cublasLt, or the knowledge that there is none.
 pub(super) struct Products(Option<Library>);
@@ -22,7 +27,7 @@ struct Library {
     handle: sys::cublasLtHandle_t,
     workspace: CudaMemory,
     /// `None`: it has nothing for that shape.
-    plans: HashMap<Shape, Option<Plan>>,
+    plans: Recent<Shape, Option<Plan>>,
 }
 
 // SAFETY: handles and descriptors may be used by any thread that has bound the context, one at a time.
@@ -61,7 +66,7 @@ impl Products {
             let library = Library {
                 handle,
                 workspace: cuda.alloc(WORKSPACE, false).ok()?,
-                plans: HashMap::new(),
+                plans: Recent::new(PLANS),
             };
             Some(library)
         });
@@ -88,10 +93,7 @@ impl Products {
             return None;
         }
         let shape = Shape::of(product);
-        let plan = plans
-            .entry(shape)
-            .or_insert_with(|| Plan::new(*handle, shape))
-            .as_ref()?;
+        let plan = plans.get(shape, || Plan::new(*handle, shape)).as_ref()?;
         if shape.bias && plan.operation.set_bias(product.bias).is_none() {
             return None;
         }
@@ -130,9 +132,45 @@ impl Products {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        self.plans.clear();
+        self.plans = Recent::new(0);
         // SAFETY: created by `open`, and not used after.
         let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// The values of the keys that were asked for last: at least `size` of them, at most twice as many.
+struct Recent<K, V> {
+    size: usize,
+    now: HashMap<K, V>,
+    /// What `now` was when it was full.
+    before: HashMap<K, V>,
+}
+
+impl<K: Eq + Hash, V> Recent<K, V> {
+    fn new(size: usize) -> Self {
+        Recent {
+            size,
+            now: HashMap::new(),
+            before: HashMap::new(),
+        }
+    }
+
+    fn get(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
+        if self.now.len() >= self.size && !self.now.contains_key(&key) {
+            // What nobody asks for until it is full again is forgotten then.
+            let found = self.before.remove(&key);
+            self.before = std::mem::take(&mut self.now);
+            if let Some(value) = found {
+                return self.now.entry(key).or_insert(value);
+            }
+        }
+        match self.now.entry(key) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(free) => {
+                let value = self.before.remove(free.key()).unwrap_or_else(make);
+                free.insert(value)
+            }
+        }
     }
 }
 
@@ -265,5 +303,36 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: created by `new`, and not used after.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Recent;
+
+    #[test]
+    fn what_was_asked_for_last_is_kept() {
+        let mut recent = Recent::new(4);
+        let mut made = Vec::new();
+        let mut ask = |key: u32| {
+            let value = *recent.get(key, || {
+                made.push(key);
+                key * 10
+            });
+            assert_eq!(value, key * 10);
+            assert!(recent.now.len() <= 4 && recent.before.len() <= 4);
+        };
+        // 1 is asked for again and again, and 100 others in between.
+        for key in 2..102 {
+            ask(1);
+            ask(key);
+        }
+        // The last four are there; the first are not.
+        for key in [98, 99, 100, 101, 1, 2] {
+            ask(key);
+        }
+        let mut want: Vec<u32> = (1..102).collect();
+        want.push(2);
+        assert_eq!(made, want);
     }
 }

@@ -22,17 +22,20 @@ pub(super) struct Tile {
     pub size: usize,
     /// Bytes of shared memory.
     pub shared: usize,
+    /// Of a block.
+    pub threads: u32,
 }
 
 impl Tile {
     pub(super) fn of(precision: Precision) -> Self {
-        let (size, pitch) = match precision {
-            Precision::Bf16 => (abi::TILE_BF16, abi::TILE_K_BF16),
-            Precision::F32 => (abi::TILE_F32, abi::TILE_PITCH_F32),
+        let (size, pitch, threads) = match precision {
+            Precision::Bf16 => (abi::TILE_BF16, abi::TILE_K_BF16, abi::TILE_THREADS_BF16),
+            Precision::F32 => (abi::TILE_F32, abi::TILE_PITCH_F32, abi::TILE_THREADS_F32),
         };
         Tile {
             size: size as usize,
             shared: (abi::TILE_STAGES * 2 * size * pitch) as usize * precision.bytes(),
+            threads,
         }
     }
 }
@@ -302,7 +305,7 @@ impl<L: Launcher> Gpu<L> {
             Precision::F32 => "gemm_f32",
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params) }
+        unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params) }
     }
 
     /// # Safety

@@ -8,7 +8,7 @@ use super::gemm::Matrix;
 use super::{Buf, Gpu, Launcher, Precision, size};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
-use crate::ops::layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
+use crate::ops::layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 
 const THREADS: u32 = 256;
 
@@ -70,6 +70,7 @@ impl<L: Launcher> Gpu<L> {
             head_dim,
             at,
             eps,
+            pairing,
         } = shape;
         let all = heads + 2 * kv_heads;
         if !head_dim.is_multiple_of(2) {
@@ -101,6 +102,8 @@ impl<L: Launcher> Gpu<L> {
             head_dim: size("rotate", head_dim)?,
             at: size("rotate", at)?,
             eps,
+            interleaved: u32::from(pairing == Pairing::Interleaved),
+            unused: 0,
         };
         let warps = size("rotate", rows * all)? as usize;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
@@ -261,6 +264,7 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             head_dim,
             at,
             eps,
+            pairing,
         } = shape;
         let op = "rotate_bwd";
         let all = heads + 2 * kv_heads;
@@ -290,6 +294,8 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             head_dim: size(op, head_dim)?,
             at: size(op, at)?,
             eps,
+            interleaved: u32::from(pairing == Pairing::Interleaved),
+            unused: 0,
         };
         let warps = size(op, rows * all)? as usize;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];

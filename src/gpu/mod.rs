@@ -19,6 +19,7 @@ mod emu;
 mod gemm;
 mod launch;
 mod layer;
+mod lora;
 mod nll;
 mod tape;
 mod thin;

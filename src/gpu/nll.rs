@@ -1,7 +1,7 @@
 //! Negative log-likelihoods by `kernels/nll.cu`.
 
 use super::abi::{
-    self, NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
+    NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
 };
 use super::gemm::{Matrix, Tile};
 use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
@@ -101,7 +101,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
                 let grid = [rows.div_ceil(tile.size), inner.div_ceil(tile.size), 1];
                 // SAFETY: both operands have rows of `ld` elements, targets were checked, and the
                 // block has room for `rows` rows of `inner`.
-                unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params)? };
+                unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
                 let from = (first * self.precision.bytes()) as u64;
                 let across = across.operand(self);
                 let product = Product {
@@ -275,7 +275,7 @@ impl<L: Launcher> Gpu<L> {
         let grid = [row_tiles, splits, 1];
         // SAFETY: the caller's promise of the targets; both operands have rows of `ld` elements, and
         // parts and logits were made for these rows and splits.
-        unsafe { self.launch(kernel, grid, abi::TILE_THREADS, tile.shared, &params)? };
+        unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
         // SAFETY: the caller's promise of the output.
         unsafe { self.merge([parts, logit, out, lse], rows, splits)? };
         Ok(Operand { at: operand, ld })

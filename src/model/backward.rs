@@ -11,7 +11,8 @@ use super::decoder::{Layer, Model, NormWeights};
 use super::trained::{Pair, Trained};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attended, Attention, Backend, Dropout, Linear, Norm, NormKind, Outer, Pick, Rotate, Span,
+    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Norm, NormKind,
+    Pairing, Pick, Rotate,
 };
 use crate::rope;
 
@@ -254,6 +255,7 @@ impl<'m, B: Backend> Backward<'m, B> {
             head_dim: c.head_dim,
             at,
             eps: c.norm_eps,
+            pairing: Pairing::Halves,
         }
     }
 
@@ -384,15 +386,20 @@ impl<'m, B: Backend> Backward<'m, B> {
         Ok([k?, v?])
     }
 
-    /// Which of the adapter's inputs are dropped: the same in the forward and in the backward.
-    fn dropout(&self, pass: &Pass<'_, B>, i: usize, group: usize, len: usize) -> Option<Dropout> {
-        let (rate, seed) = pass.dropout?;
-        Some(Dropout {
-            len,
-            rate,
-            seed: seed ^ ((4 * i + group + 1) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            add: false,
-        })
+    /// The adapter's update of a projection. Which of its inputs are dropped is the same in the forward
+    /// and in the backward.
+    fn update<'a>(
+        &self,
+        pass: &Pass<'_, B>,
+        i: usize,
+        group: usize,
+        pair: &'a Pair<B>,
+    ) -> LoraUpdate<'a> {
+        let number = (4 * i + group + 1) as u64;
+        let dropout = pass
+            .dropout
+            .map(|(rate, seed)| (rate, seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        pair.low.update(pass.lengths.iter().sum(), dropout)
     }
 
     /// Adds what the adapter adds to a projection of `x`.
@@ -407,46 +414,9 @@ impl<'m, B: Backend> Backward<'m, B> {
         let Some(pair) = pass.lora.and_then(|lora| lora.pair(i, group)) else {
             return Ok(());
         };
-        let (low, _) = self.narrow(pass, i, group, pair, x)?;
-        let shape = Linear {
-            rows: pass.lengths.iter().sum(),
-            inputs: pair.low.rank,
-            outputs: pair.low.outputs,
-            add: true,
-        };
-        self.model.backend.linear(shape, &low, &pair.low.b, None, y)
-    }
-
-    /// What stands between the adapter's factors, and their input after dropout if there is one.
-    fn narrow<'p>(
-        &'p self,
-        pass: &Pass<'_, B>,
-        i: usize,
-        group: usize,
-        pair: &Pair<B>,
-        x: &B::Buf<f32>,
-    ) -> Result<(Lent<'p, B>, Option<Lent<'p, B>>)> {
-        let b = &self.model.backend;
-        let rows: usize = pass.lengths.iter().sum();
-        let len = rows * pair.low.inputs;
-        let dropped = match self.dropout(pass, i, group, len) {
-            Some(shape) => {
-                let mut out = self.take(len)?;
-                b.dropout(shape, x, &mut out)?;
-                Some(out)
-            }
-            None => None,
-        };
-        let shape = Linear {
-            rows,
-            inputs: pair.low.inputs,
-            outputs: pair.low.rank,
-            add: false,
-        };
-        let mut low = self.take(rows * pair.low.rank)?;
-        let from = dropped.as_deref().unwrap_or(x);
-        b.linear(shape, from, &pair.low.a, None, &mut low)?;
-        Ok((low, dropped))
+        let update = self.update(pass, i, group, pair);
+        let low = &pair.low;
+        self.model.backend.lora(&update, x, &low.a, &low.b, y)
     }
 
     /// The adapter's gradients for a projection of `x` whose output has the gradient `dy`, and what
@@ -465,73 +435,39 @@ impl<'m, B: Backend> Backward<'m, B> {
         let Some(pair) = pass.lora.and_then(|lora| lora.pair(i, group)) else {
             return Ok(());
         };
-        let b = &self.model.backend;
-        let rows: usize = pass.lengths.iter().sum();
-        let (inputs, outputs, rank) = (pair.low.inputs, pair.low.outputs, pair.low.rank);
-        let (low, dropped) = self.narrow(pass, i, group, pair, x)?;
-        let mut dlow = self.take(rows * rank)?;
-        let shape = Linear {
-            rows,
-            inputs: outputs,
-            outputs: rank,
-            add: false,
-        };
-        b.linear(shape, dy, &pair.across[1], None, &mut dlow)?;
+        let update = self.update(pass, i, group, pair);
         // Q, the first rows of the first group, is not read where the pass ends with K and V.
         let unread = group == 0 && self.ends(pass, i);
-        for part in &pair.parts {
-            if unread && part.row == 0 {
-                continue;
+        let take = |part: &LoraPart| -> Result<Option<[Lent<'p, B>; 2]>> {
+            if unread && part.output == 0 {
+                return Ok(None);
             }
-            let between = Span {
-                stride: rank,
-                first: part.column,
-                width: part.rank,
-            };
-            let out = Span {
-                stride: outputs,
-                first: part.row,
-                width: part.outputs,
-            };
-            let mut da = self.take(part.rank * inputs)?;
-            let shape = Outer {
-                rows,
-                left: between,
-                right: Span::all(inputs),
-            };
-            b.outer(shape, &dlow, dropped.as_deref().unwrap_or(x), &mut da)?;
-            let mut db = self.take(part.outputs * part.rank)?;
-            b.outer(
-                Outer {
-                    rows,
-                    left: out,
-                    right: between,
-                },
-                dy,
-                &low,
-                &mut db,
-            )?;
-            found.push((part.names[0], da));
-            found.push((part.names[1], db));
-        }
-        let Some(dx) = dx else {
-            return Ok(());
+            let da = self.take(part.ranks * update.inputs)?;
+            Ok(Some([da, self.take(part.outputs * part.ranks)?]))
         };
-        let wide = Linear {
-            rows,
-            inputs: rank,
-            outputs: inputs,
-            add: true,
+        let mut lent = update
+            .parts
+            .iter()
+            .map(take)
+            .collect::<Result<Vec<Option<[Lent<'p, B>; 2]>>>>()?;
+        let mut gradients: Vec<Option<[&mut B::Buf<f32>; 2]>> = lent
+            .iter_mut()
+            .map(|pair| pair.as_mut().map(|[da, db]| [&mut **da, &mut **db]))
+            .collect();
+        let factors = LoraFactors {
+            a: &pair.low.a,
+            a_across: &pair.across[0],
+            b_across: &pair.across[1],
         };
-        match self.dropout(pass, i, group, rows * inputs) {
-            None => b.linear(wide, &dlow, &pair.across[0], None, dx),
-            Some(shape) => {
-                let mut whole = self.take(rows * inputs)?;
-                let wide = Linear { add: false, ..wide };
-                b.linear(wide, &dlow, &pair.across[0], None, &mut whole)?;
-                b.dropout(Dropout { add: true, ..shape }, &whole, dx)
-            }
+        let b = &self.model.backend;
+        b.lora_bwd(&update, &factors, x, dy, dx, &mut gradients)?;
+        for (lent, names) in lent.into_iter().zip(&pair.names) {
+            found.extend(
+                lent.into_iter()
+                    .flat_map(|pair| names.iter().copied().zip(pair)),
+            );
         }
+        Ok(())
     }
 
     /// Nll of picks from the last hidden states, and the gradient of their sum with respect to these.

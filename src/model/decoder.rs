@@ -10,7 +10,7 @@ use crate::model::config::{Config, Family};
 use crate::model::kv::Kv;
 use crate::model::lora::{LayerLora, Lora, LowRank};
 use crate::model::weights::Weights;
-use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pick, Rotate};
+use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate};
 use crate::rope;
 
 pub(in crate::model) use round::Round;
@@ -295,13 +295,9 @@ impl<B: Backend> Model<B> {
         };
         self.enter(input, &positions, scratch)?;
         let attention = self.attention(prefix, lengths);
-        let mut low = match lora {
-            Some(lora) => self.backend.zeros(rows * lora.widest())?,
-            None => self.backend.zeros(0)?,
-        };
         for (i, layer) in self.layers.iter().enumerate() {
             let lora = lora.map(|lora| lora.layer(i)).unwrap_or_default();
-            self.layer(layer, lora, rows, scratch, &mut low, estimate, &mut |s| {
+            self.layer(layer, lora, rows, scratch, estimate, &mut |s| {
                 let Scratch {
                     qkv,
                     angles,
@@ -366,7 +362,6 @@ impl<B: Backend> Model<B> {
         lora: LayerLora<'_, B>,
         rows: usize,
         s: &mut Scratch<B>,
-        low: &mut B::Buf<f32>,
         estimate: bool,
         attend: &mut dyn FnMut(&mut Scratch<B>) -> Result<()>,
     ) -> Result<()> {
@@ -377,20 +372,20 @@ impl<B: Backend> Model<B> {
         let (b, c) = (&self.backend, &self.config);
         self.norm(&layer.attention_norm, rows, &s.x, &mut s.h)?;
         project(self, &layer.qkv, rows, &s.h, false, &mut s.qkv)?;
-        self.adapt(lora.qkv, rows, &s.h, low, &mut s.qkv)?;
+        self.adapt(lora.qkv, rows, &s.h, &mut s.qkv)?;
         attend(s)?;
         project(self, &layer.output, rows, &s.attention, true, &mut s.x)?;
-        self.adapt(lora.output, rows, &s.attention, low, &mut s.x)?;
+        self.adapt(lora.output, rows, &s.attention, &mut s.x)?;
         self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
         project(self, &layer.up, rows, &s.h, false, &mut s.up)?;
-        self.adapt(lora.up, rows, &s.h, low, &mut s.up)?;
+        self.adapt(lora.up, rows, &s.h, &mut s.up)?;
         if c.family == Family::Gpt2 {
             b.gelu(rows * c.ffn, &s.up, &mut s.inner)?;
         } else {
             b.swiglu(rows, c.ffn, &s.up, &mut s.inner)?;
         }
         project(self, &layer.down, rows, &s.inner, true, &mut s.x)?;
-        self.adapt(lora.down, rows, &s.inner, low, &mut s.x)
+        self.adapt(lora.down, rows, &s.inner, &mut s.x)
     }
 
     /// Rotates q and k, puts k and v into the cache, and attends.
@@ -413,6 +408,7 @@ impl<B: Backend> Model<B> {
             head_dim: c.head_dim,
             at: attention.at,
             eps: c.norm_eps,
+            pairing: Pairing::Halves,
         };
         let qk_norm = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
         let angles = self.frequencies.is_some().then_some(angles);
@@ -420,33 +416,19 @@ impl<B: Backend> Model<B> {
         self.backend.attention(attention, qkv, k, v, out)
     }
 
-    /// Adds what an adapter adds to a projection of `x`, if it does; `low` holds what is between its
-    /// two factors.
+    /// Adds what an adapter adds to a projection of `x`, if it does.
     fn adapt(
         &self,
         adapter: Option<&LowRank<B>>,
         rows: usize,
         x: &B::Buf<f32>,
-        low: &mut B::Buf<f32>,
         y: &mut B::Buf<f32>,
     ) -> Result<()> {
         let Some(adapter) = adapter else {
             return Ok(());
         };
-        let down = Linear {
-            rows,
-            inputs: adapter.inputs,
-            outputs: adapter.rank,
-            add: false,
-        };
-        let up = Linear {
-            rows,
-            inputs: adapter.rank,
-            outputs: adapter.outputs,
-            add: true,
-        };
-        self.backend.linear(down, x, &adapter.a, None, low)?;
-        self.backend.linear(up, low, &adapter.b, None, y)
+        let update = adapter.update(rows, None);
+        self.backend.lora(&update, x, &adapter.a, &adapter.b, y)
     }
 
     pub(super) fn norm(

@@ -15,7 +15,7 @@ use super::config::{Config, Family};
 use super::mapped::{RawTensor, one_line, read_json};
 use super::{quant, safetensors};
 use crate::error::{Error, Result};
-use crate::ops::Backend;
+use crate::ops::{Backend, LoraPart, LoraUpdate};
 
 /// A projection that an adapter may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -321,8 +321,15 @@ impl LoraWeights {
         let mut a = Vec::with_capacity(rank * inputs);
         let mut b = vec![0.0; outputs * rank];
         let (mut row, mut column) = (0, 0);
+        let mut parts = Vec::new();
         for target in targets {
             if let Some(part) = factors.get(target) {
+                parts.push(LoraPart {
+                    rank: column,
+                    ranks: part.rank,
+                    output: row,
+                    outputs: target.shape(config).0,
+                });
                 a.extend_from_slice(&part.a);
                 let rows = b[row * rank..].chunks_exact_mut(rank);
                 for (to, from) in rows.zip(part.b.chunks_exact(part.rank)) {
@@ -338,6 +345,7 @@ impl LoraWeights {
             rank,
             a: backend.matrix(rank, inputs, &a)?,
             b: backend.matrix(outputs, rank, &b)?,
+            parts,
         }))
     }
 }
@@ -433,6 +441,22 @@ pub(crate) struct LowRank<B: Backend> {
     pub a: B::Matrix,
     /// `[outputs, rank]`.
     pub b: B::Matrix,
+    /// The projections.
+    pub parts: Vec<LoraPart>,
+}
+
+impl<B: Backend> LowRank<B> {
+    /// The update's shape for so many rows, with a dropout if there is one.
+    pub fn update(&self, rows: usize, dropout: Option<(f32, u64)>) -> LoraUpdate<'_> {
+        LoraUpdate {
+            rows,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            ranks: self.rank,
+            parts: &self.parts,
+            dropout,
+        }
+    }
 }
 
 /// What an adapter adds to the projections of one layer.
@@ -488,11 +512,5 @@ impl<B: Backend> Lora<B> {
             up: up.as_ref(),
             down: down.as_ref(),
         }
-    }
-
-    /// The greatest rank.
-    pub(crate) fn widest(&self) -> usize {
-        let ranks = self.layers.iter().flatten().flatten().map(|pair| pair.rank);
-        ranks.max().unwrap_or(0)
     }
 }

@@ -91,7 +91,7 @@ impl<B: Backend> Adapted<'_, B> {
             Some(i) if self.lora.is_none() => Ok(kept.remove(i)),
             _ => {
                 drop(kept);
-                self.model.round(need, self.lora)
+                self.model.round(need)
             }
         }
     }

@@ -31,20 +31,8 @@ pub(crate) struct Pair<B: Backend> {
     pub low: LowRank<B>,
     /// A and B the other way round.
     pub across: [B::Matrix; 2],
-    pub parts: Vec<Part>,
-}
-
-/// Where one projection lies in a pair.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Part {
-    /// What the caller calls A and B.
-    pub names: [usize; 2],
-    /// Its columns between the factors: the first and how many.
-    pub column: usize,
-    pub rank: usize,
-    /// Its columns of the pair's output: the first and how many.
-    pub row: usize,
-    pub outputs: usize,
+    /// What the caller calls A and B of each part.
+    pub names: Vec<[usize; 2]>,
 }
 
 impl<B: Backend> Trained<B> {
@@ -61,29 +49,14 @@ impl<B: Backend> Trained<B> {
             let Some(low) = weights.join(backend, config, layer, targets)? else {
                 return Ok(None);
             };
-            let (mut column, mut row) = (0, 0);
-            let mut parts = Vec::new();
-            for &target in targets {
-                let outputs = target.shape(config).0;
-                let found = factors
-                    .iter()
-                    .find(|f| (f.layer, f.target) == (layer, target));
-                if let Some(factor) = found {
-                    parts.push(Part {
-                        names: factor.names,
-                        column,
-                        rank: factor.rank,
-                        row,
-                        outputs,
-                    });
-                    column += factor.rank;
-                }
-                row += outputs;
-            }
+            let of = |target: &Target| {
+                let mut factors = factors.iter();
+                factors.find(|f| (f.layer, f.target) == (layer, *target))
+            };
             Ok(Some(Pair {
                 across: [backend.transposed(&low.a)?, backend.transposed(&low.b)?],
                 low,
-                parts,
+                names: targets.iter().filter_map(of).map(|f| f.names).collect(),
             }))
         };
         let layer = |layer| -> Result<[Option<Pair<B>>; 4]> {

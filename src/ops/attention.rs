@@ -388,32 +388,11 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
             let bounds = S::as_simd_f32s(limits).0.as_chunks::<N>().0;
             let (maxima, sums) = softmax(s, seen, bounds[0], bounds[1], scores);
             let outputs = S::as_mut_simd_f32s(result).0.as_chunks_mut::<N>().0;
-            let mut column = 0;
-            while column < d {
-                // The last tile may overlap the one before.
-                let count = M.min(d);
-                let start = column.min(d - count);
-                let mut products = [[s.splat_f32s(0.0); N]; M];
-                for segment in segments {
-                    if segment.len == 0 {
-                        continue;
-                    }
-                    let left = Columns {
-                        data: cache.at(v, segment.row, start),
-                        stride: cache.stride,
-                        count,
-                    };
-                    let scores = &scores[segment.first..][..segment.len];
-                    multiply(s, left, scores, &mut products);
+            weighted::<S, N, M>(s, v, cache, segments, scores, outputs);
+            for output in &mut *outputs {
+                for j in 0..N {
+                    output[j] = s.div_f32s(output[j], sums[j]);
                 }
-                for i in 0..M {
-                    if i < count {
-                        for j in 0..N {
-                            outputs[start + i][j] = s.div_f32s(products[i][j], sums[j]);
-                        }
-                    }
-                }
-                column += M;
             }
             let (maxima, sums): (&[f32], &[f32]) =
                 (bytemuck::cast_slice(&maxima), bytemuck::cast_slice(&sums));
@@ -564,6 +543,43 @@ fn scores_of<S: Simd, const N: usize, const M: usize>(
             }
         }
         top += M;
+    }
+}
+
+/// `out[column][query] = Σ rows[key][column] · weights[key][query]` over the keys of both segments.
+#[inline(always)]
+fn weighted<S: Simd, const N: usize, const M: usize>(
+    s: S,
+    rows: &[f32],
+    cache: CacheHead,
+    segments: [Segment; 2],
+    weights: &[[S::f32s; N]],
+    out: &mut [[S::f32s; N]],
+) {
+    let mut column = 0;
+    while column < cache.d {
+        // The last tile may overlap the one before.
+        let count = M.min(cache.d);
+        let start = column.min(cache.d - count);
+        let mut sums = [[s.splat_f32s(0.0); N]; M];
+        for segment in segments {
+            if segment.len == 0 {
+                continue;
+            }
+            let left = Columns {
+                data: cache.at(rows, segment.row, start),
+                stride: cache.stride,
+                count,
+            };
+            let weights = &weights[segment.first..][..segment.len];
+            multiply(s, left, weights, &mut sums);
+        }
+        for i in 0..M {
+            if i < count {
+                out[start + i] = sums[i];
+            }
+        }
+        column += M;
     }
 }
 

@@ -32,6 +32,21 @@ pub struct Norm {
     pub kind: NormKind,
 }
 
+/// Which elements of a head are turned together by its `i`-th angle.
+///
+/// Both give the same scores where the weights of q and k stand in the order that they were trained with.
+/// Hugging Face's models pair halves; GGUF files of the Llama family hold q and k for interleaved pairs,
+/// which are brought to halves when they are loaded, as K of a cache and of a prefix is in halves too: the
+/// decoder asks for halves only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pairing {
+    /// `i` and `i + head_dim / 2`.
+    #[default]
+    Halves,
+    /// `2i` and `2i + 1`.
+    Interleaved,
+}
+
 /// Shape of [`LayerOp::rotate`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rotate {
@@ -47,6 +62,8 @@ pub struct Rotate {
     pub at: usize,
     /// Epsilon of the norm over each head of q and k.
     pub eps: f32,
+    /// What the angles turn.
+    pub pairing: Pairing,
 }
 
 /// The ops between the products.
@@ -72,9 +89,9 @@ pub trait LayerOp: GemmOp {
 
     /// Makes `qkv`, rows of `[heads + kv_heads + kv_heads, head_dim]`, ready for attention:
     /// `norms` are the weights of an RMSNorm over each head of q and of k (Qwen3); then q and k are
-    /// rotated by `angles`, for each row `head_dim / 2` cosines and as many sines, halves of a head
-    /// paired as Hugging Face pairs them; then k and v go to rows `at..` of the cache, whose rows
-    /// are `[kv_heads, head_dim]`.
+    /// rotated by `angles`, for each row `head_dim / 2` cosines and as many sines (in which any stretch of
+    /// the frequencies is), of pairs as the shape says; then k and v go to rows `at..` of the cache, whose
+    /// rows are `[kv_heads, head_dim]`.
     fn rotate(
         &self,
         shape: Rotate,
@@ -512,7 +529,7 @@ simd_fn! {
             let rotated = &mut dqkv[..q_end + kv];
             if let Some(angles) = angles {
                 let (cos, sin) = angles[row * d..][..d].split_at(d / 2);
-                rotate_heads_back(cos, sin, rotated);
+                rotate_heads::<true>(shape.pairing, cos, sin, rotated);
             }
             if let Some([q_norm, k_norm]) = tables.norms {
                 let (q, k) = qkv[row * stride..][..q_end + kv].split_at(q_end);
@@ -531,20 +548,6 @@ fn norm_heads_bwd<S: Simd>(s: S, eps: f32, weight: &[f32], heads: &[f32], dheads
         let g = normed(s, NormKind::Rms, eps, x, weight, dy);
         for ((dy, &x), &w) in dy.iter_mut().zip(x).zip(weight) {
             *dy = *dy * w * g.scale - x * g.pull;
-        }
-    }
-}
-
-/// The other way round than `rotate_heads`.
-#[inline(always)]
-fn rotate_heads_back(cos: &[f32], sin: &[f32], heads: &mut [f32]) {
-    let half = cos.len();
-    for head in heads.chunks_exact_mut(2 * half) {
-        let (low, high) = head.split_at_mut(half);
-        for i in 0..half {
-            let (a, b) = (low[i], high[i]);
-            low[i] = a * cos[i] + b * sin[i];
-            high[i] = b * cos[i] - a * sin[i];
         }
     }
 }
@@ -691,8 +694,8 @@ simd_fn! {
             }
             if let Some(angles) = angles {
                 let (cos, sin) = angles[row * d..][..d].split_at(d / 2);
-                rotate_heads(cos, sin, q);
-                rotate_heads(cos, sin, k);
+                rotate_heads::<false>(shape.pairing, cos, sin, q);
+                rotate_heads::<false>(shape.pairing, cos, sin, k);
             }
             k_out[row * kv..][..kv].copy_from_slice(k);
             v_out[row * kv..][..kv].copy_from_slice(v);
@@ -710,15 +713,28 @@ fn norm_heads<S: Simd>(s: S, eps: f32, weight: &[f32], heads: &mut [f32]) {
     }
 }
 
+/// Turns pairs by the angles, or back.
 #[inline(always)]
-fn rotate_heads(cos: &[f32], sin: &[f32], heads: &mut [f32]) {
+fn rotate_heads<const BACK: bool>(pairing: Pairing, cos: &[f32], sin: &[f32], heads: &mut [f32]) {
     let half = cos.len();
+    let turned = |a: f32, b: f32, cos: f32, sin: f32| match BACK {
+        false => [a * cos - b * sin, b * cos + a * sin],
+        true => [a * cos + b * sin, b * cos - a * sin],
+    };
     for head in heads.chunks_exact_mut(2 * half) {
-        let (low, high) = head.split_at_mut(half);
-        for i in 0..half {
-            let (a, b) = (low[i], high[i]);
-            low[i] = a * cos[i] - b * sin[i];
-            high[i] = b * cos[i] + a * sin[i];
+        match pairing {
+            Pairing::Halves => {
+                let (low, high) = head.split_at_mut(half);
+                for i in 0..half {
+                    [low[i], high[i]] = turned(low[i], high[i], cos[i], sin[i]);
+                }
+            }
+            Pairing::Interleaved => {
+                let pairs = head.as_chunks_mut::<2>().0;
+                for (pair, (&cos, &sin)) in pairs.iter_mut().zip(cos.iter().zip(sin)) {
+                    *pair = turned(pair[0], pair[1], cos, sin);
+                }
+            }
         }
     }
 }

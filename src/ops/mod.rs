@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod gemm;
 mod gemm_int;
 pub mod layer;
+pub mod lora;
 pub mod nll;
 mod simd;
 pub mod storage;
@@ -26,16 +27,17 @@ pub mod topk;
 pub use attention::{Attended, Attention, AttentionOp};
 pub use cpu::Cpu;
 pub use gemm::{GemmOp, Linear, Outer, Span};
-pub use layer::{Dropout, LayerOp, Norm, NormKind, Rotate};
+pub use layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
+pub use lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
 pub use nll::{NllOp, Pick};
 pub use storage::{Elem, Storage};
 pub use thin::{Limits, Room, Staged, Texts, ThinOp, Thinned, Thinning};
 pub use topk::{Keep, Select, Selection, TopKOp};
 
 /// A device that has every op: a missing one is a compile error, and two devices cannot be mixed.
-pub trait Backend: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp + ThinOp {}
+pub trait Backend: GemmOp + LayerOp + LoraOp + AttentionOp + NllOp + TopKOp + ThinOp {}
 
-impl<B: GemmOp + LayerOp + AttentionOp + NllOp + TopKOp + ThinOp> Backend for B {}
+impl<B: GemmOp + LayerOp + LoraOp + AttentionOp + NllOp + TopKOp + ThinOp> Backend for B {}
 
 /// The error for an operand of the wrong length.
 pub(crate) fn expect_len(

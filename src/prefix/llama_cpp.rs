@@ -199,15 +199,15 @@ impl Slot {
     /// that are left of it, the ids are what the text had, or `placeholder`.
     ///
     /// # Errors
-    /// [`Error::Input`] for a value beyond the range of the cache's element type;
-    /// [`Error::Unsupported`] for GPT-2, whose order of K no server has confirmed.
+    /// [`Error::Input`] for a value beyond the range of the cache's element type, or a placeholder
+    /// beyond all ids;
+    /// [`Error::Unsupported`] for a family whose order of K is not known.
     pub fn new(prefix: &KvPrefix, layout: &Layout, placeholder: u32) -> Result<Self> {
         check_version(layout.version)?;
-        if prefix.origin().model.architecture == "gpt2" {
-            return Err(Error::Unsupported {
-                what: "a prefix of gpt2 for llama.cpp".into(),
-                have: "those of llama, qwen2 and qwen3".into(),
-            });
+        let interleaved = interleaved(&prefix.origin().model.architecture)?;
+        if i32::try_from(placeholder).is_err() {
+            let reason = format!("{placeholder} is no token id");
+            return Err(Error::input("placeholder", reason));
         }
         let prefix = prefix.clone().with_k_rope(KRope::Applied)?;
         let s = prefix.shape();
@@ -247,7 +247,7 @@ impl Slot {
                 out.u32(0);
                 out.u32(0);
             }
-            out.tensors(&prefix, layout)?;
+            out.tensors(&prefix, layout, interleaved)?;
         }
         Ok(Slot {
             bytes: out.0,
@@ -262,6 +262,21 @@ impl Slot {
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
         write_whole(path, &self.bytes)
+    }
+}
+
+/// Whether llama.cpp keeps K of a family in interleaved pairs, and not half a head apart.
+fn interleaved(architecture: &str) -> Result<bool> {
+    match architecture {
+        "llama" => Ok(true),
+        "qwen2" | "qwen3" | "gpt2" => Ok(false),
+        other => Err(Error::Unsupported {
+            what: format!(
+                "a prefix of {} for llama.cpp",
+                other.replace(char::is_control, " ")
+            ),
+            have: "those of llama, qwen2, qwen3 and gpt2".into(),
+        }),
     }
 }
 
@@ -293,11 +308,9 @@ impl Writer {
         self.0.extend(value.to_le_bytes());
     }
 
-    fn tensors(&mut self, prefix: &KvPrefix, layout: &Layout) -> Result<()> {
+    fn tensors(&mut self, prefix: &KvPrefix, layout: &Layout, interleaved: bool) -> Result<()> {
         let s = prefix.shape();
         let width = s.kv_heads * s.head_dim;
-        // llama.cpp keeps K of the Llama family in interleaved pairs.
-        let interleaved = prefix.origin().model.architecture == "llama";
         let number = |dtype: Dtype| TYPES.iter().find(|t| t.1 == dtype).map_or(0, |t| t.0);
         let all = || (0..s.layers).filter_map(|i| prefix.layer(i));
         for [k, _] in all() {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::model::lora::{LoraWeights, floats};
 use crate::model::{mapped, safetensors};
-use crate::prefix::{Method, hex};
+use crate::prefix::{KvPrefix, Method, hex};
 
 /// Where the decoder goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct Settings {
     pub pad_id: Option<u32>,
     /// Where the decoder goes on.
     pub next_position: NextPosition,
+    /// [`crate::ModelInfo::fingerprint`] of the model that it was trained with. Another quantisation
+    /// of that model serves as well, hence it is not demanded; a default adapter is chosen by it.
+    pub model: Option<String>,
 }
 
 impl Default for Settings {
@@ -47,6 +50,7 @@ impl Default for Settings {
             pad_to: None,
             pad_id: None,
             next_position: NextPosition::Memory,
+            model: None,
         }
     }
 }
@@ -154,6 +158,17 @@ impl Adapter {
     /// \[AE\] (arXiv 2307.06945, section 2.2). Without one, that is BOS.
     pub fn begin(&self) -> Option<&[f32]> {
         self.begin.as_deref()
+    }
+
+    /// An error unless it made the prefix.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn check_prefix(&self, prefix: &KvPrefix) -> Result<()> {
+        if prefix.origin().adapter.as_deref() == Some(self.id()) {
+            return Ok(());
+        }
+        Err(Error::input("adapter", "the prefix was not made by it"))
     }
 
     /// How it was trained.

@@ -8,12 +8,12 @@
 //! gradient goes back by them alone.
 
 use super::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
+use super::parameters;
 use super::start::{self, MEMORY, MemoryStart};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
 use crate::model::buffers::Lent;
-use crate::model::config::Family;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, Pick};
@@ -99,22 +99,9 @@ impl<'m, B: Backend> Trainee<'m, B> {
     /// give the same values.
     ///
     /// # Errors
-    /// [`Error::Input`] for a rank of 0 or no targets; [`Error::Unsupported`] for GPT-2; errors of the
-    /// device.
+    /// Those of [`parameters::check`] and of the device.
     pub fn new(model: &'m Model<B>, lora: LoraShape, activations: usize) -> Result<Self> {
-        if lora.rank == 0 || lora.targets.is_empty() || !lora.alpha.is_finite() {
-            let what = format!("rank {}, alpha {}", lora.rank, lora.alpha);
-            return Err(Error::input(
-                what,
-                "an adapter has a rank, an alpha and targets",
-            ));
-        }
-        if model.config().family == Family::Gpt2 {
-            return Err(Error::Unsupported {
-                what: "an adapter for GPT-2".into(),
-                have: "Llama, Mistral, Qwen2, Qwen3".into(),
-            });
-        }
+        parameters::check(model.config(), &lora, 0)?;
         Ok(Trainee {
             backward: Backward::new(model)?,
             lora,

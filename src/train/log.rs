@@ -40,22 +40,19 @@ impl Log {
     /// a kill cut short. Step 0 begins anew.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; [`Error::Format`] for a file that is no log, which stays as it is.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
-        if path.exists() || step == 0 {
-            let kept: String = match step {
-                0 => String::new(),
-                _ => {
-                    let bytes = fs::read(path).map_err(Error::io(path))?;
-                    let text = String::from_utf8_lossy(&bytes);
-                    let early = |line: &&str| {
-                        serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step)
-                    };
-                    let lines = text.lines().filter(early);
-                    lines.flat_map(|line| [line, "\n"]).collect()
-                }
-            };
-            write_whole(path, kept.as_bytes())?;
+        if path.is_file() {
+            let bytes = fs::read(path).map_err(Error::io(path))?;
+            let cut = &bytes[whole(&bytes)..];
+            if !(cut.starts_with(BEGIN) || BEGIN.starts_with(cut)) {
+                return Err(Error::format(path, "its last line is no step of a log"));
+            }
+            let mut kept = Vec::new();
+            for line in read(path)?.iter().filter(|line| line.step <= step) {
+                kept.extend(text_of(path, line)?);
+            }
+            write_whole(path, &kept)?;
         }
         let file = OpenOptions::new()
             .append(true)
@@ -73,9 +70,7 @@ impl Log {
     /// # Errors
     /// [`Error::Io`].
     pub fn push(&mut self, line: &Line) -> Result<()> {
-        let mut text = serde_json::to_vec(line)
-            .map_err(|error| Error::format(&self.path, error.to_string()))?;
-        text.push(b'\n');
+        let text = text_of(&self.path, line)?;
         self.file.write_all(&text).map_err(Error::io(&self.path))
     }
 
@@ -94,6 +89,23 @@ impl Log {
     }
 }
 
+/// How a line of ours begins.
+const BEGIN: &[u8] = b"{\"step\":";
+
+/// Bytes of whole lines.
+fn whole(bytes: &[u8]) -> usize {
+    let end = bytes.iter().rposition(|&b| b == b'\n');
+    end.map_or(0, |at| at + 1)
+}
+
+/// A line of the log at `path`, with its end.
+fn text_of(path: &Path, line: &Line) -> Result<Vec<u8>> {
+    let mut text =
+        serde_json::to_vec(line).map_err(|error| Error::format(path, error.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
 /// Reads a log.
 ///
 /// # Errors
@@ -101,11 +113,7 @@ impl Log {
 /// where it has no end: it may be in the writing.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
-    let whole = bytes
-        .iter()
-        .rposition(|&b| b == b'\n')
-        .map_or(0, |at| at + 1);
-    let parts = bytes[..whole].split(|&b| b == b'\n');
+    let parts = bytes[..whole(&bytes)].split(|&b| b == b'\n');
     parts
         .enumerate()
         .filter(|(_, line)| !line.trim_ascii().is_empty())

@@ -1,6 +1,6 @@
 //! Every op the naive way in f64: slow, and simple enough to be read as its definition.
 
-use prefold::ops::{Attention, NormKind};
+use prefold::ops::{Attention, NormKind, Pairing};
 
 /// `x[rows, inputs] · w[outputs, inputs]ᵀ + bias`.
 pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, inputs: usize) -> Vec<f64> {
@@ -39,18 +39,19 @@ pub fn norm(kind: NormKind, eps: f32, x: &[f32], weight: &[f32], bias: Option<&[
 }
 
 /// Rotates one head; `angles` are cosines, then sines.
-pub fn rotate(head: &[f64], angles: &[f32]) -> Vec<f64> {
+pub fn rotate(pairing: Pairing, head: &[f64], angles: &[f32]) -> Vec<f64> {
     let half = head.len() / 2;
-    (0..head.len())
-        .map(|i| {
-            let (cos, sin): (f64, f64) = (angles[i % half].into(), angles[half + i % half].into());
-            if i < half {
-                head[i] * cos - head[i + half] * sin
-            } else {
-                head[i] * cos + head[i - half] * sin
-            }
-        })
-        .collect()
+    let mut out = vec![f64::NAN; head.len()];
+    for i in 0..half {
+        let (cos, sin): (f64, f64) = (angles[i].into(), angles[half + i].into());
+        let (a, b) = match pairing {
+            Pairing::Halves => (i, i + half),
+            Pairing::Interleaved => (2 * i, 2 * i + 1),
+        };
+        out[a] = head[a] * cos - head[b] * sin;
+        out[b] = head[b] * cos + head[a] * sin;
+    }
+    out
 }
 
 /// `silu(gate) · up`.

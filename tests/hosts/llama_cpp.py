@@ -2,9 +2,10 @@
 """An unmodified llama.cpp server reads prefold's prefixes, over HTTP.
 
     llama_cpp.py PREFOLD MODEL [UNPACKED]
+    llama_cpp.py PREFOLD --tiny GGUF...
 
-PREFOLD is the built program, MODEL a GGUF, UNPACKED the same SmolLM2-135M-Instruct with weights of F32. Needs the package
-xllamacpp, which holds the server. A case restores an exported prefix into a slot, asks a question behind it, and compares the
+PREFOLD is the built program, MODEL a GGUF, UNPACKED the same SmolLM2-135M-Instruct with weights of F32; each GGUF a tiny model of
+40 ids with random weights of F32. Needs the package xllamacpp, which holds the server. A case restores an exported prefix into a slot, asks a question behind it, and compares the
 answer's ids: with those that the server itself gives for the whole prompt where the prefix is a text's own cache, with those of
 `prefold generate` where it is not. The server must say that it took the prefix from its cache.
 
@@ -144,15 +145,13 @@ def compare(name, answer, odds, wanted, apart):
     return "our own {0} ids, at most {1:.4f} nats apart".format(len(ids), worst)
 
 
-def check(server, prefold, folder, prefixes, what):
-    """Every prefix in one server."""
+def check(server, prefold, folder, prefixes, what, head, questions, count=ANSWER):
+    """Every prefix in one server: `head` are the ids of their text, `questions` those of what is asked behind each."""
     template = os.path.join(folder, "template.bin")
     server.complete([1], 1)
     server.slot_file("save", "template.bin")
-    head = server.tokenize(HEAD)
-    questions = {name: server.tokenize(SOFT_QUESTION if name == "soft" else QUESTION) for name in prefixes}
     server.forget()
-    whole, _, cached = server.complete(head + questions["prefilled"])
+    whole, _, cached = server.complete(head + questions["prefilled"], count)
     assert cached == 0
     for name, prefix in prefixes.items():
         slot, question = name + ".bin", questions[name]
@@ -160,24 +159,51 @@ def check(server, prefold, folder, prefixes, what):
         server.forget()
         restored = server.slot_file("restore", slot)
         assert restored["n_restored"] == len(told["tokens"]), restored
-        answer, odds, cached = server.complete(told["tokens"] + question)
+        answer, odds, cached = server.complete(told["tokens"] + question, count)
         assert cached == len(told["tokens"]), "{0}: {1} of {2} cached".format(name, cached, len(told["tokens"]))
         if name == "prefilled":
             assert answer == whole, "{0}: {1} instead of {2}".format(name, answer, whole)
             same = "the whole prompt's answer"
         else:
-            same = compare(name, answer, odds, prefold.generate(prefix, question), server.apart)
+            same = compare(name, answer, odds, prefold.generate(prefix, question, count), server.apart)
         if name != "soft":
             assert told["tokens"] == head
         print("{0}: {1}: {2} tokens in {3} cells, cached, {4}".format(what, name, cached, told["cells"], same))
 
 
+def questions_by(server, names):
+    """What is asked behind each prefix of the text, as ids."""
+    return {name: server.tokenize(SOFT_QUESTION if name == "soft" else QUESTION) for name in names}
+
+
+def tiny(program, paths, folder):
+    """A tiny model of each family: whether K's pairs are interleaved is a matter of the family."""
+    head, eos, count = [3, 17, 8, 30, 11, 25, 6, 33, 21, 14], 2, 8
+    for path in paths:
+        prefold, name = Prefold(program, path), os.path.splitext(os.path.basename(path))[0]
+        prefixes = {}
+        for by in ("prefilled",) + PRUNED:
+            if (name, by) == ("gpt2", "expected-attention"):
+                continue  # It is about rotations, which GPT-2 has none of.
+            prefixes[by] = os.path.join(folder, name + "-" + by)
+            keep = [] if by == "prefilled" else ["--keep", "0.6", "--by", by]
+            prefold.make("prefill", "--ids", json.dumps(head), *keep, "--dtype", "f32", "-o", prefixes[by])
+        # One whose answers go on: where prefold ignores an end of text, the server says something else instead.
+        questions = ([9, at] for at in range(3, 40))
+        answers = lambda question: (prefold.ask(prefix, question, count)[0] for prefix in prefixes.values())
+        question = next(question for question in questions if all(eos not in answer for answer in answers(question)))
+        server = Server(path, *SERVERS["two slots, no flash attention, f32"], folder)
+        check(server, prefold, folder, prefixes, name, head, dict.fromkeys(prefixes, question), count)
+        del server
+
+
 def quantised(prefold, folder):
     """A text's own cache in a server with the model as it is."""
     server = Server(prefold.model, *SERVERS["one slot, flash attention"], folder)
-    prefix = os.path.join(folder, "quantised.safetensors")
-    prefold.make("prefill", "--ids", json.dumps(server.tokenize(HEAD)), "-o", prefix)
-    check(server, prefold, folder, {"prefilled": prefix}, os.path.basename(prefold.model))
+    prefixes = {"prefilled": os.path.join(folder, "quantised.safetensors")}
+    head = server.tokenize(HEAD)
+    prefold.make("prefill", "--ids", json.dumps(head), "-o", prefixes["prefilled"])
+    check(server, prefold, folder, prefixes, os.path.basename(prefold.model), head, questions_by(server, prefixes))
 
 
 def unpacked(prefold, folder):
@@ -190,13 +216,14 @@ def unpacked(prefold, folder):
     for what, kind in SERVERS.items():
         del server
         server = Server(prefold.model, *kind, folder)
+        head = server.tokenize(HEAD)
         if not os.path.exists(prefixes["soft"]):
-            ids = json.dumps(server.tokenize(HEAD))
+            ids = json.dumps(head)
             prefold.make("prefill", "--ids", ids, "-o", prefixes["prefilled"])
             for by in PRUNED:
                 prefold.make("prefill", "--ids", ids, "--keep", "0.6", "--by", by, "-o", prefixes[by])
             prefold.make("encode", "--adapter", adapter, "--text", TEXT, "--k-rope", "none", "-o", prefixes["soft"])
-        check(server, prefold, folder, prefixes, what)
+        check(server, prefold, folder, prefixes, what, head, questions_by(server, prefixes))
         if kind == SERVERS["one slot, flash attention"]:
             # Without a template the file is the same where the server is the default one.
             slot = os.path.join(folder, "plain.bin")
@@ -205,12 +232,15 @@ def unpacked(prefold, folder):
                 assert plain.read() == soft.read()
 
 
-def main(program, model, f32=None):
+def main(program, model, *more):
     program = os.path.abspath(program)
     with tempfile.TemporaryDirectory() as folder:
-        quantised(Prefold(program, os.path.realpath(model)), folder)
-        if f32:
-            unpacked(Prefold(program, os.path.realpath(f32)), folder)
+        if model == "--tiny":
+            tiny(program, more, folder)
+        else:
+            quantised(Prefold(program, os.path.realpath(model)), folder)
+            for f32 in more:
+                unpacked(Prefold(program, os.path.realpath(f32)), folder)
     print("all passed")
 
 

@@ -4,17 +4,20 @@
     transformers_cache.py PREFOLD GOLDEN
 
 PREFOLD is the built program, GOLDEN the folder with the tiny golden models. Both run in f32, so the ids must be the same: those
-of `prefold generate` behind a prefilled, a soft and three pruned prefixes, and those of the whole prompt for the first.
+of `prefold generate` behind a prefilled, a soft and three pruned prefixes, and those of the whole prompt for the first. So must
+those that ICAE's own embedding asks for.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python"))
@@ -59,7 +62,27 @@ def main(program, golden):
                     assert whole[0, ids.shape[1] :].tolist() == got
                 print("transformers {0}, {1}: {2}: the same {3} ids".format(
                     transformers.__version__, family, " ".join(case[:1] + case[3:]), len(got)))
+            if family == "500x/tiny":
+                begin_by_an_embedding(run, model, path, adapter, folder, options)
     print("all passed")
+
+
+def begin_by_an_embedding(run, model, path, adapter, folder, options):
+    """A text that is asked for by [AE], which no id has."""
+    own, prefix = os.path.join(folder, "own"), os.path.join(folder, "icae")
+    shutil.copytree(adapter, own)
+    begin = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    save_file({"ae_embedding": begin}, os.path.join(own, "ae_embedding.safetensors"))
+    common = ["--ids", json.dumps(TEXT), "--dtype", "f32", "-m", path, "-o", prefix]
+    run("encode", "--adapter", own, "--method", "icae", *common)
+    asked = ["generate", "-p", prefix, "-a", own, "-n", str(ANSWER), "--json", "--ignore-eos", "-m", path]
+    want = json.loads(run(*asked))["ids"]
+    opened = host.Prefix.open(prefix)
+    got = host.generate(model, opened, begin=host.beginning(own), **options)
+    assert got == want, "[AE]: {0} instead of {1}".format(got, want)
+    assert host.beginning(adapter) is None
+    assert host.generate(model, opened, [1], **options) != want, "choose another embedding: BOS asks for the same"
+    print("transformers {0}: behind [AE]: the same {1} ids".format(transformers.__version__, len(got)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 use super::{Model, Scratch};
 use crate::error::Result;
 use crate::model::lora::Lora;
-use crate::ops::{Backend, Limits, Room, Rotate, Staged, Texts};
+use crate::ops::{Backend, Limits, Pairing, Room, Rotate, Staged, Texts};
 use crate::rope;
 
 /// Texts with everything that their readings need. Nothing of it moves, so that launches which were
@@ -13,8 +13,6 @@ pub(in crate::model) struct Round<B: Backend> {
     /// K and V of each layer, [`Room::tokens`] rows a text.
     cache: Vec<[B::Buf<f32>; 2]>,
     scratch: Scratch<B>,
-    /// Between the two factors of an adapter.
-    low: B::Buf<f32>,
     /// Of every position that a text can have: `[tokens, head_dim]`.
     angles: B::Buf<f32>,
     recorded: B::Recorded,
@@ -27,8 +25,8 @@ impl<B: Backend> Model<B> {
         c.layers * 2 * c.kv_heads * c.head_dim * size_of::<f32>()
     }
 
-    /// Room for texts, read with the adapter `lora` on if there is one.
-    pub(in crate::model) fn round(&self, room: Room, lora: Option<&Lora<B>>) -> Result<Round<B>> {
+    /// Room for texts.
+    pub(in crate::model) fn round(&self, room: Room) -> Result<Round<B>> {
         let (b, c, rows) = (&self.backend, &self.config, room.all_rows());
         let limits = Limits {
             vocab: c.vocab,
@@ -49,14 +47,13 @@ impl<B: Backend> Model<B> {
                 .map(|_| Ok([b.zeros(width)?, b.zeros(width)?]))
                 .collect::<Result<_>>()?,
             scratch: Scratch::new(b, c, rows)?,
-            low: b.zeros(lora.map_or(0, |lora| rows * lora.widest()))?,
             angles,
             recorded: B::Recorded::default(),
         })
     }
 
-    /// Reads what is staged, drops tokens by it, and stages the next reading; `lora` is the one that the
-    /// round was made with.
+    /// Reads what is staged, drops tokens by it, and stages the next reading; `lora` is on, the same each
+    /// time.
     pub(in crate::model) fn read(
         &self,
         round: &mut Round<B>,
@@ -67,7 +64,6 @@ impl<B: Backend> Model<B> {
             texts,
             cache,
             scratch,
-            low,
             angles,
             recorded,
         } = round;
@@ -80,6 +76,7 @@ impl<B: Backend> Model<B> {
             head_dim: c.head_dim,
             at: 0,
             eps: c.norm_eps,
+            pairing: Pairing::Halves,
         };
         b.repeat(recorded, &mut || {
             b.embed_staged(
@@ -97,7 +94,7 @@ impl<B: Backend> Model<B> {
             }
             for (i, (layer, [k, v])) in self.layers.iter().zip(cache.iter_mut()).enumerate() {
                 let lora = lora.map(|lora| lora.layer(i)).unwrap_or_default();
-                self.layer(layer, lora, rows, scratch, low, false, &mut |s| {
+                self.layer(layer, lora, rows, scratch, false, &mut |s| {
                     let norms = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
                     let angles = self.frequencies.is_some().then_some(&s.angles);
                     b.rotate_staged(texts, rotate, &mut s.qkv, norms, angles, k, v)?;

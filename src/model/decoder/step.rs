@@ -49,10 +49,9 @@ impl<B: Backend> Model<B> {
                 None => b.zeros(0),
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut low = b.zeros(0)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let plain = LayerLora::default();
-            self.layer(layer, plain, rows, scratch, &mut low, false, &mut |s| {
+            self.layer(layer, plain, rows, scratch, false, &mut |s| {
                 for (row, (kv, angles)) in kvs.iter_mut().zip(&angles).enumerate() {
                     b.copy(&s.qkv, row * wide..(row + 1) * wide, &mut qkv, 0)?;
                     let attention = self.attention(kv.len(), &[1]);

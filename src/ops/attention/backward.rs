@@ -6,8 +6,8 @@
 
 use pulp::Simd;
 
-use super::{Attention, CacheHead, Seen, columns_of, scores_of, segments};
-use crate::ops::gemm::{Columns, LINE, Rows, load, multiply, store, tiled, to_line};
+use super::{Attention, CacheHead, Seen, columns_of, scores_of, segments, weighted};
+use crate::ops::gemm::{LINE, Rows, load, multiply, store, tiled, to_line};
 use crate::ops::simd::{self, simd_fn};
 
 /// The backward of one key head of one sequence.
@@ -199,31 +199,7 @@ fn backward_tiles<S: Simd, const N: usize, const M: usize>(
         );
 
         let results = S::as_mut_simd_f32s(&mut *result).0.as_chunks_mut::<N>().0;
-        let mut column = 0;
-        while column < d {
-            // The last tile may overlap the one before.
-            let count = M.min(d);
-            let start = column.min(d - count);
-            let mut products = [[s.splat_f32s(0.0); N]; M];
-            for segment in segments {
-                if segment.len == 0 {
-                    continue;
-                }
-                let left = Columns {
-                    data: cache.at(k, segment.row, start),
-                    stride: cache.stride,
-                    count,
-                };
-                let slopes = &slopes[segment.first..][..segment.len];
-                multiply(s, left, slopes, &mut products);
-            }
-            for i in 0..M {
-                if i < count {
-                    results[start + i] = products[i];
-                }
-            }
-            column += M;
-        }
+        weighted::<S, N, M>(s, k, cache, segments, slopes, results);
         for lane in 0..used {
             let query = first + lane;
             let dq = &mut task.dq[query / task.group][query % task.group * d..][..d];
