@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libloading::Library;
 
 use super::launch::{Launch, Launcher};
+use super::tape;
 use crate::error::{Error, Result};
 
 /// In which order the threads of a block take their turns.
@@ -171,6 +172,7 @@ impl Launcher for Emu {
     type Graph = Vec<Launch>;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Guarded> {
+        tape::spoil();
         let fill = if zeroed { 0 } else { POISON };
         Guarded::new(bytes, fill, &self.live).ok_or_else(|| Error::Device {
             device: "emulation".into(),
@@ -183,6 +185,7 @@ impl Launcher for Emu {
     }
 
     fn write(&self, memory: &mut Guarded, at: usize, from: &[u8]) -> Result<()> {
+        tape::spoil();
         let to = memory.place(at, from.len())?;
         // SAFETY: `place` checked the length; the memory is held exclusively.
         unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
@@ -190,6 +193,7 @@ impl Launcher for Emu {
     }
 
     fn read(&self, memory: &Guarded, at: usize, to: &mut [u8]) -> Result<()> {
+        tape::spoil();
         let from = memory.place(at, to.len())?;
         // SAFETY: as above.
         unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
@@ -204,6 +208,7 @@ impl Launcher for Emu {
         to_at: usize,
         bytes: usize,
     ) -> Result<()> {
+        tape::spoil();
         let from = from.place(from_at, bytes)?;
         let to = to.place(to_at, bytes)?;
         // SAFETY: as above; two pieces do not overlap.

@@ -106,7 +106,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
                 }
             }
         }
-        let mut memory = self.alloc(bytes.len(), false)?;
+        let mut memory = self.launcher.alloc(bytes.len(), false)?;
         self.launcher.write(&mut memory, 0, &bytes)?;
         Ok(Matrix {
             memory,
@@ -168,7 +168,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
     fn transposed(&self, w: &Matrix<L>) -> Result<Matrix<L>> {
         let ld = self.precision.padded(w.outputs);
         let bytes = w.inputs * ld * self.precision.bytes();
-        let memory = self.alloc(bytes, false)?;
+        let memory = self.launcher.alloc(bytes, false)?;
         let params = TurnParams {
             x: self.launcher.address(&w.memory),
             out: self.launcher.address(&memory),

@@ -152,7 +152,9 @@ pub trait Launcher: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Makes a graph of launches, which have all been launched before; does nothing else.
+    /// Makes a graph of launches, which have all been launched before; does nothing else. A launcher that
+    /// does not hand its memory's work on to one of this crate's cannot know whether these were all that
+    /// was done, and refuses.
     ///
     /// # Safety
     ///

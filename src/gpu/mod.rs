@@ -109,7 +109,6 @@ impl<L: Launcher> Slot<L> {
         match &self.held {
             Some((memory, held)) if *held >= bytes => Ok(launcher.address(memory)),
             held => {
-                tape::spoil();
                 let grown = held.as_ref().map_or(0, |(_, held)| held + held / 2);
                 let bytes = bytes.max(grown).max(256);
                 // The old goes first: both might not fit.
@@ -132,7 +131,6 @@ impl<L: Launcher> Slot<L> {
             at
         });
         let address = self.reserve(launcher, all.len())?;
-        tape::spoil();
         if let Some((memory, _)) = &mut self.held {
             launcher.write(memory, 0, &all)?;
         }
@@ -167,12 +165,6 @@ impl<L: Launcher> Gpu<L> {
             Precision::F32 => "f32",
         };
         format!("{}, {precision}", self.launcher.describe())
-    }
-
-    /// See [`Launcher::alloc`].
-    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<L::Memory> {
-        tape::spoil();
-        self.launcher.alloc(bytes, zeroed)
     }
 
     fn scratch(&self) -> MutexGuard<'_, Scratch<L>> {
@@ -249,17 +241,15 @@ impl<L: Launcher> Storage for Gpu<L> {
     type Buf<T: Elem> = Buf<L, T>;
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<Buf<L, T>> {
-        tape::spoil();
         Ok(Buf {
-            memory: self.alloc(len * size_of::<T>(), true)?,
+            memory: self.launcher.alloc(len * size_of::<T>(), true)?,
             len,
             of: PhantomData,
         })
     }
 
     fn upload<T: Elem>(&self, host: &[T]) -> Result<Buf<L, T>> {
-        tape::spoil();
-        let mut memory = self.alloc(size_of_val(host), false)?;
+        let mut memory = self.launcher.alloc(size_of_val(host), false)?;
         self.launcher
             .write(&mut memory, 0, bytemuck::cast_slice(host))?;
         Ok(Buf {
@@ -270,14 +260,12 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn write<T: Elem>(&self, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
-        tape::spoil();
         expect_len("write", "the buffer", host.len(), buf.len)?;
         self.launcher
             .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
     }
 
     fn download<T: Elem>(&self, buf: &Buf<L, T>, range: Range<usize>) -> Result<Vec<T>> {
-        tape::spoil();
         let end = range.end.max(range.start);
         expect_len("download", "the buffer", end, buf.len)?;
         let mut host = vec![T::default(); range.len()];
@@ -288,8 +276,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn resize<T: Elem>(&self, buf: &mut Buf<L, T>, len: usize) -> Result<()> {
-        tape::spoil();
-        let mut memory = self.alloc(len * size_of::<T>(), true)?;
+        let mut memory = self.launcher.alloc(len * size_of::<T>(), true)?;
         let bytes = len.min(buf.len) * size_of::<T>();
         self.launcher.copy(&buf.memory, 0, &mut memory, 0, bytes)?;
         buf.memory = memory;
@@ -303,13 +290,12 @@ impl<L: Launcher> Storage for Gpu<L> {
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
-        tape::spoil();
         let end = from.end.max(to.saturating_add(from.len())).max(from.start);
         expect_len("copy_within", "the buffer", end, buf.len)?;
         let size = size_of::<T>();
         let bytes = from.len() * size;
         // By way of another buffer: source and destination may overlap.
-        let mut between = self.alloc(bytes, false)?;
+        let mut between = self.launcher.alloc(bytes, false)?;
         self.launcher
             .copy(&buf.memory, from.start * size, &mut between, 0, bytes)?;
         self.launcher
@@ -323,7 +309,6 @@ impl<L: Launcher> Storage for Gpu<L> {
         to: &mut Buf<L, T>,
         at: usize,
     ) -> Result<()> {
-        tape::spoil();
         let end = at.saturating_add(range.len());
         expect_len("copy", "the source", range.end.max(range.start), from.len)?;
         expect_len("copy", "the destination", end, to.len)?;
@@ -338,10 +323,9 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn clear<T: Elem>(&self, buf: &mut Buf<L, T>, range: Range<usize>) -> Result<()> {
-        tape::spoil();
         expect_len("clear", "the buffer", range.end.max(range.start), buf.len)?;
         let size = size_of::<T>();
-        let zeros = self.alloc(range.len() * size, true)?;
+        let zeros = self.launcher.alloc(range.len() * size, true)?;
         self.launcher.copy(
             &zeros,
             0,

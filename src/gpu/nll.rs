@@ -64,10 +64,10 @@ impl<L: Launcher> NllOp for Gpu<L> {
         let block = GRADIENTS / (rows.max(1) * self.precision.bytes()) / tile.size * tile.size;
         let block = block.clamp(tile.size, vocab.next_multiple_of(tile.size));
         let block_bytes = rows * block * self.precision.bytes();
-        let gradients = self.alloc(block_bytes, false)?;
+        let gradients = self.launcher.alloc(block_bytes, false)?;
         let dlogits = self.launcher.address(&gradients);
         let sums = self.zeros::<f32>(rows * width)?;
-        let logarithms = self.alloc(rows * size_of::<f32>(), false)?;
+        let logarithms = self.launcher.alloc(rows * size_of::<f32>(), false)?;
         let lse = self.launcher.address(&logarithms);
         for (i, picks) in picks.chunks(ROWS_BWD).enumerate() {
             let rows = picks.len();

@@ -37,7 +37,8 @@ pub(super) fn note(launch: impl FnOnce() -> Launch) {
     });
 }
 
-/// Says that this thread does something with the device that is no launch.
+/// Says that this thread does something with the device that is no launch: launchers do, of whatever would
+/// not be done by a replay, and of memory that might be gone by then.
 pub(super) fn spoil() {
     TAPE.with_borrow_mut(|tape| {
         if let Some(tape) = tape {
