@@ -3,13 +3,15 @@
 use super::{Gpu, Launcher, Precision};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, AttentionOp, Cpu, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
-    Rotate, Select, Selection, TopKOp,
+    Attention, AttentionOp, Cpu, Keep, Linear, LoraOp, LoraPart, LoraUpdate, NllOp, Norm, NormKind,
+    Pairing, Pick, Rotate, Select, Selection, TopKOp,
 };
 
 const ROWS: usize = 70;
 const WIDTH: usize = 96;
 const VOCAB: usize = 300;
+/// More than one warp has.
+const RANKS: usize = 72;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
@@ -59,7 +61,7 @@ fn floats(count: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Every op with its result, each from inputs of its own.
-fn forward<B: NllOp + LayerOp + AttentionOp + TopKOp>(
+fn forward<B: NllOp + LoraOp + AttentionOp + TopKOp>(
     b: &B,
 ) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut results = Vec::new();
@@ -139,6 +141,26 @@ fn forward<B: NllOp + LayerOp + AttentionOp + TopKOp>(
     results.push(("swiglu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
     b.gelu(ROWS * WIDTH / 2, &x, &mut inner)?;
     results.push(("gelu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
+
+    let a = b.matrix(RANKS, WIDTH, &floats(RANKS * WIDTH, 11))?;
+    let up = b.matrix(VOCAB, RANKS, &floats(VOCAB * RANKS, 12))?;
+    let part = LoraPart {
+        rank: 0,
+        ranks: RANKS,
+        output: 0,
+        outputs: VOCAB,
+    };
+    let shape = LoraUpdate {
+        rows: ROWS,
+        inputs: WIDTH,
+        outputs: VOCAB,
+        ranks: RANKS,
+        parts: &[part],
+        dropout: None,
+    };
+    let mut y = input(ROWS * VOCAB, 4)?;
+    b.lora(&shape, &x, &a, &up, &mut y)?;
+    results.push(("lora", b.download(&y, 0..ROWS * VOCAB)?));
 
     let scores = input(ROWS * WIDTH, 10)?;
     let ids = b.zeros(ROWS * WIDTH)?;

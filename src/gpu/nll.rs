@@ -1,7 +1,7 @@
 //! Negative log-likelihoods by `kernels/nll.cu`.
 
 use super::abi::{
-    self, NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
+    NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
 };
 use super::gemm::{Matrix, Tile};
 use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
