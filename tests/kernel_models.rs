@@ -8,10 +8,14 @@ use common::emu::{SCHEDULES, launcher};
 use common::tiny::byte_tokenizer;
 use prefold::gpu::{Gpu, Precision, Schedule};
 use prefold::hard::{self, Budget, Options, Prompt};
-use prefold::model::decoder::Batch;
+use prefold::model::decoder::{Batch, Input};
+use prefold::model::lora::{Lora, LoraWeights, Target};
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::{Cpu, Pick};
+use prefold::ops::{Backend, Cpu, Pick};
+use prefold::prefix::Method;
+use prefold::train::objective::{LoraShape, Objective, Sample};
+use prefold::train::{MemoryStart, Trainee};
 use safetensors::SafeTensors;
 
 const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];
@@ -220,4 +224,120 @@ fn segments_are_judged_before_anything_comes_back() {
     let mut got = losses.clone();
     assert!(session.judge(&ids[..9], &mut got, at, rank).is_err());
     assert_eq!((session.len(), got), (20, losses));
+}
+
+/// Q and v alone, and all projections, as PEFT stored them: the update is the kernel's, not two products.
+#[test]
+fn adapters_agree_with_the_cpu() {
+    let Some(folder) = common::shared().map(|shared| shared.join("golden/500x")) else {
+        eprintln!("skipped: no golden values beside the crate");
+        return;
+    };
+    let weights = Weights::open(&folder.join("tiny")).unwrap();
+    let ids: Vec<u32> = (0..50).map(|i| 3 + i * 37 % 60).collect();
+    let picks: Vec<Pick> = (0..)
+        .zip(&ids[1..])
+        .map(|(row, &target)| Pick { row, target })
+        .collect();
+    fn nll<B: Backend>(
+        model: &Model<B>,
+        adapter: Option<&LoraWeights>,
+        ids: &[u32],
+        picks: &[Pick],
+    ) -> Vec<f32> {
+        let lora = adapter.map(|a| Lora::load(model.backend(), model.config(), a).unwrap());
+        let mut kv = model.kv().unwrap();
+        let mut hidden = model
+            .forward_adapted(Input::Ids(ids), lora.as_ref(), &mut kv)
+            .unwrap();
+        hidden.nll(picks).unwrap()
+    }
+    let cpu = Model::load(Cpu::new(), &weights).unwrap();
+    let plain = nll(&cpu, None, &ids, &picks);
+    for name in ["tiny-adapter-all", "tiny-adapter-qv"] {
+        let adapter = LoraWeights::open(&folder.join(name), weights.config()).unwrap();
+        let want = nll(&cpu, Some(&adapter), &ids, &picks);
+        let moved = want.iter().zip(&plain).map(|(a, b)| (a - b).abs());
+        assert!(moved.fold(0.0, f32::max) > 0.1, "{name} does something");
+        let want: Vec<f64> = want.iter().map(|&v| v.into()).collect();
+        for (precision, bound) in [(Precision::F32, 3e-5), (Precision::Bf16, 0.05)] {
+            models(&weights, precision, &SCHEDULES[1..3], |model, at| {
+                device::log();
+                let got = nll(model, Some(&adapter), &ids, &picks);
+                assert_close(&format!("{name}, {at}"), &got, &want, bound, 0.0);
+                let log = device::log();
+                let kernel = match precision {
+                    Precision::F32 => "lora_f32",
+                    Precision::Bf16 => "lora_bf16",
+                };
+                assert!(log.contains(&kernel), "{at}: {log:?}");
+            });
+        }
+    }
+}
+
+/// A step of training, of both methods: every gradient as the CPU's backend has it.
+#[test]
+fn gradients_agree_with_the_cpu() {
+    let lora = LoraShape {
+        rank: 3,
+        alpha: 6.0,
+        targets: Target::ALL.map(|(target, _)| target).to_vec(),
+    };
+    let batch = [
+        Sample::Regenerate {
+            text: (3..40).collect(),
+        },
+        Sample::Answer {
+            context: (5..30).collect(),
+            question: vec![9, 10],
+            answer: vec![11, 12, 13],
+        },
+    ];
+    for family in ["llama3", "qwen3"] {
+        let Some((weights, _)) = weights(family) else {
+            return;
+        };
+        let cpu = Model::load(Cpu::new(), &weights).unwrap();
+        let trainee = Trainee::new(&cpu, lora.clone(), 0).unwrap();
+        let mut parameters = trainee.initial(2, MemoryStart::Normal, 3).unwrap();
+        let mut random = common::Random(9);
+        for tensor in &mut parameters {
+            if tensor.name.contains("lora_B") {
+                tensor.values.fill_with(|| random.float() * 0.3);
+            }
+        }
+        for method in [Method::FiveHundredX, Method::Icae] {
+            let objective = Objective {
+                method,
+                bos: 1,
+                eos: 2,
+                dropout: 0.3,
+            };
+            let want = trainee
+                .gradient(&parameters, &batch, &objective, 5)
+                .unwrap();
+            models(&weights, Precision::F32, &SCHEDULES[1..3], |model, at| {
+                let trainee = Trainee::new(model, lora.clone(), 1 << 30).unwrap();
+                device::log();
+                let got = trainee
+                    .gradient(&parameters, &batch, &objective, 5)
+                    .unwrap();
+                let log = device::log();
+                for kernel in ["lora_f32", "lora_bwd_f32", "nll_bwd_f32"] {
+                    assert!(log.contains(&kernel), "{at}: {kernel} was not launched");
+                }
+                let what = format!("{family}, {method:?}, {at}");
+                assert_eq!(got.targets, want.targets);
+                assert!((got.nll - want.nll).abs() < 1e-4 * want.nll, "{what}");
+                for (got, want) in got.gradients.iter().zip(&want.gradients) {
+                    let wide: Vec<f64> = want.values.iter().map(|&v| v.into()).collect();
+                    let most = wide.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+                    let what = format!("{}, {what}", want.name);
+                    // Sums in another order, of what is as large as the largest.
+                    assert_close(&what, &got.values, &wide, 1e-4 * most + 1e-7, 0.0);
+                }
+            });
+        }
+    }
 }

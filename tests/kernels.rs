@@ -711,6 +711,7 @@ fn a_device_that_computes_wrongly_is_found_out() {
         ("nll_merge", "nll"),
         ("norm_rows", "norm"),
         ("attention_f32_64", "attention"),
+        ("lora_f32", "lora"),
         ("topk", "topk"),
         ("thin", "thin"),
     ] {

@@ -3,13 +3,15 @@
 use super::{Gpu, Launcher, Precision};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Backend, Cpu, Keep, Limits, Linear, Norm, NormKind, Pairing, Pick, Room, Rotate,
-    Select, Selection, Texts, Thinning,
+    Attention, Backend, Cpu, Keep, Limits, Linear, LoraPart, LoraUpdate, Norm, NormKind, Pairing,
+    Pick, Room, Rotate, Select, Selection, Texts, Thinning,
 };
 
 const ROWS: usize = 70;
 const WIDTH: usize = 96;
 const VOCAB: usize = 300;
+/// More than one warp has.
+const RANKS: usize = 72;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
@@ -139,6 +141,26 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     results.push(("swiglu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
     b.gelu(ROWS * WIDTH / 2, &x, &mut inner)?;
     results.push(("gelu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
+
+    let a = b.matrix(RANKS, WIDTH, &floats(RANKS * WIDTH, 11))?;
+    let up = b.matrix(VOCAB, RANKS, &floats(VOCAB * RANKS, 12))?;
+    let part = LoraPart {
+        rank: 0,
+        ranks: RANKS,
+        output: 0,
+        outputs: VOCAB,
+    };
+    let shape = LoraUpdate {
+        rows: ROWS,
+        inputs: WIDTH,
+        outputs: VOCAB,
+        ranks: RANKS,
+        parts: &[part],
+        dropout: None,
+    };
+    let mut y = input(ROWS * VOCAB, 4)?;
+    b.lora(&shape, &x, &a, &up, &mut y)?;
+    results.push(("lora", b.download(&y, 0..ROWS * VOCAB)?));
 
     let scores = input(ROWS * WIDTH, 10)?;
     let ids = b.zeros(ROWS * WIDTH)?;
