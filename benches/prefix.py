@@ -43,9 +43,10 @@ def main(program, model, adapter, runs="5"):
             want, whole_ms = first(ids + QUESTION)
             got, _ = first(QUESTION, "--prefix", full)
             assert got == want, "the prefix's answer is another"
-            made(full, "prefill", *text)
-            made(half, "prefill", "--keep", "0.5", *text)
-            seconds = made(soft, "encode", "--adapter", adapter, *text)
+            short = [*text, "--dtype", "f16"]
+            made(full, "prefill", *short)
+            made(half, "prefill", "--keep", "0.5", *short)
+            seconds = made(soft, "encode", "--adapter", adapter, *short)
             times = [first(QUESTION, "--prefix", path)[1] for path in (full, half, soft)]
             sizes = [os.path.getsize(path) for path in (full, half, soft)]
             cells = [str(tokens)] + ["{0:,} kB".format(size // 1000) for size in sizes] + ["{0:.2f} s".format(seconds)]

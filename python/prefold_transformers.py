@@ -2,6 +2,7 @@
 
     prefix = Prefix.open("p.safetensors")           # of `prefold export --to transformers`, or any with rotated K
     ids = generate(model, prefix, prompt_ids, max_new_tokens=50, do_sample=False)
+    ids = generate(model, prefix, begin=beginning("adapter"), max_new_tokens=50)   # an ICAE's text, behind its [AE]
 
 The cache holds the prefix's rows, and the prompt goes on at `prefix.next_pos`, which need not be the number of rows: a pruned
 prefix has gaps. That the model is the one that made the prefix is for you to see to; `prefix.metadata` names it.

@@ -89,8 +89,8 @@ pub struct WriteArgs {
     /// Where the prefix goes
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Element type of K and V in the file
-    #[arg(long, value_enum, default_value = "f16")]
+    /// Element type of K and V in the file; f16, as most hosts keep them, halves it
+    #[arg(long, value_enum, default_value = "f32")]
     dtype: DtypeName,
     /// Whether K is stored rotated to its positions
     #[arg(long, value_enum, default_value = "applied")]

@@ -35,9 +35,9 @@ const MOST_LAYERS: usize = 4096;
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits: nothing is lost.
+    #[default]
     F32,
     /// 16 bits, up to 65,504.
-    #[default]
     F16,
     /// 16 bits, the range of f32.
     Bf16,

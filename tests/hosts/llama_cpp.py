@@ -202,7 +202,7 @@ def quantised(prefold, folder):
     server = Server(prefold.model, *SERVERS["one slot, flash attention"], folder)
     prefixes = {"prefilled": os.path.join(folder, "quantised.safetensors")}
     head = server.tokenize(HEAD)
-    prefold.make("prefill", "--ids", json.dumps(head), "-o", prefixes["prefilled"])
+    prefold.make("prefill", "--ids", json.dumps(head), "--dtype", "f16", "-o", prefixes["prefilled"])
     check(server, prefold, folder, prefixes, os.path.basename(prefold.model), head, questions_by(server, prefixes))
 
 
@@ -218,11 +218,13 @@ def unpacked(prefold, folder):
         server = Server(prefold.model, *kind, folder)
         head = server.tokenize(HEAD)
         if not os.path.exists(prefixes["soft"]):
-            ids = json.dumps(head)
-            prefold.make("prefill", "--ids", ids, "-o", prefixes["prefilled"])
+            # What the servers' caches keep, but for one, so that both sides read the same.
+            made = ["--ids", json.dumps(head), "--dtype", "f16"]
+            prefold.make("prefill", *made, "-o", prefixes["prefilled"])
             for by in PRUNED:
-                prefold.make("prefill", "--ids", ids, "--keep", "0.6", "--by", by, "-o", prefixes[by])
-            prefold.make("encode", "--adapter", adapter, "--text", TEXT, "--k-rope", "none", "-o", prefixes["soft"])
+                prefold.make("prefill", *made, "--keep", "0.6", "--by", by, "-o", prefixes[by])
+            made = ["--text", TEXT, "--dtype", "f16", "--k-rope", "none"]
+            prefold.make("encode", "--adapter", adapter, *made, "-o", prefixes["soft"])
         check(server, prefold, folder, prefixes, what, head, questions_by(server, prefixes))
         if kind == SERVERS["one slot, flash attention"]:
             # Without a template the file is the same where the server is the default one.

@@ -37,7 +37,7 @@ def main(program, model, version, *command):
         }
         for name, made in cases.items():
             prefix, slot = os.path.join(folder, name), os.path.join(folder, name + ".bin")
-            run(program, *made, "-m", model, "-o", prefix)
+            run(program, *made, "--dtype", "f16", "-m", model, "-o", prefix)
             run(program, "export", "--to", "llama.cpp", "--slot-version", version, prefix, "-o", slot)
             question = json.dumps(ids_of(SOFT_QUESTION if name == "soft" else QUESTION))
             more = ["--json", "--ignore-eos", "-n", str(ANSWER), "-m", model]
