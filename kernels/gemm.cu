@@ -49,15 +49,27 @@ KERNEL(pack_f32, PackParams, 256) {
     out[i] = i < p.width ? x[i] : 0.0f;
 }
 
-// Two elements a thread, written as one word; ld is even.
+struct alignas(8) FourBf16 {
+  unsigned low, high;
+};
+
+// Four elements a thread, 16 bytes in where rows begin at multiples of that, 8 bytes out; ld is a multiple
+// of 8.
 KERNEL(pack_bf16, PackParams, 256) {
   const unsigned row = blockIdx.x, from = p.index ? p.index[row] : row;
-  auto out = static_cast<uint32_t *>(p.out) + static_cast<size_t>(row) * (p.ld / 2);
+  auto out = reinterpret_cast<FourBf16 *>(static_cast<uint16_t *>(p.out) + static_cast<size_t>(row) * p.ld);
   const float *x = p.x + static_cast<size_t>(from) * p.stride;
-  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.ld / 2; i += gridDim.y * blockDim.x) {
-    const float low = 2 * i < p.width ? x[2 * i] : 0.0f;
-    const float high = 2 * i + 1 < p.width ? x[2 * i + 1] : 0.0f;
-    out[i] = to_bf16x2(low, high);
+  const bool whole = (p.width | p.stride) % 4 == 0;
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.ld / 4; i += gridDim.y * blockDim.x) {
+    Float4 v = {};
+    if (whole && 4 * i < p.width) v = reinterpret_cast<const Float4 *>(x)[i];
+    if (!whole) {
+      v.x = 4 * i < p.width ? x[4 * i] : 0.0f;
+      v.y = 4 * i + 1 < p.width ? x[4 * i + 1] : 0.0f;
+      v.z = 4 * i + 2 < p.width ? x[4 * i + 2] : 0.0f;
+      v.w = 4 * i + 3 < p.width ? x[4 * i + 3] : 0.0f;
+    }
+    out[i] = {to_bf16x2(v.x, v.y), to_bf16x2(v.z, v.w)};
   }
 }
 

@@ -90,6 +90,8 @@ if [ -n "$gpu" ] && [ -n "$sanitizer" ]; then
     step "$tool" 75 "$sanitizer" --tool "$tool" --error-exitcode 9 bin/kernels --test-threads 1 \
       --skip real_vocabularies --skip missing_device
   done
+  step memcheck-training 60 bash -c 'for binary in kernels_bwd lora; do
+    "$0" --tool memcheck --error-exitcode 9 "bin/$binary" --test-threads 1 || exit; done' "$sanitizer"
 elif [ -n "$gpu" ]; then
   say "compute-sanitizer was not found: not run"
 fi
@@ -99,7 +101,7 @@ if [ -n "$python" ]; then
   more=()
   [ -n "$model" ] && more=(--prefold bin/prefold --model "$model")
   step baseline 200 "$python" baseline.py --ours "$out/kernels.jsonl" --out "$out/others.jsonl" \
-    --table "$out/table.txt" --limit 120 "${more[@]}"
+    --table "$out/table.txt" --limit 150 "${more[@]}"
 else
   say "no Python: nothing to compare with"
 fi

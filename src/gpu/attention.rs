@@ -114,8 +114,9 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         expect_len(op, "dout", rows * heads * d, dout.len)?;
         expect_len(op, "lse", rows * heads, lse.len)?;
         expect_len(op, "dqkv", rows * (heads + 2 * kv_heads) * d, dqkv.len)?;
-        expect_len(op, "dk", k.len, dk.len)?;
-        expect_len(op, "dv", v.len, dv.len)?;
+        let cache = (shape.at + rows) * kv_heads * d;
+        expect_len(op, "dk", cache, dk.len)?;
+        expect_len(op, "dv", cache, dv.len)?;
         let group = heads / kv_heads;
         let kernels = match d {
             1..=64 => ["attention_bwd_q_64", "attention_bwd_kv_64"],

@@ -21,7 +21,7 @@ const ALIGNED: u64 = 256;
 const PLANS: usize = 512;
 
 /// cublasLt, or the knowledge that there is none.
-pub(super) struct Products(Option<Library>);
+pub(super) struct Products(Option<Box<Library>>);
 
 struct Library {
     handle: sys::cublasLtHandle_t,
@@ -68,7 +68,7 @@ impl Products {
                 workspace: cuda.alloc(WORKSPACE, false).ok()?,
                 plans: Recent::new(PLANS),
             };
-            Some(library)
+            Some(Box::new(library))
         });
         Products(library)
     }
@@ -87,7 +87,7 @@ impl Products {
             handle,
             workspace,
             plans,
-        } = self.0.as_mut()?;
+        } = self.0.as_deref_mut()?;
         let addresses = [product.x.at, product.w.at, product.y, product.bias];
         if !addresses.iter().all(|at| at.is_multiple_of(ALIGNED)) {
             return None;

@@ -99,7 +99,7 @@ pub trait LoraOp: LayerOp {
         y: &mut Self::Buf<f32>,
     ) -> Result<()> {
         shape.check("lora")?;
-        let (low, _) = narrowed(self, shape, x, a)?;
+        let Narrowed { low, .. } = narrowed(self, shape, x, a)?;
         let up = Linear {
             rows: shape.rows,
             inputs: shape.ranks,
@@ -128,7 +128,7 @@ pub trait LoraOp: LayerOp {
             ranks,
             ..
         } = shape;
-        let (low, dropped) = narrowed(self, shape, x, factors.a)?;
+        let Narrowed { low, dropped } = narrowed(self, shape, x, factors.a)?;
         let mut dlow = self.zeros(rows * ranks)?;
         let down = Linear {
             rows,
@@ -185,13 +185,19 @@ pub trait LoraOp: LayerOp {
 
 impl LoraOp for Cpu {}
 
-/// What stands between the factors, and x after dropout if there is one.
+struct Narrowed<B: LoraOp> {
+    /// What stands between the factors.
+    low: B::Buf<f32>,
+    /// x after dropout, if there is one.
+    dropped: Option<B::Buf<f32>>,
+}
+
 fn narrowed<B: LoraOp>(
     b: &B,
     shape: &LoraUpdate<'_>,
     x: &B::Buf<f32>,
     a: &B::Matrix,
-) -> Result<(B::Buf<f32>, Option<B::Buf<f32>>)> {
+) -> Result<Narrowed<B>> {
     let dropped = match shape.drops() {
         Some(drops) => {
             let mut out = b.zeros(drops.len)?;
@@ -208,5 +214,5 @@ fn narrowed<B: LoraOp>(
     };
     let mut low = b.zeros(shape.rows * shape.ranks)?;
     b.linear(down, dropped.as_ref().unwrap_or(x), a, None, &mut low)?;
-    Ok((low, dropped))
+    Ok(Narrowed { low, dropped })
 }
