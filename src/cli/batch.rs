@@ -228,3 +228,33 @@ fn bad_row(reason: impl Into<String>) -> Error {
         reason: reason.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Comes piece by piece, as from a pipe.
+    struct Pieces(std::vec::IntoIter<&'static str>);
+
+    impl Read for Pieces {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            let piece = self.0.next().unwrap_or_default().as_bytes();
+            to[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        }
+    }
+
+    #[test]
+    fn rows_that_are_there_come_together() {
+        let groups = |count| {
+            let pieces = vec!["a\n \nb\nc", "\nd\ne\nf\n", "g"];
+            let mut input = BufReader::with_capacity(64, Pieces(pieces.into_iter()));
+            let next = || Some(lines(&mut input, count).unwrap()).filter(|rows| !rows.is_empty());
+            std::iter::from_fn(next)
+                .map(|rows| String::from_utf8(rows.concat()).unwrap().replace('\n', ""))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(groups(3), ["ab", "cde", "f", "g"]);
+        assert_eq!(groups(1), ["a", "b", "c", "d", "e", "f", "g"]);
+    }
+}
