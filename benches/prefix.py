@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Bytes, encode time and time to first token with and without a prefix, as a table.
 
-    prefix.py PREFOLD MODEL ADAPTER [RUNS]
+    prefix.py PREFOLD MODEL ADAPTER [RUNS [TOKENS...]]
 
 Checks first that a prefilled prefix gives the same answer as the whole prompt. The model is loaded anew in each run and that is
 not counted; every number is the median of RUNS (5) runs. Compare on an idle machine.
@@ -19,7 +19,7 @@ TOKENS = (100, 250, 500, 1000, 2000)
 QUESTION = list(range(1000, 1012))
 
 
-def main(program, model, adapter, runs="5"):
+def main(program, model, adapter, runs="5", *lengths):
     def run(*arguments):
         return subprocess.run([program, *arguments, "-m", model], check=True, capture_output=True, text=True)
 
@@ -36,7 +36,7 @@ def main(program, model, adapter, runs="5"):
     print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         full, half, soft = (os.path.join(folder, name) for name in ("full", "half", "soft"))
-        for tokens in TOKENS:
+        for tokens in map(int, lengths or TOKENS):
             ids = [(i * 7919 + 31) % 40000 for i in range(tokens)]
             text = ["--ids", json.dumps(ids)]
             made(full, "prefill", *text, "--dtype", "f32")
