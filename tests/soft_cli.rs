@@ -163,6 +163,43 @@ fn a_soft_prefix_is_encoded_and_read_greedily_and_by_seed() {
     assert_eq!(cut["shape"]["tokens"], 2 * rows);
 }
 
+/// The adapter that comes with the crate, chosen by the model: much of a short text comes back.
+#[test]
+fn the_default_adapter_is_for_the_default_model() {
+    let folder = common::TempDir::new();
+    let prefix = folder.path().join("prefix").display().to_string();
+    let Some(model) = common::smollm2() else {
+        eprintln!("skipped: no SmolLM2; `make model` fetches it");
+        return;
+    };
+    let model = model.display().to_string();
+    let text = "The town lies on the river and was first settled in the nineteenth century.";
+    let encode = |model: &str| {
+        run(&[
+            "encode", "--text", text, "-m", model, "-o", &prefix, "--device", "cpu",
+        ])
+    };
+    let (code, _, err) = encode(&model);
+    assert_eq!(code, 0, "{err}");
+    let asked = ["generate", "-p", &prefix, "-m", &model, "--device", "cpu"];
+    let back = good(&asked);
+    let words = |text: &str| -> Vec<String> {
+        let words = text.split(|c: char| !c.is_alphanumeric());
+        words.map(str::to_lowercase).collect()
+    };
+    let back = words(&back);
+    let found = words(text).iter().filter(|w| back.contains(w)).count();
+    assert!(found * 2 > words(text).len(), "{back:?}");
+
+    let Some(shared) = common::shared() else {
+        return;
+    };
+    let other = shared.join("golden/500x/tiny").display().to_string();
+    let (code, _, err) = run(&["encode", "--ids", IDS, "-m", &other, "-o", &prefix]);
+    assert_eq!((code, err.lines().count()), (2, 1), "{err}");
+    assert!(err.contains("--adapter"), "{err}");
+}
+
 /// A prompt is read as `generate` reads one, and a compressed one goes in by a pipe.
 #[test]
 fn prompts_are_prefilled_compressed_or_not() {
