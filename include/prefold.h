@@ -41,27 +41,30 @@ enum {
 
 typedef uint64_t prefold_handle;
 
-/* Version of this ABI: 1. It grows by fields at the end of structs and by functions. */
+/* Version of this ABI: 1. It grows by fields at the end of structs and by functions. Nothing to free; any thread. */
 uint32_t prefold_abi_version(void);
 
-/* What went wrong last on this thread, in one line. The string is prefold's and lives until this thread's next failing call. */
+/* What went wrong last on this thread, in one line. The string is prefold's and lives until this thread's next failing call:
+ * free nothing. Any thread; each has its own. */
 const char *prefold_last_error(void);
 
-/* Closes a handle of any kind. */
+/* Closes a handle of any kind, which frees what it stands for. Any thread; once a handle. */
 int32_t prefold_close(prefold_handle handle);
 
-/* Opens a GGUF file or a Hugging Face folder. *out: an engine; close it. */
+/* Opens a GGUF file or a Hugging Face folder. *out: an engine, yours to prefold_close. Any thread. */
 int32_t prefold_engine_open(const char *path, prefold_handle *out);
 
-/* Token ids of a text. add_special: with what the tokenizer puts round a text (BOS); parse_special: <|im_start|> is one token. */
+/* Token ids of a text. add_special: with what the tokenizer puts round a text (BOS); parse_special: <|im_start|> is one token.
+ * ids is yours; nothing to free. Any thread. */
 int32_t prefold_tokenize(prefold_handle engine, const char *text, uint32_t add_special, uint32_t parse_special, uint32_t *ids,
                          size_t capacity, size_t *count);
 
-/* Negative log-likelihoods (nats) of ids[1..]: ids_count - 1 of them. */
+/* Negative log-likelihoods (nats) of ids[1..]: ids_count - 1 of them. nll is yours; nothing to free. Any thread. */
 int32_t prefold_score(prefold_handle engine, const uint32_t *ids, size_t ids_count, float *nll, size_t capacity, size_t *count);
 
 /* A shorter prompt. request: a JSON object with the arguments of llmlingua's compress_prompt and prefold's own, at least
- * {"context": ["…"]}; result: a JSON object with compressed_prompt among others, and its zero, which count includes. */
+ * {"context": ["…"]}; result: a JSON object with compressed_prompt among others, and its zero, which count includes. result is yours; nothing
+ * to free. Any thread. */
 int32_t prefold_compress(prefold_handle engine, const char *request, char *result, size_t capacity, size_t *count);
 
 /* A text, or ids if text is NULL. */
@@ -72,7 +75,8 @@ typedef struct {
     size_t ids_count;
 } prefold_source;
 
-/* Opens an encoder's adapter for a model: a folder in PEFT's layout with memory_embeddings.safetensors. *out: close it. */
+/* Opens an encoder's adapter for a model: a folder in PEFT's layout with memory_embeddings.safetensors. *out: an
+ * adapter, yours to prefold_close. Any thread. */
 int32_t prefold_adapter_open(prefold_handle engine, const char *folder, prefold_handle *out);
 
 typedef struct {
@@ -81,7 +85,7 @@ typedef struct {
     size_t piece_tokens;  /* longest piece of text; 0: the adapter's own */
 } prefold_encode_options;
 
-/* A text as the K and V of a few memory tokens. *out: a prefix; close it. */
+/* A text as the K and V of a few memory tokens. *out: a prefix, yours to prefold_close. Any thread. */
 int32_t prefold_encode(prefold_handle engine, prefold_handle adapter, const prefold_source *source,
                        const prefold_encode_options *options, prefold_handle *out);
 
@@ -91,7 +95,8 @@ typedef struct {
     uint32_t keep_by;  /* 0: expected attention; 1: SnapKV; 2: LLMLingua's surprise */
 } prefold_prefill_options;
 
-/* A prompt as the model's own K and V; in a text <|im_start|> is one token. *out: a prefix; close it. */
+/* A prompt as the model's own K and V; in a text <|im_start|> is one token. *out: a prefix, yours to prefold_close.
+ * Any thread. */
 int32_t prefold_prefill(prefold_handle engine, const prefold_source *source, const prefold_prefill_options *options,
                         prefold_handle *out);
 
@@ -104,25 +109,26 @@ typedef struct {
     uint32_t ignore_eos;
 } prefold_sampling;
 
-/* Ids behind a prefix (0: none) and a prompt of at least one id. The end-of-text id is not among them. */
+/* Ids behind a prefix (0: none) and a prompt of at least one id. The end-of-text id is not among them. ids is
+ * yours; nothing to free. Any thread. */
 int32_t prefold_generate(prefold_handle engine, prefold_handle prefix, const uint32_t *prompt, size_t prompt_count,
                          const prefold_sampling *options, uint32_t *ids, size_t capacity, size_t *count);
 
 /* The ids that a prefix of `adapter` stands for, as the adapter was trained to give them back: behind its own embedding ([AE] of
- * ICAE) if it has one, behind BOS if not. */
+ * ICAE) if it has one, behind BOS if not. ids is yours; nothing to free. Any thread. */
 int32_t prefold_regenerate(prefold_handle engine, prefold_handle adapter, prefold_handle prefix, const prefold_sampling *options,
                            uint32_t *ids, size_t capacity, size_t *count);
 
 enum { PREFOLD_F32 = 0, PREFOLD_F16 = 1, PREFOLD_BF16 = 2 };
 
-/* Reads a prefix file; no engine is needed. *out: a prefix; close it. */
+/* Reads a prefix file; no engine is needed. *out: a prefix, yours to prefold_close. Any thread. */
 int32_t prefold_prefix_open(const char *path, prefold_handle *out);
 
-/* Writes a prefix file, whole or not at all. dtype: PREFOLD_F32, … */
+/* Writes a prefix file, whole or not at all. dtype: PREFOLD_F32, … Nothing to free; any thread. */
 int32_t prefold_prefix_save(prefold_handle prefix, const char *path, uint32_t dtype);
 
 /* Writes a sequence-state file of llama.cpp. template_path: a slot that the server saved, or NULL for version 4, one slot, flash
- * attention, f16. placeholder: the id that stands for each memory token. */
+ * attention, f16. placeholder: the id that stands for each memory token. Nothing to free; any thread. */
 int32_t prefold_prefix_export_llama_cpp(prefold_handle prefix, const char *template_path, uint32_t placeholder, const char *path);
 
 typedef struct {
@@ -135,9 +141,11 @@ typedef struct {
     uint32_t method;      /* 1: 500xCompressor; 2: ICAE; 3: prefill; 4: pruned */
 } prefold_prefix_info_t;
 
+/* What a prefix holds. *out is yours; nothing to free. Any thread. */
 int32_t prefold_prefix_info(prefold_handle prefix, prefold_prefix_info_t *out);
 
-/* The position that each key is rotated to, [tokens] or [layers, kv_heads, tokens]. */
+/* The position that each key is rotated to, [tokens] or [layers, kv_heads, tokens]. positions is yours; nothing to
+ * free. Any thread. */
 int32_t prefold_prefix_positions(prefold_handle prefix, uint32_t *positions, size_t capacity, size_t *count);
 
 /* K or V of one layer, laid out as the host wants it. */
@@ -151,7 +159,7 @@ typedef struct {
     size_t head_stride, token_stride, channel_stride; /* in bytes; 0: [kv_heads, tokens, head_dim] without gaps */
 } prefold_read;
 
-/* Writes the elements, and nothing between them, to buffer, which has `bytes` bytes. */
+/* Writes the elements, and nothing between them, to buffer, which has `bytes` bytes and is yours; nothing to free. Any thread. */
 int32_t prefold_prefix_read(prefold_handle prefix, const prefold_read *what, void *buffer, size_t bytes);
 
 #ifdef __cplusplus
