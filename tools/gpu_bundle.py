@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 60 << 20
@@ -71,6 +72,9 @@ def main():
     (making / "bin").mkdir(parents=True)
     for name, path in sorted(built().items()):
         subprocess.run(["strip", "-o", making / "bin" / name, path], check=True)
+    with tarfile.open(making / "bin.tar.gz", "w:gz") as packed:
+        packed.add(making / "bin", "bin")
+    shutil.rmtree(making / "bin")
     for unit in ("library.cu", "planted.cu"):
         library(unit, making / f"{unit.replace('.', '-')}.so")
     golden = ROOT.parent / "shared/golden"

@@ -1,5 +1,8 @@
 # What run.sh and train.sh share; `here` is the bundle's folder.
 
+# Binaries travel packed.
+[ -d "$here/bin" ] || tar -xzf "$here/bin.tar.gz" -C "$here" || exit 1
+
 # What arrived in parts, name.part-*, in this folder, its parent or a folder ../name, as one file: sets
 # `joined` to its path, or to nothing. Returns 1 if the parts are there and do not make the file that was meant.
 join() { # name

@@ -6,7 +6,7 @@
 # The folder holds the adapter, whole at any time: started again with it, here or elsewhere, training goes on
 # from the last checkpoint. Beside it the log, its curves, what it keeps, and a step beside PyTorch's. The model
 # and the rows arrive in parts, as for run.sh: model.gguf.part-* and corpus.jsonl[.xz|.zst].part-*. Needed
-# besides: an NVIDIA driver, bash, coreutils; for the comparison Python with PyTorch and transformers.
+# besides: an NVIDIA driver, bash, coreutils, tar, gzip; for the comparison Python with PyTorch and transformers.
 # PREFOLD_DEVICE=cpu trains without a GPU. The exit code is 0 if all that could run passed, 3 without a GPU.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
