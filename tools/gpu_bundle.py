@@ -80,7 +80,8 @@ def main():
     golden = ROOT.parent / "shared/golden"
     if golden.is_dir():
         (making / "shared/golden").mkdir(parents=True)
-        shutil.copytree(golden / "models", making / "shared/golden/models")
+        for name in ("models", "500x/tiny", "500x/tiny-adapter-all", "500x/tiny-adapter-qv"):
+            shutil.copytree(golden / name, making / "shared/golden" / name)
         shutil.copy(golden / "llmlingua.jsonl", making / "shared/golden")
     else:
         print("no ../shared: the bundle has no golden values", file=sys.stderr)

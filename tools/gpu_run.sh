@@ -77,6 +77,8 @@ step kernels 90 bin/kernels
 step kernels-bwd 60 bin/kernels_bwd
 step lora 60 bin/lora
 step models 90 bin/kernel_models
+# The golden rows there are the CPU's alone; golden-rows below has them on the device.
+step thin 150 bin/thin --skip golden_rows
 if [ -n "$gpu" ]; then
   [ -n "$model" ] && step golden-rows 120 bin/device_parity --nocapture
 else
