@@ -23,7 +23,6 @@ use serde_json::Value;
 use crate::engine::{Device, Engine};
 use crate::error::Error;
 use crate::hard::Request;
-use crate::model::decoder::Input;
 use crate::prefix::llama_cpp::{Layout, Slot};
 use crate::prefix::{Dtype, KRope, KvPrefix, Method};
 use crate::soft::{Adapter, Ask, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
@@ -561,16 +560,13 @@ pub extern "C" fn prefold_regenerate(
         let (engine, prefix) = (engine(engine_handle)?, prefix(prefix_handle)?);
         let adapter = adapter(adapter_handle)?;
         adapter.check_prefix(&prefix)?;
-        let bos = match (adapter.begin(), engine.info().bos) {
-            (Some(_), _) => Vec::new(),
-            (None, Some(bos)) => vec![bos],
-            (None, None) => {
-                return Err(argument("the model names no BOS to ask for the text with"));
-            }
-        };
+        let bos: Vec<u32> = engine.info().bos.into_iter().collect();
+        if adapter.begin().is_none() && bos.is_empty() {
+            return Err(argument("the model names no BOS to ask for the text with"));
+        }
         let ask = Ask {
             prefix: Some(&prefix),
-            prompt: adapter.begin().map_or(Input::Ids(&bos), Input::Embeddings),
+            prompt: adapter.opening(&bos),
             gold: &[],
         };
         let sampling = sampling(options, capacity)?;

@@ -37,6 +37,12 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Bytes of whole lines of a file that grows by lines, the last of which a kill may have cut short.
+pub(crate) fn whole_lines(bytes: &[u8]) -> usize {
+    let end = bytes.iter().rposition(|&b| b == b'\n');
+    end.map_or(0, |at| at + 1)
+}
+
 /// A new file beside `target`. A name may be taken: by another thread that writes the same file, or by
 /// a process of the same number that was killed.
 fn scratch(target: &Path) -> io::Result<(File, PathBuf)> {

@@ -286,7 +286,7 @@ pub fn run(args: Args) -> Outcome {
     let settings = (task != Task::Align).then(|| Settings {
         method,
         max_text_tokens: Some(max_text_tokens),
-        model: Some(weights.fingerprint()),
+        model: Some(model.engine.info().fingerprint.clone()),
         ..given.unwrap_or_default()
     });
     let reading = Reading {
@@ -298,9 +298,8 @@ pub fn run(args: Args) -> Outcome {
         room,
     };
     options.identity = args.identity(task, &objective, &parameters, max_text_tokens)?;
-    options
-        .identity
-        .insert("model".into(), weights.fingerprint().into());
+    let fingerprint = model.engine.info().fingerprint.clone();
+    options.identity.insert("model".into(), fingerprint.into());
 
     let mut source = model.engine.source(
         parameters.lora.clone(),

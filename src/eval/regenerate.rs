@@ -161,11 +161,10 @@ impl Task for Regenerate<'_> {
             .zip(&prefixes)
             .map(|(pair, prefix)| Ask {
                 prefix: prefix.as_ref(),
-                prompt: match &self.from[pair.case] {
-                    Holder::Prefix(adapter, _) => adapter.begin().map(Input::Embeddings),
-                    _ => None,
-                }
-                .unwrap_or(Input::Ids(std::slice::from_ref(&self.bos))),
+                prompt: match (&self.from[pair.case], std::slice::from_ref(&self.bos)) {
+                    (Holder::Prefix(adapter, _), bos) => adapter.opening(bos),
+                    (_, bos) => Input::Ids(bos),
+                },
                 gold: &self.texts[pair.item].1,
             })
             .collect();

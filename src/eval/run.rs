@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bootstrap::{Interval, interval};
 use crate::error::{Error, Result};
+use crate::files::whole_lines;
 
 /// An item (a question, a text) and a case (a way at a rate), by their places in the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,10 +245,7 @@ impl Log {
             .map_err(Error::io(path))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(Error::io(path))?;
-        let whole = text
-            .iter()
-            .rposition(|&b| b == b'\n')
-            .map_or(0, |at| at + 1);
+        let whole = whole_lines(&text);
         let mut known = HashMap::new();
         for (number, line) in (1..).zip(text[..whole].split(|&b| b == b'\n')) {
             if line.is_empty() {

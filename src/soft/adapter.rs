@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::model::config::Config;
+use crate::model::decoder::Input;
 use crate::model::lora::{LoraWeights, floats};
 use crate::model::{mapped, safetensors};
 use crate::prefix::{KvPrefix, Method, hex};
@@ -169,6 +170,11 @@ impl Adapter {
             return Ok(());
         }
         Err(Error::input("adapter", "the prefix was not made by it"))
+    }
+
+    /// What asks a decoder for the text of a prefix: [`Adapter::begin`], or else `bos`.
+    pub fn opening<'a>(&'a self, bos: &'a [u32]) -> Input<'a> {
+        self.begin().map_or(Input::Ids(bos), Input::Embeddings)
     }
 
     /// How it was trained.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::{whole_lines, write_whole};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ impl Log {
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.is_file() {
             let bytes = fs::read(path).map_err(Error::io(path))?;
-            let cut = &bytes[whole(&bytes)..];
+            let cut = &bytes[whole_lines(&bytes)..];
             if !(cut.starts_with(BEGIN) || BEGIN.starts_with(cut)) {
                 return Err(Error::format(path, "its last line is no step of a log"));
             }
@@ -92,12 +92,6 @@ impl Log {
 /// How a line of ours begins.
 const BEGIN: &[u8] = b"{\"step\":";
 
-/// Bytes of whole lines.
-fn whole(bytes: &[u8]) -> usize {
-    let end = bytes.iter().rposition(|&b| b == b'\n');
-    end.map_or(0, |at| at + 1)
-}
-
 /// A line of the log at `path`, with its end.
 fn text_of(path: &Path, line: &Line) -> Result<Vec<u8>> {
     let mut text =
@@ -113,7 +107,7 @@ fn text_of(path: &Path, line: &Line) -> Result<Vec<u8>> {
 /// where it has no end: it may be in the writing.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
-    let parts = bytes[..whole(&bytes)].split(|&b| b == b'\n');
+    let parts = bytes[..whole_lines(&bytes)].split(|&b| b == b'\n');
     parts
         .enumerate()
         .filter(|(_, line)| !line.trim_ascii().is_empty())
