@@ -1,7 +1,8 @@
 """What others do with the cases of benches/kernels, on the same GPU, and one table of both.
 
     cargo bench --bench kernels -- --json > ours.jsonl
-    python3 benches/baseline.py --ours ours.jsonl --out theirs.jsonl --table table.txt
+    python3 benches/baseline.py kernels --ours ours.jsonl --out theirs.jsonl --table table.txt
+    python3 benches/baseline.py train --device cuda       (the loop of training: baseline_train.py)
 
 PyTorch always; Liger-Kernel, Cut Cross-Entropy and FlashInfer where they import; and with --prefold and
 --model llmlingua itself, end to end on the same device, where it imports. Times are medians by CUDA
@@ -441,15 +442,27 @@ def table(ours, theirs, whole):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--ours", help="JSON lines of benches/kernels")
-    parser.add_argument("--out", help="JSON lines of the others go here")
-    parser.add_argument("--table", help="the table goes here too")
-    parser.add_argument("--prefold", help="the program, for the comparison end to end")
-    parser.add_argument("--model", help="SmolLM2 as GGUF, for the same")
-    parser.add_argument("--reference-model", help="the same as a Hugging Face folder, for llmlingua")
-    parser.add_argument("--cpu", action="store_true", help="on the CPU, to try this script with tiny shapes")
-    parser.add_argument("--limit", type=float, default=240, help="seconds for the cases")
+    what = parser.add_subparsers(dest="what", required=True)
+    kernel = what.add_parser("kernels", help="the cases of benches/kernels")
+    kernel.add_argument("--ours", help="JSON lines of benches/kernels")
+    kernel.add_argument("--out", help="JSON lines of the others go here")
+    kernel.add_argument("--table", help="the table goes here too")
+    kernel.add_argument("--prefold", help="the program, for the comparison end to end")
+    kernel.add_argument("--model", help="SmolLM2 as GGUF, for the same")
+    kernel.add_argument("--reference-model", help="the same as a Hugging Face folder, for llmlingua")
+    kernel.add_argument("--cpu", action="store_true", help="on the CPU, to try this script with tiny shapes")
+    kernel.add_argument("--limit", type=float, default=240, help="seconds for the cases")
+    training = optional("baseline_train")
+    if training:
+        training.options(what.add_parser("train", help="the loop of training"))
     args = parser.parse_args()
+    if args.what == "train":
+        training.compare(args)
+    else:
+        compare_kernels(args)
+
+
+def compare_kernels(args):
     ours = [json.loads(line) for line in open(args.ours)] if args.ours else []
     torch = optional("torch")
     theirs, whole = [], []

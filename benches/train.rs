@@ -1,4 +1,4 @@
-//! Seconds and peak memory of a training step: the gradient of a batch, without the optimiser.
+//! Seconds and peak memory of a training step: the gradient of a batch, and AdamW.
 //!
 //! `cargo bench --bench train -- [MODEL] [--batch 4] [--tokens 64] [--memory 8] [--rank 64]
 //! [--activations MB] [--steps 5] [--method 500xcompressor|icae] [--device cpu|cuda|cuda-f32] [--json]`;
@@ -15,8 +15,12 @@ use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::ops::{Backend, Cpu};
 use prefold::prefix::Method;
+use prefold::train::adamw::{AdamW, Moments};
 use prefold::train::objective::{LoraShape, Objective, Sample, Tensor};
 use prefold::train::{MemoryStart, Trainee};
+
+/// Of AdamW, the paper's.
+const LR: f64 = 1e-4;
 
 struct Arguments {
     model: PathBuf,
@@ -129,7 +133,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         eos: c.eos.unwrap_or(0),
         dropout: 0.0,
     };
-    let mut parameters = trainee.initial(arguments.memory, MemoryStart::Mean, 1)?;
+    let start_values = trainee.initial(arguments.memory, MemoryStart::Mean, 1)?;
     let batch: Vec<Sample> = (0..arguments.batch)
         .map(|i| Sample::Regenerate {
             text: ids(i, arguments.tokens, c.vocab),
@@ -137,7 +141,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         .collect();
 
     // Downhill the loss sinks by as much as the gradient says.
-    let before = trainee.gradient(&parameters, &batch, &objective, 1)?;
+    let before = trainee.gradient(&start_values, &batch, &objective, 1)?;
     let squares = |tensor: &Tensor| {
         tensor
             .values
@@ -146,12 +150,13 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
             .sum::<f64>()
     };
     // Of the mean: as long as B is zero they depend on no draw, so that another program can check them.
-    let loss = before.nll / before.targets as f64;
+    let loss = before.mean();
     let slope = before.gradients.last().map_or(0.0, squares).sqrt() / before.targets as f64;
     let square: f64 = before.gradients.iter().map(squares).sum();
     let wanted = 2e-3 * before.nll;
     // A step of that much each way, so that the curvature cancels.
-    let mut at = |steps: f64| -> prefold::Result<f64> {
+    let at = |steps: f64| -> prefold::Result<f64> {
+        let mut parameters = start_values.clone();
         for (parameter, gradient) in parameters.iter_mut().zip(&before.gradients) {
             for (value, g) in parameter.values.iter_mut().zip(&gradient.values) {
                 *value -= (steps * wanted / square * f64::from(*g)) as f32;
@@ -159,19 +164,22 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         }
         Ok(trainee.loss(&parameters, &batch, &objective)?.nll)
     };
-    let uphill = at(-1.0)?;
-    let downhill = at(2.0)?;
-    let sunk = (uphill - downhill) / (2.0 * wanted);
+    let sunk = (at(-1.0)? - at(1.0)?) / (2.0 * wanted);
     assert!(
         (0.5..1.5).contains(&sunk),
         "the gradient is no slope: {sunk}"
     );
 
     let (cpu, start) = (cpu_seconds(), Instant::now());
-    let mut seconds = Vec::new();
+    let mut parameters = start_values;
+    let mut moments = Moments::new(&parameters);
+    let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for step in 0..arguments.steps {
         let start = Instant::now();
-        trainee.gradient(&parameters, &batch, &objective, step as u64)?;
+        let sum = trainee.gradient(&parameters, &batch, &objective, step as u64)?;
+        losses.push(sum.mean());
+        let gradients = sum.means(&parameters)?;
+        AdamW::default().step(&mut parameters, &gradients, &mut moments, LR)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     let busy = (cpu_seconds() - cpu) / start.elapsed().as_secs_f64();
@@ -184,7 +192,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
             "memory": arguments.memory, "rank": arguments.rank, "steps": arguments.steps,
             "activations_mb": arguments.activations, "seconds_median": median, "seconds_best": best,
             "cores_busy": busy, "peak_mb": peak, "tokens_per_step": before.tokens,
-            "loss": loss, "memory_gradient": slope,
+            "loss": loss, "memory_gradient": slope, "losses": losses,
         });
         println!("{line}");
     } else {

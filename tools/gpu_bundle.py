@@ -87,7 +87,7 @@ def main():
         print("no ../shared: the bundle has no golden values", file=sys.stderr)
     for name in ("run", "train", "parts"):
         shutil.copy(ROOT / f"tools/gpu_{name}.sh", making / f"{name}.sh")
-    for name in ("baseline", "train_reference"):
+    for name in ("baseline", "baseline_train"):
         shutil.copy(ROOT / f"benches/{name}.py", making)
     if args.dev:
         shutil.copy(args.dev, making / "dev.jsonl")

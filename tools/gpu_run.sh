@@ -102,7 +102,7 @@ step bench 200 bash -c 'bin/bench_kernels --json >"$0"' "$out/kernels.jsonl"
 if [ -n "$python" ]; then
   more=()
   [ -n "$model" ] && more=(--prefold bin/prefold --model "$model")
-  step baseline 200 "$python" baseline.py --ours "$out/kernels.jsonl" --out "$out/others.jsonl" \
+  step baseline 200 "$python" baseline.py kernels --ours "$out/kernels.jsonl" --out "$out/others.jsonl" \
     --table "$out/table.txt" --limit 150 "${more[@]}"
 else
   say "no Python: nothing to compare with"

@@ -82,7 +82,7 @@ if [ -n "$python" ] && "$python" -c 'import torch, transformers' 2>/dev/null; th
   # Both read one folder; the adapter in it changes nothing about the time.
   rm -rf tmp/merged
   bin/prefold merge --model "$model" --adapter "$out/adapter" -o tmp/merged &&
-    timeout "$(left)" "$python" train_reference.py --program bin/bench_train --device "$device" --model tmp/merged \
+    timeout "$(left)" "$python" baseline.py train --program bin/bench_train --device "$device" --model tmp/merged \
       --folder tmp/merged --batch 32 --tokens 480 --memory 16 --steps 5 --out "$out/beside_pytorch.json" |
     tee -a "$out/summary.txt" || { failed=1; say "the comparison with PyTorch failed, or had no time left"; }
 else

@@ -1,5 +1,6 @@
 //! What is minimised: the nll of a decoder's targets, and its gradients.
 
+use crate::error::{Error, Result};
 use crate::model::lora::Target;
 use crate::prefix::Method;
 
@@ -79,4 +80,29 @@ pub struct Gradient {
     /// Of the sum, in the order of the parameters; empty where only the loss was asked for. What the
     /// loss does not depend on, as q of the encoder's last layer, has no values.
     pub gradients: Vec<Tensor>,
+}
+
+impl Gradient {
+    /// The loss: the mean nll of a target.
+    pub fn mean(&self) -> f64 {
+        self.nll / self.targets.max(1) as f64
+    }
+
+    /// The gradients of the loss, as the optimiser takes them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they are not those of `parameters`.
+    pub fn means(self, parameters: &[Tensor]) -> Result<Vec<Vec<f32>>> {
+        let names = |tensors: &[Tensor]| tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+        if names(parameters) != names(&self.gradients) {
+            return Err(Error::Shape {
+                op: "gradients",
+                want: format!("those of {} parameters, in their order", parameters.len()),
+                got: format!("{} others", self.gradients.len()),
+            });
+        }
+        let share = 1.0 / self.targets.max(1) as f32;
+        let mean = |sum: Tensor| sum.values.into_iter().map(|g| g * share).collect();
+        Ok(self.gradients.into_iter().map(mean).collect())
+    }
 }

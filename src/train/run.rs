@@ -10,7 +10,7 @@ use super::adamw::{AdamW, Moments, clip};
 use super::checkpoint::{self, Card, Found, State};
 use super::data::{Order, Reading, Stream};
 use super::log::{Line, Log};
-use super::objective::{Gradient, Sample, Tensor};
+use super::objective::{Gradient, Sample};
 use super::parameters::Parameters;
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
@@ -239,8 +239,8 @@ pub fn run(
             add(&mut sum, source.gradient(&parameters, &batch, seed)?)?;
         }
         let Some(sum) = sum else { break };
-        let mean = sum.nll / sum.targets.max(1) as f64;
-        let mut gradients = means(&parameters.tensors, sum.gradients, sum.targets)?;
+        let (mean, tokens) = (sum.mean(), sum.tokens as u64);
+        let mut gradients = sum.means(&parameters.tensors)?;
         let grad_norm = clip(&mut gradients, options.clip);
         if !(mean.is_finite() && grad_norm.is_finite()) {
             let reason = format!(
@@ -257,7 +257,7 @@ pub fn run(
         let seconds = clock.elapsed().as_secs_f64();
         state.step = step;
         state.position = stream.position();
-        state.tokens += sum.tokens as u64;
+        state.tokens += tokens;
         state.seconds += seconds;
         loss = Some(mean);
         let last = step == options.steps;
@@ -271,7 +271,7 @@ pub fn run(
             loss: mean,
             grad_norm,
             lr,
-            tokens: sum.tokens as u64,
+            tokens,
             seconds,
             dev_loss,
         };
@@ -339,21 +339,6 @@ fn add(sum: &mut Option<Gradient>, more: Gradient) -> Result<()> {
         values.for_each(|(sum, more)| *sum += more);
     }
     Ok(())
-}
-
-/// The sums of a step as means over its targets.
-fn means(parameters: &[Tensor], sums: Vec<Tensor>, targets: usize) -> Result<Vec<Vec<f32>>> {
-    let names = |tensors: &[Tensor]| tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
-    if names(parameters) != names(&sums) {
-        return Err(Error::Shape {
-            op: "gradients",
-            want: format!("those of {} parameters, in their order", parameters.len()),
-            got: format!("{} others", sums.len()),
-        });
-    }
-    let share = 1.0 / targets.max(1) as f32;
-    let mean = |sum: Tensor| sum.values.into_iter().map(|g| g * share).collect();
-    Ok(sums.into_iter().map(mean).collect())
 }
 
 /// Mean nll of the dev rows; `None` where it was told to stop.

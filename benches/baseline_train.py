@@ -1,8 +1,8 @@
-"""A training step of prefold beside PyTorch's in one run: same model, same ids, same cores.
+"""The loop of training in PyTorch, and prefold's beside it in one run: same model, same ids, same device.
 
     make bench-reference            (makes the virtual environment: torch, transformers)
     cargo build --release --bench train
-    .venv-reference/bin/python benches/train_reference.py --batch 4 --tokens 64 --memory 8
+    .venv-reference/bin/python benches/baseline.py train --batch 4 --tokens 64 --memory 8
 
 On a GPU `--device cuda`, in bf16 (autocast over f32 adapters) or with `--device cuda-f32`; there `--folder`
 is a Hugging Face folder that both read.
@@ -14,7 +14,6 @@ at the mean embedding, so that loss and gradient of the memory embeddings depend
 compared first. The two take turns.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -25,6 +24,8 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+# Of both, as benches/train.rs has it.
+LR = 1e-4
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -74,15 +75,20 @@ class Reference:
         self.text = torch.tensor([ids(i, args.tokens, config.vocab_size) for i in range(args.batch)], device=self.device)
         self.bos = torch.full((args.batch, 1), config.bos_token_id, device=self.device)
         self.eos = torch.full((args.batch, 1), config.eos_token_id, device=self.device)
+        self.adamw = torch.optim.AdamW(self.trained, lr=LR)
 
-    def step(self):
-        for parameter in self.trained:
-            parameter.grad = None
+    def gradient(self):
+        self.adamw.zero_grad()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             loss = self.loss()
         loss.backward()
+        return loss
+
+    def step(self):
+        loss = self.gradient()
+        self.adamw.step()
         # Waits for the device.
-        return loss.item(), self.memory.grad.norm().item()
+        return loss.item()
 
     def loss(self):
         batch, count = len(self.text), len(self.memory)
@@ -125,8 +131,7 @@ def newest_bench():
     return str(max(built, key=lambda p: p.stat().st_mtime))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def options(parser):
     parser.add_argument("--model", type=pathlib.Path,
                         default=ROOT / ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf")
     parser.add_argument("--folder", type=pathlib.Path, help="the same in Hugging Face's layout, f32")
@@ -136,7 +141,9 @@ def main():
     for name, value in (("batch", 4), ("tokens", 64), ("memory", 8), ("rank", 64), ("steps", 3),
                         ("rounds", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+
+
+def compare(args):
     torch.set_num_threads(args.threads)
     if args.folder is None:
         from reference import as_folder
@@ -144,19 +151,23 @@ def main():
         args.folder = as_folder(args.model.resolve())
     reference = Reference(args.folder, args)
     program = args.program or newest_bench()
-    loss, slope = reference.step()
+    loss = reference.gradient().item()
+    slope = reference.memory.grad.norm().item()
     got = ours(program, args.model, args)
     print(f"loss {loss:.5f} and {got['loss']:.5f}, gradient of the memory {slope:.6f} and {got['memory_gradient']:.6f}")
     near = (2e-2, 1e-1) if reference.half else (1e-4, 1e-3)
     if abs(got["loss"] / loss - 1) > near[0] or abs(got["memory_gradient"] / slope - 1) > near[1]:
         sys.exit("the two do not compute the same")
-    theirs, of_ours = [], []
-    for _ in range(args.rounds):
+    losses, theirs, of_ours = [], [], [got["seconds_median"]]
+    for turn in range(args.rounds):
         for _ in range(args.steps):
             start = time.perf_counter()
-            reference.step()
+            losses.append(reference.step())
             theirs.append(time.perf_counter() - start)
-        of_ours.append(ours(program, args.model, args)["seconds_median"])
+        if turn > 0:
+            of_ours.append(ours(program, args.model, args)["seconds_median"])
+    # LoRA's A is drawn anew by each.
+    print("losses of the first steps: " + ", ".join(f"{a:.3f} and {b:.3f}" for a, b in zip(losses, got["losses"])))
     t, o = statistics.median(theirs), statistics.median(of_ours)
     print(f"PyTorch {torch.__version__}: {t:.3f} s a step, {args.batch / t:.1f} samples/s; "
           f"prefold on {got['device']}: {o:.3f} s, {args.batch / o:.1f} samples/s, {t / o:.2f} times as fast")
@@ -164,7 +175,3 @@ def main():
         figures = {name: getattr(args, name) for name in ("batch", "tokens", "memory", "rank")}
         figures |= {"device": got["device"], "torch": torch.__version__, "torch_seconds": t, "prefold_seconds": o}
         args.out.write_text(json.dumps(figures) + "\n")
-
-
-if __name__ == "__main__":
-    main()
