@@ -5,7 +5,7 @@ on them by `prefold train regen`, encodes each, asks for its text by `prefold ge
 compares: ROUGE-L (F over words, as the package rouge_score counts them). An unmodified llama.cpp server
 (package xllamacpp, unless --no-server) gets the same prefixes as slots and is asked the same. It rounds
 activations to 8 bits, so that a token which is hardly likelier than another may become that other: more
-steps until all texts from both reach the aim.
+steps, small ones, until all texts from both reach the aim.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 
 
 def arguments():
@@ -28,11 +27,13 @@ def arguments():
     parser.add_argument("--passages", type=int, default=10)
     parser.add_argument("--memory-tokens", type=int, default=8)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--lr", default="1e-3")
+    parser.add_argument("--targets", default="all", help="q,v alone need twice the steps")
+    parser.add_argument("--alpha", type=float, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--init", default="normal")
-    parser.add_argument("--steps", type=int, default=450, help="before the first look")
-    parser.add_argument("--more", type=int, default=50, help="steps from one look to the next")
-    parser.add_argument("--most", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=200, help="before the first look")
+    parser.add_argument("--more", type=int, default=20, help="steps from one look to the next, at a tenth of --lr")
+    parser.add_argument("--looks", type=int, default=6, help="most looks")
     parser.add_argument("--aim", type=float, default=0.99)
     parser.add_argument("--no-server", action="store_true")
     parser.add_argument("--server-model", help="the model in another type, for the server")
@@ -115,33 +116,45 @@ def report(what, texts, made):
     return min(scores)
 
 
+def train(args, rows, out, steps, lr, *more):
+    """Trains into the folder `out`; started again after a kill it goes on. Returns the seconds of its steps."""
+    run(args.prefold, "train", "regen", "--model", args.model, "--data", rows, "--out", out,
+        "--lr", lr, "--steps", steps, "--warmup", 10, "--dropout", 0, "--batch", args.batch,
+        "--save-every", 20, "--activation-mb", 2048, "--resume", *more)
+    with open(f"{out}.log.jsonl") as log:
+        return sum(json.loads(line)["seconds"] for line in log)
+
+
+def look(args, adapter, texts, what):
+    """Whether the prefixes that an adapter makes give all texts back."""
+    made = []
+    for i, text in enumerate(texts):
+        prefix, passage = args.out / f"{i}.safetensors", args.out / f"{i}.txt"
+        passage.write_text(text)
+        run(args.prefold, "encode", "--model", args.model, "--adapter", adapter, passage, "-o", prefix)
+        made.append(run(args.prefold, "generate", "--model", args.model, "--prefix", prefix)[:-1])
+    least = report(what, texts, made)
+    if least >= args.aim and not args.no_server:
+        least = report("  by the llama.cpp server", texts, by_server(args, texts))
+    return least >= args.aim
+
+
 def main():
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     texts = passages(args)
-    rows, adapter = args.out / "rows.jsonl", args.out / "adapter"
+    rows = args.out / "rows.jsonl"
     with open(rows, "w") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    start = time.time()
-    for steps in range(args.steps, args.most + 1, args.more):
-        run(args.prefold, "train", "regen", "--model", args.model, "--data", rows, "--out", adapter,
-            "--memory-tokens", args.memory_tokens, "--init", args.init, "--lr", args.lr,
-            "--warmup", 10, "--dropout", 0, "--batch", args.batch, "--steps", steps,
-            "--save-every", 20, "--activation-mb", 2048, "--resume")
-        seconds = time.time() - start
-        made = []
-        for i, text in enumerate(texts):
-            prefix = args.out / f"{i}.safetensors"
-            passage = args.out / f"{i}.txt"
-            passage.write_text(text)
-            run(args.prefold, "encode", "--model", args.model, "--adapter", adapter, passage, "-o", prefix)
-            made.append(run(args.prefold, "generate", "--model", args.model, "--prefix", prefix)[:-1])
-        least = report(f"{steps} steps, {seconds:.0f} s of training", texts, made)
-        if least >= args.aim and not args.no_server:
-            served = by_server(args, texts)
-            least = report("  by the llama.cpp server", texts, served)
-        if least >= args.aim:
+    adapter, steps = args.out / "adapter", args.steps
+    seconds = train(args, rows, adapter, steps, args.lr, "--targets", args.targets, "--alpha", args.alpha,
+                    "--init", args.init, "--memory-tokens", args.memory_tokens)
+    for _ in range(args.looks):
+        if look(args, adapter, texts, f"{steps} steps, {seconds:.0f} s of training"):
             return
+        steps += args.more
+        before, adapter = adapter, args.out / f"adapter-{steps}"
+        seconds += train(args, rows, adapter, args.more, args.lr / 10, "--adapter", before)
     sys.exit(f"not all of them reach {args.aim}")
 
 
