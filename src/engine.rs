@@ -214,12 +214,12 @@ pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<B
     let mut unasked = None;
     match device {
         Device::Cpu => {}
-        Device::Cuda(index) => return on_gpu(model, Gpu::new(Cuda::open(index)?, precision)),
+        Device::Cuda(index) => return open_on(model, Gpu::new(Cuda::open(index)?, precision)),
         Device::Auto => {
             if let Ok(cuda) = Cuda::open(0) {
                 let gpu = Gpu::new(cuda, precision);
                 match gpu.self_check() {
-                    Ok(()) => return on_gpu(model, gpu),
+                    Ok(()) => return open_on(model, gpu),
                     Err(error) => unasked = Some(error),
                 }
             }
@@ -232,7 +232,12 @@ pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<B
     load(model, Cpu::new(), name)
 }
 
-fn on_gpu<L: Launcher>(model: &Path, gpu: Gpu<L>) -> Result<Box<dyn Engine>> {
+/// Opens a GGUF file or a Hugging Face folder on a backend of the caller's: a device with kernels that were built
+/// elsewhere ([`Cuda::with_images`]), or kernels executed by the CPU.
+///
+/// # Errors
+/// Those of [`open_with`].
+pub fn open_on<L: Launcher>(model: &Path, gpu: Gpu<L>) -> Result<Box<dyn Engine>> {
     let name = gpu.describe();
     load(model, gpu, name)
 }

@@ -21,6 +21,17 @@ impl Cuda {
 
     /// # Errors
     ///
+    /// As [`Cuda::open`].
+    ///
+    /// # Safety
+    ///
+    /// Any.
+    pub unsafe fn with_images(index: usize, _: &[(&str, &[u8])]) -> Result<Self> {
+        Self::open(index)
+    }
+
+    /// # Errors
+    ///
     /// None: there is no device.
     pub fn time(&self, _: impl FnOnce() -> Result<()>) -> Result<f64> {
         match self.0 {}
