@@ -61,6 +61,9 @@ bool guarded(const std::function<void()> &work, uint64_t *where);
 // For the other libraries of the stand-in.
 #define SHARED extern "C" __attribute__((visibility("default")))
 
+// Says where the kernels are; -1 if they cannot be loaded.
+SHARED int stand_in_kernels(const char *path);
+
 namespace stand_in {
 
 // Work for a stream, which gives a code when it is executed. A capturing stream records it instead.
