@@ -50,11 +50,7 @@ fn build(unit: &str) -> Option<PathBuf> {
         return None;
     }
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let folders = [
-        kernels.clone(),
-        kernels.join("arch"),
-        kernels.join("host"),
-    ];
+    let folders = [kernels.clone(), kernels.join("arch"), kernels.join("host")];
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = target.join(format!("{name}-{:016x}.so", hash_of(&folders)));
     let host = folders[2].clone();

@@ -9,3 +9,4 @@ mod common;
 mod faults;
 mod misuse;
 mod models;
+mod place;

@@ -21,10 +21,10 @@ use prefold::{Engine, open_on};
 use crate::common::TempDir;
 use crate::common::compare::assert_close;
 use crate::common::device::Device;
-use crate::common::driver::{Place, libraries};
 use crate::common::emu::{SCHEDULES, launcher};
 use crate::common::tiny::{self, HIDDEN, byte_tokenizer};
 use crate::common::{Random, shared};
+use crate::place::{Place, libraries};
 
 /// Token ids of these models: a byte each, and some more.
 const VOCAB: usize = 384;
@@ -81,7 +81,8 @@ fn a_device_of_every_architecture_passes_its_check() {
                 };
                 let gpu = place.gpu(precision, library);
                 let what = format!("sm_{architecture}, {precision:?}, library: {library}");
-                gpu.self_check().unwrap_or_else(|error| panic!("{what}: {error}"));
+                gpu.self_check()
+                    .unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_eq!(place.count("products") > 0, library, "{what}");
                 assert!(place.count("launches") > 20, "{what}");
                 assert!(place.count("replays") > 0, "{what}");
@@ -109,7 +110,12 @@ fn models_compute_what_they_do_without_a_driver() {
             all.extend(session.score(&ids[..40]).unwrap());
             session.remove(7..19).unwrap();
             all.extend(session.score(&ids[40..61]).unwrap());
-            all.extend(session.score_after(&[&ids[61..], &ids[3..9]]).unwrap().concat());
+            all.extend(
+                session
+                    .score_after(&[&ids[61..], &ids[3..9]])
+                    .unwrap()
+                    .concat(),
+            );
             session.truncate(20).unwrap();
             all.extend(session.score(&ids[50..]).unwrap());
             all
@@ -146,7 +152,12 @@ const TEXT: &str = "The committee met on the third of May. It chose the smaller 
 
 /// Prompts of several lengths, window sizes and rates.
 pub fn jobs() -> Vec<Job> {
-    let shapes = [(0..210, 0.5, 20), (30..180, 0.33, 32), (0..30, 0.5, 40), (10..200, 0.6, 25)];
+    let shapes = [
+        (0..210, 0.5, 20),
+        (30..180, 0.33, 32),
+        (0..30, 0.5, 40),
+        (10..200, 0.6, 25),
+    ];
     let job = |(range, rate, iterative_size): (std::ops::Range<usize>, f64, usize)| Job {
         prompt: Prompt {
             context: vec![TEXT[range].to_owned()],
@@ -173,7 +184,9 @@ fn prompts_are_compressed_as_without_a_driver() {
         let each = |model: &dyn Scorer| -> Vec<String> {
             let one = |job: &Job| hard::compress(model, &tokenizer, &job.prompt, &job.options);
             let results = jobs.iter().map(one);
-            results.map(|result| result.unwrap().compressed_prompt).collect()
+            results
+                .map(|result| result.unwrap().compressed_prompt)
+                .collect()
         };
         let want = each(&Model::load(Cpu::new(), &weights).unwrap());
         for library in [false, true] {
@@ -182,7 +195,10 @@ fn prompts_are_compressed_as_without_a_driver() {
             let what = format!("{family:?}, library: {library}");
             assert_eq!(each(&model), want, "{what}");
             let (captures, replays) = (place.count("captures"), place.count("replays"));
-            assert!(captures >= 3 && replays > 2 * captures, "{what}: {captures}, {replays}");
+            assert!(
+                captures >= 3 && replays > 2 * captures,
+                "{what}: {captures}, {replays}"
+            );
             // The same again comes from the records, as far as they are kept.
             assert_eq!(each(&model), want, "{what}, again");
             let together = hard::compress_many(&model, &tokenizer, &jobs);
@@ -204,7 +220,10 @@ fn engines_of_one_device_do_not_break_each_others_recordings() {
     let run = || -> Vec<String> {
         let model = Model::load(place.gpu(Precision::F32, true), &weights).unwrap();
         let results = hard::compress_many(&model, &tokenizer, &jobs[..2]);
-        results.into_iter().map(|result| result.unwrap().compressed_prompt).collect()
+        results
+            .into_iter()
+            .map(|result| result.unwrap().compressed_prompt)
+            .collect()
     };
     let want = run();
     std::thread::scope(|scope| {
@@ -255,7 +274,9 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
             tensor.values.fill_with(|| random.float() * 0.3);
         }
     }
-    let want = trainee.gradient(&parameters, &batch, &objective, 5).unwrap();
+    let want = trainee
+        .gradient(&parameters, &batch, &objective, 5)
+        .unwrap();
     let Some(direct) = direct(Precision::F32) else {
         return;
     };
@@ -266,28 +287,42 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
         let Some(place) = Place::new(90) else { return };
         let model = Model::load(place.gpu(Precision::F32, library), &weights).unwrap();
         let trainee = Trainee::new(&model, lora.clone(), 1 << 30).unwrap();
-        let got = trainee.gradient(&parameters, &batch, &objective, 5).unwrap();
+        let got = trainee
+            .gradient(&parameters, &batch, &objective, 5)
+            .unwrap();
         assert_eq!(got.targets, want.targets);
-        for ((got, direct), want) in got.gradients.iter().zip(&direct.gradients).zip(&want.gradients) {
+        for ((got, direct), want) in got
+            .gradients
+            .iter()
+            .zip(&direct.gradients)
+            .zip(&want.gradients)
+        {
             let values = wide(&want.values);
             let most = values.iter().fold(0.0f64, |most, v| most.max(v.abs()));
             let what = format!("{}, library: {library}", want.name);
             assert_close(&what, &got.values, &values, 1e-3 * most + 1e-7, 0.0);
-            assert!(library || bits(&got.values) == bits(&direct.values), "{what}: other bits");
+            assert!(
+                library || bits(&got.values) == bits(&direct.values),
+                "{what}: other bits"
+            );
         }
     }
 }
 
 fn prefilled(engine: &dyn Engine) -> (Vec<f32>, Vec<u32>) {
     let ids: Vec<u32> = (0..30).map(|i| i * 31 % VOCAB as u32).collect();
-    let prefix = engine.prefill(&Source::ids(ids), &PrefillOptions::default()).unwrap();
+    let prefix = engine
+        .prefill(&Source::ids(ids), &PrefillOptions::default())
+        .unwrap();
     let options = Sampling {
         max_new_tokens: 12,
         ignore_eos: true,
         ..Sampling::default()
     };
     let generated = engine
-        .generate(Some(&prefix), &[3, 4, 5], &options, &mut |_| std::ops::ControlFlow::Continue(()))
+        .generate(Some(&prefix), &[3, 4, 5], &options, &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        })
         .unwrap();
     let layers = (0..prefix.shape().layers).map(|layer| prefix.layer(layer).unwrap().concat());
     (layers.flatten().collect(), generated.ids)
@@ -319,7 +354,9 @@ fn encoded_prefixes_are_those_of_the_kernels() {
     let encoded = |engine: &dyn Engine| -> Vec<f32> {
         let adapter = engine.adapter(&golden.join("tiny-adapter-qv")).unwrap();
         let source = Source::ids((3..40).collect());
-        let prefix = engine.encode(&adapter, &source, &EncodeOptions::default()).unwrap();
+        let prefix = engine
+            .encode(&adapter, &source, &EncodeOptions::default())
+            .unwrap();
         let layers = (0..prefix.shape().layers).map(|layer| prefix.layer(layer).unwrap().concat());
         layers.flatten().collect()
     };
@@ -341,7 +378,9 @@ fn embedded(place: &Place) -> bool {
     match prefold::gpu::Cuda::open(place.index) {
         Ok(_) => true,
         Err(error) if error.to_string().contains("no kernels in it") => {
-            crate::common::say("skipped: the program on the stand-in driver, as nvcc was not found");
+            crate::common::say(
+                "skipped: the program on the stand-in driver, as nvcc was not found",
+            );
             false
         }
         Err(error) => panic!("{error}"),
@@ -373,9 +412,24 @@ fn the_program_runs_on_a_device() {
     let out = |name: &str| folder.path().join(name).display().to_string();
     let ids = format!("{:?}", (0..40).map(|i| i * 31 % VOCAB).collect::<Vec<_>>());
     let read = |prefix: &str, device: &str| {
-        let (code, _, err) = program(&["prefill", "--ids", &ids, "-m", &model, "-o", prefix, "--device", device], "");
+        let (code, _, err) = program(
+            &[
+                "prefill", "--ids", &ids, "-m", &model, "-o", prefix, "--device", device,
+            ],
+            "",
+        );
         assert_eq!(code, Some(0), "{device}: {err}");
-        let arguments = ["generate", "--json", "--ignore-eos", "-n", "8", "-m", &model, "-p", prefix];
+        let arguments = [
+            "generate",
+            "--json",
+            "--ignore-eos",
+            "-n",
+            "8",
+            "-m",
+            &model,
+            "-p",
+            prefix,
+        ];
         let more = ["--prompt-ids", "[7, 8]", "--device", device];
         let (code, told, err) = program(&[&arguments[..], &more].concat(), "");
         assert_eq!(code, Some(0), "{device}: {err}");
@@ -384,12 +438,28 @@ fn the_program_runs_on_a_device() {
     };
     assert_eq!(read(&out("cuda"), "cuda"), read(&out("cpu"), "cpu"));
     // What fails is one line, and nothing is left of the output.
-    for fault in ["cuInit:1:999", "cuModuleLoadData:3:200", "cuMemAllocFromPoolAsync:20:2", "cuLaunchKernel:9:719"] {
+    for fault in [
+        "cuInit:1:999",
+        "cuModuleLoadData:3:200",
+        "cuMemAllocFromPoolAsync:20:2",
+        "cuLaunchKernel:9:719",
+    ] {
         let out = out("failed");
-        let (code, told, err) =
-            program(&["prefill", "--ids", &ids, "-m", &model, "-o", &out, "--device", "cuda"], fault);
-        assert_eq!((code, told.as_str(), err.lines().count()), (Some(1), "", 1), "{fault}: {err}");
-        assert!(err.starts_with("prefold: ") && err.contains("cuda:0"), "{fault}: {err}");
+        let (code, told, err) = program(
+            &[
+                "prefill", "--ids", &ids, "-m", &model, "-o", &out, "--device", "cuda",
+            ],
+            fault,
+        );
+        assert_eq!(
+            (code, told.as_str(), err.lines().count()),
+            (Some(1), "", 1),
+            "{fault}: {err}"
+        );
+        assert!(
+            err.starts_with("prefold: ") && err.contains("cuda:0"),
+            "{fault}: {err}"
+        );
         assert!(!Path::new(&out).exists(), "{fault}");
     }
     assert!(place.open().unwrap().processors() > 0);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use libloading::Library;
 use prefold::gpu::{Cuda, Precision};
 
-use super::emu;
+use crate::common::emu;
 
 /// The folder of both libraries, and the kernels' library that they execute; none without a C++ compiler.
 pub fn libraries() -> Option<(PathBuf, PathBuf)> {
@@ -101,9 +101,16 @@ impl Place {
         unsafe { Cuda::with_images(self.index, images()) }
     }
 
-    pub fn gpu(&self, precision: Precision, library: bool) -> prefold::gpu::Gpu<super::device::Device> {
+    pub fn gpu(
+        &self,
+        precision: Precision,
+        library: bool,
+    ) -> prefold::gpu::Gpu<crate::common::device::Device> {
         let cuda = self.open().unwrap();
-        prefold::gpu::Gpu::new(super::device::Device::Cuda { cuda, library }, precision)
+        prefold::gpu::Gpu::new(
+            crate::common::device::Device::Cuda { cuda, library },
+            precision,
+        )
     }
 
     fn say(&self, name: &[u8]) -> String {
