@@ -103,7 +103,11 @@ impl Cuda {
             // SAFETY: the caller's promise.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             cuda.modules.push(module.map_err(|error| {
-                let what = format!("{} (sm_{major}{minor}) does not take {file}", cuda.name);
+                let name = &cuda.name;
+                let what = format!(
+                    "{name} (sm_{major}{minor}, {}) does not take {file}",
+                    version()
+                );
                 driver(&device, &what, error)
             })?);
         }
@@ -217,9 +221,13 @@ impl Cuda {
                 &mut [aligned.as_mut_ptr().cast::<c_void>()],
             )
         };
-        result.map_err(|error| Error::Launch {
-            kernel,
-            reason: format!("grid {grid:?} of {threads} threads: {error:?}"),
+        result.map_err(|error| {
+            let device = self.context.ordinal();
+            let what = format!("grid {grid:?} of {threads} threads with {shared} bytes");
+            Error::Launch {
+                kernel,
+                reason: format!("{what} on cuda:{device}: {}", why(error)),
+            }
         })
     }
 
@@ -254,6 +262,21 @@ impl Cuda {
         result.map_err(|error| driver(&device, what, error))
     }
 
+    /// A kernel of the images, if one of them has it.
+    fn find(&self, kernel: &'static str) -> Result<Option<sys::CUfunction>> {
+        let name = CString::new(kernel).unwrap_or_default();
+        for &module in &self.modules {
+            // SAFETY: the module is loaded as long as `self` lives.
+            match unsafe { result::module::get_function(module, name.clone()) } {
+                Ok(function) => return Ok(Some(function)),
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
+                // Its code is loaded now, and compiled where there is none for this device.
+                Err(error) => return self.done(kernel, Err(error)),
+            }
+        }
+        Ok(None)
+    }
+
     /// A kernel by its name, allowed `shared` bytes.
     fn function(&self, kernel: &'static str, shared: usize) -> Result<sys::CUfunction> {
         let mut functions = self
@@ -262,14 +285,7 @@ impl Cuda {
             .unwrap_or_else(PoisonError::into_inner);
         let found = match functions.get(kernel) {
             Some(&found) => Some(found),
-            None => {
-                let name = CString::new(kernel).unwrap_or_default();
-                let found = self.modules.iter().find_map(|&module| {
-                    // SAFETY: the module is loaded as long as `self` lives.
-                    unsafe { result::module::get_function(module, name.clone()) }.ok()
-                });
-                found.map(|function| (function, SHARED))
-            }
+            None => self.find(kernel)?.map(|function| (function, SHARED)),
         };
         let Some((function, allowed)) = found else {
             return Err(Error::Launch {
@@ -289,6 +305,12 @@ impl Cuda {
         functions.insert(kernel, (function, allowed.max(shared)));
         Ok(function)
     }
+}
+
+/// Binds a context to this thread where nobody can be told of an error, also of an earlier one.
+fn bound(context: &CudaContext) -> bool {
+    let _ = context.check_err();
+    context.bind_to_thread().is_ok()
 }
 
 /// A point in the stream.
@@ -321,7 +343,7 @@ unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
+        if bound(&self.context) {
             // SAFETY: made by `end_capture`, and not used after; if it runs, it goes when it is done.
             let _ = unsafe { result::graph::exec_destroy(self.executable) };
         }
@@ -374,7 +396,7 @@ impl Drop for Pool {
 impl Drop for Cuda {
     fn drop(&mut self) {
         let _ = self.stream.synchronize();
-        if self.context.bind_to_thread().is_ok() {
+        if bound(&self.context) {
             // Its handle is of this context.
             let products = self.products.get_mut();
             drop(products.unwrap_or_else(PoisonError::into_inner).take());
@@ -388,14 +410,35 @@ impl Drop for Cuda {
 }
 
 fn driver(device: &str, what: &str, error: DriverError) -> Error {
-    let why = error.error_string().map_or_else(
-        |_| format!("{error:?}"),
-        |text| text.to_string_lossy().into_owned(),
-    );
     Error::Device {
         device: device.into(),
-        reason: format!("{what}: {why}"),
+        reason: format!("{what}: {}", why(error)),
     }
+}
+
+/// What the driver is made for: kernels of a later toolkit it may not take.
+fn version() -> String {
+    let mut version = 0;
+    // SAFETY: writes the number.
+    let known = unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .is_ok();
+    match known {
+        true => format!(
+            "a driver for CUDA {}.{}",
+            version / 1000,
+            version % 1000 / 10
+        ),
+        false => "a driver of unknown version".into(),
+    }
+}
+
+/// In the driver's own words.
+fn why(error: DriverError) -> String {
+    error.error_string().map_or_else(
+        |_| format!("{error:?}"),
+        |text| text.to_string_lossy().into_owned(),
+    )
 }
 
 /// A piece of the device's memory.
@@ -424,7 +467,7 @@ impl CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
-        if self.stream.context().bind_to_thread().is_ok() {
+        if bound(self.stream.context()) {
             // SAFETY: allocated on this stream; freed after what was launched on it before.
             let _ = unsafe { result::free_async(self.address, self.stream.cu_stream()) };
         }

@@ -27,7 +27,7 @@ const ALLOC_FAILED: i32 = 3;
 const EXECUTION_FAILED: i32 = 13;
 const NOT_SUPPORTED: i32 = 15;
 
-/// What each function gives where it fails, beside the unknown error.
+/// What each function gives where it fails; the unknown error where nothing better is known.
 fn codes(function: &str) -> Vec<i32> {
     let more: &[i32] = match function {
         "cuModuleLoadData" => &[INVALID_IMAGE, OUT_OF_MEMORY],
@@ -43,11 +43,14 @@ fn codes(function: &str) -> Vec<i32> {
         }
         _ => &[],
     };
-    [more, &[UNKNOWN]].concat()
+    match more {
+        [] => vec![UNKNOWN],
+        codes => codes.to_vec(),
+    }
 }
 
-const ROWS: usize = 9;
-const WIDTH: usize = 40;
+const ROWS: usize = 3;
+const WIDTH: usize = 24;
 
 /// Opens a device, launches, records and replays with it: one linear layer three times over, added up.
 fn work(place: &Place) -> prefold::Result<Vec<f32>> {
@@ -103,7 +106,7 @@ fn every_call_may_fail() {
     let (mut refused, mut survived) = (0, 0);
     for (name, count) in &calls {
         // The first, the last, and some between.
-        let mut which = vec![1, 2, 3, *count, count / 2, count - count / 5];
+        let mut which = vec![1, 2, count / 2, count - count / 5, *count];
         which.retain(|nth| (1..=*count).contains(nth));
         which.sort_unstable();
         which.dedup();
@@ -124,7 +127,7 @@ fn every_call_may_fail() {
                         let line = error.to_string();
                         assert!(!line.contains('\n') && line.len() > 20, "{what}: {line:?}");
                         assert!(
-                            line.contains("cuda:") || line.contains("launch"),
+                            line.contains("cuda:") || line.contains("cublasLt"),
                             "{what}: {line:?}"
                         );
                     }
@@ -136,6 +139,7 @@ fn every_call_may_fail() {
                 let (complaints, left) = (place.complaints(), place.left());
                 if lost || name == "cuCtxGetCurrent" || name == "cuCtxSetCurrent" {
                     forget(place.index);
+                    place.complaints();
                 } else {
                     assert!(
                         complaints.is_empty() && left.is_empty(),
@@ -153,11 +157,10 @@ fn every_call_may_fail() {
 
 /// Ends what a call that failed has left of a device, as the end of the process does.
 fn forget(device: usize) {
-    use cudarc::driver::{result, sys};
+    use cudarc::driver::result;
     let device = result::device::get(device as i32).unwrap();
     // SAFETY: nobody uses the context any more.
     while unsafe { result::primary_ctx::release(device) }.is_ok() {}
-    let _ = sys::CUresult::CUDA_SUCCESS;
 }
 
 /// Memory runs out at every stage of a compression: an error each time, and with enough of it the result.
@@ -195,7 +198,7 @@ fn a_device_that_fails_holds_nobody_up() {
     let (tokenizer, jobs) = (byte_tokenizer(), jobs());
     let faults = [
         ("cuLaunchKernel", 3, LAUNCH_FAILED),
-        ("cuLaunchKernel", 150, TOO_MANY_RESOURCES),
+        ("cuLaunchKernel", 20, TOO_MANY_RESOURCES),
         ("cuStreamSynchronize", 1, ILLEGAL_ADDRESS),
         ("cuMemAllocFromPoolAsync", 12, OUT_OF_MEMORY),
         ("cuStreamBeginCapture_v2", 1, UNKNOWN),

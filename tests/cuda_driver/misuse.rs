@@ -437,6 +437,7 @@ fn captures_are_kept_to_their_rules() {
         ADDRESS
             .set(result::malloc_async(stream, 256).unwrap())
             .unwrap();
+        result::stream::synchronize(stream).unwrap();
         let begin = || result::stream::begin_capture(stream, THREAD_LOCAL).unwrap();
         let invalid = || {
             gives(

@@ -84,7 +84,7 @@ fn a_device_of_every_architecture_passes_its_check() {
                 gpu.self_check()
                     .unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_eq!(place.count("products") > 0, library, "{what}");
-                assert!(place.count("launches") > 20, "{what}");
+                assert!(place.count("launches") > 10, "{what}");
                 assert!(place.count("replays") > 0, "{what}");
                 // Memory stays where it is while somebody waits.
                 assert_eq!(place.count("released"), 0, "{what}");
@@ -196,7 +196,7 @@ fn prompts_are_compressed_as_without_a_driver() {
             assert_eq!(each(&model), want, "{what}");
             let (captures, replays) = (place.count("captures"), place.count("replays"));
             assert!(
-                captures >= 3 && replays > 2 * captures,
+                captures >= 2 && replays > 2 * captures,
                 "{what}: {captures}, {replays}"
             );
             // The same again comes from the records, as far as they are kept.
@@ -414,7 +414,17 @@ fn the_program_runs_on_a_device() {
     let read = |prefix: &str, device: &str| {
         let (code, _, err) = program(
             &[
-                "prefill", "--ids", &ids, "-m", &model, "-o", prefix, "--device", device,
+                "prefill",
+                "--ids",
+                &ids,
+                "-m",
+                &model,
+                "-o",
+                prefix,
+                "--precision",
+                "f32",
+                "--device",
+                device,
             ],
             "",
         );
@@ -430,7 +440,14 @@ fn the_program_runs_on_a_device() {
             "-p",
             prefix,
         ];
-        let more = ["--prompt-ids", "[7, 8]", "--device", device];
+        let more = [
+            "--prompt-ids",
+            "[7, 8]",
+            "--precision",
+            "f32",
+            "--device",
+            device,
+        ];
         let (code, told, err) = program(&[&arguments[..], &more].concat(), "");
         assert_eq!(code, Some(0), "{device}: {err}");
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();

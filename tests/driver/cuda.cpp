@@ -133,7 +133,10 @@ SHARED int cuDeviceGetAttribute(int *value, int attribute, int device) {
 SHARED int cuDevicePrimaryCtxRetain(void **out, int device) {
   ENTER("cuDevicePrimaryCtxRetain");
   if (device < 0 || device >= DEVICES) return refuse(INVALID_DEVICE, "cuDevicePrimaryCtxRetain");
-  if (!contexts[device]) contexts[device] = new Context{fresh_handle(), device, 0, 0, 7u + static_cast<unsigned>(device)};
+  // Another order in every context, and the same in every run.
+  static uint64_t opened[DEVICES];
+  if (!contexts[device])
+    contexts[device] = new Context{fresh_handle(), device, 0, 0, uint64_t(device) << 32 | opened[device]++};
   contexts[device]->retained++;
   *out = pointer(contexts[device]->handle);
   return SUCCESS;
@@ -347,7 +350,7 @@ SHARED int cuStreamBeginCapture_v2(void *handle, int mode) {
   auto capture = std::make_shared<Capture>();
   capture->origin = stream.get();
   capture->mode = mode;
-  capture->thread = std::this_thread::get_id();
+  capture->thread = this_thread();
   stream->capture = capture;
   captures.insert(capture);
   return SUCCESS;
@@ -372,7 +375,7 @@ SHARED int cuStreamEndCapture(void *handle, void **out) {
   const auto capture = (*found)->capture;
   if (!capture) return refuse(INVALID_VALUE, "cuStreamEndCapture of a stream that is not captured");
   if (capture->origin != found->get()) return refuse(CAPTURE_UNMATCHED, "a capture is ended on another stream");
-  if (capture->mode != 2 && capture->thread != std::this_thread::get_id())
+  if (capture->mode != 2 && capture->thread != this_thread())
     return refuse(CAPTURE_WRONG_THREAD, "a capture is ended by another thread");
   captures.erase(capture);
   for (auto &[_, stream] : streams)

@@ -10,11 +10,14 @@
 
 #include <setjmp.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <map>
 #include <mutex>
+#include <vector>
 
 namespace memory {
 namespace {
@@ -37,9 +40,16 @@ uint64_t next = 0;
 
 unsigned char *at(uint64_t address) { return reinterpret_cast<unsigned char *>(address); }
 
-void set_pages(const Piece &piece, int protection) {
-  // Fresh ones: what they held is gone.
-  mmap(at(piece.base), piece.pages, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+// A file full of 0xff, so long: what is mapped of it costs nothing until somebody touches it.
+int poison(size_t bytes) {
+  static const int file = memfd_create("poison", 0);
+  static size_t length = 0;
+  static const std::vector<unsigned char> some(1 << 20, POISON);
+  while (length < bytes) {
+    if (pwrite(file, some.data(), some.size(), static_cast<off_t>(length)) != static_cast<ssize_t>(some.size())) abort();
+    length += some.size();
+  }
+  return file;
 }
 
 bool whole(uint64_t address, const Piece &piece) {
@@ -110,9 +120,9 @@ uint64_t reserve(int device, size_t size) {
 void appear(uint64_t address) {
   std::lock_guard<std::mutex> hold(lock);
   Piece &piece = all.at(address);
-  set_pages(piece, PROT_READ | PROT_WRITE);
+  mmap(at(piece.base), piece.pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED,
+       poison(piece.pages), 0);
   memset(at(piece.base), GUARD, address - piece.base);
-  memset(at(address), POISON, piece.size);
   memset(at(address + piece.size), GUARD, piece.base + piece.pages - address - piece.size);
   piece.there = true;
 }
@@ -130,7 +140,8 @@ bool vanish(uint64_t address) {
   auto found = all.find(address);
   if (found == all.end()) return true;
   const bool good = !found->second.there || whole(address, found->second);
-  set_pages(found->second, PROT_NONE);
+  mmap(at(found->second.base), found->second.pages, PROT_NONE,
+       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   all.erase(found);
   return good;
 }

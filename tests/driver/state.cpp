@@ -39,6 +39,11 @@ uint64_t fresh_handle() {
   return next += 16;
 }
 
+uint64_t this_thread() {
+  static thread_local uint64_t mine = fresh_handle();
+  return mine;
+}
+
 Context *context_of(uint64_t handle) {
   for (Context *context : contexts)
     if (context && context->handle == handle) return context;
@@ -85,7 +90,7 @@ int ask_fault(const char *function) {
   if (lasting(code) && context) context->error = code;
   if (code == CAPTURE_UNSUPPORTED || code == CAPTURE_INVALIDATED)
     for (auto &capture : captures)
-      if (capture->thread == std::this_thread::get_id()) capture->broken = "a planned fault";
+      if (capture->thread == this_thread()) capture->broken = "a planned fault";
   return code;
 }
 
@@ -177,7 +182,7 @@ int breaks(const shared_ptr<Capture> &capture, const string &what) {
 // What this thread must not do while it captures, or another one does in the mode for all.
 int prohibited(const char *function) {
   for (auto &capture : captures) {
-    const bool mine = capture->thread == std::this_thread::get_id();
+    const bool mine = capture->thread == this_thread();
     if ((mine && capture->mode != 2) || capture->mode == 0) return breaks(capture, function);
   }
   return SUCCESS;

@@ -12,7 +12,6 @@
 #include <mutex>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 using std::shared_ptr;
@@ -36,7 +35,7 @@ struct Stream;
 struct Capture {
   Stream *origin;
   int mode;
-  std::thread::id thread;
+  uint64_t thread;
   string broken; // why, if it is
   std::vector<std::pair<const char *, std::function<int()>>> nodes;
   // How many nodes the origin waits for, and how many each stream that was drawn in has put there.
@@ -129,6 +128,8 @@ extern thread_local uint64_t current;
 using Lock = std::unique_lock<std::mutex>;
 
 uint64_t fresh_handle();
+// Never given twice either, as the system's own numbers of threads are.
+uint64_t this_thread();
 Context *context_of(uint64_t handle);
 inline void *pointer(uint64_t handle) { return reinterpret_cast<void *>(handle); }
 inline uint64_t number(const void *handle) { return reinterpret_cast<uint64_t>(handle); }
