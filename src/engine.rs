@@ -27,7 +27,8 @@ use crate::train::{self, MemoryStart, Trainee};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
     /// The first CUDA device if there is one, this program has kernels for it, and they agree with the
-    /// CPU on small shapes ([`Gpu::self_check`]); otherwise the CPU, and [`ModelInfo::device`] says why.
+    /// CPU on small shapes ([`Gpu::self_check`]); otherwise the CPU, and [`ModelInfo::device`] says why where
+    /// there is a driver.
     #[default]
     Auto,
     /// The CPU, all cores.
@@ -215,15 +216,18 @@ pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<B
     match device {
         Device::Cpu => {}
         Device::Cuda(index) => return open_on(model, Gpu::new(Cuda::open(index)?, precision)),
-        Device::Auto => {
-            if let Ok(cuda) = Cuda::open(0) {
+        Device::Auto => match Cuda::open(0) {
+            Ok(cuda) => {
                 let gpu = Gpu::new(cuda, precision);
                 match gpu.self_check() {
                     Ok(()) => return open_on(model, gpu),
                     Err(error) => unasked = Some(error),
                 }
             }
-        }
+            // Without a driver nobody misses a GPU.
+            Err(error) if Cuda::driver_present() => unasked = Some(error),
+            Err(_) => {}
+        },
     }
     let mut name = format!("cpu, {} threads", rayon::current_num_threads());
     if let Some(error) = unasked {

@@ -39,6 +39,12 @@ unsafe impl Send for Cuda {}
 unsafe impl Sync for Cuda {}
 
 impl Cuda {
+    /// Whether this machine has an NVIDIA driver, with a device or without.
+    pub fn driver_present() -> bool {
+        // SAFETY: loads a library of the system and lets it go.
+        unsafe { sys::is_culib_present() }
+    }
+
     /// The device of number `index`.
     ///
     /// # Errors
@@ -64,8 +70,7 @@ impl Cuda {
             device: device.clone(),
             reason: reason.into(),
         };
-        // SAFETY: loads a library of the system and lets it go.
-        if !unsafe { sys::is_culib_present() } {
+        if !Self::driver_present() {
             return Err(missing(
                 "there is no NVIDIA driver (libcuda) on this machine",
             ));

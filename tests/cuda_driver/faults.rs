@@ -215,12 +215,15 @@ fn a_device_that_fails_holds_nobody_up() {
         let failed = results.iter().filter(|result| result.is_err()).count();
         let survives =
             function == "cuStreamBeginCapture_v2" || function == "cuGraphInstantiateWithFlags";
-        assert_eq!(
-            failed == 0,
-            survives,
-            "{function}: {failed} of {} failed",
-            results.len()
-        );
+        // A launch for a recording may fail too: then it is launched instead.
+        if code != TOO_MANY_RESOURCES {
+            assert_eq!(
+                failed == 0,
+                survives,
+                "{function}: {failed} of {} failed",
+                results.len()
+            );
+        }
         for error in results.into_iter().filter_map(Result::err) {
             assert!(!error.to_string().contains('\n'), "{error}");
         }

@@ -335,7 +335,7 @@ fn memory_is_used_by_its_rules() {
         );
         // Another stream knows nothing of the allocation yet, unless somebody says so.
         let mut seen = [0, 0];
-        for _ in 0..40 {
+        for _ in 0..60 {
             let fresh = result::malloc_async(stream, 256).unwrap();
             let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).unwrap();
             result::event::record(event, stream).unwrap();
@@ -401,7 +401,7 @@ fn memory_is_used_by_its_rules() {
 fn memory_is_there_in_its_streams_order() {
     let Some(place) = Place::new(90) else { return };
     let mut found = 0;
-    for _ in 0..20 {
+    for _ in 0..60 {
         let raw = Raw::new(&place);
         let [stream, second] = raw.streams;
         // SAFETY: mistakes on no real device.

@@ -133,9 +133,10 @@ std::vector<shared_ptr<Stream>> streams_of(Context *context) {
 
 // Somebody waits: of the other streams a part is done first, or nothing.
 void disorder(Lock &hold, Context *context) {
-  for (auto &stream : streams_of(context))
-    if (roll(context) % 2 && stream->queued > stream->done)
-      drain(hold, stream, stream->done + roll(context) % (stream->queued - stream->done + 1));
+  for (auto &stream : streams_of(context)) {
+    const uint64_t left = stream->queued - stream->done, kind = roll(context) % 3;
+    if (kind && left) drain(hold, stream, stream->done + (kind == 1 ? left : roll(context) % (left + 1)));
+  }
 }
 
 // Somebody has waited.
