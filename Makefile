@@ -56,9 +56,11 @@ test:
 	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
 	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
 
-# Part of `make test`: every kernel executed by the CPU. Needed: g++.
+# Part of `make test`: every kernel executed by the CPU, directly and by the launcher for devices on a stand-in for
+# NVIDIA's driver. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted
+	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted \
+	  --test cuda_driver
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:

@@ -27,7 +27,8 @@ use crate::train::{self, MemoryStart, Trainee};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
     /// The first CUDA device if there is one, this program has kernels for it, and they agree with the
-    /// CPU on small shapes ([`Gpu::self_check`]); otherwise the CPU, and [`ModelInfo::device`] says why.
+    /// CPU on small shapes ([`Gpu::self_check`]); otherwise the CPU, and [`ModelInfo::device`] says why where
+    /// there is a driver.
     #[default]
     Auto,
     /// The CPU, all cores.
@@ -214,16 +215,19 @@ pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<B
     let mut unasked = None;
     match device {
         Device::Cpu => {}
-        Device::Cuda(index) => return on_gpu(model, Gpu::new(Cuda::open(index)?, precision)),
-        Device::Auto => {
-            if let Ok(cuda) = Cuda::open(0) {
+        Device::Cuda(index) => return open_on(model, Gpu::new(Cuda::open(index)?, precision)),
+        Device::Auto => match Cuda::open(0) {
+            Ok(cuda) => {
                 let gpu = Gpu::new(cuda, precision);
                 match gpu.self_check() {
-                    Ok(()) => return on_gpu(model, gpu),
+                    Ok(()) => return open_on(model, gpu),
                     Err(error) => unasked = Some(error),
                 }
             }
-        }
+            // Without a driver nobody misses a GPU.
+            Err(error) if Cuda::driver_present() => unasked = Some(error),
+            Err(_) => {}
+        },
     }
     let mut name = format!("cpu, {} threads", rayon::current_num_threads());
     if let Some(error) = unasked {
@@ -232,7 +236,12 @@ pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<B
     load(model, Cpu::new(), name)
 }
 
-fn on_gpu<L: Launcher>(model: &Path, gpu: Gpu<L>) -> Result<Box<dyn Engine>> {
+/// Opens a GGUF file or a Hugging Face folder on a backend of the caller's: a device with kernels that were built
+/// elsewhere ([`Cuda::with_images`]), or kernels executed by the CPU.
+///
+/// # Errors
+/// Those of [`open_with`].
+pub fn open_on<L: Launcher>(model: &Path, gpu: Gpu<L>) -> Result<Box<dyn Engine>> {
     let name = gpu.describe();
     load(model, gpu, name)
 }

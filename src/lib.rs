@@ -38,5 +38,5 @@ pub mod soft;
 pub mod text;
 pub mod train;
 
-pub use engine::{Device, Engine, ModelInfo, open, open_with};
+pub use engine::{Device, Engine, ModelInfo, open, open_on, open_with};
 pub use error::{Error, Result};

@@ -322,8 +322,9 @@ void run_block(std::vector<unsigned> &turn) {
 
 } // namespace
 
-Registered::Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *))
-    : name(name), params(params), threads(threads), run(run), next(registered) {
+Registered::Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *),
+                       const char *file)
+    : name(name), params(params), threads(threads), run(run), file(file), next(registered) {
   registered = this;
 }
 
@@ -421,6 +422,23 @@ void copy_wait(unsigned left) {
 }
 
 } // namespace host
+
+// What a device's own loader would know of a kernel: bytes of its parameters, most threads of a block, and the stem of
+// its file. 0 if there is none of that name.
+extern "C" int prefold_kernel(const char *name, size_t *params, unsigned *threads, const char **file) {
+  for (const host::Registered *kernel = host::registered; kernel; kernel = kernel->next) {
+    if (strcmp(kernel->name, name) != 0) continue;
+    static thread_local std::string stem;
+    const char *slash = strrchr(kernel->file, '/');
+    stem = slash ? slash + 1 : kernel->file;
+    stem.resize(std::min(stem.size(), stem.find('.')));
+    *params = kernel->params;
+    *threads = kernel->threads;
+    *file = stem.c_str();
+    return 1;
+  }
+  return 0;
+}
 
 // Runs a kernel; 0, or a line in `report`. `grid` has three numbers; order 0 ascending, 1 descending,
 // 2 random by `seed`; `late` lets copies land as late as they may.

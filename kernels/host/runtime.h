@@ -46,8 +46,10 @@ struct Registered {
   size_t params;
   unsigned threads;
   void (*run)(const void *);
+  const char *file;
   const Registered *next;
-  Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *));
+  Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *),
+             const char *file = __builtin_FILE());
 };
 
 // Of the running fiber. Not `thread_local`, which would cost a call at every use.

@@ -62,15 +62,15 @@ impl Products {
         if !unsafe { sys::is_culib_present() } {
             return Products(None);
         }
-        let library = result::create_handle().ok().and_then(|handle| {
-            let library = Library {
-                handle,
-                workspace: cuda.alloc(WORKSPACE, false).ok()?,
-                plans: Recent::new(PLANS),
-            };
-            Some(Box::new(library))
+        let Ok(workspace) = cuda.alloc(WORKSPACE, false) else {
+            return Products(None);
+        };
+        let library = result::create_handle().ok().map(|handle| Library {
+            handle,
+            workspace,
+            plans: Recent::new(PLANS),
         });
-        Products(library)
+        Products(library.map(Box::new))
     }
 
     /// See [`Launcher::product`].

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::cublas::Products;
 use super::launch::{Launch, Launcher, Product};
@@ -22,6 +22,8 @@ const SHARED: usize = 48 * 1024;
 pub struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// `None`: the device's own.
+    pool: Option<Pool>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, (sys::CUfunction, usize)>>,
     /// cublasLt, asked for at the first product.
@@ -37,19 +39,38 @@ unsafe impl Send for Cuda {}
 unsafe impl Sync for Cuda {}
 
 impl Cuda {
+    /// Whether this machine has an NVIDIA driver, with a device or without.
+    pub fn driver_present() -> bool {
+        // SAFETY: loads a library of the system and lets it go.
+        unsafe { sys::is_culib_present() }
+    }
+
     /// The device of number `index`.
     ///
     /// # Errors
     ///
     /// [`Error::Device`] without a driver, a device of that number, or kernels in this program.
     pub fn open(index: usize) -> Result<Self> {
+        // SAFETY: whole fatbins that nvcc made of our kernels.
+        unsafe { Self::with_images(index, IMAGES) }
+    }
+
+    /// The same with kernels that were built elsewhere: name and fatbin of every file of `kernels/`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Cuda::open`], and [`Error::Device`] for an image that the driver does not take.
+    ///
+    /// # Safety
+    ///
+    /// The images are whole, and their kernels are those of this crate.
+    pub unsafe fn with_images(index: usize, images: &[(&str, &[u8])]) -> Result<Self> {
         let device = format!("cuda:{index}");
         let missing = |reason: &str| Error::Device {
             device: device.clone(),
             reason: reason.into(),
         };
-        // SAFETY: loads a library of the system and lets it go.
-        if !unsafe { sys::is_culib_present() } {
+        if !Self::driver_present() {
             return Err(missing(
                 "there is no NVIDIA driver (libcuda) on this machine",
             ));
@@ -59,35 +80,43 @@ impl Cuda {
         if index >= usize::try_from(count).unwrap_or(0) {
             return Err(missing(&format!("the driver knows {count} devices")));
         }
-        if IMAGES.is_empty() {
+        if images.is_empty() {
             return Err(missing(
                 "this program has no kernels in it: nvcc was not found when it was built",
             ));
         }
         let context = CudaContext::new(index).map_err(failed)?;
+        // SAFETY: this is for cudarc's own slices, of which there are none; and with it the first stream of
+        // each context waits for the whole device, which breaks what another thread is recording there.
+        unsafe { context.disable_event_tracking() };
         let attribute = |attribute| context.attribute(attribute).map_err(failed);
         let processors =
             attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let (major, minor) = context.compute_capability().map_err(failed)?;
-        let name = context.name().map_err(failed)?;
-        let mut modules = Vec::with_capacity(IMAGES.len());
-        for (file, image) in IMAGES {
-            // SAFETY: the image is a whole fatbin that nvcc made.
-            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            modules.push(module.map_err(|error| {
-                let what = format!("{name} (sm_{major}{minor}) does not take {file}");
-                driver(&device, &what, error)
-            })?);
-        }
-        Ok(Cuda {
+        let mut cuda = Cuda {
+            name: context.name().map_err(failed)?,
             stream: context.new_stream().map_err(failed)?,
+            // Without one everything works, only slower.
+            pool: Pool::new(context.cu_device()).ok(),
             context,
-            modules,
+            modules: Vec::with_capacity(images.len()),
             functions: Mutex::default(),
             products: Mutex::default(),
             processors: u32::try_from(processors).unwrap_or(1).max(1),
-            name,
-        })
+        };
+        for (file, image) in images {
+            // SAFETY: the caller's promise.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            cuda.modules.push(module.map_err(|error| {
+                let name = &cuda.name;
+                let what = format!(
+                    "{name} (sm_{major}{minor}, {}) does not take {file}",
+                    version()
+                );
+                driver(&device, &what, error)
+            })?);
+        }
+        Ok(cuda)
     }
 
     /// Seconds that the device takes for what `work` queues, gaps included.
@@ -121,9 +150,9 @@ impl Cuda {
         self.done("recording", self.stream.begin_capture(mode))?;
         let worked = work();
         // In any case, or the stream stays unusable.
-        let graph = end_capture(&self.stream);
+        let recording = self.end_capture(&self.stream);
         worked?;
-        Ok(Recording::of(self.done("recording", graph)?))
+        recording
     }
 
     /// Queues what was recorded.
@@ -142,9 +171,28 @@ impl Cuda {
         self.bind()?;
         let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: graph and stream live, and nobody else has the graph; the rest is the caller's promise.
-        let result =
-            unsafe { result::graph::launch(graph.0.cu_graph_exec(), self.stream.cu_stream()) };
+        let result = unsafe { result::graph::launch(graph.executable, self.stream.cu_stream()) };
         self.done("replay", result)
+    }
+
+    /// What was recorded on `stream` since this thread began to.
+    fn end_capture(&self, stream: &CudaStream) -> Result<Recording> {
+        // SAFETY: the stream lives.
+        let graph = unsafe { result::stream::end_capture(stream.cu_stream()) };
+        let graph = self.done("recording", graph)?;
+        if graph.is_null() {
+            return Ok(Recording(None));
+        }
+        // SAFETY: the graph was just made, and what is made of it does not need it.
+        let executable = unsafe {
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            self.done("recording", made)?
+        };
+        Ok(Recording(Some(Mutex::new(Graph {
+            executable,
+            context: self.context.clone(),
+        }))))
     }
 
     /// See [`Launcher::launch`].
@@ -178,9 +226,13 @@ impl Cuda {
                 &mut [aligned.as_mut_ptr().cast::<c_void>()],
             )
         };
-        result.map_err(|error| Error::Launch {
-            kernel,
-            reason: format!("grid {grid:?} of {threads} threads: {error:?}"),
+        result.map_err(|error| {
+            let device = self.context.ordinal();
+            let what = format!("grid {grid:?} of {threads} threads with {shared} bytes");
+            Error::Launch {
+                kernel,
+                reason: format!("{what} on cuda:{device}: {}", why(error)),
+            }
         })
     }
 
@@ -215,6 +267,21 @@ impl Cuda {
         result.map_err(|error| driver(&device, what, error))
     }
 
+    /// A kernel of the images, if one of them has it.
+    fn find(&self, kernel: &'static str) -> Result<Option<sys::CUfunction>> {
+        let name = CString::new(kernel).unwrap_or_default();
+        for &module in &self.modules {
+            // SAFETY: the module is loaded as long as `self` lives.
+            match unsafe { result::module::get_function(module, name.clone()) } {
+                Ok(function) => return Ok(Some(function)),
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
+                // Its code is loaded now, and compiled where there is none for this device.
+                Err(error) => return self.done(kernel, Err(error)),
+            }
+        }
+        Ok(None)
+    }
+
     /// A kernel by its name, allowed `shared` bytes.
     fn function(&self, kernel: &'static str, shared: usize) -> Result<sys::CUfunction> {
         let mut functions = self
@@ -223,14 +290,7 @@ impl Cuda {
             .unwrap_or_else(PoisonError::into_inner);
         let found = match functions.get(kernel) {
             Some(&found) => Some(found),
-            None => {
-                let name = CString::new(kernel).unwrap_or_default();
-                let found = self.modules.iter().find_map(|&module| {
-                    // SAFETY: the module is loaded as long as `self` lives.
-                    unsafe { result::module::get_function(module, name.clone()) }.ok()
-                });
-                found.map(|function| (function, SHARED))
-            }
+            None => self.find(kernel)?.map(|function| (function, SHARED)),
         };
         let Some((function, allowed)) = found else {
             return Err(Error::Launch {
@@ -250,6 +310,12 @@ impl Cuda {
         functions.insert(kernel, (function, allowed.max(shared)));
         Ok(function)
     }
+}
+
+/// Binds a context to this thread where nobody can be told of an error, also of an earlier one.
+fn bound(context: &CudaContext) -> bool {
+    let _ = context.check_err();
+    context.bind_to_thread().is_ok()
 }
 
 /// A point in the stream.
@@ -272,28 +338,74 @@ impl Drop for Event {
 /// Launches that were recorded, if there were any.
 pub struct Recording(Option<Mutex<Graph>>);
 
-struct Graph(CudaGraph);
+struct Graph {
+    executable: sys::CUgraphExec,
+    context: Arc<CudaContext>,
+}
 
-// SAFETY: its handles may be used by any thread that has bound the context, one at a time.
+// SAFETY: its handle may be used by any thread that has bound the context, one at a time.
 unsafe impl Send for Graph {}
 
-impl Recording {
-    fn of(graph: Option<CudaGraph>) -> Self {
-        Recording(graph.map(|graph| Mutex::new(Graph(graph))))
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if bound(&self.context) {
+            // SAFETY: made by `end_capture`, and not used after; if it runs, it goes when it is done.
+            let _ = unsafe { result::graph::exec_destroy(self.executable) };
+        }
     }
 }
 
-fn end_capture(stream: &Arc<CudaStream>) -> Result<Option<CudaGraph>, DriverError> {
-    stream.end_capture(sys::CUgraphInstantiate_flags(0))
+/// Where memory comes from. The device's own pool gives back to the system what is not in use whenever somebody
+/// waits for the device, and fetches it again for the next buffer; this one keeps it until it goes.
+struct Pool(sys::CUmemoryPool);
+
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+impl Pool {
+    /// The context must be bound.
+    fn new(device: sys::CUdevice) -> Result<Self, DriverError> {
+        let properties = sys::CUmemPoolProps {
+            allocType: sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            handleTypes: sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            location: sys::CUmemLocation {
+                type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+                id: device,
+            },
+            win32SecurityAttributes: std::ptr::null_mut(),
+            // As much as there is.
+            maxSize: 0,
+            usage: 0,
+            reserved: [0; 54],
+        };
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let mut most = u64::MAX;
+        // SAFETY: the properties are whole; the attribute is a number of 64 bits.
+        unsafe {
+            let pool = Pool(result::mem_pool::create(&properties)?);
+            result::mem_pool::set_attribute(pool.0, attribute, (&raw mut most).cast())?;
+            Ok(pool)
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: created by `new`; memory of it that is still in use keeps it alive.
+        let _ = unsafe { result::mem_pool::destroy(self.0) };
+    }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
         let _ = self.stream.synchronize();
-        if self.context.bind_to_thread().is_ok() {
+        if bound(&self.context) {
             // Its handle is of this context.
             let products = self.products.get_mut();
             drop(products.unwrap_or_else(PoisonError::into_inner).take());
+            self.pool = None;
             for &module in &self.modules {
                 // SAFETY: nothing of it runs any more.
                 let _ = unsafe { result::module::unload(module) };
@@ -303,14 +415,35 @@ impl Drop for Cuda {
 }
 
 fn driver(device: &str, what: &str, error: DriverError) -> Error {
-    let why = error.error_string().map_or_else(
-        |_| format!("{error:?}"),
-        |text| text.to_string_lossy().into_owned(),
-    );
     Error::Device {
         device: device.into(),
-        reason: format!("{what}: {why}"),
+        reason: format!("{what}: {}", why(error)),
     }
+}
+
+/// What the driver is made for: kernels of a later toolkit it may not take.
+fn version() -> String {
+    let mut version = 0;
+    // SAFETY: writes the number.
+    let known = unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .is_ok();
+    match known {
+        true => format!(
+            "a driver for CUDA {}.{}",
+            version / 1000,
+            version % 1000 / 10
+        ),
+        false => "a driver of unknown version".into(),
+    }
+}
+
+/// In the driver's own words.
+fn why(error: DriverError) -> String {
+    error.error_string().map_or_else(
+        |_| format!("{error:?}"),
+        |text| text.to_string_lossy().into_owned(),
+    )
 }
 
 /// A piece of the device's memory.
@@ -339,7 +472,7 @@ impl CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
-        if self.stream.context().bind_to_thread().is_ok() {
+        if bound(self.stream.context()) {
             // SAFETY: allocated on this stream; freed after what was launched on it before.
             let _ = unsafe { result::free_async(self.address, self.stream.cu_stream()) };
         }
@@ -357,8 +490,13 @@ impl Launcher for Cuda {
         // Never none: an address is always good for copies of nothing.
         let bytes = bytes.max(256);
         let what = format!("no memory of {bytes} bytes");
-        // SAFETY: the stream lives; whoever reads the memory has written it, or asked for zeros.
-        let address = self.done(&what, unsafe { result::malloc_async(stream, bytes) })?;
+        // SAFETY: stream and pool live; whoever reads the memory has written it, or asked for zeros.
+        let address = self.done(&what, unsafe {
+            match &self.pool {
+                Some(pool) => result::mem_pool::alloc_async(pool.0, bytes, stream),
+                None => result::malloc_async(stream, bytes),
+            }
+        })?;
         let memory = CudaMemory {
             address,
             bytes,
@@ -474,10 +612,10 @@ impl Launcher for Cuda {
                 }))
             }
         });
-        // In any case, or the stream stays unusable.
-        let graph = end_capture(&aside);
+        // In any case: a capture that is not ended is a leak.
+        let recording = self.end_capture(&aside);
         queued?;
-        Ok(Recording::of(self.done("recording", graph)?))
+        recording
     }
 
     unsafe fn replay(&self, graph: &Recording) -> Result<()> {

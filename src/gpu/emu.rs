@@ -56,6 +56,9 @@ pub struct Emu {
     live: Arc<Mutex<BTreeMap<usize, usize>>>,
 }
 
+/// Dynamic shared memory that a block can have on every architecture that the kernels are compiled for: sm_89 and
+/// sm_120 give the least.
+const SHARED: usize = 99 << 10;
 /// Bytes before and after a piece of memory that nobody may touch.
 const GUARD: usize = 256;
 const CANARY: u8 = 0xa5;
@@ -225,6 +228,10 @@ impl Launcher for Emu {
         params: &[u8],
     ) -> Result<()> {
         let failed = |reason: String| Error::Launch { kernel, reason };
+        if shared > SHARED {
+            let reason = format!("{shared} bytes of shared memory, more than every device has");
+            return Err(failed(reason));
+        }
         let name = CString::new(kernel).map_err(|error| failed(error.to_string()))?;
         let (order, seed) = match self.schedule.order {
             Order::Ascending => (0, 0),

@@ -9,6 +9,11 @@ use crate::error::{Error, Result};
 pub struct Cuda(Infallible);
 
 impl Cuda {
+    /// Nobody looks.
+    pub fn driver_present() -> bool {
+        false
+    }
+
     /// # Errors
     ///
     /// [`Error::Device`] always.
@@ -17,6 +22,17 @@ impl Cuda {
             device: format!("cuda:{index}"),
             reason: "this program was built without the feature `cuda`".into(),
         })
+    }
+
+    /// # Errors
+    ///
+    /// As [`Cuda::open`].
+    ///
+    /// # Safety
+    ///
+    /// Any.
+    pub unsafe fn with_images(index: usize, _: &[(&str, &[u8])]) -> Result<Self> {
+        Self::open(index)
     }
 
     /// # Errors

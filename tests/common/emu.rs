@@ -31,8 +31,8 @@ pub fn launcher(unit: &'static str, schedule: Schedule) -> Option<Emu> {
     Some(unsafe { Emu::open(&library(unit)?, schedule, 24) }.unwrap())
 }
 
-/// Compiles once per content of the sources.
-fn library(unit: &'static str) -> Option<PathBuf> {
+/// Compiles once per content of the sources; none without a C++ compiler.
+pub fn library(unit: &'static str) -> Option<PathBuf> {
     static BUILT: [OnceLock<Option<PathBuf>>; 2] = [const { OnceLock::new() }; 2];
     let which = usize::from(unit != "library.cu");
     BUILT[which].get_or_init(|| build(unit)).clone()
@@ -50,6 +50,39 @@ fn build(unit: &str) -> Option<PathBuf> {
         return None;
     }
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let folders = [kernels.clone(), kernels.join("arch"), kernels.join("host")];
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let library = target.join(format!("{name}-{:016x}.so", hash_of(&folders)));
+    let host = folders[2].clone();
+    compile(&library, &|command| {
+        command.args(["-x", "c++"]).arg(host.join(unit));
+        command.arg(host.join("runtime.cpp"));
+    })
+}
+
+/// Of all files in the folders.
+pub fn hash_of(folders: &[PathBuf]) -> u64 {
+    let mut hash = DefaultHasher::new();
+    for folder in folders {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .collect();
+        files.sort();
+        for file in files {
+            std::fs::read(file).unwrap().hash(&mut hash);
+        }
+    }
+    hash.finish()
+}
+
+/// Makes a library of C++ where there is none yet. Without a compiler there is none either, which is said, and under
+/// CI a failure.
+pub fn compile(library: &Path, arguments: &dyn Fn(&mut Command)) -> Option<PathBuf> {
+    if library.exists() {
+        return Some(library.into());
+    }
     let compiler = std::env::var("CXX").unwrap_or("g++".into());
     if Command::new(&compiler).arg("--version").output().is_err() {
         assert!(
@@ -61,46 +94,18 @@ fn build(unit: &str) -> Option<PathBuf> {
         ));
         return None;
     }
-    let mut hash = DefaultHasher::new();
-    for folder in ["", "arch", "host"] {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(kernels.join(folder))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_file())
-            .collect();
-        files.sort();
-        for file in files {
-            std::fs::read(file).unwrap().hash(&mut hash);
-        }
-    }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let library = target.join(format!("{name}-{:016x}.so", hash.finish()));
-    if !library.exists() {
-        let partial = target.join(format!("{name}-{}.so", std::process::id()));
-        let output = Command::new(&compiler)
-            .args([
-                "-std=c++17",
-                "-O2",
-                "-g1",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-fPIC",
-                "-shared",
-            ])
-            .args(["-x", "c++"])
-            .arg(kernels.join("host").join(unit))
-            .arg(kernels.join("host/runtime.cpp"))
-            .arg("-o")
-            .arg(&partial)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        std::fs::rename(&partial, &library).unwrap();
-    }
-    Some(library)
+    // Under another name until it is whole.
+    let partial = library.with_extension(format!("{}.so", std::process::id()));
+    let mut command = Command::new(&compiler);
+    command.args(["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-Werror"]);
+    command.args(["-fPIC", "-shared"]);
+    arguments(&mut command);
+    let output = command.arg("-o").arg(&partial).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    std::fs::rename(&partial, library).unwrap();
+    Some(library.into())
 }

@@ -1,0 +1,12 @@
+//! The launcher for CUDA devices, unchanged, on a stand-in for NVIDIA's driver (`tests/driver/`, which says what it is
+//! and what it cannot show): whole models, recordings, failures, and mistakes that the stand-in must find.
+//! Nothing here is a GPU.
+#![cfg(feature = "cuda")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod faults;
+mod misuse;
+mod models;
+mod place;
