@@ -365,3 +365,35 @@ fn add(to: &mut [f64], values: &[f64], weight: f64) {
         *to += weight * value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::windows_of;
+
+    #[test]
+    fn windows_cover_everything_and_are_about_as_long() {
+        for tokens in [0, 1, 127, 128, 129, 1023, 1024, 1025, 1213, 5000] {
+            let windows: Vec<_> = windows_of(tokens, 1024, 128).collect();
+            assert_eq!(windows.is_empty(), tokens == 0);
+            let (mut end, mut lengths) = (0, Vec::new());
+            for window in &windows {
+                assert!(
+                    window.start == 0 || window.start + 128 == end,
+                    "{windows:?}"
+                );
+                assert!(window.end > end && window.len() <= 1024, "{windows:?}");
+                end = window.end;
+                lengths.push(window.len());
+            }
+            assert_eq!(end, tokens);
+            let shortest = lengths.iter().min().copied().unwrap_or(0);
+            let longest = lengths.iter().max().copied().unwrap_or(0);
+            assert!(longest - shortest <= windows.len(), "{windows:?}");
+        }
+        assert_eq!(windows_of(1213, 1024, 128).count(), 2);
+        // A model of one position, and one of two.
+        for longest in [1, 2] {
+            assert!(windows_of(7, longest, longest / 2).all(|w| w.len() <= longest));
+        }
+    }
+}
