@@ -4,7 +4,8 @@
     .venv-reference/bin/python benches/reference.py --cases CASES.jsonl --only licence_long,long_full
 
 A case is a row as `prefold batch` takes it; without --cases the documents under examples/ serve. The
-two take turns, each case is run --repeat times, and the median counts. Loading is not timed. Counts of
+two take turns, each case is run --repeat times, and the median counts. Loading, and laying out the
+weights, is not timed. Counts of
 cl100k_base would need a download, so the reference's own counter is replaced by a count of words; that
 changes its reported figures and nothing else.
 """
@@ -71,7 +72,10 @@ class Prefold:
             [program, "batch", "-", "--model", model],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
-        self.call("tokenize", {"text": "warm"})
+        # Weights are laid out when they are first needed, for each of the modes in a form of its own.
+        text = "A few words, and more of them, so that there is something to drop. " * 4
+        for budget in ("reference", "exact"):
+            self.call("compress_prompt", {"context": text, "rate": 0.5, "budget": budget})
 
     def call(self, call, args):
         self.process.stdin.write(json.dumps({"name": "x", "call": call, "args": args}) + "\n")

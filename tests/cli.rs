@@ -276,6 +276,16 @@ fn an_empty_prompt_compresses_to_itself() {
 }
 
 #[test]
+fn white_space_alone_counts_neither_before_nor_after() {
+    let model = model_or_skip!();
+    let folder = Folder::new("blank");
+    let file = folder.file("blank.txt", b" \n\n\t \n");
+    let ran = run(&["compress", "-m", &model, &file]);
+    assert!(ran.err.starts_with("0 -> 0 tokens"), "{}", ran.err);
+    assert_eq!(ran.good().trim(), "");
+}
+
+#[test]
 fn the_text_goes_to_stdout_and_one_line_to_stderr() {
     let model = model_or_skip!();
     let question = format!("@{QUESTION}");

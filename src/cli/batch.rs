@@ -69,6 +69,7 @@ pub fn run(args: Args) -> Outcome {
         (&args.file, Box::new(file))
     };
     let mut input = BufReader::with_capacity(AHEAD, input);
+    prefold::text::prepare_cl100k();
     let model = args.model.open()?.scoring_with(&args.adapter)?;
     let mut out = io::stdout().lock();
     let together = model.engine.at_a_time();

@@ -116,6 +116,7 @@ pub fn run(args: Args) -> Outcome {
         check_target(path)?;
     }
     let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
+    prefold::text::prepare_cl100k();
     let model = args.model.open()?.scoring_with(&args.adapter)?;
 
     let busy = Busy::new("compressing".into());

@@ -3,14 +3,15 @@
 mod round;
 mod step;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family};
 use crate::model::kv::Kv;
 use crate::model::lora::{LayerLora, Lora, LowRank};
+use crate::model::rows::Stacked;
 use crate::model::weights::Weights;
-use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate};
+use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate, RowSource};
 use crate::rope;
 
 pub(in crate::model) use round::Round;
@@ -126,7 +127,8 @@ pub struct Hidden<'a, B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Brings the weights to a device, as f32.
+    /// Brings the weights to a device, as f32. A device that keeps its own layout of them only as it
+    /// needs it, as the CPU does, reads the files later: they stay mapped as long as the model lives.
     ///
     /// # Errors
     ///
@@ -686,36 +688,25 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Matrices of one width, one above the other, with their height and width.
     fn stacked(&self, names: &[&str]) -> Result<(B::Matrix, usize, usize)> {
-        let (mut values, mut outputs, mut inputs) = (Vec::new(), 0, None);
+        let mut parts = Vec::with_capacity(names.len());
+        let mut inputs = None;
         for name in names {
-            let view = self.weights.get(name)?;
-            let &[rows, columns] = &view.shape[..] else {
-                return Err(self.shape(name, &view.shape));
-            };
-            if *inputs.get_or_insert(columns) != columns {
-                return Err(self.shape(name, &view.shape));
+            let part = self.weights.rows(name)?;
+            let shape = part.shape();
+            if *inputs.get_or_insert(shape[1]) != shape[1] {
+                return Err(Error::format(
+                    self.weights.path(),
+                    format!("tensor {name} has an unexpected shape {shape:?}"),
+                ));
             }
-            outputs += rows;
-            let part = view.to_f32()?;
-            if values.is_empty() {
-                values = part;
-            } else {
-                values.extend_from_slice(&part);
-            }
+            parts.push(part);
         }
-        let inputs = inputs.unwrap_or(0);
-        Ok((
-            self.backend.matrix(outputs, inputs, &values)?,
-            outputs,
-            inputs,
-        ))
-    }
-
-    fn shape(&self, name: &str, shape: &[usize]) -> Error {
-        Error::format(
-            self.weights.path(),
-            format!("tensor {name} has an unexpected shape {shape:?}"),
-        )
+        let source: Arc<dyn RowSource> = match parts.len() {
+            1 => parts.remove(0),
+            _ => Arc::new(Stacked(parts)),
+        };
+        let [outputs, inputs] = source.shape();
+        Ok((self.backend.matrix_of(source)?, outputs, inputs))
     }
 
     fn projection(&self, layer: &str, names: &[&str]) -> Result<Projection<B>> {

@@ -11,6 +11,7 @@ pub mod lora;
 pub(crate) mod mapped;
 mod prefix;
 pub mod quant;
+mod rows;
 pub(crate) mod safetensors;
 mod score;
 mod thin;

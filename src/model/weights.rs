@@ -9,14 +9,17 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::config::{Config, RopeScaling};
 use super::layout::{self, Kind, Slot};
 use super::mapped::{RawTensor, one_line};
+use super::rows::{FileRows, HeldRows, stored_row};
 use super::{gguf, quant, safetensors};
 use crate::error::{Error, Result};
+use crate::ops::RowSource;
 
 pub use super::quant::DType;
 
@@ -240,9 +243,7 @@ impl Weights {
     ///
     /// [`Error::Format`] if the model has no such tensor.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
-        let entry = self.tensors.get(name).ok_or_else(|| {
-            Error::format(&self.path, format!("there is no tensor {}", one_line(name)))
-        })?;
+        let entry = self.entry(name)?;
         let bytes = entry.raw.bytes();
         Ok(TensorView {
             dtype: entry.dtype,
@@ -256,6 +257,42 @@ impl Weights {
                     Cow::Owned(transpose(bytes, &entry.shape, entry.dtype.block_bytes()))
                 }
             },
+        })
+    }
+
+    /// A matrix by its rows, of which none is read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`] if the model has no such tensor, or it is no matrix.
+    pub(crate) fn rows(&self, name: &str) -> Result<Arc<dyn RowSource>> {
+        let entry = self.entry(name)?;
+        let &[height, width] = &entry.shape[..] else {
+            return Err(Error::format(
+                &self.path,
+                format!("tensor {} is no matrix: {:?}", one_line(name), entry.shape),
+            ));
+        };
+        let shape = [height, width];
+        let interleaved = match entry.order {
+            Order::Stored => None,
+            Order::Interleaved { heads } => Some(heads),
+            Order::Transposed => {
+                let values = self.get(name)?.to_f32()?;
+                return Ok(Arc::new(HeldRows { values, shape }));
+            }
+        };
+        Ok(Arc::new(FileRows {
+            tensor: entry.raw.clone(),
+            dtype: entry.dtype,
+            shape,
+            interleaved,
+        }))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| {
+            Error::format(&self.path, format!("there is no tensor {}", one_line(name)))
         })
     }
 
@@ -414,12 +451,10 @@ fn deinterleave(bytes: &[u8], shape: &[usize], heads: usize) -> Vec<u8> {
     let rows = shape[0];
     let row_bytes = bytes.len() / rows;
     let head_dim = rows / heads;
-    let half = head_dim / 2;
     out.par_chunks_exact_mut(row_bytes)
         .enumerate()
         .for_each(|(row, out)| {
-            let within = row % head_dim;
-            let source = row - within + within % half * 2 + within / half;
+            let source = stored_row(row, head_dim);
             out.copy_from_slice(&bytes[source * row_bytes..][..row_bytes]);
         });
     out

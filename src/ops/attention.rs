@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{Columns, GemmOp, LINE, Rows, multiply, tiled, to_line};
+use super::gemm::{Columns, GemmOp, Rows, multiply, tiled};
+use super::panels::{LINE, to_line};
 use super::simd::{self, simd_fn};
 use super::storage::Storage;
 use crate::error::{Error, Result};

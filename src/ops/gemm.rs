@@ -10,13 +10,14 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use pulp::Simd;
 use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm_int::Codes;
+use super::panels::{LINE, Panels, RowSource, Values, to_line};
 use super::simd::simd_fn;
 use super::storage::Storage;
 use crate::error::{Error, Result};
@@ -87,6 +88,22 @@ pub trait GemmOp: Storage {
     /// Lays out `values`, `[outputs, inputs]` row-major.
     fn matrix(&self, outputs: usize, inputs: usize, values: &[f32]) -> Result<Self::Matrix>;
 
+    /// The same for rows that lie elsewhere. They may be read at any time from now on, and as often as
+    /// this device likes: what is not needed is never laid out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GemmOp::matrix`].
+    fn matrix_of(&self, source: Arc<dyn RowSource>) -> Result<Self::Matrix> {
+        let [outputs, inputs] = source.shape();
+        let mut values = vec![0.0; outputs * inputs];
+        values
+            .par_chunks_mut(inputs.max(1))
+            .enumerate()
+            .for_each(|(row, out)| source.read(row, out));
+        self.matrix(outputs, inputs, &values)
+    }
+
     /// `y[rows, outputs] = x[rows, inputs] · wᵀ + bias[outputs]`.
     fn linear(
         &self,
@@ -123,74 +140,6 @@ pub trait GemmOp: Storage {
     ) -> Result<()> {
         self.linear(shape, x, w, bias, y)
     }
-}
-
-/// A matrix in panels of `width` rows of the matrix, which are columns of the product: element
-/// `(n, k)` lies at `[n / width][k][n % width]`. The last panel is filled up with zeros.
-#[derive(Debug)]
-pub struct Panels {
-    pub(super) outputs: usize,
-    pub(super) inputs: usize,
-    pub(super) width: usize,
-    data: Aligned,
-    /// The same in fewer bits, for estimates.
-    pub(super) codes: Codes,
-}
-
-impl Panels {
-    pub(super) fn count(&self) -> usize {
-        self.outputs.div_ceil(self.width)
-    }
-
-    /// The values of panel `p`, `[inputs, width]`.
-    pub(super) fn panel_values(&self, p: usize) -> &[f32] {
-        let len = self.inputs * self.width;
-        &self.data.get()[p * len..][..len]
-    }
-
-    /// Copies row `n` of the matrix to `out`, or adds it.
-    pub(super) fn row(&self, n: usize, add: bool, out: &mut [f32]) {
-        let start = n / self.width * self.width * self.inputs + n % self.width;
-        let column = self.data.get()[start..].iter().step_by(self.width);
-        for (out, &v) in out.iter_mut().zip(column) {
-            *out = if add { *out + v } else { v };
-        }
-    }
-}
-
-/// Floats that begin at a cache line: a vector that lies across two costs two accesses.
-#[derive(Debug)]
-struct Aligned {
-    data: Vec<f32>,
-    start: usize,
-    len: usize,
-}
-
-impl Aligned {
-    fn zeros(len: usize) -> Self {
-        let data = vec![0.0; len + LINE];
-        Aligned {
-            start: to_line(&data),
-            data,
-            len,
-        }
-    }
-
-    fn get(&self) -> &[f32] {
-        &self.data[self.start..][..self.len]
-    }
-
-    fn get_mut(&mut self) -> &mut [f32] {
-        &mut self.data[self.start..][..self.len]
-    }
-}
-
-/// Floats of a cache line.
-pub(super) const LINE: usize = 16;
-
-/// The index, below [`LINE`], at which a cache line begins in `data`.
-pub(super) fn to_line(data: &[f32]) -> usize {
-    (data.as_ptr() as usize / size_of::<f32>()).wrapping_neg() % LINE
 }
 
 /// Rows of the left operand that stay in the second-level cache while panels go by.
@@ -235,25 +184,11 @@ impl GemmOp for Cpu {
                 got: values.len().to_string(),
             });
         }
-        let width = self.tile.columns;
-        let mut data = Aligned::zeros(outputs.div_ceil(width) * width * inputs);
-        data.get_mut()
-            .par_chunks_mut(width * inputs)
-            .zip(values.par_chunks(width * inputs))
-            .for_each(|(panel, rows)| {
-                for (i, row) in rows.chunks_exact(inputs).enumerate() {
-                    for (to, &v) in panel.chunks_exact_mut(width).zip(row) {
-                        to[i] = v;
-                    }
-                }
-            });
-        Ok(Panels {
-            outputs,
-            inputs,
-            width,
-            data,
-            codes: Codes::default(),
-        })
+        Panels::of_values(self.tile.columns, outputs, inputs, values)
+    }
+
+    fn matrix_of(&self, source: Arc<dyn RowSource>) -> Result<Panels> {
+        Ok(Panels::of_source(self.tile.columns, source))
     }
 
     fn linear(
@@ -272,37 +207,11 @@ impl GemmOp for Cpu {
             add,
         } = shape;
         let bias = bias.map_or(&[][..], |bias| &bias[..outputs]);
-        self.linear_part(&x[..rows * inputs], w, 0..inputs, bias, add, y);
-        Ok(())
+        self.linear_part(&x[..rows * inputs], w, 0..inputs, bias, add, y)
     }
 
     fn transposed(&self, w: &Panels) -> Result<Panels> {
-        let width = w.width;
-        let mut data = Aligned::zeros(w.inputs.div_ceil(width) * width * w.outputs);
-        data.get_mut()
-            .par_chunks_mut(width * w.outputs)
-            .enumerate()
-            .for_each(|(q, to)| {
-                // Square by square: what is read and written together stays in the cache.
-                let first = q * width;
-                let count = width.min(w.inputs - first);
-                let squares = to.chunks_mut(width * width);
-                for (square, from) in squares.zip(w.data.get().chunks_exact(width * w.inputs)) {
-                    let from = &from[first * width..(first + count) * width];
-                    for (k, from) in from.chunks_exact(width).enumerate() {
-                        for (to, &v) in square.chunks_exact_mut(width).zip(from) {
-                            to[k] = v;
-                        }
-                    }
-                }
-            });
-        Ok(Panels {
-            outputs: w.inputs,
-            inputs: w.outputs,
-            width,
-            data,
-            codes: Codes::default(),
-        })
+        w.transposed()
     }
 
     fn outer(&self, shape: Outer, a: &Vec<f32>, b: &Vec<f32>, out: &mut Vec<f32>) -> Result<()> {
@@ -360,7 +269,7 @@ impl GemmOp for Cpu {
     ) -> Result<()> {
         self.check_linear(shape, x, w, bias, y)?;
         let values = bias.map_or(&[][..], |bias| bias);
-        if shape.rows == 0 || self.linear_codes(shape, x, w, values, y) {
+        if shape.rows == 0 || self.linear_codes(shape, x, w, values, y)? {
             return Ok(());
         }
         self.linear(shape, x, w, bias, y)
@@ -379,12 +288,13 @@ impl Cpu {
         bias: &[f32],
         add: bool,
         y: &mut [f32],
-    ) {
+    ) -> Result<()> {
         let (inputs, outputs) = (steps.len(), w.outputs);
         let rows = x.len() / inputs;
         if rows == 0 {
-            return;
+            return Ok(());
         }
+        let values = w.values()?;
         let split = Split::new(self, rows, inputs, w.count());
         let group_columns = split.group_panels * w.width;
         let blocks = rows.div_ceil(split.block_rows);
@@ -393,7 +303,7 @@ impl Cpu {
             for block in x.chunks(split.block_rows * inputs) {
                 tasks.push(LinearTask {
                     x: block,
-                    w,
+                    w: values,
                     first: steps.start,
                     steps: inputs,
                     bias,
@@ -411,6 +321,7 @@ impl Cpu {
         tasks
             .into_par_iter()
             .for_each(|task| linear_task(self.arch, task));
+        Ok(())
     }
 }
 
@@ -501,7 +412,7 @@ impl Cpu {
 /// The part of a linear layer that one thread does: some rows by some columns.
 struct LinearTask<'a> {
     x: &'a [f32],
-    w: &'a Panels,
+    w: Values<'a>,
     /// Columns of `w`: the first and how many, which are a row's of `x`.
     first: usize,
     steps: usize,
@@ -729,8 +640,8 @@ pub(super) fn multiply<S: Simd, const N: usize, const M: usize>(
 
 /// Panel number `p` of `w`, step by step.
 #[inline(always)]
-pub(super) fn panel<S: Simd, const N: usize>(w: &Panels, p: usize) -> &[[S::f32s; N]] {
-    let (vectors, _) = S::as_simd_f32s(w.panel_values(p));
+pub(super) fn panel<S: Simd, const N: usize>(w: Values<'_>, p: usize) -> &[[S::f32s; N]] {
+    let (vectors, _) = S::as_simd_f32s(w.panel(p));
     vectors.as_chunks::<N>().0
 }
 

@@ -1,11 +1,11 @@
 //! Estimates of products: weights and activations in 8 bits, sums of their products in integers.
 //!
-//! A block is 32 steps of the inner dimension. A weight is `step · code + offset` with a code of 8
-//! bits, step and offset by block and column; an activation is `scale · code` with a signed code,
-//! scale by block and row. One instruction of AVX-512 VNNI then does 64 multiplications, four times
-//! as many as one in f32. The error is that of the activations' rounding, about half a percent of a
-//! product: enough to compare texts by their likelihood, too much to agree with another program in
-//! the fourth digit. Nothing here is used unless an estimate was asked for.
+//! A block is 64 steps of the inner dimension. Weights and activations are `scale · code` with a signed
+//! code, scale by block and column or row. One instruction of AVX-512 VNNI does 64 multiplications of
+//! codes, four times as many as one in f32, if one factor is unsigned: so a weight's code lies 128
+//! higher in memory, and a sum begins at what that adds to it. The error is that of rounding, about one
+//! percent of a product: enough to compare texts by their likelihood, too much to agree with another
+//! program in the fourth digit. Nothing here is used unless an estimate was asked for.
 
 use std::sync::OnceLock;
 
@@ -14,10 +14,13 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::cpu::{Cpu, Tile};
-use super::gemm::{Linear, Panels, Split};
+use super::gemm::{Linear, Split};
+use super::pages::Pages;
+use super::panels::Panels;
+use crate::error::Result;
 
 /// Steps of the inner dimension that share a scale.
-const BLOCK: usize = 32;
+const BLOCK: usize = 64;
 /// Rows and columns of a tile: those of the f32 kernel with as wide vectors.
 pub(super) const ROWS: usize = 8;
 const VECTORS: usize = 3;
@@ -33,26 +36,25 @@ pub(super) const TILE: Tile = Tile {
 pub(super) struct Activations {
     codes: [[i8; 4]; BLOCK / 4],
     scale: f32,
-    /// Sum of the block, as its codes have it.
-    sum: f32,
+    /// What a sum of products with these codes begins at: it takes out what lies too high in the weights'.
+    start: i32,
 }
 
 /// Floats that [`Activations`] take.
 const FLOATS: usize = size_of::<Activations>() / size_of::<f32>();
 
-/// A block of a panel: 32 rows of 48 columns.
-#[derive(Debug, Clone, Copy)]
+/// A block of a panel: 64 rows of 48 columns.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(super) struct Block {
-    /// Four steps of 16 columns each.
+    /// Four steps of 16 columns each, 128 too high.
     codes: [[[[u8; 4]; 16]; VECTORS]; BLOCK / 4],
-    steps: [[f32; 16]; VECTORS],
-    offsets: [[f32; 16]; VECTORS],
+    scales: [[f32; 16]; VECTORS],
 }
 
 /// Panels in 8 bits, made when they are first asked for.
 #[derive(Debug, Default)]
-pub(super) struct Codes(OnceLock<Vec<Block>>);
+pub(super) struct Codes(OnceLock<Pages<Block>>);
 
 /// What a tile of products is made from.
 #[derive(Clone, Copy)]
@@ -67,13 +69,19 @@ pub(super) struct Operands<'a> {
 impl Cpu {
     /// `x`, rows of `w.inputs`, and `w` as codes; `None` where the machine or the matrix has none.
     /// `scratch` will hold the codes of `x`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Device`] without memory for the codes of `w`.
     pub(super) fn operands<'a>(
         &self,
         x: &[f32],
         w: &'a Panels,
         scratch: &'a mut Vec<f32>,
-    ) -> Option<Operands<'a>> {
-        let vnni = self.vnni.filter(|_| w.width == COLUMNS)?;
+    ) -> Result<Option<Operands<'a>>> {
+        let Some(vnni) = self.vnni.filter(|_| w.width == COLUMNS) else {
+            return Ok(None);
+        };
         let blocks = w.inputs.div_ceil(BLOCK);
         let floats = x.len() / w.inputs * blocks * FLOATS;
         if scratch.len() < floats {
@@ -85,21 +93,18 @@ impl Cpu {
             .zip(x.par_chunks_exact(w.inputs))
             .with_min_len((16_384 / w.inputs).max(1))
             .for_each(|(codes, x)| vnni.encode(x, codes));
-        let weights = match w.codes.0.get() {
-            Some(weights) => weights,
-            None => {
-                // Made before the cell is locked: a thread of the pool that waits in here may take up
-                // other work, and that may want the same codes.
-                let made = encode_panels(vnni, w);
-                w.codes.0.get_or_init(|| made)
-            }
-        };
-        Some(Operands {
+        if w.codes.0.get().is_none() {
+            // Made before the cell is locked: a thread of the pool that waits in here may take up other
+            // work, and that may want the same codes.
+            let made = encode_panels(vnni, w)?;
+            w.codes.0.get_or_init(|| made);
+        }
+        Ok(Some(Operands {
             vnni,
-            weights,
+            weights: w.codes.0.get().map_or(&[][..], Pages::get),
             x: codes,
             blocks,
-        })
+        }))
     }
 
     /// [`super::GemmOp::estimate`]; the operands are checked already. False where it cannot be done.
@@ -110,11 +115,11 @@ impl Cpu {
         w: &Panels,
         bias: &[f32],
         y: &mut [f32],
-    ) -> bool {
+    ) -> Result<bool> {
         let mut scratch = self.scratch(0);
         let x = &x[..shape.rows * shape.inputs];
-        let Some(operands) = self.operands(x, w, &mut scratch.data) else {
-            return false;
+        let Some(operands) = self.operands(x, w, &mut scratch.data)? else {
+            return Ok(false);
         };
         let split = Split::new(self, shape.rows, shape.inputs, w.count());
         let group_columns = split.group_panels * COLUMNS;
@@ -140,7 +145,7 @@ impl Cpu {
         tasks
             .into_par_iter()
             .for_each(|task| operands.vnni.linear(task));
-        true
+        Ok(true)
     }
 }
 
@@ -187,103 +192,20 @@ impl Operands<'_> {
     }
 }
 
-fn encode_panels(vnni: Vnni, w: &Panels) -> Vec<Block> {
+fn encode_panels(vnni: Vnni, w: &Panels) -> Result<Pages<Block>> {
     let blocks = w.inputs.div_ceil(BLOCK);
-    (0..w.count() * blocks)
-        .into_par_iter()
-        .with_min_len(16)
-        .map(|i| {
-            let first = i % blocks * BLOCK;
-            let rows = BLOCK.min(w.inputs - first);
-            let panel = w.panel_values(i / blocks).as_chunks::<COLUMNS>().0;
-            let mut values = [[0.0; COLUMNS]; BLOCK];
-            values[..rows].copy_from_slice(&panel[first..][..rows]);
-            // Repeated values widen no range, and meet activations that are zero.
-            values[rows..].fill(panel[first]);
-            vnni.encode_weights(&values)
-        })
-        .collect()
-}
-
-/// The grids of which the best is taken for a column: how many steps there are from its lowest value to
-/// its highest, or from 0 to its largest either way. Those of ggml's types are among them, since it
-/// makes the extreme values of a block the ends of its range: from lowest to highest in 15 steps
-/// (Q4_1) or 31 (Q5_1), or to the largest in 8 (Q4_0), 16 (Q5_0) or 127 (Q8_0).
-const GRIDS: [(Ends, f32); 5] = [
-    (Ends::Both, 255.0),
-    (Ends::Both, 248.0),
-    (Ends::Largest, 127.0),
-    (Ends::Largest, 120.0),
-    (Ends::Largest, 112.0),
-];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
-    Both,
-    Largest,
-}
-
-/// Steps, offsets and codes for the columns of `values`.
-#[inline(always)]
-fn encode_block(values: &[[f32; COLUMNS]; BLOCK]) -> Block {
-    let (mut low, mut high) = (values[0], values[0]);
-    for row in values {
-        for c in 0..COLUMNS {
-            low[c] = low[c].min(row[c]);
-            high[c] = high[c].max(row[c]);
-        }
-    }
-    let mut best = [[0.0; COLUMNS]; 2];
-    let mut least = [f32::INFINITY; COLUMNS];
-    for (ends, count) in GRIDS {
-        let (mut step, mut inverse) = ([0.0; COLUMNS], [0.0; COLUMNS]);
-        let mut offset = low;
-        for c in 0..COLUMNS {
-            let largest = high[c].max(-low[c]);
-            let range = match ends {
-                Ends::Both => high[c] - low[c],
-                Ends::Largest => largest,
-            };
-            step[c] = range / count;
-            inverse[c] = if range > f32::MIN_POSITIVE {
-                count / range
-            } else {
-                0.0
-            };
-            if ends == Ends::Largest {
-                offset[c] = -128.0 * step[c];
+    let mut pages: Pages<Block> = Pages::zeros(w.count() * blocks)?;
+    pages
+        .get_mut()
+        .par_chunks_exact_mut(blocks)
+        .enumerate()
+        .for_each_init(Vec::new, |rows, (p, panel)| {
+            w.read_panel(p, rows);
+            for (column, row) in rows.chunks_exact(w.inputs).enumerate() {
+                vnni.encode_column(row, column, panel);
             }
-        }
-        let mut error = [0.0; COLUMNS];
-        for row in values {
-            for c in 0..COLUMNS {
-                let code = ((row[c] - offset[c]) * inverse[c]).round_ties_even();
-                let off = step[c].mul_add(code, offset[c]) - row[c];
-                error[c] = off.mul_add(off, error[c]);
-            }
-        }
-        for c in 0..COLUMNS {
-            if error[c] < least[c] {
-                least[c] = error[c];
-                best[0][c] = step[c];
-                best[1][c] = offset[c];
-            }
-        }
-    }
-    let [step, offset] = best;
-    let mut block = Block {
-        codes: [[[[0; 4]; 16]; VECTORS]; BLOCK / 4],
-        steps: bytemuck::must_cast(step),
-        offsets: bytemuck::must_cast(offset),
-    };
-    for (k, row) in values.iter().enumerate() {
-        for c in 0..COLUMNS {
-            let code = ((row[c] - offset[c]) / step[c]).round_ties_even();
-            // Not a number where all values are equal: 0.
-            block.codes[k / 4][c / 16][c % 16][k % 4] = code as u8;
-        }
-    }
-    block
+        });
+    Ok(pages)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -293,7 +215,7 @@ pub(super) use x86::Vnni;
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Activations, BLOCK, Block, COLUMNS, ROWS, Task, VECTORS, encode_block};
+    use super::{Activations, BLOCK, Block, COLUMNS, ROWS, Task, VECTORS};
 
     /// Proof that the machine has AVX-512 with its integer dot products.
     #[derive(Debug, Clone, Copy)]
@@ -314,11 +236,12 @@ mod x86 {
             unsafe { encode(x, out) }
         }
 
-        /// Codes of a block of weights.
+        /// Codes of a row of weights, which is a column of a panel; what is missing in the last block is
+        /// zero.
         #[allow(unsafe_code)]
-        pub fn encode_weights(self, values: &[[f32; COLUMNS]; BLOCK]) -> Block {
+        pub fn encode_column(self, row: &[f32], column: usize, panel: &mut [Block]) {
             // SAFETY: as above.
-            unsafe { encode_weights(values) }
+            unsafe { encode_column(row, column, panel) }
         }
 
         /// A linear layer's task.
@@ -338,40 +261,80 @@ mod x86 {
             out: &mut [[f32; COLUMNS]; ROWS],
         ) {
             // SAFETY: as above.
-            unsafe { *out = bytemuck::must_cast(tile(panel, rows)) }
+            unsafe { *out = bytemuck::must_cast(tile(panel, rows, [0.0; COLUMNS])) }
         }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni,fma")]
     fn encode(x: &[f32], out: &mut [Activations]) {
         for (x, out) in x.chunks(BLOCK).zip(out) {
-            let mut values = [0.0; BLOCK];
-            values[..x.len()].copy_from_slice(x);
-            let [low, high]: [__m512; 2] = bytemuck::must_cast(values);
-            let largest = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
-            let largest = match _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(low, high) {
-                0 => _mm512_reduce_max_ps(largest),
-                // A maximum would pass over it.
-                _ => f32::NAN,
-            };
-            let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let scales = _mm512_set1_ps(scale);
-            let low = _mm512_cvtps_epi32(_mm512_mul_ps(low, scales));
-            let high = _mm512_cvtps_epi32(_mm512_mul_ps(high, scales));
-            let sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-            let codes = [_mm512_cvtsepi32_epi8(low), _mm512_cvtsepi32_epi8(high)];
-            let scale = largest / 127.0;
+            let (codes, scale) = encode_block(x);
+            let mut sum = _mm512_setzero_si512();
+            for &codes in &codes {
+                sum = _mm512_add_epi32(sum, _mm512_cvtepi8_epi32(codes));
+            }
             *out = Activations {
                 codes: bytemuck::must_cast(codes),
                 scale,
-                sum: scale * sum as f32,
+                start: -128 * _mm512_reduce_add_epi32(sum),
             };
         }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni,fma")]
-    fn encode_weights(values: &[[f32; COLUMNS]; BLOCK]) -> Block {
-        encode_block(values)
+    fn encode_column(row: &[f32], column: usize, panel: &mut [Block]) {
+        let (vector, lane) = (column / 16, column % 16);
+        for (x, block) in row.chunks(BLOCK).zip(panel) {
+            let (codes, scale) = encode_block(x);
+            let codes: [[u8; 4]; BLOCK / 4] = bytemuck::must_cast(codes);
+            for (to, codes) in block.codes.iter_mut().zip(codes) {
+                // 128 more, modulo 256.
+                let codes = u32::from_ne_bytes(codes) ^ 0x8080_8080;
+                to[vector][lane] = codes.to_ne_bytes();
+            }
+            block.scales[vector][lane] = scale;
+        }
+    }
+
+    /// Codes of up to a block of values, zero for those that are missing, and their scale.
+    #[target_feature(enable = "avx512f,avx512vnni,fma")]
+    #[inline]
+    fn encode_block(x: &[f32]) -> ([__m128i; 4], f32) {
+        // Of a whole block the length is known to the compiler.
+        let values: [f32; BLOCK] = match x.first_chunk() {
+            Some(values) => *values,
+            None => {
+                let mut values = [0.0; BLOCK];
+                values[..x.len()].copy_from_slice(x);
+                values
+            }
+        };
+        let values: [__m512; 4] = bytemuck::must_cast(values);
+        let mut largest = _mm512_setzero_ps();
+        let mut unordered = 0;
+        for v in values {
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
+            unordered |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        }
+        let largest = match unordered {
+            0 => _mm512_reduce_max_ps(largest),
+            // A maximum would pass over it.
+            _ => f32::NAN,
+        };
+        let scale = largest / 127.0;
+        // Values so small have no inverse, and round to nothing.
+        let inverse = if scale > f32::MIN_POSITIVE {
+            1.0 / scale
+        } else {
+            0.0
+        };
+        let inverses = _mm512_set1_ps(inverse);
+        let mut codes = [_mm_setzero_si128(); 4];
+        for i in 0..4 {
+            let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], inverses));
+            codes[i] = _mm512_cvtsepi32_epi8(rounded);
+        }
+        (codes, scale)
     }
 
     #[target_feature(enable = "avx512f,avx512vnni,fma")]
@@ -393,7 +356,6 @@ mod x86 {
                 let bias = &bias[p * COLUMNS..][..end - start];
                 first[..bias.len()].copy_from_slice(bias);
             }
-            let first: [__m512; VECTORS] = bytemuck::must_cast(first);
             let mut top = 0;
             while top < y.len() {
                 let mut numbers = [row + top; ROWS];
@@ -401,18 +363,19 @@ mod x86 {
                     numbers[i] += i.min(y.len() - 1 - top);
                 }
                 let (weights, x) = operands.tile(p, &numbers);
-                let totals = tile(weights, x);
+                let sums: [[f32; COLUMNS]; ROWS] = bytemuck::must_cast(tile(weights, x, first));
                 for i in 0..ROWS.min(y.len() - top) {
                     let out = &mut y[top + i][start..end];
-                    let mut sums = totals[i];
-                    for j in 0..VECTORS {
-                        sums[j] = _mm512_add_ps(sums[j], first[j]);
-                    }
-                    let sums: [f32; COLUMNS] = bytemuck::must_cast(sums);
                     // Of a whole row the length is known to the compiler.
                     match <&mut [f32; COLUMNS]>::try_from(&mut *out) {
-                        Ok(out) => store(out, &sums, add),
-                        Err(_) => store(out, &sums[..end - start], add),
+                        Ok(out) if add => *out = added(*out, sums[i]),
+                        Ok(out) => *out = sums[i],
+                        Err(_) if add => {
+                            for (out, sum) in out.iter_mut().zip(&sums[i]) {
+                                *out += sum;
+                            }
+                        }
+                        Err(_) => out.copy_from_slice(&sums[i][..end - start]),
                     }
                 }
                 top += ROWS;
@@ -422,24 +385,33 @@ mod x86 {
         }
     }
 
-    #[inline(always)]
-    fn store(y: &mut [f32], sums: &[f32], add: bool) {
-        if add {
-            for (y, sum) in y.iter_mut().zip(sums) {
-                *y += sum;
-            }
-        } else {
-            y.copy_from_slice(sums);
+    /// `y + sums`.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn added(y: [f32; COLUMNS], sums: [f32; COLUMNS]) -> [f32; COLUMNS] {
+        let y: [__m512; VECTORS] = bytemuck::must_cast(y);
+        let mut sums: [__m512; VECTORS] = bytemuck::must_cast(sums);
+        for j in 0..VECTORS {
+            sums[j] = _mm512_add_ps(y[j], sums[j]);
         }
+        bytemuck::must_cast(sums)
     }
 
-    /// The products of eight rows with a panel.
+    /// `first` and the products of eight rows with a panel.
     #[target_feature(enable = "avx512f,avx512vnni,fma")]
-    #[inline]
-    fn tile(panel: &[Block], rows: [&[Activations]; ROWS]) -> [[__m512; VECTORS]; ROWS] {
-        let mut totals = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    #[inline(never)]
+    fn tile(
+        panel: &[Block],
+        rows: [&[Activations]; ROWS],
+        first: [f32; COLUMNS],
+    ) -> [[__m512; VECTORS]; ROWS] {
+        let first: [__m512; VECTORS] = bytemuck::must_cast(first);
+        let mut totals = [first; ROWS];
         for (b, block) in panel.iter().enumerate() {
             let mut sums = [[_mm512_setzero_si512(); VECTORS]; ROWS];
+            for i in 0..ROWS {
+                sums[i] = [_mm512_set1_epi32(rows[i][b].start); VECTORS];
+            }
             for k in 0..BLOCK / 4 {
                 let w: [__m512i; VECTORS] = bytemuck::must_cast(block.codes[k]);
                 for i in 0..ROWS {
@@ -451,15 +423,13 @@ mod x86 {
                     }
                 }
             }
-            let steps: [__m512; VECTORS] = bytemuck::must_cast(block.steps);
-            let offsets: [__m512; VECTORS] = bytemuck::must_cast(block.offsets);
+            let scales: [__m512; VECTORS] = bytemuck::must_cast(block.scales);
             for i in 0..ROWS {
                 let scale = _mm512_set1_ps(rows[i][b].scale);
-                let sum = _mm512_set1_ps(rows[i][b].sum);
                 for j in 0..VECTORS {
-                    let total = _mm512_fmadd_ps(offsets[j], sum, totals[i][j]);
-                    let step = _mm512_mul_ps(steps[j], scale);
-                    totals[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[i][j]), step, total);
+                    let sum = _mm512_cvtepi32_ps(sums[i][j]);
+                    let scale = _mm512_mul_ps(scales[j], scale);
+                    totals[i][j] = _mm512_fmadd_ps(sum, scale, totals[i][j]);
                 }
             }
         }
@@ -472,7 +442,7 @@ pub(super) use other::Vnni;
 
 #[cfg(not(target_arch = "x86_64"))]
 mod other {
-    use super::{Activations, BLOCK, Block, COLUMNS, ROWS, Task};
+    use super::{Activations, Block, COLUMNS, ROWS, Task};
 
     /// There is none.
     #[derive(Debug, Clone, Copy)]
@@ -487,7 +457,7 @@ mod other {
             match self {}
         }
 
-        pub fn encode_weights(self, _: &[[f32; COLUMNS]; BLOCK]) -> Block {
+        pub fn encode_column(self, _: &[f32], _: usize, _: &mut [Block]) {
             match self {}
         }
 

@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{GemmOp, Panels};
+use super::gemm::GemmOp;
+use super::panels::Panels;
 use super::simd::{self, simd_fn};
 use crate::error::{Error, Result};
 
@@ -231,10 +232,14 @@ impl LayerOp for Cpu {
                 format!("the model has {} ids", table.outputs),
             ));
         }
-        out.par_chunks_exact_mut(width)
-            .zip(ids)
-            .with_min_len(rows_per_task(width))
-            .for_each(|(out, &id)| table.row(id as usize, add, out));
+        let rows = out.par_chunks_exact_mut(width).zip(ids);
+        let rows = rows.with_min_len(rows_per_task(width));
+        if add {
+            table.values()?;
+            rows.for_each(|(out, &id)| table.add_row(id as usize, out));
+        } else {
+            rows.for_each(|(out, &id)| table.row(id as usize, out));
+        }
         Ok(())
     }
 

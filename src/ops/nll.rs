@@ -12,8 +12,9 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{GemmOp, Panels, Rows, Split, multiply, panel, tiled};
+use super::gemm::{GemmOp, Rows, Split, multiply, panel, tiled};
 use super::gemm_int::Operands;
+use super::panels::{Panels, Values};
 use super::simd::{self, simd_fn};
 use crate::error::{Error, Result};
 
@@ -166,7 +167,7 @@ impl NllOp for Cpu {
             for (state, pick) in states.chunks_exact_mut(width).zip(picks) {
                 state.copy_from_slice(&x[pick.row as usize * width..][..width]);
             }
-            self.linear_part(states, head, 0..width, &[], false, logits);
+            self.linear_part(states, head, 0..width, &[], false, logits)?;
             logits
                 .par_chunks_exact_mut(vocab)
                 .zip(picks)
@@ -181,7 +182,7 @@ impl NllOp for Cpu {
                 part.par_chunks_exact_mut(steps.len())
                     .zip(logits.par_chunks_exact(vocab))
                     .for_each(|(to, from)| to.copy_from_slice(&from[steps.clone()]));
-                self.linear_part(part, across, steps, &[], first > 0, states);
+                self.linear_part(part, across, steps, &[], first > 0, states)?;
             }
             for (gradient, pick) in states.chunks_exact(width).zip(picks) {
                 let dx = &mut dx[pick.row as usize * width..][..width];
@@ -212,8 +213,12 @@ impl Cpu {
         let x = &x[..rows.unwrap_or(0) * width];
         let mut scratch = self.scratch(0);
         let codes = match estimate {
-            true => self.operands(x, head, &mut scratch.data),
+            true => self.operands(x, head, &mut scratch.data)?,
             false => None,
+        };
+        let factors = match codes {
+            Some(codes) => Factors::Codes(codes),
+            None => Factors::Values(head.values()?),
         };
         let split = Split::new(self, picks.len(), width, head.count());
         let groups = head.count().div_ceil(split.group_panels);
@@ -226,7 +231,7 @@ impl Cpu {
                 tasks.push(NllTask {
                     x,
                     head,
-                    codes,
+                    factors,
                     picks,
                     first: group * split.group_panels,
                     last: head.count().min((group + 1) * split.group_panels),
@@ -301,12 +306,20 @@ simd_fn! {
     }
 }
 
+/// What logits are made of.
+#[derive(Clone, Copy)]
+enum Factors<'a> {
+    /// The head; the rows lie in the task's `x`.
+    Values(Values<'a>),
+    /// Head and rows in fewer bits, for an estimate.
+    Codes(Operands<'a>),
+}
+
 /// The part of the work that one thread does: some rows by some panels.
 struct NllTask<'a> {
     x: &'a [f32],
     head: &'a Panels,
-    /// Both in fewer bits, for an estimate.
-    codes: Option<Operands<'a>>,
+    factors: Factors<'a>,
     picks: &'a [Pick],
     /// Panels `first..last`.
     first: usize,
@@ -330,7 +343,7 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
     let NllTask {
         x,
         head,
-        codes,
+        factors,
         picks,
         first,
         last,
@@ -344,7 +357,6 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
     }
     for p in first..last {
         let columns = p * head.width..head.outputs.min((p + 1) * head.width);
-        let panel = panel::<S, N>(head, p);
         let mut top = 0;
         while top < picks.len() {
             let mut numbers = [0; M];
@@ -352,9 +364,10 @@ fn nll_tiles<S: Simd, const N: usize, const M: usize>(
                 numbers[i] = picks[(top + i).min(picks.len() - 1)].row as usize;
             }
             let mut logits = [[s.splat_f32s(0.0); N]; M];
-            match codes {
-                Some(codes) => codes.tile_of::<S, N, M>(p, numbers, &mut logits),
-                None => {
+            match factors {
+                Factors::Codes(codes) => codes.tile_of::<S, N, M>(p, numbers, &mut logits),
+                Factors::Values(head_values) => {
+                    let panel = panel::<S, N>(head_values, p);
                     let mut rows = [&x[..0]; M];
                     for i in 0..M {
                         rows[i] = &x[numbers[i] * head.inputs..];

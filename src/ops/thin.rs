@@ -20,9 +20,9 @@
 use super::attention::{Attention, AttentionOp};
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::Panels;
 use super::layer::{LayerOp, Rotate};
 use super::nll::{NllOp, Pick};
+use super::panels::Panels;
 use super::storage::Storage;
 use crate::error::{Error, Result};
 

@@ -25,6 +25,15 @@ pub fn encode_cl100k(text: &str) -> Encoding {
     out
 }
 
+/// Reads the vocabulary of cl100k_base on a thread of its own, which takes a tenth of a second or two: for a
+/// program that will count and has something else to do first. Who counts meanwhile waits for it.
+pub fn prepare_cl100k() {
+    // Without a thread whoever counts first does it.
+    let _ = std::thread::Builder::new().spawn(|| {
+        cl100k();
+    });
+}
+
 /// A byte-level BPE where any two neighbours merge that are a token together, the lowest id first.
 struct Ranks {
     ids: HashMap<Vec<u8>, u32>,

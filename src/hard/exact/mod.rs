@@ -157,14 +157,12 @@ impl Exact<'_> {
         Ok(Compressed::new(origin, compressed, marked.into_pieces()))
     }
 
-    /// Everything fits.
+    /// Everything fits. White space round the text counts neither before nor after.
     fn keep_all(&self, mut source: Source, text: String) -> Compressed {
         source.keep_all();
-        Compressed::new(
-            count_cl100k(strip(source.text())),
-            text,
-            source.into_pieces(),
-        )
+        let origin = count_cl100k(strip(source.text()));
+        let tokens = count_cl100k(strip(&text));
+        Compressed::counted(origin, text, tokens, source.into_pieces())
     }
 
     /// The share of the whole that its segments' own rates add up to, or the one rate.

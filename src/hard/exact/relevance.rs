@@ -235,19 +235,14 @@ impl Exact<'_> {
 
     /// Nll of every token, each context for itself, in overlapping windows.
     fn surprise(&self, parsed: &[Parsed]) -> Result<Vec<Vec<Option<f32>>>> {
-        let window = WINDOW.min(self.lm.max_positions());
-        let overlap = OVERLAP.min(window / 2);
+        let longest = WINDOW.min(self.lm.max_positions());
+        let overlap = OVERLAP.min(longest / 2);
         let mut windows: Vec<(usize, usize, &[u32])> = Vec::new();
         for (c, p) in parsed.iter().enumerate() {
-            let mut start = 0;
-            while start < p.ids.len() {
-                let end = (start + window).min(p.ids.len());
-                windows.push((c, start, &p.ids[start..end]));
-                if end == p.ids.len() {
-                    break;
-                }
-                start = end - overlap;
-            }
+            windows.extend(
+                windows_of(p.ids.len(), longest, overlap)
+                    .map(|range| (c, range.start, &p.ids[range])),
+            );
         }
         // Only the first window of a context needs its beginning scored: the window before knew more.
         let tails: Vec<(&[u32], usize)> = windows
@@ -264,6 +259,19 @@ impl Exact<'_> {
         }
         Ok(all)
     }
+}
+
+/// As few windows of at most `longest` tokens as cover so many, each with `overlap` of the one before, and
+/// all about as long: attention costs the square of a length.
+fn windows_of(tokens: usize, longest: usize, overlap: usize) -> impl Iterator<Item = Range<usize>> {
+    let fresh = longest.saturating_sub(overlap).max(1);
+    let count = tokens.saturating_sub(overlap).div_ceil(fresh).max(1);
+    let length = (tokens + (count - 1) * overlap).div_ceil(count);
+    (0..count).filter_map(move |i| {
+        let start = i * (length - overlap.min(length));
+        let end = tokens.min(start + length);
+        (start < end).then_some(start..end)
+    })
 }
 
 /// Cuts contexts into passages at sentence ends.
@@ -355,5 +363,37 @@ fn standardise(values: &mut [f64]) {
 fn add(to: &mut [f64], values: &[f64], weight: f64) {
     for (to, value) in to.iter_mut().zip(values) {
         *to += weight * value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::windows_of;
+
+    #[test]
+    fn windows_cover_everything_and_are_about_as_long() {
+        for tokens in [0, 1, 127, 128, 129, 1023, 1024, 1025, 1213, 5000] {
+            let windows: Vec<_> = windows_of(tokens, 1024, 128).collect();
+            assert_eq!(windows.is_empty(), tokens == 0);
+            let (mut end, mut lengths) = (0, Vec::new());
+            for window in &windows {
+                assert!(
+                    window.start == 0 || window.start + 128 == end,
+                    "{windows:?}"
+                );
+                assert!(window.end > end && window.len() <= 1024, "{windows:?}");
+                end = window.end;
+                lengths.push(window.len());
+            }
+            assert_eq!(end, tokens);
+            let shortest = lengths.iter().min().copied().unwrap_or(0);
+            let longest = lengths.iter().max().copied().unwrap_or(0);
+            assert!(longest - shortest <= windows.len(), "{windows:?}");
+        }
+        assert_eq!(windows_of(1213, 1024, 128).count(), 2);
+        // A model of one position, and one of two.
+        for longest in [1, 2] {
+            assert!(windows_of(7, longest, longest / 2).all(|w| w.len() <= longest));
+        }
     }
 }

@@ -7,7 +7,8 @@
 use pulp::Simd;
 
 use super::{Attention, CacheHead, Seen, columns_of, scores_of, segments, weighted};
-use crate::ops::gemm::{LINE, Rows, load, multiply, store, tiled, to_line};
+use crate::ops::gemm::{Rows, load, multiply, store, tiled};
+use crate::ops::panels::{LINE, to_line};
 use crate::ops::simd::{self, simd_fn};
 
 /// The backward of one key head of one sequence.
