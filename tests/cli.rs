@@ -281,7 +281,7 @@ fn white_space_alone_counts_neither_before_nor_after() {
     let folder = Folder::new("blank");
     let file = folder.file("blank.txt", b" \n\n\t \n");
     let ran = run(&["compress", "-m", &model, &file]);
-    assert!(ran.err.starts_with("0 -> 0 tokens"), "{}", ran.err);
+    assert!(ran.err.starts_with("prefold: 0 -> 0 tokens"), "{}", ran.err);
     assert_eq!(ran.good().trim(), "");
 }
 
