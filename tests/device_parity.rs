@@ -117,10 +117,12 @@ fn log_probabilities_agree() {
     };
     for precision in [Precision::F32, Precision::Bf16] {
         let engine = open(&model, precision);
-        // Of f32: as on the CPU. Of bf16: 8 bits of 60 products one after another, on nll of up to 20.
+        // Of f32: as on the CPU. Of bf16: executed by a CPU, these kernels are off by 0.013 to 0.019 on
+        // average and by 0.47 at worst, at a token where PyTorch in bf16 is off by 0.54 (0.034 to 0.064
+        // on average).
         let (mean_bound, bound) = match precision {
             Precision::F32 => (2e-4, 2e-3),
-            Precision::Bf16 => (0.03, 0.4),
+            Precision::Bf16 => (0.03, 0.7),
         };
         for row in rows.iter().filter(|row| row["call"] == "token_logprobs") {
             let ids: Vec<u32> = serde_json::from_value(row["result"]["ids"].clone()).unwrap();
