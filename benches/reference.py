@@ -2,21 +2,27 @@
 
     make bench-reference            (a virtual environment of its own: torch, transformers, llmlingua)
     .venv-reference/bin/python benches/reference.py --cases CASES.jsonl --only licence_long,long_full
+    .venv-reference/bin/python benches/reference.py --random 200 --seed 1
+
+With --random nothing is timed: both get that many random calls; those whose texts differ are printed, and
+it fails if there are any.
 
 A case is a row as `prefold batch` takes it; without --cases the documents under examples/ serve. The
 two take turns, each case is run --repeat times, and the median counts. Loading, and laying out the
-weights, is not timed. Counts of
-cl100k_base would need a download, so the reference's own counter is replaced by a count of words; that
-changes its reported figures and nothing else.
+weights, is not timed. Counts of cl100k_base would need a download, so the reference's own counter is
+replaced by a count of words; that changes its reported figures and nothing else.
 """
 
 import argparse
 import json
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+
+from random_calls import random_calls
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -42,6 +48,16 @@ def as_folder(model):
     return folder
 
 
+def bring_punkt():
+    """NLTK would download its English parameters; they are those that prefold embeds."""
+    import nltk
+
+    folder = ROOT / ".cache/reference/nltk"
+    english = folder / "tokenizers/punkt_tab/english"
+    shutil.copytree(ROOT / "src/text/punkt_english", english, dirs_exist_ok=True)
+    nltk.data.path.insert(0, str(folder))
+
+
 def load_reference(model, threads):
     import tiktoken
     import torch
@@ -51,6 +67,7 @@ def load_reference(model, threads):
     torch.set_num_threads(threads)
     from llmlingua import PromptCompressor
 
+    bring_punkt()
     compressor = PromptCompressor(str(as_folder(model)), device_map="cpu")
     # Later releases leave spaces as they are; this one must be told to.
     compressor.tokenizer.clean_up_tokenization_spaces = False
@@ -77,10 +94,13 @@ class Prefold:
         for budget in ("reference", "exact"):
             self.call("compress_prompt", {"context": text, "rate": 0.5, "budget": budget})
 
-    def call(self, call, args):
+    def answer(self, call, args):
         self.process.stdin.write(json.dumps({"name": "x", "call": call, "args": args}) + "\n")
         self.process.stdin.flush()
-        row = json.loads(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
+
+    def call(self, call, args):
+        row = self.answer(call, args)
         if "error" in row:
             sys.exit(f"prefold: {row['error']}")
         return row["result"]
@@ -101,6 +121,28 @@ def example_cases():
     ]
 
 
+def compare_random(reference, ours, count, seed):
+    """Whether all texts are alike. Where the reference raises, there is nothing to compare."""
+    alike = raised = 0
+    for done, (name, call, arguments) in enumerate(random_calls(count, seed)):
+        if sys.stderr.isatty():
+            print(f"\r{done} of {count}", end="\r", file=sys.stderr, flush=True)
+        try:
+            want = getattr(reference, call)(**arguments)["compressed_prompt"]
+        except Exception:
+            raised += 1
+            continue
+        row = ours.answer(call, arguments)
+        got = row["result"]["compressed_prompt"] if "result" in row else None
+        if got == want:
+            alike += 1
+        else:
+            print(json.dumps({"name": name, "call": call, "args": arguments, "llmlingua": want,
+                              "prefold": row.get("error", got)}, ensure_ascii=False), flush=True)
+    print(f"{alike} of {count - raised} random calls give the same text; in {raised} more llmlingua raises")
+    return alike + raised == count
+
+
 def timed(function):
     start = time.perf_counter()
     result = function()
@@ -114,6 +156,8 @@ def main():
     parser.add_argument("--prefold", default=str(ROOT / "target/release/prefold"))
     parser.add_argument("--cases", type=pathlib.Path)
     parser.add_argument("--only", default="")
+    parser.add_argument("--random", type=int, metavar="N", help="compare the texts of N random calls")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -125,6 +169,8 @@ def main():
                  if r["call"] == "compress_prompt" and (not wanted or r["name"] in wanted)]
     reference = load_reference(args.model.resolve(), args.threads)
     ours = Prefold(args.prefold, str(args.model))
+    if args.random:
+        sys.exit(0 if compare_random(reference, ours, args.random, args.seed) else 1)
     print(f"{'case':<20} {'llmlingua':>10} {'parity':>9} {'ratio':>7} {'default':>9} {'ratio':>7}  same text")
     for name, call, arguments in cases:
         theirs, parity, exact = [], [], []
