@@ -9,9 +9,9 @@ is a Hugging Face folder that both read.
 
 500xCompressor's pretraining (arXiv 2408.03094): the model with LoRA on q and v reads text and memory
 tokens, the frozen model reads BOS + text behind their K and V. Both compute the loss and the gradients of
-LoRA and of the memory embeddings; the optimiser is in neither. B begins at zero and the memory embeddings
-at the mean embedding, so that loss and gradient of the memory embeddings depend on no draw: they are
-compared first. The two take turns.
+LoRA and of the memory embeddings, and step with AdamW. B begins at zero and the memory embeddings at the mean
+embedding, so that loss and gradient of the memory embeddings depend on no draw: they are compared first.
+The two take turns.
 """
 
 import json

@@ -63,8 +63,8 @@ int32_t prefold_tokenize(prefold_handle engine, const char *text, uint32_t add_s
 int32_t prefold_score(prefold_handle engine, const uint32_t *ids, size_t ids_count, float *nll, size_t capacity, size_t *count);
 
 /* A shorter prompt. request: a JSON object with the arguments of llmlingua's compress_prompt and prefold's own, at least
- * {"context": ["…"]}; result: a JSON object with compressed_prompt among others, and its zero, which count includes. result is
- * yours; nothing to free. Any thread. */
+ * {"context": ["…"]}; it does what llmlingua does, and with "budget": "exact" keeps the budget to the token. result: a JSON
+ * object with compressed_prompt among others, and its zero, which count includes. result is yours; nothing to free. Any thread. */
 int32_t prefold_compress(prefold_handle engine, const char *request, char *result, size_t capacity, size_t *count);
 
 /* A text, or ids if text is NULL. */

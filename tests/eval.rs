@@ -296,6 +296,10 @@ fn data_that_makes_no_sense_is_named_with_its_line() {
         &["regen", "--data", texts, "--text-tokens", "0"],
         &["text_tokens"],
     );
+    bad(
+        &["regen", "--data", texts, "--rates=2"],
+        &["rate", "(0, 1]"],
+    );
 
     // The rows as they are read.
     let read = Question::read(Path::new(file), 0, 9, false).unwrap();
@@ -494,7 +498,16 @@ fn texts_from_end_to_end() {
     assert_eq!(report["text_tokens"], json!(4.5));
     let rows = report["rows"].as_array().unwrap();
     let ways: Vec<&Value> = rows.iter().map(|row| &row["way"]).collect();
-    assert_eq!(ways, ["full", "none", "500xcompressor"]);
+    let (random, ours) = ("random-tokens", "prefold");
+    assert_eq!(
+        ways,
+        ["full", "none", random, random, ours, ours, "500xcompressor"]
+    );
+    // What is kept is a part of 4.5 tokens, the larger at the higher rate.
+    let tokens = |row: usize| rows[row]["host_tokens"].as_f64().unwrap();
+    assert!(tokens(2) >= tokens(3) && tokens(2) <= 4.5, "{out}");
+    assert!(tokens(4) > tokens(5) && tokens(4) <= 3.5, "{out}");
+    assert_eq!([&rows[4]["rate"], &rows[5]["rate"]], [0.5, 0.25]);
     for row in rows {
         for metric in metrics {
             let mean = row[metric]["mean"].as_f64().unwrap();

@@ -85,6 +85,35 @@ fn all_other_compressions_are_identical() {
     check(|name| !elsewhere.iter().any(|p| name.starts_with(p)), 20);
 }
 
+/// Beside the golden rows: what llmlingua 0.2.2 gives for an empty context between others.
+#[test]
+fn an_empty_context_has_no_sentences() {
+    let Some(engine) = engine() else {
+        eprintln!("skipped: no model");
+        return;
+    };
+    let compress = |between: &str, target: u32| {
+        let args = serde_json::json!({
+            "context": [
+                "Alpha beta gamma delta. One two three four five. Zebra quagmire xylophone.",
+                between,
+                "The sky is blue today. My dog is very friendly. Quantum flux capacitors hum.",
+            ],
+            "use_context_level_filter": false, "use_sentence_level_filter": true,
+            "use_token_level_filter": false, "token_budget_ratio": 1.0, "target_token": target,
+        });
+        let args = args.as_object().expect("arguments").clone();
+        let request = Request::from_python(args).expect("arguments that are right");
+        engine.compress(&request.prompt, &request.options)
+    };
+    let want =
+        "Alpha beta gamma delta. Zebra quagmire xylophone.\n\n\n\nQuantum flux capacitors hum.";
+    assert_eq!(compress("", 12).unwrap().compressed_prompt, want);
+    // The reference fails at an assertion.
+    let refused = compress("  ", 12).unwrap_err().to_string();
+    assert!(refused.contains("white space"), "{refused}");
+}
+
 #[test]
 fn log_probabilities_agree() {
     let Some((engine, rows)) = rows(|name| name.starts_with("lp_")) else {

@@ -585,6 +585,7 @@ fn what_cannot_be_is_said_in_one_line() {
         "{\"ids\": [1, 2]}\n{\"ids\": [1, 99]}\n{\"ids\": [3, 2]}\n",
     );
     dir.write("text.jsonl", "{\"text\": \"hello\"}\n");
+    dir.write("cut.jsonl", "{\"ids\"\n");
     let no_eos = {
         let mut config = tiny::config(Family::Llama);
         config.as_object_mut().unwrap().remove("eos_token_id");
@@ -605,6 +606,7 @@ fn what_cannot_be_is_said_in_one_line() {
         (&["--rank", "99999999999"], "rank"),
         (&["--targets", "q,w"], "--targets w"),
         (&["--memory-tokens", "24"], "24 memory tokens"),
+        (&["--memory-tokens", "23"], "23 memory tokens"),
         (&["--memory-tokens", "0"], "--memory-tokens"),
         (&["--max-text-tokens", "22"], "room for 21"),
         (&["--bos", "40"], "--bos 40"),
@@ -620,6 +622,11 @@ fn what_cannot_be_is_said_in_one_line() {
         (&["--out", ".."], "--out"),
         (&["--out", "texts.jsonl"], "--out"),
         (&["--log", "none/log.jsonl"], "none/log.jsonl"),
+        (&["--log", "run/log.jsonl"], "lies in --out"),
+        (
+            &["--data", "cut.jsonl", "--shuffle-buffer", "1"],
+            "cut.jsonl: line 1: no JSON object: EOF while parsing an object at column 6",
+        ),
         (&["--log", "texts.jsonl"], "texts.jsonl: line 1"),
         (&["--model", no_eos], "--eos"),
         (&["--model", gpt2], "GPT-2"),
@@ -677,4 +684,49 @@ fn what_cannot_be_is_said_in_one_line() {
     assert!(stderr(&again).contains("--resume"), "{}", stderr(&again));
     let other = with(&["--resume", "--seed=9"]).output().unwrap();
     assert!(stderr(&other).contains("--data"), "{}", stderr(&other));
+}
+
+#[test]
+fn a_run_that_a_bad_row_ended_goes_on_without_the_row() {
+    let dir = tiny_model();
+    let good = "{\"ids\": [1, 2, 3]}\n".repeat(5);
+    dir.write("rows.jsonl", format!("{good}no row\n{good}"));
+    let with = |extra: &[&str]| {
+        let mut command = prefold();
+        command
+            .current_dir(dir.path())
+            .args(["train", "regen", "--device", "cpu", "--model", "."])
+            .args(["--data", "rows.jsonl", "--shuffle-buffer", "1"])
+            .args(["--rank", "4", "--memory-tokens", "2", "--batch", "1"])
+            .args(["--steps", "8", "--save-every", "3", "--out", "run"])
+            .args(extra);
+        command
+    };
+    let ended = with(&[]).output().unwrap();
+    assert!(!ended.status.success());
+    let said = stderr(&ended);
+    assert!(said.contains("rows.jsonl: line 6"), "{said}");
+    // Five steps were taken, and none of them is lost.
+    let state = std::fs::read_to_string(dir.path().join("run/trainer.json")).unwrap();
+    assert!(state.contains("\"step\": 5"), "{state}");
+    let more = ok(&mut with(&["--resume", "--bad-rows", "skip"]));
+    assert!(stderr(&more).contains("rows.jsonl: line 6"));
+    let log = std::fs::read_to_string(dir.path().join("run.log.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 8, "{log}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_folder_stays_one() {
+    let dir = tiny_model();
+    dir.write("rows.jsonl", "{\"ids\": [1, 2, 3]}\n");
+    std::fs::create_dir(dir.path().join("large")).unwrap();
+    std::os::unix::fs::symlink("large", dir.path().join("run")).unwrap();
+    ok(prefold()
+        .current_dir(dir.path())
+        .args(["train", "regen", "--device", "cpu", "--model", "."])
+        .args(["--data", "rows.jsonl", "--out", "run", "--steps", "2"])
+        .args(["--rank", "4", "--memory-tokens", "2", "--save-every", "1"]));
+    assert!(dir.path().join("run").is_symlink());
+    assert!(dir.path().join("large/trainer.json").exists());
 }

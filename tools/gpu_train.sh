@@ -60,8 +60,8 @@ default --activation-mb 16000
 # What measures afterwards takes a sixth of the time, and at most 90 s.
 after=$((limit / 6 < 90 ? limit / 6 : 90))
 begin=$SECONDS
-# An interrupt saves what there is; 130 is what it returns then.
-timeout -s INT -k 60 $((limit - after)) bin/prefold train regen --model "$model" --device "$device" \
+# An interrupt saves what there is, be it of the time box or of the keyboard (hence --foreground); 130 is what it returns then.
+timeout --foreground -s INT -k 60 $((limit - after)) bin/prefold train regen --model "$model" --device "$device" \
   --precision "$precision" --data "$rows" --log "$out/log.jsonl" --out "$out/adapter" --resume \
   "${options[@]}" 2>&1 | tee "$out/train.txt"
 code=${PIPESTATUS[0]}
@@ -74,7 +74,7 @@ bin/prefold plot "$out/log.jsonl" -o "$out/loss.svg" || failed=1
 
 left() { echo $((limit - (SECONDS - begin) > 10 ? limit - (SECONDS - begin) : 10)); }
 if [ -e dev.jsonl ]; then
-  timeout "$(left)" bin/prefold eval regen --model "$model" --device "$device" --data dev.jsonl --limit 16 \
+  timeout --foreground "$(left)" bin/prefold eval regen --model "$model" --device "$device" --data dev.jsonl --limit 16 \
     --adapter "$out/adapter" --json "$out/regen.json" | tee -a "$out/summary.txt" ||
     { failed=1; say "prefold eval regen failed, or had no time left"; }
 fi
@@ -82,7 +82,7 @@ if [ -n "$python" ] && "$python" -c 'import torch, transformers' 2>/dev/null; th
   # Both read one folder; the adapter in it changes nothing about the time.
   rm -rf tmp/merged
   bin/prefold merge --model "$model" --adapter "$out/adapter" -o tmp/merged &&
-    timeout "$(left)" "$python" baseline.py train --program bin/bench_train --device "$device" --model tmp/merged \
+    timeout --foreground "$(left)" "$python" baseline.py train --program bin/bench_train --device "$device" --model tmp/merged \
       --folder tmp/merged --batch 32 --tokens 480 --memory 16 --steps 5 --out "$out/beside_pytorch.json" |
     tee -a "$out/summary.txt" || { failed=1; say "the comparison with PyTorch failed, or had no time left"; }
 else

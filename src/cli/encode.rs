@@ -1,6 +1,6 @@
 //! `prefold encode`: a text as the K and V of a few memory tokens.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use prefold::Engine;
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Outcome {
     let model = args.model.open()?;
     let adapter = match &args.adapter {
         Some(folder) => model.engine.adapter(folder)?,
-        None => model.engine.adapter(default_adapter(&*model.engine)?)?,
+        None => model.engine.adapter(&default_adapter(&*model.engine)?)?,
     };
     let source = given.source(&*model.engine, false)?;
     let options = EncodeOptions {
@@ -59,14 +59,14 @@ pub fn run(args: Args) -> Outcome {
 }
 
 /// The adapter that is used when none is named, if it is here and this model's.
-fn default_adapter(engine: &dyn Engine) -> Outcome<&'static Path> {
-    let folder = Path::new(DEFAULT_ADAPTER);
+fn default_adapter(engine: &dyn Engine) -> Outcome<PathBuf> {
+    let folder = model::shipped(DEFAULT_ADAPTER).unwrap_or(DEFAULT_ADAPTER.into());
     let missing = |why: &str| {
         Err(Failure::Usage(format!(
             "{why}: name an adapter by --adapter, or train one (prefold train regen --help)"
         )))
     };
-    match Settings::open(folder)? {
+    match Settings::open(&folder)? {
         None => missing(&format!("{DEFAULT_ADAPTER} is not here")),
         Some(s) if s.model.as_ref() != Some(&engine.info().fingerprint) => {
             missing(&format!("{DEFAULT_ADAPTER} is not this model's"))

@@ -7,13 +7,13 @@ use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::eval::{Holder, Qa, Question, Regenerate, Report, Task, Text, Way, run as measure};
 use prefold::prefix::Method;
-use prefold::soft::Adapter;
+use prefold::soft::{Adapter, Settings};
 use prefold::{Engine, Error};
 use serde_json::{Value, json};
 
 use super::eval_table;
 use super::failure::{Failure, Outcome};
-use super::files::{write_stdout, write_whole};
+use super::files::{check_target, write_stdout, write_whole};
 use super::model;
 
 /// Measures what a compressor keeps, as a table with bootstrap intervals
@@ -26,7 +26,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Which {
     Qa(Box<QaArgs>),
-    Regen(RegenArgs),
+    Regen(Box<RegenArgs>),
 }
 
 /// What every task takes
@@ -123,7 +123,8 @@ enum WayName {
 /// Texts given back: ROUGE, BLEU, exact match, and nll of the text
 ///
 /// A row of the data is JSON with `text`. The model reads one BOS behind the memory tokens (or behind
-/// the K and V of the whole text, or behind nothing) and goes on greedily.
+/// the K and V of the whole text, of what hard compression or random dropping leaves of it, or behind
+/// nothing) and goes on greedily.
 #[derive(clap::Args)]
 struct RegenArgs {
     /// The texts, JSON lines
@@ -135,6 +136,14 @@ struct RegenArgs {
     /// Tokens of each text, from its beginning
     #[arg(long, value_name = "N", default_value_t = 96)]
     text_tokens: usize,
+    /// Shares of the tokens that hard compression and random dropping keep
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "0.5,0.25"
+    )]
+    rates: Vec<f64>,
     /// Begins an answer [default: the model's own]
     #[arg(long, value_name = "ID")]
     bos: Option<u32>,
@@ -146,18 +155,12 @@ struct RegenArgs {
 pub fn run(args: Args) -> Outcome {
     match args.task {
         Which::Qa(args) => qa(*args),
-        Which::Regen(args) => regen(args),
+        Which::Regen(args) => regen(*args),
     }
 }
 
 fn qa(args: QaArgs) -> Outcome {
-    if let Some(rate) = args.rates.iter().find(|&&r| !(r > 0.0 && r <= 1.0)) {
-        return Err(bad(
-            "rate",
-            rate,
-            "the share of tokens to keep lies in (0, 1]",
-        ));
-    }
+    check_rates(&args.rates)?;
     let questions = Question::read(&args.data, args.skip, args.limit, args.with_docs)?;
     let common = &args.common;
     let scorer = common.model.open()?;
@@ -188,23 +191,38 @@ fn regen(args: RegenArgs) -> Outcome {
     if args.text_tokens == 0 {
         return Err(bad("text_tokens", 0, "expected 1 or more"));
     }
+    check_rates(&args.rates)?;
     let texts = Text::read(&args.data, args.limit)?;
     let common = &args.common;
     let model = common.model.open()?;
     let adapters = common.adapters(&*model.engine)?;
     let mut holders = vec![Holder::Full, Holder::None];
+    holders.extend(args.rates.iter().map(|&rate| Holder::RandomTokens(rate)));
+    holders.extend(args.rates.iter().map(|&rate| Holder::Fold(rate)));
     holders.extend(
         adapters
             .iter()
             .map(|(a, method)| Holder::Prefix(a, *method)),
     );
-    let task = Regenerate::new(&*model.engine, &texts, args.text_tokens, holders, args.bos)?;
+    let (engine, most, seed) = (&*model.engine, args.text_tokens, common.seed);
+    let task = Regenerate::new(engine, &texts, most, holders, args.bos, seed)?;
     let about = json!({
         "model": model.name,
         "device": model.engine.info().device,
         "text_tokens": task.mean_tokens(),
     });
     common.report(&task, None, about)
+}
+
+fn check_rates(rates: &[f64]) -> Outcome {
+    match rates.iter().find(|&&rate| !(rate > 0.0 && rate <= 1.0)) {
+        Some(rate) => Err(bad(
+            "rate",
+            rate,
+            "the share of tokens to keep lies in (0, 1]",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The ways that were asked for, in the order of the table.
@@ -234,15 +252,23 @@ impl Common {
         ];
         let mut adapters = Vec::new();
         for (folder, method) in folders {
-            if let Some(folder) = folder {
-                adapters.push((engine.adapter(folder)?, method));
+            let Some(folder) = folder else { continue };
+            if let Some(settings) = Settings::open(folder)?
+                && settings.method != method
+            {
+                let (is, row) = (settings.method.name(), method.name());
+                let reason = format!("it was trained by {is}, and this row is {row}'s");
+                return Err(bad("adapter", folder.display(), &reason));
             }
+            adapters.push((engine.adapter(folder)?, method));
         }
         Ok(adapters)
     }
 
     /// Runs the task and writes its table and its JSON, `about` in front.
     fn report(&self, task: &dyn Task, base: Option<&str>, about: Value) -> Outcome {
+        // Better known now than after an hour.
+        self.json.as_deref().map_or(Ok(()), check_target)?;
         let bar = ProgressBar::new((2 * task.items() * task.cases().len()) as u64);
         let style = "{bar:30} {percent}%, {elapsed} gone, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(style) {
@@ -255,13 +281,14 @@ impl Common {
         bar.finish_and_clear();
         let report = report?;
         let json = merged(about.clone(), &report)?;
-        match &self.json {
-            Some(path) if path == Path::new("-") => return write_stdout(&json),
-            Some(path) => write_whole(path, &json)?,
-            None => {}
+        if self.json.as_deref() == Some(Path::new("-")) {
+            return write_stdout(&json);
         }
         let colour = AutoStream::choice(&std::io::stdout()) != ColorChoice::Never;
-        write_stdout(&eval_table::render(&report, &about, colour))
+        write_stdout(&eval_table::render(&report, &about, colour))?;
+        self.json
+            .as_deref()
+            .map_or(Ok(()), |path| write_whole(path, &json))
     }
 }
 

@@ -133,21 +133,24 @@ impl Model {
     }
 }
 
-/// The fetched model: in the working directory's cache, or in that of the checkout in which the
-/// program was built.
-fn default_model() -> Result<PathBuf, Error> {
+/// What comes with prefold: in the working directory, or in the checkout in which the program was built.
+pub fn shipped(path: &str) -> Option<PathBuf> {
     let program = std::env::current_exe().unwrap_or_default();
     std::iter::once(Path::new(""))
         .chain(program.ancestors().skip(1))
-        .map(|folder| folder.join(DEFAULT))
+        .map(|folder| folder.join(path))
         .find(|path| path.exists())
-        .ok_or_else(|| Error::Input {
-            what: "--model".into(),
-            reason: format!(
-                "none was given and {DEFAULT} is not there; `make model` fetches it, or give a \
-                 GGUF file or a Hugging Face folder"
-            ),
-        })
+}
+
+/// The fetched model.
+fn default_model() -> Result<PathBuf, Error> {
+    shipped(DEFAULT).ok_or_else(|| Error::Input {
+        what: "--model".into(),
+        reason: format!(
+            "none was given and {DEFAULT} is not there; `make model` fetches it, or give a GGUF file \
+             or a Hugging Face folder"
+        ),
+    })
 }
 
 /// A spinner on a terminal's standard error for as long as this lives; it appears after a second.

@@ -95,7 +95,7 @@ struct RunArgs {
     /// Memory tokens
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = ADAPTER)]
     memory_tokens: usize,
-    /// Where memory embeddings begin: at random, or near the mean of the model's embeddings
+    /// Where memory embeddings begin: at random, or at the mean of the model's embeddings
     #[arg(long, value_enum, default_value = "normal", help_heading = ADAPTER)]
     init: InitName,
     /// What the decoder reads: the memory tokens' K and V, or their output states [default:
@@ -258,6 +258,10 @@ pub fn run(args: Args) -> Outcome {
             return Err(input(&format!("--max-text-tokens {n}"), &reason));
         }
         Some(n) => n,
+        None if most == 0 => {
+            let reason = format!("the model has {} positions", config.max_positions);
+            return Err(input(&format!("{num_mem} memory tokens"), &reason));
+        }
         None => MAX_TEXT_TOKENS.min(most),
     };
     let id = |name: &str, given: Option<u32>, own: Option<u32>| match given.or(own) {
@@ -283,11 +287,13 @@ pub fn run(args: Args) -> Outcome {
         eos,
         dropout: args.dropout,
     };
+    // Texts are read as long as they are, and the decoder goes on behind the memory tokens: what an
+    // adapter from elsewhere was trained with beside that ends here.
     let settings = (task != Task::Align).then(|| Settings {
         method,
         max_text_tokens: Some(max_text_tokens),
         model: Some(model.engine.info().fingerprint.clone()),
-        ..given.unwrap_or_default()
+        ..Settings::default()
     });
     let reading = Reading {
         task,
@@ -309,6 +315,14 @@ pub fn run(args: Args) -> Outcome {
     // Rows of ids need none, and a row of text says that there is none.
     let tokenizer = model.engine.tokenizer().ok();
     let mut progress = Progress::new(options.steps);
+    let own = Settings::default();
+    if given.is_some_and(|s| (s.pad_to, s.next_position) != (own.pad_to, own.next_position)) {
+        let folder = args.adapter.as_deref().unwrap_or(Path::new(""));
+        progress.say(&format!(
+            "{} was trained with padded texts or positions of its own; it goes on without",
+            folder.display()
+        ));
+    }
     let dev = match &args.eval {
         Some(path) => data::read_all(
             path,
@@ -485,7 +499,6 @@ impl RunArgs {
             "targets": parameters.targets(),
             "memory-tokens": parameters.memory_tokens(),
             "data": files,
-            "bad-rows": self.bad_rows(),
             "max-text-tokens": max_text_tokens,
             "shuffle-buffer": self.shuffle_buffer.max(1),
             "batch": self.batch,

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::train::rows::{LONGEST_LINE, Lines};
+use crate::train::rows::{LONGEST_LINE, Lines, json_error};
 
 /// A question with what it can be answered from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,12 +110,7 @@ fn rows<T: DeserializeOwned>(
         && let Some(line) = lines.next_line()?
     {
         let row = match line.bytes.len() <= LONGEST_LINE {
-            true => serde_json::from_slice(&line.bytes).map_err(|error| {
-                // Of its position the column alone says something: it knows one line only.
-                let said = error.to_string();
-                let said = said.split(" at line ").next().unwrap_or_default();
-                format!("{said} at column {}", error.column())
-            }),
+            true => serde_json::from_slice(&line.bytes).map_err(|error| json_error(&error)),
             false => Err(format!("longer than {LONGEST_LINE} bytes")),
         };
         let row = row.and_then(|row| take(line.number, row));

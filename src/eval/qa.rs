@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::data::Question;
 use super::metrics::{best, exact_match, f1};
-use super::run::{Answer, Pair, Task};
+use super::run::{Answer, Pair, Task, place};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder};
@@ -244,7 +244,7 @@ impl Task for Qa<'_> {
         let (way, rate) = &self.cases[pair.case];
         let (options, adapter) = match way {
             Way::Fold(_, options) => (Some(options), None),
-            Way::Prefix(adapter, _) => (None, Some(adapter.id())),
+            Way::Prefix(adapter, _) => (None, Some((adapter.id(), adapter.settings()))),
             _ => (None, None),
         };
         let scorer = options.map(|_| &self.scorer.info().fingerprint);
@@ -257,6 +257,7 @@ impl Task for Qa<'_> {
             adapter,
             scorer,
             self.host.info().fingerprint,
+            place(self.host),
             self.max_new_tokens,
             seed,
             self.questions[pair.item],

@@ -8,11 +8,13 @@ use sha2::{Digest, Sha256};
 
 use super::data::Text;
 use super::metrics::{bleu, exact_match, rouge};
-use super::run::{Answer, Pair, Task};
+use super::run::{Answer, Pair, Task, place};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::hard::{Options, Prompt};
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
+use crate::random::Random;
 use crate::soft::{Adapter, Ask, EncodeOptions, PrefillOptions, Sampling, Source};
 
 /// What holds a text that is to be given back.
@@ -22,6 +24,10 @@ pub enum Holder<'a> {
     Full,
     /// Nothing: what the model says to a BOS alone.
     None,
+    /// The K and V of its tokens, each kept with a chance of this rate.
+    RandomTokens(f64),
+    /// The K and V of what hard compression leaves of it at this rate.
+    Fold(f64),
     /// Memory tokens by an adapter.
     Prefix(&'a Adapter, Method),
 }
@@ -32,7 +38,17 @@ impl Holder<'_> {
         match self {
             Holder::Full => "full",
             Holder::None => "none",
+            Holder::RandomTokens(_) => "random-tokens",
+            Holder::Fold(_) => "prefold",
             Holder::Prefix(_, method) => method.name(),
+        }
+    }
+
+    /// The share of the tokens that it keeps, if it has one.
+    fn rate(&self) -> Option<f64> {
+        match self {
+            Holder::RandomTokens(rate) | Holder::Fold(rate) => Some(*rate),
+            Holder::Full | Holder::None | Holder::Prefix(..) => None,
         }
     }
 }
@@ -51,10 +67,12 @@ pub struct Regenerate<'a> {
     texts: Vec<(String, Vec<u32>)>,
     from: Vec<Holder<'a>>,
     bos: u32,
+    seed: u64,
 }
 
 impl<'a> Regenerate<'a> {
-    /// The first `text_tokens` of each text. `bos` begins an answer; the model's own unless given.
+    /// The first `text_tokens` of each text. `bos` begins an answer; the model's own unless given. `seed`
+    /// decides what is dropped at random.
     ///
     /// # Errors
     /// [`Error::Input`] where there is no text, nothing to give it back from, no token of a text, or
@@ -65,6 +83,7 @@ impl<'a> Regenerate<'a> {
         text_tokens: usize,
         from: Vec<Holder<'a>>,
         bos: Option<u32>,
+        seed: u64,
     ) -> Result<Self> {
         if texts.is_empty() || from.is_empty() || text_tokens == 0 {
             return Err(Error::input("evaluation", "there is nothing to give back"));
@@ -84,6 +103,7 @@ impl<'a> Regenerate<'a> {
             texts: texts.collect::<Result<_>>()?,
             from,
             bos,
+            seed,
         })
     }
 
@@ -93,11 +113,38 @@ impl<'a> Regenerate<'a> {
         sum as f64 / self.texts.len() as f64
     }
 
-    fn prefix(&self, from: &Holder<'_>, ids: &[u32]) -> Result<Option<KvPrefix>> {
+    fn prefix(&self, pair: Pair) -> Result<Option<KvPrefix>> {
+        let (from, ids) = (&self.from[pair.case], &self.texts[pair.item].1);
         let source = Source::ids(ids.to_vec());
+        let read = |ids: Vec<u32>| match ids.is_empty() {
+            true => Ok(None),
+            false => {
+                let options = PrefillOptions::default();
+                self.model.prefill(&Source::ids(ids), &options).map(Some)
+            }
+        };
         Ok(match from {
             Holder::None => None,
-            Holder::Full => Some(self.model.prefill(&source, &PrefillOptions::default())?),
+            Holder::Full => read(ids.clone())?,
+            Holder::RandomTokens(rate) => {
+                let mut random = Random::of(self.seed, &[pair.item as u64]);
+                let mut ids = ids.clone();
+                ids.retain(|_| random.unit() < *rate);
+                read(ids)?
+            }
+            Holder::Fold(rate) => {
+                let tokenizer = self.model.tokenizer()?;
+                let prompt = Prompt {
+                    context: vec![tokenizer.decode(ids)],
+                    ..Prompt::default()
+                };
+                let options = Options {
+                    rate: *rate,
+                    ..Options::default()
+                };
+                let text = self.model.compress(&prompt, &options)?.compressed_prompt;
+                read(tokenizer.encode(&text, false, false)?.ids)?
+            }
             Holder::Prefix(adapter, method) => {
                 let options = EncodeOptions {
                     method: Some(*method),
@@ -123,7 +170,7 @@ impl Task for Regenerate<'_> {
     }
 
     fn cases(&self) -> Vec<(String, Option<f64>)> {
-        let name = |from: &Holder<'_>| (from.name().to_string(), None);
+        let name = |from: &Holder<'_>| (from.name().to_string(), from.rate());
         self.from.iter().map(name).collect()
     }
 
@@ -134,15 +181,19 @@ impl Task for Regenerate<'_> {
     fn key(&self, pair: Pair) -> String {
         let from = &self.from[pair.case];
         let adapter = match from {
-            Holder::Prefix(adapter, _) => Some(adapter.id()),
+            Holder::Prefix(adapter, _) => Some((adapter.id(), adapter.settings())),
             _ => None,
         };
+        let random = matches!(from, Holder::RandomTokens(_)).then_some((self.seed, pair.item));
         let all = json!([
             env!("CARGO_PKG_VERSION"),
             "regen",
             from.name(),
+            from.rate(),
+            random,
             adapter,
             self.model.info().fingerprint,
+            place(self.model),
             self.bos,
             self.texts[pair.item].1,
         ]);
@@ -153,7 +204,7 @@ impl Task for Regenerate<'_> {
         let tokenizer = self.model.tokenizer()?;
         let mut prefixes = Vec::with_capacity(pairs.len());
         for pair in pairs {
-            prefixes.push(self.prefix(&self.from[pair.case], &self.texts[pair.item].1)?);
+            prefixes.push(self.prefix(*pair)?);
             tick();
         }
         let asks: Vec<Ask<'_>> = pairs

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bootstrap::{Interval, interval};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::files::whole_lines;
 
@@ -18,6 +19,15 @@ pub struct Pair {
     pub item: usize,
     /// Which way.
     pub case: usize,
+}
+
+/// Where a model runs, as far as answers depend on it: the number of a CPU's threads changes none.
+pub(super) fn place(engine: &dyn Engine) -> &str {
+    let device = &engine.info().device;
+    match device.starts_with("cpu") {
+        true => "cpu",
+        false => device,
+    }
 }
 
 /// What came of one pair.

@@ -166,10 +166,11 @@ impl Arguments {
         }
     }
 
-    /// `context`: a string counts as a list of one.
+    /// `context`: a string counts as a list of one, and an empty one as none.
     fn context(&mut self) -> Result<Vec<String>> {
         match self.0.remove("context") {
             None => Err(bad("context", "is missing")),
+            Some(Value::String(text)) if text.is_empty() => Ok(Vec::new()),
             Some(Value::String(text)) => Ok(vec![text]),
             Some(value @ Value::Array(_)) => typed("context", value),
             Some(other) => Err(bad(
@@ -211,6 +212,8 @@ mod tests {
     fn defaults_are_the_references() {
         let request = read(json!({"context": "a"})).unwrap();
         assert_eq!(request.prompt.context, ["a"]);
+        let empty = read(json!({"context": ""})).unwrap();
+        assert!(empty.prompt.context.is_empty());
         let want = Options {
             budget: Budget::Reference,
             ..Options::default()

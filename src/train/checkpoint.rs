@@ -83,6 +83,7 @@ pub fn write(
     card: &Card,
     state: &State,
 ) -> Result<()> {
+    let folder = &behind_links(folder);
     let [fresh, old] = beside(folder)?;
     remove(&fresh)?;
     fs::create_dir_all(&fresh).map_err(Error::io(&fresh))?;
@@ -143,6 +144,7 @@ pub enum Found {
 /// # Errors
 /// [`Error::Io`].
 pub fn look(folder: &Path) -> Result<Found> {
+    let folder = &behind_links(folder);
     let [_, old] = beside(folder)?;
     if !folder.exists() && old.join(STATE).exists() {
         fs::rename(&old, folder).map_err(Error::io(folder))?;
@@ -223,6 +225,11 @@ fn peft(parameters: &Parameters, card: &Card) -> Value {
         "inference_mode": true,
         "init_lora_weights": true,
     })
+}
+
+/// Where a folder is that may be named by a symbolic link, so that the link stays.
+fn behind_links(folder: &Path) -> PathBuf {
+    fs::canonicalize(folder).unwrap_or_else(|_| folder.into())
 }
 
 /// The names of a folder's next and last version beside it.

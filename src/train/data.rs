@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::objective::Sample;
-use super::rows::{LONGEST_LINE, Line, Lines};
+use super::rows::{LONGEST_LINE, Line, Lines, json_error};
 use crate::error::{Error, Result};
 use crate::random::Random;
 use crate::text::Tokenizer;
@@ -77,8 +77,8 @@ impl Reading {
         if line.len() > LONGEST_LINE {
             return Err(format!("longer than {LONGEST_LINE} bytes"));
         }
-        let row: Map<String, Value> =
-            serde_json::from_slice(line).map_err(|error| format!("no JSON object: {error}"))?;
+        let row: Map<String, Value> = serde_json::from_slice(line)
+            .map_err(|error| format!("no JSON object: {}", json_error(&error)))?;
         let row = Row {
             reading: self,
             tokenizer,

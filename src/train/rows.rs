@@ -95,6 +95,14 @@ fn read_line(reader: &mut dyn BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> 
     }
 }
 
+/// What is wrong with a line of JSON. Of its position the column alone says something: it knows one line
+/// only.
+pub(crate) fn json_error(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let said = said.split(" at line ").next().unwrap_or_default();
+    format!("{said} at column {}", error.column())
+}
+
 /// Opens a file by its ending.
 fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     let file = File::open(path).map_err(Error::io(path))?;

@@ -1,6 +1,6 @@
 //! The loop: draw, sum gradients, clip, step, log, evaluate, save.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -86,6 +86,13 @@ impl Options {
         positive("--steps", usize::from(self.steps > 0))?;
         positive("--batch", self.batch)?;
         positive("--accumulate", self.accumulate)?;
+        let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        if let Some(log) = &self.log
+            && whole(log).starts_with(whole(&self.out))
+        {
+            let reason = "it lies in --out, which is replaced with every checkpoint; put it beside";
+            return Err(Error::input(format!("--log {}", log.display()), reason));
+        }
         let adamw = &self.adamw;
         for (name, value, least, below) in [
             ("--lr", self.lr, f64::MIN_POSITIVE, f64::INFINITY),
@@ -234,7 +241,12 @@ pub fn run(
             }
             let batch = (0..options.batch)
                 .map(|_| stream.next(&mut |line| watch(Event::Skipped(line))))
-                .collect::<Result<Vec<Sample>>>()?;
+                .collect::<Result<Vec<Sample>>>();
+            if batch.is_err() && saved != state.step {
+                // Rows can be mended, or passed over, and the run resumed.
+                save(&log, options, &parameters, &moments, &card, &state)?;
+            }
+            let batch = batch?;
             let seed = Random::of(options.seed, &[step, pass as u64]).next();
             add(&mut sum, source.gradient(&parameters, &batch, seed)?)?;
         }

@@ -64,6 +64,13 @@ impl Reference<'_> {
         let target = match self.options.target_token {
             Some(target) => {
                 rate = target / total as f64;
+                // The reference demands this too; an empty prompt has no rate.
+                if rate.is_nan() || rate > 1.0 {
+                    return Err(Error::input(
+                        format!("target_token {target}"),
+                        format!("the contexts have {total} tokens; name no more than that"),
+                    ));
+                }
                 target
             }
             None => self.target_of_rate(prompt, total)?,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hard::options::{Prompt, RankMethod, Where};
 use crate::hard::python;
 use crate::hard::structured::Segment;
@@ -24,7 +24,10 @@ impl Reference<'_> {
         condition: Conditioning,
         segments: Option<&[Vec<Segment>]>,
     ) -> Result<Kept> {
-        let split: Vec<Vec<Range<usize>>> = contexts.iter().map(|c| with_gaps(c)).collect();
+        let split: Vec<Vec<Range<usize>>> = contexts
+            .iter()
+            .map(|context| with_gaps(context))
+            .collect::<Result<_>>()?;
         let texts: Vec<&str> = contexts
             .iter()
             .zip(&split)
@@ -141,16 +144,23 @@ fn chosen<'a, T>(items: &'a [T], keep: &'a [bool]) -> impl Iterator<Item = &'a T
         .map(|(item, _)| item)
 }
 
-/// Sentences with the white space after them, so that together they are the text.
-fn with_gaps(text: &str) -> Vec<Range<usize>> {
-    let starts: Vec<usize> = sentences(text)
-        .into_iter()
-        .skip(1)
-        .map(|s| s.start)
-        .collect();
+/// Sentences with the white space after them, so that together they are the text; an empty text has none.
+fn with_gaps(text: &str) -> Result<Vec<Range<usize>>> {
+    let found = sentences(text);
+    if found.is_empty() {
+        return match text.is_empty() {
+            true => Ok(Vec::new()),
+            // The reference fails at an assertion.
+            false => Err(Error::input(
+                "context",
+                "nothing but white space, which has no sentences; leave it out",
+            )),
+        };
+    }
+    let starts: Vec<usize> = found.into_iter().skip(1).map(|s| s.start).collect();
     let ends = starts.iter().copied().chain([text.len()]);
     let starts = [0].into_iter().chain(starts.iter().copied());
-    starts.zip(ends).map(|(start, end)| start..end).collect()
+    Ok(starts.zip(ends).map(|(start, end)| start..end).collect())
 }
 
 /// Cuts a context's stretches at the ends of its sentences, given in characters.
