@@ -8,6 +8,7 @@ use prefold::hard::{self, Count, Granularity, Options, Prompt, RankMethod, Reord
 use prefold::model::{Scorer, Session};
 use prefold::text::{Tokenizer, count_cl100k};
 use prefold::{Device, Engine, Error};
+use unicode_segmentation::UnicodeSegmentation;
 
 /// Scores that depend on the ids alone. Whether a budget is kept must not depend on the scores, so
 /// prompts of 50,000 tokens need no model.
@@ -309,6 +310,55 @@ fn what_must_be_kept_is_kept_or_refused() {
         .unwrap()
         .compressed_prompt;
     assert!(kept.contains("One two three."), "{kept}");
+}
+
+const CAT: &str = "The cat sat on the mat near the old wooden door. It was raining outside all day. \
+    Nobody came to visit the lonely house.";
+
+fn alone(context: &str) -> Prompt {
+    Prompt {
+        context: vec![context.into()],
+        ..Prompt::default()
+    }
+}
+
+#[test]
+fn what_a_reader_sees_as_one_character_is_never_cut() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let family =
+        "The family 👨‍👩‍👧‍👦 waved the flag 🇩🇪 and the thumbs 👍🏽 up while 🏳️‍🌈 flew above 👩🏾‍🚀 and 🇫🇷 too. ";
+    let texts = [
+        family.repeat(4),
+        "Teams: 🇩🇪🇫🇷🇮🇹🇪🇸🇵🇹🇳🇱".into(),
+        "भारत एक विशाल देश है। ".repeat(5),
+        "e\u{301}a\u{300}o\u{302}\r\n".repeat(9),
+    ];
+    for text in &texts {
+        let whole: Vec<&str> = text.graphemes(true).collect();
+        let longest = whole.iter().map(|g| count_cl100k(g)).max().unwrap_or(0);
+        for granularity in [Granularity::Passage, Granularity::Token] {
+            for target in 1..count_cl100k(text.trim()) {
+                let options = Options {
+                    target_token: Some(target as f64),
+                    granularity,
+                    ..Options::default()
+                };
+                let result = hard::compress(&AnyScores, tokenizer, &alone(text), &options).unwrap();
+                let kept = &result.compressed_prompt;
+                for grapheme in kept.graphemes(true) {
+                    assert!(
+                        whole.contains(&grapheme) || matches!(grapheme, " " | "\n"),
+                        "{granularity:?}, {target}: half of a character, {grapheme:?}, in {kept:?}"
+                    );
+                }
+                let tokens = result.compressed_tokens;
+                assert!(
+                    tokens <= target && tokens + longest >= target,
+                    "{granularity:?}: wanted {target} tokens, got {tokens}: {kept:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
