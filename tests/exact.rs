@@ -362,6 +362,59 @@ fn what_a_reader_sees_as_one_character_is_never_cut() {
 }
 
 #[test]
+fn sentences_to_keep_come_first_at_every_granularity() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let prompt = Prompt {
+        context: vec![
+            "Alpha beta gamma delta. One two three four five. Zebra quagmire xylophone.".into(),
+            CAT.into(),
+            "The sky is blue today. My dog is very friendly. Quantum flux capacitors hum.".into(),
+        ],
+        ..Prompt::default()
+    };
+    for granularity in [
+        Granularity::Context,
+        Granularity::Passage,
+        Granularity::Sentence,
+        Granularity::Token,
+    ] {
+        let kept = |options: Options| {
+            let options = Options {
+                rate: 0.4,
+                granularity,
+                ..options
+            };
+            hard::compress(&AnyScores, tokenizer, &prompt, &options)
+                .unwrap()
+                .compressed_prompt
+        };
+        let ends = kept(Options {
+            keep_first_sentence: 1,
+            keep_last_sentence: 1,
+            ..Options::default()
+        });
+        assert!(
+            ends.starts_with("Alpha beta gamma delta.")
+                && ends.ends_with("Quantum flux capacitors hum."),
+            "{granularity:?}: {ends}"
+        );
+        let each = kept(Options {
+            keep_sentence_number: 1,
+            ..Options::default()
+        });
+        let whole: usize = prompt
+            .context
+            .iter()
+            .map(|context| {
+                let mut sentences = context.split_inclusive(". ").map(str::trim_end);
+                usize::from(sentences.any(|sentence| each.contains(sentence)))
+            })
+            .sum();
+        assert_eq!(whole, 3, "{granularity:?}: {each}");
+    }
+}
+
+#[test]
 fn an_instruction_longer_than_the_budget_is_refused() {
     let Some(tokenizer) = tokenizer() else { return };
     let prompt = Prompt {

@@ -57,35 +57,23 @@ impl Exact<'_> {
         let preference = |&(c, a): &(usize, usize)| {
             let atom = &parsed[c].atoms[a];
             let context = by_rank[c] as f64;
-            let sentence = -(relevance.sentences[c][atom.sentence] + bonus[c][atom.sentence]);
-            let word = -words[c][atom.word];
-            match granularity {
-                Granularity::Context => (
-                    context,
-                    -relevance.passages[c][atom.sentence],
-                    c,
-                    atom.sentence,
-                    a,
-                ),
-                Granularity::Passage => {
-                    let bonus = bonus[c][atom.sentence];
-                    (
-                        -bonus,
-                        -relevance.passages[c][atom.sentence],
-                        c,
-                        atom.sentence,
-                        a,
-                    )
-                }
-                Granularity::Sentence => (sentence, 0.0, c, atom.sentence, a),
-                Granularity::Token => (word, 0.0, c, atom.word, a),
-            }
+            let bonus = bonus[c][atom.sentence];
+            let passage = -relevance.passages[c][atom.sentence];
+            let sentence = -(relevance.sentences[c][atom.sentence] + bonus);
+            let (coarse, fine) = match granularity {
+                Granularity::Context => ([-bonus, context, passage], atom.sentence),
+                Granularity::Passage => ([-bonus, passage, 0.0], atom.sentence),
+                Granularity::Sentence => ([sentence, 0.0, 0.0], atom.sentence),
+                Granularity::Token => ([-bonus, -words[c][atom.word], 0.0], atom.word),
+            };
+            (coarse, (c, fine, a))
         };
         atoms.sort_by(|x, y| {
             let (x, y) = (preference(x), preference(y));
-            (x.0.total_cmp(&y.0))
-                .then(x.1.total_cmp(&y.1))
-                .then((x.2, x.3, x.4).cmp(&(y.2, y.3, y.4)))
+            let coarse = x.0.iter().zip(&y.0).map(|(x, y)| x.total_cmp(y));
+            coarse
+                .fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
+                .then(x.1.cmp(&y.1))
         });
 
         // Forced atoms first; then groups with budgets of their own are dealt out evenly.
