@@ -62,16 +62,6 @@ pub struct Flags {
     /// How contexts and sentences are ranked
     #[arg(long, value_name = "METHOD", value_parser = named::<RankMethod>(RANK_METHODS), help_heading = RANKING)]
     rank_method: Option<RankMethod>,
-    /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
-    #[arg(long, value_name = "WHERE", value_parser = named::<Condition>(CONDITIONS),
-        requires = "reference", help_heading = REFERENCE)]
-    condition_in_question: Option<Condition>,
-    /// Subtract the unconditional surprise from the conditional one
-    #[arg(long, requires = "reference", help_heading = REFERENCE)]
-    condition_compare: bool,
-    /// Put the instruction in front of the condition
-    #[arg(long, requires = "reference", help_heading = REFERENCE)]
-    add_instruction: bool,
     /// The order of contexts in the result
     #[arg(long, value_name = "ORDER", value_parser = named::<Reorder>(REORDERS), help_heading = RANKING)]
     reorder_context: Option<Reorder>,
@@ -79,22 +69,9 @@ pub struct Flags {
     /// Drop no whole contexts
     #[arg(long, help_heading = LEVELS)]
     no_context_level_filter: bool,
-    /// Drop whole sentences before tokens
-    #[arg(long, requires = "reference", help_heading = REFERENCE)]
-    sentence_level_filter: bool,
-    /// Drop no tokens
-    #[arg(long, requires = "reference", help_heading = REFERENCE)]
-    no_token_level_filter: bool,
     /// Contexts that are always kept, counted from 0
     #[arg(long, value_name = "0,2,…", value_delimiter = ',', help_heading = LEVELS)]
     force_context_ids: Option<Vec<usize>>,
-    /// How many contexts are always kept
-    #[arg(long, value_name = "N", requires = "reference", help_heading = REFERENCE)]
-    force_context_number: Option<usize>,
-    /// Arithmetic on the target for the context level, as `+100` or `*1.5`
-    #[arg(long, value_name = "SUM", allow_hyphen_values = true,
-        requires = "reference", help_heading = REFERENCE)]
-    context_budget: Option<String>,
     /// Sentences kept at the start of the text
     #[arg(long, value_name = "N", help_heading = LEVELS)]
     keep_first_sentence: Option<usize>,
@@ -107,6 +84,33 @@ pub struct Flags {
     /// Bonus of the kept sentences in the ranking
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
     high_priority_bonus: Option<f64>,
+    /// Leave the question out of the result
+    #[arg(long, help_heading = LEVELS)]
+    no_concate_question: bool,
+
+    /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
+    #[arg(long, value_name = "WHERE", value_parser = named::<Condition>(CONDITIONS),
+        requires = "reference", help_heading = REFERENCE)]
+    condition_in_question: Option<Condition>,
+    /// Subtract the unconditional surprise from the conditional one
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    condition_compare: bool,
+    /// Put the instruction in front of the condition
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    add_instruction: bool,
+    /// Drop whole sentences before tokens
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    sentence_level_filter: bool,
+    /// Drop no tokens
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    no_token_level_filter: bool,
+    /// How many contexts are always kept
+    #[arg(long, value_name = "N", requires = "reference", help_heading = REFERENCE)]
+    force_context_number: Option<usize>,
+    /// Arithmetic on the target for the context level, as `+100` or `*1.5`
+    #[arg(long, value_name = "SUM", allow_hyphen_values = true,
+        requires = "reference", help_heading = REFERENCE)]
+    context_budget: Option<String>,
     /// What the sentence level keeps, as a multiple of the target
     #[arg(long, value_name = "X", allow_negative_numbers = true,
         requires = "reference", help_heading = REFERENCE)]
@@ -121,9 +125,6 @@ pub struct Flags {
     /// Keep double line breaks
     #[arg(long, requires = "reference", help_heading = REFERENCE)]
     keep_split: bool,
-    /// Leave the question out of the result
-    #[arg(long, help_heading = LEVELS)]
-    no_concate_question: bool,
     /// Let --structured drop contexts that hold a segment marked as uncompressed
     #[arg(long, requires_all = ["structured", "reference"], help_heading = REFERENCE)]
     no_strict_preserve_uncompressed: bool,

@@ -247,10 +247,12 @@ fn text_of(context: &str, parsed: &Parsed, mask: &[bool], verbatim: &[bool]) -> 
             continue;
         }
         let mut piece = &context[atom.range.clone()];
-        if gap && !verbatim {
+        if gap {
             let before = &context[..atom.range.start];
             if text.is_empty() || text.ends_with(char::is_whitespace) {
-                piece = piece.trim_start();
+                if !verbatim {
+                    piece = piece.trim_start();
+                }
             } else if !piece.starts_with(char::is_whitespace)
                 && before.ends_with(char::is_whitespace)
             {
