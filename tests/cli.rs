@@ -140,9 +140,15 @@ fn a_command_line_that_makes_no_sense_is_told_so_in_a_line() {
             "--reference",
         ),
         (
-            &["compress", "--no-strict-preserve-uncompressed"],
+            &[
+                "compress",
+                "--reference",
+                "--no-strict-preserve-uncompressed",
+            ],
             "--structured",
         ),
+        (&["compress", "--iterative-size", "100"], "--reference"),
+        (&["compress", "--no-token-level-filter"], "--reference"),
         (&["compress", "-", "-"], "standard input"),
         (&["compress", "-q", "@-"], "standard input"),
         (&["score"], "<FILE>"),

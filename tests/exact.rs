@@ -8,6 +8,7 @@ use prefold::hard::{self, Count, Granularity, Options, Prompt, RankMethod, Reord
 use prefold::model::{Scorer, Session};
 use prefold::text::{Tokenizer, count_cl100k};
 use prefold::{Device, Engine, Error};
+use unicode_segmentation::UnicodeSegmentation;
 
 /// Scores that depend on the ids alone. Whether a budget is kept must not depend on the scores, so
 /// prompts of 50,000 tokens need no model.
@@ -309,6 +310,292 @@ fn what_must_be_kept_is_kept_or_refused() {
         .unwrap()
         .compressed_prompt;
     assert!(kept.contains("One two three."), "{kept}");
+}
+
+const CAT: &str = "The cat sat on the mat near the old wooden door. It was raining outside all day. \
+    Nobody came to visit the lonely house.";
+
+fn alone(context: &str) -> Prompt {
+    Prompt {
+        context: vec![context.into()],
+        ..Prompt::default()
+    }
+}
+
+#[test]
+fn structured_prompts_lose_no_text() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let tagged = format!(
+        "Intro text. <llmlingua, compress=False>if a < b: stop now</llmlingua>\nbetween the tags \
+         <llmlingua, rate=0.5>{CAT}</llmlingua> tail <text>."
+    );
+    let plain = format!("Intro text. if a < b: stop now\nbetween the tags {CAT} tail <text>.");
+    let compress = |text: &str, options: &Options| {
+        hard::compress_structured(&AnyScores, tokenizer, &alone(text), options)
+    };
+    let all = Options {
+        target_token: Some(1000.0),
+        ..Options::default()
+    };
+    assert_eq!(compress(&tagged, &all).unwrap().compressed_prompt, plain);
+    for rate in [0.1, 0.5] {
+        let options = Options {
+            rate,
+            ..Options::default()
+        };
+        let result = compress(&tagged, &options).unwrap();
+        let kept = &result.compressed_prompt;
+        assert!(kept.contains("if a < b: stop now"), "{kept}");
+        let pieces: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
+        assert_eq!(pieces, plain);
+    }
+    let untagged = "a < b and nothing else is said here at all";
+    let result = compress(untagged, &Options::default()).unwrap();
+    assert!(
+        result
+            .compressed_tokens
+            .abs_diff(count_cl100k(untagged) / 2)
+            <= 1,
+        "{result:?}"
+    );
+}
+
+#[test]
+fn without_a_target_every_segment_keeps_its_own_share() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let numbers = (0..60).map(|i| i.to_string()).collect::<Vec<_>>().join(" ");
+    let long_cat = [CAT; 4].join(" ");
+    let question = "Given everything that is said above about the weather, the house and its \
+        visitors, please explain in detail why nobody came to visit.";
+    for question in ["", question] {
+        for instruction in ["", "Answer from the text alone, and in one sentence."] {
+            for (fixed, rate) in [
+                (numbers.as_str(), 0.1),
+                ("{\"id\": \"a1f-09-77c2\", \"k\": [1,2,3,4]}", 0.2),
+                ("Title", 0.7),
+            ] {
+                let prompt = Prompt {
+                    instruction: instruction.into(),
+                    context: vec![format!(
+                        "<llmlingua, compress=False>{fixed}</llmlingua>\
+                         <llmlingua, rate={rate}> {long_cat}</llmlingua>"
+                    )],
+                    question: question.into(),
+                };
+                let count = count_cl100k;
+                let want = (count(&format!(" {long_cat}")) as f64 * rate).round() as usize
+                    + [instruction, fixed, question]
+                        .map(count)
+                        .iter()
+                        .sum::<usize>();
+                let result =
+                    hard::compress_structured(&AnyScores, tokenizer, &prompt, &Options::default())
+                        .unwrap_or_else(|error| panic!("{fixed}, {rate}: {error}"));
+                // The blank lines between the parts may take a token each.
+                let got = result.compressed_tokens;
+                assert!(
+                    (want - 1..=want + 3).contains(&got),
+                    "{fixed}, {rate}: wanted {want} tokens, got {got}"
+                );
+                assert!(result.compressed_prompt.contains(fixed));
+            }
+        }
+    }
+    // Nothing may be dropped: nothing is, whatever the rate of the rest would be.
+    let contexts = ["Keep me.", "Me too, all of me.", "And me."];
+    let prompt = Prompt {
+        instruction: "Do.".into(),
+        context: contexts
+            .map(|c| format!("<llmlingua, compress=False>{c}</llmlingua>"))
+            .into(),
+        question: String::new(),
+    };
+    let options = Options {
+        rate: 0.1,
+        ..Options::default()
+    };
+    let result = hard::compress_structured(&AnyScores, tokenizer, &prompt, &options).unwrap();
+    assert_eq!(
+        result.compressed_prompt,
+        format!("Do.\n\n{}", contexts.join("\n\n"))
+    );
+}
+
+#[test]
+fn what_a_reader_sees_as_one_character_is_never_cut() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let family =
+        "The family 👨‍👩‍👧‍👦 waved the flag 🇩🇪 and the thumbs 👍🏽 up while 🏳️‍🌈 flew above 👩🏾‍🚀 and 🇫🇷 too. ";
+    let texts = [
+        family.repeat(4),
+        "Teams: 🇩🇪🇫🇷🇮🇹🇪🇸🇵🇹🇳🇱".into(),
+        "भारत एक विशाल देश है। ".repeat(5),
+        "e\u{301}a\u{300}o\u{302}\r\n".repeat(9),
+    ];
+    for text in &texts {
+        let whole: Vec<&str> = text.graphemes(true).collect();
+        let longest = whole.iter().map(|g| count_cl100k(g)).max().unwrap_or(0);
+        for granularity in [Granularity::Passage, Granularity::Token] {
+            for target in 1..count_cl100k(text.trim()) {
+                let options = Options {
+                    target_token: Some(target as f64),
+                    granularity,
+                    ..Options::default()
+                };
+                let result = hard::compress(&AnyScores, tokenizer, &alone(text), &options).unwrap();
+                let kept = &result.compressed_prompt;
+                for grapheme in kept.graphemes(true) {
+                    assert!(
+                        whole.contains(&grapheme) || matches!(grapheme, " " | "\n"),
+                        "{granularity:?}, {target}: half of a character, {grapheme:?}, in {kept:?}"
+                    );
+                }
+                let tokens = result.compressed_tokens;
+                assert!(
+                    tokens <= target && tokens + longest >= target,
+                    "{granularity:?}: wanted {target} tokens, got {tokens}: {kept:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn white_space_round_the_text_gives_way_to_the_budget() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let space = " \n\t".repeat(200);
+    for text in [
+        format!("Hello world.{space}"),
+        format!("{space}Hello world."),
+        format!("{space}Hello world.{space}"),
+    ] {
+        for (target, want) in [(10.0, "Hello world."), (1000.0, text.as_str())] {
+            let options = Options {
+                target_token: Some(target),
+                ..Options::default()
+            };
+            let result = hard::compress(&AnyScores, tokenizer, &alone(&text), &options).unwrap();
+            assert_eq!(result.compressed_prompt, want);
+            assert_eq!(result.compressed_tokens, count_cl100k(want));
+        }
+    }
+}
+
+#[test]
+fn white_space_that_must_be_kept_is_kept() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let lines = [
+        "apple", "stone", "river", "cloud", "forest", "engine", "violin", "planet",
+    ]
+    .map(|word| format!("Line {word} tells about {word}s and nothing else."))
+    .join("\n");
+    for granularity in [
+        Granularity::Passage,
+        Granularity::Sentence,
+        Granularity::Token,
+    ] {
+        let options = Options {
+            rate: 0.4,
+            granularity,
+            force_tokens: vec!["\n".into()],
+            ..Options::default()
+        };
+        for (text, breaks) in [(lines.clone(), 7), (format!("\n\n{lines}\n\n"), 11)] {
+            let result = hard::compress(&AnyScores, tokenizer, &alone(&text), &options).unwrap();
+            let kept = &result.compressed_prompt;
+            assert_eq!(
+                kept.matches('\n').count(),
+                breaks,
+                "{granularity:?}: {kept:?}"
+            );
+        }
+    }
+    for (text, want) in [
+        (
+            format!(
+                "<llmlingua>{CAT}</llmlingua><llmlingua, compress=False>\n\nEND\n\n</llmlingua>"
+            ),
+            "\n\nEND\n\n",
+        ),
+        (
+            format!("<llmlingua, compress=False>    indented:\n        more\n\n</llmlingua>{CAT}"),
+            "    indented:\n        more\n\n",
+        ),
+    ] {
+        for target in [None, Some(20.0)] {
+            let options = Options {
+                rate: 0.3,
+                target_token: target,
+                ..Options::default()
+            };
+            let result =
+                hard::compress_structured(&AnyScores, tokenizer, &alone(&text), &options).unwrap();
+            let kept = &result.compressed_prompt;
+            assert!(kept.contains(want), "{kept:?}");
+        }
+    }
+    // It does not give way to what may be dropped.
+    let text = "Hello world.<llmlingua, compress=False>\n \n\t\n \n</llmlingua>";
+    let tight = Options {
+        target_token: Some(4.0),
+        ..Options::default()
+    };
+    let result = hard::compress_structured(&AnyScores, tokenizer, &alone(text), &tight).unwrap();
+    let kept = &result.compressed_prompt;
+    assert!(kept.ends_with("\n \n\t\n \n"), "{kept:?}");
+}
+
+#[test]
+fn sentences_to_keep_come_first_at_every_granularity() {
+    let Some(tokenizer) = tokenizer() else { return };
+    let prompt = Prompt {
+        context: vec![
+            "Alpha beta gamma delta. One two three four five. Zebra quagmire xylophone.".into(),
+            CAT.into(),
+            "The sky is blue today. My dog is very friendly. Quantum flux capacitors hum.".into(),
+        ],
+        ..Prompt::default()
+    };
+    for granularity in [
+        Granularity::Context,
+        Granularity::Passage,
+        Granularity::Sentence,
+        Granularity::Token,
+    ] {
+        let kept = |options: Options| {
+            let options = Options {
+                rate: 0.4,
+                granularity,
+                ..options
+            };
+            hard::compress(&AnyScores, tokenizer, &prompt, &options)
+                .unwrap()
+                .compressed_prompt
+        };
+        let ends = kept(Options {
+            keep_first_sentence: 1,
+            keep_last_sentence: 1,
+            ..Options::default()
+        });
+        assert!(
+            ends.starts_with("Alpha beta gamma delta.")
+                && ends.ends_with("Quantum flux capacitors hum."),
+            "{granularity:?}: {ends}"
+        );
+        let each = kept(Options {
+            keep_sentence_number: 1,
+            ..Options::default()
+        });
+        let whole: usize = prompt
+            .context
+            .iter()
+            .map(|context| {
+                let mut sentences = context.split_inclusive(". ").map(str::trim_end);
+                usize::from(sentences.any(|sentence| each.contains(sentence)))
+            })
+            .sum();
+        assert_eq!(whole, 3, "{granularity:?}: {each}");
+    }
 }
 
 #[test]

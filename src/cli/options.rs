@@ -62,15 +62,6 @@ pub struct Flags {
     /// How contexts and sentences are ranked
     #[arg(long, value_name = "METHOD", value_parser = named::<RankMethod>(RANK_METHODS), help_heading = RANKING)]
     rank_method: Option<RankMethod>,
-    /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
-    #[arg(long, value_name = "WHERE", value_parser = named::<Condition>(CONDITIONS), help_heading = RANKING)]
-    condition_in_question: Option<Condition>,
-    /// Subtract the unconditional surprise from the conditional one
-    #[arg(long, help_heading = RANKING)]
-    condition_compare: bool,
-    /// Put the instruction in front of the condition
-    #[arg(long, help_heading = RANKING)]
-    add_instruction: bool,
     /// The order of contexts in the result
     #[arg(long, value_name = "ORDER", value_parser = named::<Reorder>(REORDERS), help_heading = RANKING)]
     reorder_context: Option<Reorder>,
@@ -78,21 +69,9 @@ pub struct Flags {
     /// Drop no whole contexts
     #[arg(long, help_heading = LEVELS)]
     no_context_level_filter: bool,
-    /// Drop whole sentences before tokens
-    #[arg(long, help_heading = LEVELS)]
-    sentence_level_filter: bool,
-    /// Drop no tokens
-    #[arg(long, help_heading = LEVELS)]
-    no_token_level_filter: bool,
     /// Contexts that are always kept, counted from 0
     #[arg(long, value_name = "0,2,…", value_delimiter = ',', help_heading = LEVELS)]
     force_context_ids: Option<Vec<usize>>,
-    /// How many contexts are always kept
-    #[arg(long, value_name = "N", help_heading = LEVELS)]
-    force_context_number: Option<usize>,
-    /// Arithmetic on the target for the context level, as `+100` or `*1.5`
-    #[arg(long, value_name = "SUM", allow_hyphen_values = true, help_heading = LEVELS)]
-    context_budget: Option<String>,
     /// Sentences kept at the start of the text
     #[arg(long, value_name = "N", help_heading = LEVELS)]
     keep_first_sentence: Option<usize>,
@@ -105,30 +84,57 @@ pub struct Flags {
     /// Bonus of the kept sentences in the ranking
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
     high_priority_bonus: Option<f64>,
-    /// What the sentence level keeps, as a multiple of the target
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
-    token_budget_ratio: Option<f64>,
-    /// How much better ranked contexts are compressed less, 0 for all alike
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
-    dynamic_context_compression_ratio: Option<f64>,
-    /// Tokens that are scored and cut at a time
-    #[arg(long, value_name = "TOKENS", help_heading = LEVELS)]
-    iterative_size: Option<usize>,
-    /// Keep double line breaks
-    #[arg(long, help_heading = LEVELS)]
-    keep_split: bool,
     /// Leave the question out of the result
     #[arg(long, help_heading = LEVELS)]
     no_concate_question: bool,
+
+    /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
+    #[arg(long, value_name = "WHERE", value_parser = named::<Condition>(CONDITIONS),
+        requires = "reference", help_heading = REFERENCE)]
+    condition_in_question: Option<Condition>,
+    /// Subtract the unconditional surprise from the conditional one
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    condition_compare: bool,
+    /// Put the instruction in front of the condition
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    add_instruction: bool,
+    /// Drop whole sentences before tokens
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    sentence_level_filter: bool,
+    /// Drop no tokens
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    no_token_level_filter: bool,
+    /// How many contexts are always kept
+    #[arg(long, value_name = "N", requires = "reference", help_heading = REFERENCE)]
+    force_context_number: Option<usize>,
+    /// Arithmetic on the target for the context level, as `+100` or `*1.5`
+    #[arg(long, value_name = "SUM", allow_hyphen_values = true,
+        requires = "reference", help_heading = REFERENCE)]
+    context_budget: Option<String>,
+    /// What the sentence level keeps, as a multiple of the target
+    #[arg(long, value_name = "X", allow_negative_numbers = true,
+        requires = "reference", help_heading = REFERENCE)]
+    token_budget_ratio: Option<f64>,
+    /// How much better ranked contexts are compressed less, 0 for all alike
+    #[arg(long, value_name = "X", allow_negative_numbers = true,
+        requires = "reference", help_heading = REFERENCE)]
+    dynamic_context_compression_ratio: Option<f64>,
+    /// Tokens that are scored and cut at a time
+    #[arg(long, value_name = "TOKENS", requires = "reference", help_heading = REFERENCE)]
+    iterative_size: Option<usize>,
+    /// Keep double line breaks
+    #[arg(long, requires = "reference", help_heading = REFERENCE)]
+    keep_split: bool,
     /// Let --structured drop contexts that hold a segment marked as uncompressed
-    #[arg(long, requires = "structured", help_heading = LEVELS)]
+    #[arg(long, requires_all = ["structured", "reference"], help_heading = REFERENCE)]
     no_strict_preserve_uncompressed: bool,
 }
 
 const BUDGET: &str = "Budget";
 const EXACT: &str = "Exact budget";
 const RANKING: &str = "Ranking";
-const LEVELS: &str = "Levels, as the reference has them";
+const LEVELS: &str = "Levels";
+const REFERENCE: &str = "Only with --reference";
 
 impl Flags {
     /// The library's options; what was not given has the library's default.
@@ -313,6 +319,25 @@ mod tests {
             "--force-digits",
         ] {
             assert!(Line::try_parse_from(["prefold", "--reference", flag]).is_err());
+        }
+        for flag in [
+            "--condition-in-question=after",
+            "--condition-compare",
+            "--add-instruction",
+            "--sentence-level-filter",
+            "--no-token-level-filter",
+            "--force-context-number=3",
+            "--context-budget=*1.5",
+            "--token-budget-ratio=1.1",
+            "--dynamic-context-compression-ratio=0.3",
+            "--iterative-size=100",
+            "--keep-split",
+            "--no-strict-preserve-uncompressed",
+        ] {
+            let line = |mode: &str| Line::try_parse_from(["prefold", "--structured", flag, mode]);
+            assert!(line("--reference").is_ok(), "{flag}");
+            let refused = line("--rate=0.5").err().unwrap().to_string();
+            assert!(refused.contains("--reference"), "{refused}");
         }
     }
 }

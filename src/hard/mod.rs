@@ -49,7 +49,12 @@ pub fn compress(
     }
 }
 
-/// A shorter prompt whose contexts carry `<llmlingua, rate=…, compress=…>` tags.
+/// A shorter prompt whose contexts carry `<llmlingua, rate=…, compress=…>` tags round their segments.
+///
+/// Under the exact budget a segment may hold anything up to its `</llmlingua>`, text outside of tags is
+/// compressed at the options' rate, and without a `target_token` the budget is what the segments' own
+/// rates leave, at least what must be kept. The reference reads no segment that holds a `<`, and drops
+/// text between tags.
 ///
 /// # Errors
 /// As [`compress`], and [`crate::Error::Input`] for a tag that makes no sense.

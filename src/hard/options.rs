@@ -111,7 +111,9 @@ impl Reorder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Budget {
-    /// prefold's own: coarse to fine under one exact budget.
+    /// prefold's own: coarse to fine under one exact budget. The result has as many tokens as it was
+    /// given, to one token; fewer only where the next character (a flag, a family of emoji) takes more
+    /// than are left, as it is kept or dropped whole.
     #[default]
     Exact,
     /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
@@ -155,11 +157,11 @@ pub struct Options {
     pub rate: f64,
     /// Tokens to keep; overrides `rate`. The reference's -1 is `None`.
     pub target_token: Option<f64>,
-    /// Tokens per segment of the token level (paper, section 4.2).
+    /// Reference: tokens per segment of the token level (paper, section 4.2).
     pub iterative_size: usize,
     /// Contexts that are always kept. Empty and absent differ nowhere.
     pub force_context_ids: Option<Vec<usize>>,
-    /// Number of contexts that are forcibly kept.
+    /// Reference: number of contexts that are forcibly kept.
     pub force_context_number: Option<usize>,
     /// Drop whole contexts. Exact budget: off gives every context the same share.
     pub use_context_level_filter: bool,
@@ -167,7 +169,7 @@ pub struct Options {
     pub use_sentence_level_filter: bool,
     /// Reference: drop tokens.
     pub use_token_level_filter: bool,
-    /// Keep double line breaks.
+    /// Reference: keep double line breaks.
     pub keep_split: bool,
     /// Sentences of the whole prompt that come first and are to be kept.
     pub keep_first_sentence: usize,
@@ -177,7 +179,8 @@ pub struct Options {
     pub keep_sentence_number: usize,
     /// What the score of a sentence that is to be kept is raised by.
     pub high_priority_bonus: f64,
-    /// Arithmetic on the target for the context level: an operator and a number, as in `+100` or `*1.5`.
+    /// Reference: arithmetic on the target for the context level, an operator and a number, as in `+100`
+    /// or `*1.5`.
     pub context_budget: String,
     /// Reference: what the sentence level takes of the target, as a factor.
     pub token_budget_ratio: f64,
@@ -191,14 +194,15 @@ pub struct Options {
     pub reorder_context: Option<Reorder>,
     /// Reference: how much more the best context keeps than the middle one (LongLLMLingua, eq. 5).
     pub dynamic_context_compression_ratio: f64,
-    /// Put the instruction in front of the condition.
+    /// Reference: put the instruction in front of the condition.
     pub add_instruction: bool,
     /// `None`: the reference takes `llmlingua`; the exact budget takes `longllmlingua` where there is a
     /// question and `llmlingua` where there is none.
     pub rank_method: Option<RankMethod>,
     /// Put the question at the end of the result.
     pub concate_question: bool,
-    /// Structured prompts: contexts with an uncompressed segment are never dropped.
+    /// Reference, structured prompts: contexts with an uncompressed segment are never dropped. The exact
+    /// budget drops nothing of what is not to be compressed.
     pub strict_preserve_uncompressed: bool,
 
     /// Exact budget: how far down to go.
@@ -208,7 +212,7 @@ pub struct Options {
     /// Exact budget: score every token, also where the choice does not need it, so that
     /// [`super::Piece::nll`] can be shown.
     pub trace: bool,
-    /// Exact budget: strings that are kept wherever they stand.
+    /// Exact budget: strings that are kept wherever they stand, white space in them too.
     pub force_tokens: Vec<String>,
     /// Exact budget: keep every digit.
     pub force_reserve_digit: bool,

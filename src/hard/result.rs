@@ -39,16 +39,6 @@ impl Compressed {
     /// Puts the reference's figures to a result. Counts are cl100k_base tokens.
     pub(crate) fn new(origin_tokens: usize, compressed_prompt: String, pieces: Vec<Piece>) -> Self {
         let compressed_tokens = count_cl100k(&compressed_prompt);
-        Self::counted(origin_tokens, compressed_prompt, compressed_tokens, pieces)
-    }
-
-    /// The same where the tokens after have been counted.
-    pub(crate) fn counted(
-        origin_tokens: usize,
-        compressed_prompt: String,
-        compressed_tokens: usize,
-        pieces: Vec<Piece>,
-    ) -> Self {
         let (origin, compressed) = (origin_tokens as f64, compressed_tokens as f64);
         let ratio = if compressed_tokens == 0 {
             1.0

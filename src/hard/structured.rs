@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use regex::Regex;
+use regex::{Captures, Regex};
 
 use crate::error::{Error, Result};
 
@@ -14,61 +14,109 @@ pub(crate) struct Segment {
     pub compress: bool,
 }
 
-static TAG: LazyLock<Regex> = LazyLock::new(|| {
+const CLOSE: &str = "</llmlingua>";
+
+/// An opening tag: its rate is group 1 or 3, its flag group 2 or 4.
+fn opening() -> String {
     let rate = r"(?:,\s*rate\s*=\s*([\d.]+))?\s*";
     let compress = r"(?:,\s*compress\s*=\s*(True|False))?\s*";
-    Regex::new(&format!(
-        r"<llmlingua\s*{rate}{compress}{rate}{compress}>([^<]+)</llmlingua>"
-    ))
-    .expect("a constant pattern")
+    format!(r"<llmlingua\s*{rate}{compress}{rate}{compress}>")
+}
+
+static TAG: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(&format!("{}([^<]+){CLOSE}", opening())).expect("a constant pattern")
 });
 
-/// The segments of one context. Text outside of tags is taken in only at the two ends, as the
-/// reference does; `rate` serves segments that name none.
+static OPENING: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(&format!("^{}$", opening())).expect("a constant pattern"));
+
+/// What means to be an opening tag.
+static LIKE_OPENING: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"<llmlingua(?:[\s,][^<>]*)?>").expect("a constant pattern"));
+
+/// The segments of one context as the reference reads them: text outside of tags is taken in only at
+/// the two ends, and a segment that holds a `<` is lost. `rate` serves segments that name none.
 pub(crate) fn segments(context: &str, rate: f64) -> Result<Vec<Segment>> {
     let mut tagged = context.to_string();
     if !tagged.starts_with("<llmlingua") {
         tagged.insert_str(0, "<llmlingua>");
     }
-    if !tagged.ends_with("</llmlingua>") {
-        tagged.push_str("</llmlingua>");
+    if !tagged.ends_with(CLOSE) {
+        tagged.push_str(CLOSE);
     }
     TAG.captures_iter(&tagged)
-        .map(|found| {
-            let compress = found
-                .get(2)
-                .or(found.get(4))
-                .is_none_or(|flag| flag.as_str() == "True");
-            let own_rate = match found.get(1).or(found.get(3)) {
-                Some(number) => {
-                    let value: f64 = number.as_str().parse().map_err(|_| {
-                        Error::input(
-                            format!("<llmlingua> rate {:?}", number.as_str()),
-                            "not a number",
-                        )
-                    })?;
-                    if value > 1.0 {
-                        return Err(Error::input(
-                            format!("<llmlingua> rate {value}"),
-                            "a rate lies in (0, 1]",
-                        ));
-                    }
-                    value
-                }
-                None => 0.0,
-            };
-            let rate = match own_rate {
-                r if r > 0.0 => r,
-                _ if compress => rate,
-                _ => 1.0,
-            };
-            Ok(Segment {
-                text: found[5].to_string(),
-                rate,
-                compress,
-            })
-        })
+        .map(|found| segment(&found, &found[5], rate))
         .collect()
+}
+
+/// The segments of one context with all of its text: what a tag opens may hold anything up to its end,
+/// and what stands outside of tags is compressed at `rate`, as are segments that name none.
+pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    let mut rest = context;
+    while !rest.is_empty() {
+        let tag = LIKE_OPENING.find(rest);
+        let outside = tag.map_or(rest, |tag| &rest[..tag.start()]);
+        // An end without a beginning is none of the text.
+        for text in outside.split(CLOSE).filter(|text| !text.is_empty()) {
+            segments.push(Segment {
+                text: text.to_string(),
+                rate,
+                compress: true,
+            });
+        }
+        let Some(tag) = tag else { break };
+        let found = OPENING.captures(tag.as_str()).ok_or_else(|| {
+            Error::input(
+                format!("tag {:?}", tag.as_str()),
+                "expected <llmlingua, rate=0.5, compress=True>, either part or none",
+            )
+        })?;
+        let inside = &rest[tag.end()..];
+        let (text, after) = inside.split_once(CLOSE).unwrap_or((inside, ""));
+        let segment = segment(&found, text, rate)?;
+        if !text.is_empty() {
+            segments.push(segment);
+        }
+        rest = after;
+    }
+    Ok(segments)
+}
+
+/// The segment that a tag opens; `rate` serves it if it names none.
+fn segment(tag: &Captures, text: &str, rate: f64) -> Result<Segment> {
+    let compress = tag
+        .get(2)
+        .or(tag.get(4))
+        .is_none_or(|flag| flag.as_str() == "True");
+    let own_rate = match tag.get(1).or(tag.get(3)) {
+        Some(number) => {
+            let value: f64 = number.as_str().parse().map_err(|_| {
+                Error::input(
+                    format!("<llmlingua> rate {:?}", number.as_str()),
+                    "not a number",
+                )
+            })?;
+            if value > 1.0 {
+                return Err(Error::input(
+                    format!("<llmlingua> rate {value}"),
+                    "a rate lies in (0, 1]",
+                ));
+            }
+            value
+        }
+        None => 0.0,
+    };
+    let rate = match own_rate {
+        r if r > 0.0 => r,
+        _ if compress => rate,
+        _ => 1.0,
+    };
+    Ok(Segment {
+        text: text.to_string(),
+        rate,
+        compress,
+    })
 }
 
 #[cfg(test)]
@@ -95,15 +143,56 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_lost_between_tags_and_in_them() {
+        let flat = |text: &str| -> Vec<(String, f64, bool)> {
+            gapless_segments(text, 0.5)
+                .unwrap()
+                .into_iter()
+                .map(|s| (s.text, s.rate, s.compress))
+                .collect()
+        };
+        let some = |text: &str, rate: f64, compress: bool| (text.to_string(), rate, compress);
+        assert_eq!(
+            flat(
+                "a < b <llmlingua, compress=False>if a < b: <i></llmlingua>\n\
+                 <llmlingua , rate = 0.3>y</llmlingua><llmlingua></llmlingua> end"
+            ),
+            [
+                some("a < b ", 0.5, true),
+                some("if a < b: <i>", 1.0, false),
+                some("\n", 0.5, true),
+                some("y", 0.3, true),
+                some(" end", 0.5, true)
+            ]
+        );
+        assert_eq!(flat(""), []);
+        assert_eq!(
+            flat("plain <llmlinguas>"),
+            [some("plain <llmlinguas>", 0.5, true)]
+        );
+        // Tags that lack their other half reach to the end, or from the beginning.
+        assert_eq!(
+            flat("x</llmlingua><llmlingua, rate=0.2>y"),
+            [some("x", 0.5, true), some("y", 0.2, true)]
+        );
+    }
+
+    #[test]
     fn refuses_rates_that_are_none() {
         for bad in ["0.3.3", "1.5", "."] {
             let text = format!("<llmlingua, rate={bad}>x</llmlingua>");
-            assert!(
-                segments(&text, 0.5)
-                    .unwrap_err()
-                    .to_string()
-                    .contains("rate")
-            );
+            for read in [segments, gapless_segments] {
+                assert!(read(&text, 0.5).unwrap_err().to_string().contains("rate"));
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_tags_that_make_no_sense() {
+        for bad in ["<llmlingua, compress=false>", "<llmlingua rate=0.5>"] {
+            let text = format!("{bad}x</llmlingua>");
+            let error = gapless_segments(&text, 0.5).unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
         }
     }
 }

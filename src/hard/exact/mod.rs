@@ -42,7 +42,7 @@ impl Exact<'_> {
         let segments = prompt
             .context
             .iter()
-            .map(|context| structured::segments(context, self.options.rate))
+            .map(|context| structured::gapless_segments(context, self.options.rate))
             .collect::<Result<Vec<_>>>()?;
         let stripped: Vec<String> = segments
             .iter()
@@ -60,10 +60,6 @@ impl Exact<'_> {
         let source = Source::new(&prompt.instruction, contexts, &prompt.question);
         let whole = strip(source.text());
         let origin = self.count(whole)?;
-        let target = match self.options.target_token {
-            Some(target) => target.round() as usize,
-            None => (origin as f64 * self.rate_of(segments)).round() as usize,
-        };
         let frame = Frame {
             instruction: &prompt.instruction,
             question: if self.options.concate_question {
@@ -72,11 +68,23 @@ impl Exact<'_> {
                 ""
             },
         };
-        if target >= origin && self.options.concate_question {
-            let kept = frame.around(contexts.iter().map(String::as_str));
-            return Ok(self.keep_all(source, kept));
+        let everything = frame.around(contexts.iter().map(String::as_str));
+        // The rates of segments leave room for what must be kept; other targets are held to.
+        let (mut target, yields) = match (self.options.target_token, segments) {
+            (Some(target), _) => (target.round() as usize, false),
+            (None, None) => ((origin as f64 * self.options.rate).round() as usize, false),
+            (None, Some(segments)) => (self.target_of(&everything, segments)?, true),
+        };
+        if target >= origin
+            && self.options.concate_question
+            && let Some(text) = self.fitting(&everything, target, segments)?
+        {
+            return Ok(keep_all(source, text.into()));
         }
         let fixed = self.count(&frame.around([]))?;
+        if yields {
+            target = target.max(fixed);
+        }
         if fixed > target {
             return Err(Error::Budget {
                 target,
@@ -110,7 +118,7 @@ impl Exact<'_> {
         let render = |mask: &[bool]| {
             let texts = plan.contexts.iter().map(|&c| {
                 let own = &mask[bases[c]..bases[c] + parsed[c].atoms.len()];
-                text_of(&contexts[c], &parsed[c], own)
+                text_of(&contexts[c], &parsed[c], own, &plan.verbatim[c])
             });
             frame.around(texts.collect::<Vec<_>>().iter().map(String::as_str))
         };
@@ -127,6 +135,9 @@ impl Exact<'_> {
             forced[atom] = true;
         }
         let needed = count(&forced);
+        if yields {
+            target = target.max(needed);
+        }
         if plan.forced > 0 && needed > target {
             return Err(Error::Budget {
                 target,
@@ -157,30 +168,32 @@ impl Exact<'_> {
         Ok(Compressed::new(origin, compressed, marked.into_pieces()))
     }
 
-    /// Everything fits. White space round the text counts neither before nor after.
-    fn keep_all(&self, mut source: Source, text: String) -> Compressed {
-        source.keep_all();
-        let origin = count_cl100k(strip(source.text()));
-        let tokens = count_cl100k(strip(&text));
-        Compressed::counted(origin, text, tokens, source.into_pieces())
+    /// The whole text, or the text without the white space round it, if that fits the target. White
+    /// space gives way only where nothing says that it must be kept.
+    fn fitting<'t>(
+        &self,
+        text: &'t str,
+        target: usize,
+        segments: Option<&[Vec<Segment>]>,
+    ) -> Result<Option<&'t str>> {
+        if self.count(text)? <= target {
+            return Ok(Some(text));
+        }
+        let marked = segments.is_some_and(|s| s.iter().flatten().any(|s| !s.compress));
+        let forced =
+            !self.options.force_tokens.is_empty() || self.options.force_context_ids.is_some();
+        let stripped = strip(text);
+        let fits = !marked && !forced && self.count(stripped)? <= target;
+        Ok(fits.then_some(stripped))
     }
 
-    /// The share of the whole that its segments' own rates add up to, or the one rate.
-    fn rate_of(&self, segments: Option<&[Vec<Segment>]>) -> f64 {
-        let Some(segments) = segments else {
-            return self.options.rate;
-        };
-        let (mut kept, mut all) = (0.0, 0.0);
-        for segment in segments.iter().flatten() {
-            let length = segment.text.len() as f64;
-            all += length;
-            kept += length * if segment.compress { segment.rate } else { 1.0 };
+    /// Tokens that are left of everything when each segment has given up its share.
+    fn target_of(&self, everything: &str, segments: &[Vec<Segment>]) -> Result<usize> {
+        let mut left = self.count(everything)? as f64;
+        for segment in segments.iter().flatten().filter(|s| s.compress) {
+            left -= self.count(&segment.text)? as f64 * (1.0 - segment.rate);
         }
-        if all == 0.0 {
-            self.options.rate
-        } else {
-            kept / all
-        }
+        Ok(left.round() as usize)
     }
 
     /// Tokens of a text by whom the options name.
@@ -190,6 +203,13 @@ impl Exact<'_> {
             Count::Scorer => Ok(self.tokenizer.encode(text, false, false)?.ids.len()),
         }
     }
+}
+
+/// A result from which nothing was dropped, except for white space at its ends.
+fn keep_all(mut source: Source, text: String) -> Compressed {
+    source.keep_all();
+    let origin = count_cl100k(strip(source.text()));
+    Compressed::new(origin, text, source.into_pieces())
 }
 
 /// The parts that always stay, round the contexts.
@@ -211,14 +231,17 @@ impl Frame<'_> {
 }
 
 /// The kept atoms of a context as text. Where something was dropped, white space on both sides of the
-/// gap becomes one, and words that had some between them do not run together.
-fn text_of(context: &str, parsed: &Parsed, mask: &[bool]) -> String {
+/// gap becomes one, and words that had some between them do not run together; `verbatim` names the
+/// atoms whose white space must stay.
+fn text_of(context: &str, parsed: &Parsed, mask: &[bool], verbatim: &[bool]) -> String {
     if mask.iter().all(|&kept| kept) {
         return context.to_string();
     }
     let mut text = String::new();
     let mut gap = true;
-    for (atom, &kept) in parsed.atoms.iter().zip(mask) {
+    // Bytes of the text that must stay, white space at their end included.
+    let mut fixed = 0;
+    for ((atom, &kept), &verbatim) in parsed.atoms.iter().zip(mask).zip(verbatim) {
         if !kept {
             gap = true;
             continue;
@@ -227,7 +250,9 @@ fn text_of(context: &str, parsed: &Parsed, mask: &[bool]) -> String {
         if gap {
             let before = &context[..atom.range.start];
             if text.is_empty() || text.ends_with(char::is_whitespace) {
-                piece = piece.trim_start();
+                if !verbatim {
+                    piece = piece.trim_start();
+                }
             } else if !piece.starts_with(char::is_whitespace)
                 && before.ends_with(char::is_whitespace)
             {
@@ -236,7 +261,10 @@ fn text_of(context: &str, parsed: &Parsed, mask: &[bool]) -> String {
         }
         text.push_str(piece);
         gap = false;
+        if verbatim {
+            fixed = text.len();
+        }
     }
-    text.truncate(text.trim_end().len());
+    text.truncate(text.trim_end().len().max(fixed));
     text
 }

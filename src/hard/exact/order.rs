@@ -13,6 +13,8 @@ pub(super) struct Plan {
     pub atoms: Vec<(usize, usize)>,
     /// How many of them must be kept.
     pub forced: usize,
+    /// For each atom of each context whether the white space in it must be kept too.
+    pub verbatim: Vec<Vec<bool>>,
     /// The contexts in their order in the result.
     pub contexts: Vec<usize>,
 }
@@ -57,35 +59,23 @@ impl Exact<'_> {
         let preference = |&(c, a): &(usize, usize)| {
             let atom = &parsed[c].atoms[a];
             let context = by_rank[c] as f64;
-            let sentence = -(relevance.sentences[c][atom.sentence] + bonus[c][atom.sentence]);
-            let word = -words[c][atom.word];
-            match granularity {
-                Granularity::Context => (
-                    context,
-                    -relevance.passages[c][atom.sentence],
-                    c,
-                    atom.sentence,
-                    a,
-                ),
-                Granularity::Passage => {
-                    let bonus = bonus[c][atom.sentence];
-                    (
-                        -bonus,
-                        -relevance.passages[c][atom.sentence],
-                        c,
-                        atom.sentence,
-                        a,
-                    )
-                }
-                Granularity::Sentence => (sentence, 0.0, c, atom.sentence, a),
-                Granularity::Token => (word, 0.0, c, atom.word, a),
-            }
+            let bonus = bonus[c][atom.sentence];
+            let passage = -relevance.passages[c][atom.sentence];
+            let sentence = -(relevance.sentences[c][atom.sentence] + bonus);
+            let (coarse, fine) = match granularity {
+                Granularity::Context => ([-bonus, context, passage], atom.sentence),
+                Granularity::Passage => ([-bonus, passage, 0.0], atom.sentence),
+                Granularity::Sentence => ([sentence, 0.0, 0.0], atom.sentence),
+                Granularity::Token => ([-bonus, -words[c][atom.word], 0.0], atom.word),
+            };
+            (coarse, (c, fine, a))
         };
         atoms.sort_by(|x, y| {
             let (x, y) = (preference(x), preference(y));
-            (x.0.total_cmp(&y.0))
-                .then(x.1.total_cmp(&y.1))
-                .then((x.2, x.3, x.4).cmp(&(y.2, y.3, y.4)))
+            let coarse = x.0.iter().zip(&y.0).map(|(x, y)| x.total_cmp(y));
+            coarse
+                .fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
+                .then(x.1.cmp(&y.1))
         });
 
         // Forced atoms first; then groups with budgets of their own are dealt out evenly.
@@ -113,6 +103,7 @@ impl Exact<'_> {
         Plan {
             atoms: keyed.into_iter().map(|(_, atom)| atom).collect(),
             forced,
+            verbatim: groups.verbatim,
             contexts: reorder.arrange(ranked, |&c| c),
         }
     }
@@ -156,43 +147,47 @@ impl Exact<'_> {
         let mut groups = Groups {
             of: parsed.iter().map(|p| vec![0; p.atoms.len()]).collect(),
             forced: parsed.iter().map(|p| vec![false; p.atoms.len()]).collect(),
+            verbatim: parsed.iter().map(|p| vec![false; p.atoms.len()]).collect(),
             rates: Vec::new(),
             sizes: Vec::new(),
         };
         for (c, parsed) in parsed.iter().enumerate() {
             let text = &contexts[c];
-            let whole = options
+            let mut spans = wanted_spans(text, &options.force_tokens);
+            if options
                 .force_context_ids
                 .as_ref()
-                .is_some_and(|ids| ids.contains(&c));
-            let spans = wanted_spans(text, &options.force_tokens);
-            let mut ends: Vec<(usize, &Segment)> = Vec::new();
+                .is_some_and(|ids| ids.contains(&c))
+            {
+                spans.push(0..text.len());
+            }
+            let mut ends: Vec<(usize, f64)> = Vec::new();
             let mut end = 0;
             for segment in segments.map_or(&[][..], |s| &s[c]) {
+                let start = end;
                 end += segment.text.len();
-                ends.push((end, segment));
+                ends.push((end, segment.rate));
+                if !segment.compress {
+                    spans.push(start..end);
+                }
             }
             for (a, Atom { range, .. }) in parsed.atoms.iter().enumerate() {
                 let digit = options.force_reserve_digit
                     && text[range.clone()].contains(|c: char| c.is_numeric());
                 // An atom on the border belongs to the one that must stay, if one must.
-                let mut touched = ends
+                let mut touching = spans
                     .iter()
-                    .enumerate()
-                    .filter(|(i, (end, _))| {
-                        let start = if *i == 0 { 0 } else { ends[i - 1].0 };
-                        start < range.end && range.start < *end
-                    })
-                    .map(|(_, (_, segment))| *segment);
-                let first = touched.clone().next();
-                groups.forced[c][a] = whole
-                    || digit
-                    || touched.any(|s| !s.compress)
-                    || spans
-                        .iter()
-                        .any(|s| s.start < range.end && range.start < s.end);
+                    .filter(|s| s.start < range.end && range.start < s.end)
+                    .peekable();
+                groups.forced[c][a] = digit || touching.peek().is_some();
+                groups.verbatim[c][a] = touching.any(|s| {
+                    text[s.start.max(range.start)..s.end.min(range.end)]
+                        .contains(char::is_whitespace)
+                });
+                let rate = ends
+                    .get(ends.partition_point(|&(end, _)| end <= range.start))
+                    .map_or(1.0, |&(_, rate)| rate);
                 // Without the context level every context keeps the same share.
-                let rate = first.map_or(1.0, |s| s.rate);
                 let own = if options.use_context_level_filter {
                     0
                 } else {
@@ -209,6 +204,8 @@ impl Exact<'_> {
 struct Groups {
     of: Vec<Vec<usize>>,
     forced: Vec<Vec<bool>>,
+    /// Forced with white space of its own.
+    verbatim: Vec<Vec<bool>>,
     /// The context that a group is confined to (0: none) and its rate.
     rates: Vec<(usize, f64)>,
     /// Atoms in each.

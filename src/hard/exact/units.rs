@@ -1,6 +1,9 @@
-//! A context taken apart: sentences, words, and atoms that never split a character.
+//! A context taken apart: sentences, words, and atoms that never split what a reader sees as one
+//! character (a grapheme cluster: a letter with its marks, a flag, a family).
 
 use std::ops::Range;
+
+use unicode_segmentation::UnicodeSegmentation;
 
 use crate::error::Result;
 use crate::text::{Tokenizer, sentences::sentences};
@@ -10,7 +13,7 @@ use crate::text::{Tokenizer, sentences::sentences};
 const LONG_SENTENCE: usize = 400;
 
 /// The smallest stretch that is kept or dropped: one token of the scorer, or several that share a
-/// character.
+/// grapheme cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Atom {
     /// Bytes of the context.
@@ -39,10 +42,13 @@ impl Parsed {
         let sentences = split(text);
         let mut atoms: Vec<Atom> = Vec::new();
         let (mut start, mut first, mut sentence, mut word) = (0, 0, 0, 0);
+        let mut clusters = text.grapheme_indices(true).map(|(at, _)| at).peekable();
         for (i, span) in encoding.spans.iter().enumerate() {
             let last = i + 1 == encoding.spans.len();
             let end = if last { text.len() } else { span.end };
-            if end == start || !text.is_char_boundary(end) {
+            while clusters.next_if(|&at| at < end).is_some() {}
+            let whole = end == text.len() || clusters.peek() == Some(&end);
+            if end == start || !whole {
                 continue;
             }
             // A token that starts with the space before a sentence is that sentence's first word.
