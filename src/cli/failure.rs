@@ -54,9 +54,13 @@ impl From<Error> for Failure {
 }
 
 impl From<clap::Error> for Failure {
-    /// What clap says, without its usage block.
+    /// What clap says, without its usage block, unless that alone tells which option asks for the missing one.
     fn from(error: clap::Error) -> Self {
         let text = error.to_string();
+        let missing = error.kind() == clap::error::ErrorKind::MissingRequiredArgument;
+        let usage = text.lines().find_map(|line| line.strip_prefix("Usage:"));
+        let usage = usage.filter(|_| missing);
+        let usage = usage.map_or(String::new(), |usage| format!("; expected{usage}"));
         let said: Vec<&str> = text
             .lines()
             .map(str::trim)
@@ -65,7 +69,7 @@ impl From<clap::Error> for Failure {
             .collect();
         let said = said.join("; ").replace(":; ", ": ");
         let said = said.strip_prefix("error: ").unwrap_or(&said);
-        Failure::Usage(format!("{said} (see `prefold --help`)"))
+        Failure::Usage(format!("{said}{usage} (see `prefold --help`)"))
     }
 }
 
