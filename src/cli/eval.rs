@@ -6,6 +6,7 @@ use anstream::{AutoStream, ColorChoice};
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::eval::{Holder, Qa, Question, Regenerate, Report, Task, Text, Way, run as measure};
+use prefold::hard::check_rate;
 use prefold::prefix::Method;
 use prefold::soft::{Adapter, Settings};
 use prefold::{Engine, Error};
@@ -32,6 +33,14 @@ enum Which {
 /// What every task takes
 #[derive(clap::Args)]
 struct Common {
+    /// Shares of the tokens that hard compression and random dropping keep
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "0.5,0.25"
+    )]
+    rates: Vec<f64>,
     /// An adapter of the model that reads the prefixes, for a row of 500xCompressor
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -72,14 +81,6 @@ struct QaArgs {
     /// The model that answers [default: the one that scores]
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     host: Option<PathBuf>,
-    /// Shares of the tokens to keep
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "0.5,0.25"
-    )]
-    rates: Vec<f64>,
     /// Most tokens of an answer; 0 measures the nll alone
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_new_tokens: usize,
@@ -136,14 +137,6 @@ struct RegenArgs {
     /// Tokens of each text, from its beginning
     #[arg(long, value_name = "N", default_value_t = 96)]
     text_tokens: usize,
-    /// Shares of the tokens that hard compression and random dropping keep
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "0.5,0.25"
-    )]
-    rates: Vec<f64>,
     /// Begins an answer [default: the model's own]
     #[arg(long, value_name = "ID")]
     bos: Option<u32>,
@@ -160,7 +153,7 @@ pub fn run(args: Args) -> Outcome {
 }
 
 fn qa(args: QaArgs) -> Outcome {
-    check_rates(&args.rates)?;
+    args.common.check()?;
     let questions = Question::read(&args.data, args.skip, args.limit, args.with_docs)?;
     let common = &args.common;
     let scorer = common.model.open()?;
@@ -174,7 +167,7 @@ fn qa(args: QaArgs) -> Outcome {
         &*host.engine,
         questions,
         ways,
-        &args.rates,
+        &common.rates,
         args.max_new_tokens,
         common.seed,
     )?;
@@ -191,14 +184,14 @@ fn regen(args: RegenArgs) -> Outcome {
     if args.text_tokens == 0 {
         return Err(bad("text_tokens", 0, "expected 1 or more"));
     }
-    check_rates(&args.rates)?;
+    args.common.check()?;
     let texts = Text::read(&args.data, args.limit)?;
     let common = &args.common;
     let model = common.model.open()?;
     let adapters = common.adapters(&*model.engine)?;
     let mut holders = vec![Holder::Full, Holder::None];
-    holders.extend(args.rates.iter().map(|&rate| Holder::RandomTokens(rate)));
-    holders.extend(args.rates.iter().map(|&rate| Holder::Fold(rate)));
+    holders.extend(common.rates.iter().map(|&rate| Holder::RandomTokens(rate)));
+    holders.extend(common.rates.iter().map(|&rate| Holder::Fold(rate)));
     holders.extend(
         adapters
             .iter()
@@ -212,17 +205,6 @@ fn regen(args: RegenArgs) -> Outcome {
         "text_tokens": task.mean_tokens(),
     });
     common.report(&task, None, about)
-}
-
-fn check_rates(rates: &[f64]) -> Outcome {
-    match rates.iter().find(|&&rate| !(rate > 0.0 && rate <= 1.0)) {
-        Some(rate) => Err(bad(
-            "rate",
-            rate,
-            "the share of tokens to keep lies in (0, 1]",
-        )),
-        None => Ok(()),
-    }
 }
 
 /// The ways that were asked for, in the order of the table.
@@ -244,6 +226,12 @@ fn ways<'a>(args: &QaArgs, adapters: &'a [(Adapter, Method)]) -> Vec<Way<'a>> {
 }
 
 impl Common {
+    /// What is better known now than after an hour.
+    fn check(&self) -> Outcome {
+        self.rates.iter().copied().try_for_each(check_rate)?;
+        self.json.as_deref().map_or(Ok(()), check_target)
+    }
+
     /// The adapters that were named, each with the method that it is read by.
     fn adapters(&self, engine: &dyn Engine) -> Outcome<Vec<(Adapter, Method)>> {
         let folders = [
@@ -267,8 +255,6 @@ impl Common {
 
     /// Runs the task and writes its table and its JSON, `about` in front.
     fn report(&self, task: &dyn Task, base: Option<&str>, about: Value) -> Outcome {
-        // Better known now than after an hour.
-        self.json.as_deref().map_or(Ok(()), check_target)?;
         let bar = ProgressBar::new((2 * task.items() * task.cases().len()) as u64);
         let style = "{bar:30} {percent}%, {elapsed} gone, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(style) {

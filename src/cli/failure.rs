@@ -58,9 +58,10 @@ impl From<clap::Error> for Failure {
     fn from(error: clap::Error) -> Self {
         let text = error.to_string();
         let missing = error.kind() == clap::error::ErrorKind::MissingRequiredArgument;
-        let usage = text.lines().find_map(|line| line.strip_prefix("Usage:"));
-        let usage = usage.filter(|_| missing);
-        let usage = usage.map_or(String::new(), |usage| format!("; expected{usage}"));
+        let usage = match text.lines().find_map(|line| line.strip_prefix("Usage:")) {
+            Some(usage) if missing => format!("; expected{usage}"),
+            _ => String::new(),
+        };
         let said: Vec<&str> = text
             .lines()
             .map(str::trim)

@@ -316,8 +316,9 @@ pub fn run(args: Args) -> Outcome {
     let tokenizer = model.engine.tokenizer().ok();
     let mut progress = Progress::new(options.steps);
     let own = Settings::default();
-    if given.is_some_and(|s| (s.pad_to, s.next_position) != (own.pad_to, own.next_position)) {
-        let folder = args.adapter.as_deref().unwrap_or(Path::new(""));
+    if let (Some(folder), Some(given)) = (&args.adapter, &given)
+        && (given.pad_to, given.next_position) != (own.pad_to, own.next_position)
+    {
         progress.say(&format!(
             "{} was trained with padded texts or positions of its own; it goes on without",
             folder.display()

@@ -12,7 +12,9 @@ use super::metrics::{best, exact_match, f1};
 use super::run::{Answer, Pair, Task, place};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::hard::{Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder};
+use crate::hard::{
+    Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder, check_rate,
+};
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
@@ -125,10 +127,7 @@ impl<'a> Qa<'a> {
         max_new_tokens: usize,
         seed: u64,
     ) -> Result<Self> {
-        if let Some(rate) = rates.iter().find(|&&rate| !(rate > 0.0 && rate <= 1.0)) {
-            let reason = "the share of tokens to keep lies in (0, 1]";
-            return Err(Error::input(format!("rate {rate}"), reason));
-        }
+        rates.iter().copied().try_for_each(check_rate)?;
         let mut cases = Vec::new();
         for way in ways {
             match way.has_rate() {

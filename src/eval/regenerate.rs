@@ -11,7 +11,7 @@ use super::metrics::{bleu, exact_match, rouge};
 use super::run::{Answer, Pair, Task, place};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::hard::{Options, Prompt};
+use crate::hard::{Options, Prompt, check_rate};
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
@@ -75,8 +75,8 @@ impl<'a> Regenerate<'a> {
     /// decides what is dropped at random.
     ///
     /// # Errors
-    /// [`Error::Input`] where there is no text, nothing to give it back from, no token of a text, or
-    /// no BOS; those of the tokenizer.
+    /// [`Error::Input`] where there is no text, nothing to give it back from, no token of a text, no BOS, or
+    /// for a rate outside (0, 1]; those of the tokenizer.
     pub fn new(
         model: &'a dyn Engine,
         texts: &[Text],
@@ -88,6 +88,9 @@ impl<'a> Regenerate<'a> {
         if texts.is_empty() || from.is_empty() || text_tokens == 0 {
             return Err(Error::input("evaluation", "there is nothing to give back"));
         }
+        from.iter()
+            .filter_map(Holder::rate)
+            .try_for_each(check_rate)?;
         let Some(bos) = bos.or(model.info().bos) else {
             let reason = "the model names none to ask for a text with; give one";
             return Err(Error::input("BOS", reason));
@@ -115,7 +118,6 @@ impl<'a> Regenerate<'a> {
 
     fn prefix(&self, pair: Pair) -> Result<Option<KvPrefix>> {
         let (from, ids) = (&self.from[pair.case], &self.texts[pair.item].1);
-        let source = Source::ids(ids.to_vec());
         let read = |ids: Vec<u32>| match ids.is_empty() {
             true => Ok(None),
             false => {
@@ -150,6 +152,7 @@ impl<'a> Regenerate<'a> {
                     method: Some(*method),
                     piece_tokens: None,
                 };
+                let source = Source::ids(ids.clone());
                 Some(self.model.encode(adapter, &source, &options)?)
             }
         })

@@ -11,7 +11,9 @@ pub mod result;
 mod source;
 mod structured;
 
-pub use options::{Budget, Condition, Count, Granularity, Options, Prompt, RankMethod, Reorder};
+pub use options::{
+    Budget, Condition, Count, Granularity, Options, Prompt, RankMethod, Reorder, check_rate,
+};
 pub use request::Request;
 pub use result::{Compressed, Piece};
 

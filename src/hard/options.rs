@@ -254,6 +254,20 @@ impl Default for Options {
     }
 }
 
+/// Refuses a rate that is none.
+///
+/// # Errors
+/// [`Error::Input`] naming it and the range.
+pub fn check_rate(rate: f64) -> Result<()> {
+    match rate > 0.0 && rate <= 1.0 {
+        true => Ok(()),
+        false => Err(Error::input(
+            format!("rate {rate}"),
+            "the share of tokens to keep lies in (0, 1]",
+        )),
+    }
+}
+
 impl Options {
     /// Refuses values outside their range, as every call does that takes options.
     ///
@@ -263,13 +277,7 @@ impl Options {
         let refuse = |what: &str, value: f64, reason: &str| {
             Err(Error::input(format!("{what} {value}"), reason))
         };
-        if !(self.rate > 0.0 && self.rate <= 1.0) {
-            return refuse(
-                "rate",
-                self.rate,
-                "the share of tokens to keep lies in (0, 1]",
-            );
-        }
+        check_rate(self.rate)?;
         if let Some(target) = self.target_token
             && !(target.is_finite() && target >= 0.0)
         {
