@@ -176,8 +176,7 @@ fn filled(name: &str, ids: Vec<u32>) -> Result<Vec<u32>, String> {
 }
 
 /// What becomes of a row that is no sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BadRows {
     /// It is named and passed over.
     Skip,
