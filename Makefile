@@ -73,6 +73,7 @@ $(CUDA_VENV)/pyvenv.cfg:
 	$(CUDA_VENV).new/bin/pip install --quiet nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
 	  nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 libclang==18.1.1
 	mv $(CUDA_VENV).new $(CUDA_VENV)
+	touch build.rs
 
 # Registers, shared memory and spills of every kernel; fails on a spill.
 kernels:

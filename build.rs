@@ -12,6 +12,8 @@ use std::{env, fs};
 
 /// Real architectures; of the last there is PTX too, for those to come.
 const ARCHITECTURES: [&str; 5] = ["80", "89", "90a", "100", "120"];
+/// What `make cuda-toolkit` makes last.
+const TOOLKIT: &str = ".venv-cuda/pyvenv.cfg";
 /// Every kernel file.
 const FILES: [&str; 7] = ["attention", "gemm", "layer", "lora", "nll", "thin", "topk"];
 
@@ -20,7 +22,11 @@ fn main() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PREFOLD_REQUIRE_NVCC"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    println!("cargo:rerun-if-changed=.venv-cuda/pyvenv.cfg");
+    // Only where it is: cargo takes an absent file for a changed one and would build everything again at
+    // every call. `make cuda-toolkit` touches this file when it makes the folder.
+    if Path::new(TOOLKIT).exists() {
+        println!("cargo:rerun-if-changed={TOOLKIT}");
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let images = if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         Vec::new()
