@@ -2,20 +2,17 @@
 //!
 //! `cargo run --release --example compress [MODEL]`, after `make model`.
 
-use std::path::Path;
-
-use prefold::hard::Request;
-use prefold::{Device, Engine, Result};
+use prefold::{Control, Engine, Request, Result};
 
 fn main() -> Result<()> {
     let model = std::env::args_os()
         .nth(1)
         .unwrap_or_else(|| ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf".into());
-    let engine: Box<dyn Engine> = prefold::open(Path::new(&model), Device::Auto)?;
+    let engine = Engine::open(model)?;
 
     let sentence = "The owl flew over the quiet barn.";
-    let ids = engine.tokenizer()?.encode(sentence, true, false)?.ids;
-    let nll = engine.score(&ids)?;
+    let ids = engine.tokenize(sentence, true, false)?;
+    let nll = engine.score(&ids, &Control::default())?;
     let mean = nll.iter().sum::<f32>() / nll.len() as f32;
     println!("{} tokens, perplexity {:.1}", ids.len(), mean.exp());
 

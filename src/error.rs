@@ -65,6 +65,12 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// The call's [`CancelToken`](crate::CancelToken) was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The call's deadline has passed.
+    #[error("deadline: it passed before the call was done; give it more time or less text")]
+    Deadline,
     /// A kernel could not be started or, executed by the CPU, did what it must not.
     #[error("kernel {kernel}: {reason}")]
     Launch {

@@ -20,7 +20,8 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use half::{bf16, f16};
 use serde_json::Value;
 
-use crate::engine::{Device, Engine};
+use crate::control::Control;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::hard::Request;
 use crate::prefix::llama_cpp::{Layout, Slot};
@@ -89,7 +90,7 @@ fn guard(body: impl FnOnce() -> Outcome) -> i32 {
 /// What a handle may stand for.
 #[derive(Clone)]
 enum Object {
-    Engine(Arc<dyn Engine>),
+    Engine(Arc<Engine>),
     Adapter(Arc<Adapter>),
     Prefix(Arc<KvPrefix>),
 }
@@ -114,7 +115,7 @@ fn no_handle(handle: u64, what: &str) -> Failure {
     Failure(Code::Handle, message)
 }
 
-fn engine(handle: u64) -> Outcome<Arc<dyn Engine>> {
+fn engine(handle: u64) -> Outcome<Arc<Engine>> {
     match find(handle) {
         Some(Object::Engine(engine)) => Ok(engine),
         _ => Err(no_handle(handle, "engine")),
@@ -233,7 +234,7 @@ pub struct PrefoldSource {
     ids_count: usize,
 }
 
-fn source(pointer: *const PrefoldSource, engine: &dyn Engine, prompt: bool) -> Outcome<Source> {
+fn source(pointer: *const PrefoldSource, engine: &Engine, prompt: bool) -> Outcome<Source> {
     if pointer.is_null() {
         return Err(argument("source is NULL"));
     }
@@ -375,8 +376,8 @@ pub extern "C" fn prefold_close(handle: u64) -> i32 {
 pub extern "C" fn prefold_engine_open(path: *const c_char, out: *mut u64) -> i32 {
     guard(|| {
         put(out, 0, "out")?;
-        let engine = crate::engine::open(Path::new(text(path, "path")?), Device::Auto)?;
-        put(out, keep(Object::Engine(engine.into())), "out")
+        let engine = Engine::open(text(path, "path")?)?;
+        put(out, keep(Object::Engine(Arc::new(engine))), "out")
     })
 }
 
@@ -411,7 +412,8 @@ pub extern "C" fn prefold_score(
     count: *mut usize,
 ) -> i32 {
     guard(|| {
-        let scores = engine(engine_handle)?.score(slice(ids, ids_count, "ids")?)?;
+        let scores =
+            engine(engine_handle)?.score(slice(ids, ids_count, "ids")?, &Control::default())?;
         fill(&scores, nll, capacity, count, "nll")
     })
 }
@@ -449,7 +451,9 @@ pub extern "C" fn prefold_adapter_open(
 ) -> i32 {
     guard(|| {
         put(out, 0, "out")?;
-        let adapter = engine(engine_handle)?.adapter(Path::new(text(folder, "folder")?))?;
+        let adapter = engine(engine_handle)?
+            .prefixes()
+            .adapter(Path::new(text(folder, "folder")?))?;
         put(out, keep(Object::Adapter(Arc::new(adapter))), "out")
     })
 }
@@ -482,7 +486,7 @@ pub extern "C" fn prefold_encode(
             piece_tokens: (options.piece_tokens > 0).then_some(options.piece_tokens),
         };
         let source = source(given, &*engine, false)?;
-        let prefix = engine.encode(&adapter, &source, &options)?;
+        let prefix = engine.prefixes().encode(&adapter, &source, &options)?;
         put(out, keep(Object::Prefix(Arc::new(prefix))), "out")
     })
 }
@@ -514,7 +518,7 @@ pub extern "C" fn prefold_prefill(
             keep: (options.keep != 0.0).then_some((options.keep, keep_by)),
         };
         let source = source(given, &*engine, true)?;
-        let prefix = engine.prefill(&source, &options)?;
+        let prefix = engine.prefixes().prefill(&source, &options)?;
         put(out, keep(Object::Prefix(Arc::new(prefix))), "out")
     })
 }
@@ -540,7 +544,9 @@ pub extern "C" fn prefold_generate(
         let prompt = slice(prompt, prompt_count, "prompt")?;
         let sampling = sampling(options, capacity)?;
         let mut each = |_| ControlFlow::Continue(());
-        let made = engine.generate(prefix.as_deref(), prompt, &sampling, &mut each)?;
+        let made = engine
+            .prefixes()
+            .generate(prefix.as_deref(), prompt, &sampling, &mut each)?;
         fill(&made.ids, ids, capacity, count, "ids")
     })
 }
@@ -571,7 +577,7 @@ pub extern "C" fn prefold_regenerate(
         };
         let sampling = sampling(options, capacity)?;
         let mut each = |_, _| ControlFlow::Continue(());
-        let replies = engine.answer(&[ask], &sampling, &mut each)?;
+        let replies = engine.prefixes().answer(&[ask], &sampling, &mut each)?;
         let made = replies
             .first()
             .map_or(&[][..], |reply| &reply.generated.ids);

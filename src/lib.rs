@@ -1,9 +1,9 @@
 //! Folds a long prompt before a language model reads it.
 //!
 //! ```no_run
-//! use prefold::{Device, hard::Request};
+//! use prefold::{Engine, Request};
 //!
-//! let engine = prefold::open("SmolLM2-135M-Instruct-Q4_1.gguf".as_ref(), Device::Auto)?;
+//! let engine = Engine::open("SmolLM2-135M-Instruct-Q4_1.gguf")?;
 //! let request = Request::new(["A long document …", "Another one …"])
 //!     .with_question("What does it say?")
 //!     .with_rate(0.25);
@@ -20,6 +20,7 @@
 // A list of ranges may well hold one.
 #![allow(clippy::single_range_in_vec_init)]
 
+mod control;
 pub mod engine;
 pub mod error;
 pub mod eval;
@@ -36,5 +37,7 @@ pub mod soft;
 pub mod text;
 pub mod train;
 
-pub use engine::{Device, Engine, ModelInfo, open, open_on, open_with};
+pub use control::{CancelToken, Control, Progress};
+pub use engine::{Device, Engine, EngineBuilder, ModelInfo, Prefixes, Training};
 pub use error::{Error, Result};
+pub use hard::Request;

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::device::cuda;
 use prefold::gpu::Precision;
 use prefold::hard::{Compressed, Request};
-use prefold::{Device, Engine, open_with};
+use prefold::{Device, Engine};
 use serde_json::Value;
 
 /// Model and golden rows, where they and a device are there.
@@ -22,11 +22,15 @@ fn material() -> Option<(std::path::PathBuf, Vec<Value>)> {
     Some((model, rows.collect()))
 }
 
-fn open(model: &Path, precision: Precision) -> Box<dyn Engine> {
-    open_with(model, Device::Cuda(0), precision).expect("the model opens")
+fn open(model: &Path, precision: Precision) -> Engine {
+    Engine::builder(model)
+        .device(Device::Cuda(0))
+        .precision(precision)
+        .build()
+        .expect("the model opens")
 }
 
-fn compress(engine: &dyn Engine, row: &Value) -> Option<prefold::Result<Compressed>> {
+fn compress(engine: &Engine, row: &Value) -> Option<prefold::Result<Compressed>> {
     let args = row["args"].as_object().expect("arguments").clone();
     let structured = match row["call"].as_str() {
         Some("compress_prompt") => false,
@@ -54,7 +58,7 @@ fn compressions_are_those_of_the_reference() {
     let fast = open(&model, Precision::Bf16);
     let (mut same, mut tokens, mut compared, mut failed) = (0, 0, 0, Vec::new());
     for row in &rows {
-        let Some(result) = compress(exact.as_ref(), row) else {
+        let Some(result) = compress(&exact, row) else {
             continue;
         };
         compared += 1;
@@ -70,9 +74,7 @@ fn compressions_are_those_of_the_reference() {
         if serde_json::to_value(result.llmlingua()).expect("serialisable") != row["result"] {
             failed.push(format!("{}: {}", row["name"], result.text));
         }
-        let near = compress(fast.as_ref(), row)
-            .expect("a compression")
-            .unwrap();
+        let near = compress(&fast, row).expect("a compression").unwrap();
         let whole: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
         let (want, got) = (kept(&result), kept(&near));
         assert_eq!(want.len(), got.len(), "{}", row["name"]);
@@ -121,7 +123,7 @@ fn log_probabilities_agree() {
         for row in rows.iter().filter(|row| row["call"] == "token_logprobs") {
             let ids: Vec<u32> = serde_json::from_value(row["result"]["ids"].clone()).unwrap();
             let want: Vec<f32> = serde_json::from_value(row["result"]["logprobs"].clone()).unwrap();
-            let got = engine.score(&ids).unwrap();
+            let got = engine.score(&ids, &prefold::Control::default()).unwrap();
             assert_eq!(got.len(), want.len());
             let off: Vec<f32> = got
                 .iter()

@@ -12,7 +12,7 @@ use common::tiny::{self, FAMILIES};
 use prefold::eval::{Question, interval, metrics};
 use prefold::model::decoder::Input;
 use prefold::soft::{Ask, Finish, PrefillOptions, Sampling, Source};
-use prefold::{Device, Engine, Error};
+use prefold::{Control, Device, Engine, Error};
 use serde_json::{Value, json};
 
 #[test]
@@ -70,14 +70,17 @@ fn intervals_are_seeded_and_hold_what_they_should() {
     assert!(interval(&[], 1).is_none());
 }
 
-fn open(path: &Path) -> Box<dyn Engine> {
-    prefold::open(path, Device::Cpu).unwrap()
+fn open(path: &Path) -> Engine {
+    Engine::builder(path).device(Device::Cpu).build().unwrap()
 }
 
 /// The nll and the continuation of several asks at once are what each gives alone, by other ways.
-fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
+fn check_answers(engine: &Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
     let source = Source::ids(ids(5, 6));
-    let prefix = engine.prefill(&source, &PrefillOptions::default()).unwrap();
+    let prefix = engine
+        .prefixes()
+        .prefill(&source, &PrefillOptions::default())
+        .unwrap();
     let prompts = [ids(1, 1), ids(2, 9), ids(3, 4), ids(4, 3)];
     let golds = [ids(6, 3), ids(7, 1), vec![], ids(8, 5)];
     let asks: Vec<Ask<'_>> = (0..4)
@@ -94,6 +97,7 @@ fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
     // The third is stopped after two.
     let mut heard = vec![Vec::new(); 4];
     let replies = engine
+        .prefixes()
         .answer(&asks, &options, &mut |i, id| {
             heard[i].push(id);
             match i == 2 && heard[i].len() == 2 {
@@ -105,6 +109,7 @@ fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
     for (i, (ask, reply)) in asks.iter().zip(&replies).enumerate() {
         let (mut said, prompt) = (0, &prompts[i][..]);
         let alone = engine
+            .prefixes()
             .generate(ask.prefix, prompt, &options, &mut |_| {
                 said += 1;
                 match i == 2 && said == 2 {
@@ -122,7 +127,7 @@ fn check_answers(engine: &dyn Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
         let before = if i == 3 { &source.ids[..] } else { &[] };
         let whole = [before, prompt, ask.gold].concat();
         let want = engine
-            .score_tail(&whole, before.len() + prompt.len())
+            .score_tail(&whole, before.len() + prompt.len(), &Control::default())
             .unwrap();
         assert_eq!(reply.nll.len(), want.len());
         for (got, want) in reply.nll.iter().zip(want) {
@@ -136,7 +141,7 @@ fn answers_together_are_those_of_each_alone() {
     for family in FAMILIES {
         let folder = tiny::folder(&tiny::config(family), &tiny::tensors(family));
         let engine = open(folder.path());
-        check_answers(&*engine, |seed, len| {
+        check_answers(&engine, |seed, len| {
             let mut random = common::Random(seed as u64);
             (0..len).map(|_| random.below(tiny::VOCAB) as u32).collect()
         });
@@ -145,7 +150,7 @@ fn answers_together_are_those_of_each_alone() {
     if let Some(shared) = common::shared() {
         let engine = open(&shared.join("golden/models/mistral"));
         let vocab = engine.info().vocab;
-        check_answers(&*engine, |seed, len| {
+        check_answers(&engine, |seed, len| {
             let mut random = common::Random(seed as u64);
             (0..len).map(|_| random.below(vocab) as u32).collect()
         });
@@ -171,6 +176,7 @@ fn asks_that_are_too_long_together_go_one_after_the_other() {
     };
     let mut heard = vec![Vec::new(); 3];
     let replies = engine
+        .prefixes()
         .answer(&asks, &options, &mut |i, id| {
             heard[i].push(id);
             ControlFlow::Continue(())
@@ -178,7 +184,10 @@ fn asks_that_are_too_long_together_go_one_after_the_other() {
         .unwrap();
     let mut each = |_| ControlFlow::Continue(());
     for ((prompt, reply), heard) in prompts.iter().zip(replies).zip(heard) {
-        let alone = engine.generate(None, prompt, &options, &mut each).unwrap();
+        let alone = engine
+            .prefixes()
+            .generate(None, prompt, &options, &mut each)
+            .unwrap();
         assert_eq!(reply.generated.ids, alone.ids);
         assert_eq!(reply.generated.finish, Finish::Context);
         assert_eq!(heard, alone.ids);
@@ -198,7 +207,9 @@ fn an_ask_that_does_not_fit_is_an_error() {
             prompt: Input::Ids(prompt),
             gold,
         };
-        engine.answer(&[ask], &Sampling::default(), &mut each)
+        engine
+            .prefixes()
+            .answer(&[ask], &Sampling::default(), &mut each)
     };
     assert!(matches!(ask(&[], &[]), Err(Error::Input { .. })));
     assert!(matches!(ask(&ids, &ids[..2]), Err(Error::Input { .. })));
@@ -439,7 +450,11 @@ fn questions_from_end_to_end() {
     );
     let gold = encode(" 1931");
     let nll = engine
-        .score_tail(&[&prompt[..], &gold].concat(), prompt.len())
+        .score_tail(
+            &[&prompt[..], &gold].concat(),
+            prompt.len(),
+            &Control::default(),
+        )
         .unwrap();
     let want = nll.iter().map(|&x| f64::from(x)).sum::<f64>() / nll.len() as f64;
     let found = answers

@@ -43,11 +43,18 @@ impl Scorer for AnyScores {
     }
 }
 
-fn engine() -> Option<&'static dyn Engine> {
-    static ENGINE: std::sync::OnceLock<Option<Box<dyn Engine>>> = std::sync::OnceLock::new();
+fn engine() -> Option<&'static Engine> {
+    static ENGINE: std::sync::OnceLock<Option<Engine>> = std::sync::OnceLock::new();
     ENGINE
-        .get_or_init(|| Some(prefold::open(&common::smollm2()?, Device::Cpu).expect("it opens")))
-        .as_deref()
+        .get_or_init(|| {
+            Some(
+                Engine::builder(&common::smollm2()?)
+                    .device(Device::Cpu)
+                    .build()
+                    .expect("it opens"),
+            )
+        })
+        .as_ref()
 }
 
 fn tokenizer() -> Option<&'static Tokenizer> {

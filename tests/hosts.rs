@@ -130,10 +130,13 @@ fn a_gguf_becomes_a_folder() {
     let gguf = common::smollm2().expect("`make model` fetches it");
     let text = "Zwölf Boxkämpfer jagen Viktor quer\n\n\tover 1,024 dykes; <|im_end|> 漢字 🙂.";
     let [(a_ids, a), (b_ids, b)] = [folder, gguf].map(|path| {
-        let engine = prefold::open(&path, prefold::Device::Cpu).unwrap();
+        let engine = prefold::Engine::builder(&path)
+            .device(prefold::Device::Cpu)
+            .build()
+            .unwrap();
         let encoded = engine.tokenizer().unwrap().encode(text, true, true);
         let ids = encoded.unwrap().ids;
-        let scores = engine.score(&ids).unwrap();
+        let scores = engine.score(&ids, &prefold::Control::default()).unwrap();
         (ids, scores)
     });
     assert_eq!(a_ids, b_ids);

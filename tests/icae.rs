@@ -54,24 +54,28 @@ fn ids(value: &Value) -> Vec<u32> {
     list.iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-fn encoded(engine: &dyn Engine, adapter: &Adapter, text: Vec<u32>) -> KvPrefix {
+fn encoded(engine: &Engine, adapter: &Adapter, text: Vec<u32>) -> KvPrefix {
     let options = EncodeOptions {
         method: Some(Method::Icae),
         ..EncodeOptions::default()
     };
     engine
+        .prefixes()
         .encode(adapter, &Source::ids(text), &options)
         .unwrap()
 }
 
-fn asked(engine: &dyn Engine, ask: Ask<'_>) -> Reply {
+fn asked(engine: &Engine, ask: Ask<'_>) -> Reply {
     let options = Sampling {
         max_new_tokens: 16,
         ignore_eos: true,
         ..Sampling::default()
     };
     let mut each = |_, _| ControlFlow::Continue(());
-    let replies = engine.answer(&[ask], &options, &mut each).unwrap();
+    let replies = engine
+        .prefixes()
+        .answer(&[ask], &options, &mut each)
+        .unwrap();
     replies.into_iter().next().unwrap()
 }
 
@@ -96,9 +100,12 @@ fn with_begin(adapter: &Path, values: &[f64], shape: Vec<usize>) -> TempDir {
 #[test]
 fn values_and_continuation_are_the_references() {
     let Some(golden) = golden() else { return };
-    let engine = prefold::open(&golden.model, Device::Cpu).unwrap();
-    let adapter = engine.adapter(&golden.adapter).unwrap();
-    let prefix = encoded(&*engine, &adapter, ids(&golden.facts["ids"][0]));
+    let engine = Engine::builder(&golden.model)
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
+    let adapter = engine.prefixes().adapter(&golden.adapter).unwrap();
+    let prefix = encoded(&engine, &adapter, ids(&golden.facts["ids"][0]));
     let layers = golden.want["layers"].as_array().unwrap();
     assert_eq!(prefix.shape().layers, layers.len());
     assert_eq!((prefix.shape().tokens, prefix.next_pos()), (3, 3));
@@ -116,7 +123,7 @@ fn values_and_continuation_are_the_references() {
         prompt: Input::Ids(&[1]),
         gold: &[],
     };
-    let made = asked(&*engine, ask).generated.ids;
+    let made = asked(&engine, ask).generated.ids;
     assert_eq!(made, ids(&golden.want["greedy_from_bos"]));
 }
 
@@ -169,14 +176,17 @@ fn the_loss_and_its_gradients_are_the_references() {
 #[test]
 fn a_text_begins_with_the_embedding_that_was_trained_for_it() {
     let Some(golden) = golden() else { return };
-    let engine = prefold::open(&golden.model, Device::Cpu).unwrap();
+    let engine = Engine::builder(&golden.model)
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
     let begin = floats(&golden.want["ae"]);
     let folder = with_begin(&golden.adapter, &begin, vec![1, 1, begin.len()]);
-    let adapter = engine.adapter(folder.path()).unwrap();
-    let without = engine.adapter(&golden.adapter).unwrap();
+    let adapter = engine.prefixes().adapter(folder.path()).unwrap();
+    let without = engine.prefixes().adapter(&golden.adapter).unwrap();
     assert_ne!(adapter.id(), without.id());
     let text = ids(&golden.facts["ids"][0]);
-    let prefix = encoded(&*engine, &adapter, text.clone());
+    let prefix = encoded(&engine, &adapter, text.clone());
     let want = ids(&golden.want["greedy_from_ae"]);
     assert_ne!(want, ids(&golden.want["greedy_from_bos"]));
     let ask = |gold| Ask {
@@ -185,7 +195,7 @@ fn a_text_begins_with_the_embedding_that_was_trained_for_it() {
         gold,
     };
     for gold in [0, 1, 16] {
-        let reply = asked(&*engine, ask(&want[..gold]));
+        let reply = asked(&engine, ask(&want[..gold]));
         assert_eq!(reply.generated.ids, want);
         assert_eq!(reply.generated.prompt_tokens, 1);
         let said: Vec<f64> = reply.generated.logprobs[..gold]
@@ -239,12 +249,19 @@ fn a_text_begins_with_the_embedding_that_was_trained_for_it() {
 #[test]
 fn an_embedding_that_does_not_fit_is_refused() {
     let Some(golden) = golden() else { return };
-    let engine = prefold::open(&golden.model, Device::Cpu).unwrap();
+    let engine = Engine::builder(&golden.model)
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
     let begin = floats(&golden.want["ae"]);
     let half = begin.len() / 2;
     for (values, shape) in [(&begin[..half], vec![half]), (&begin, vec![2, half])] {
         let folder = with_begin(&golden.adapter, values, shape);
-        let error = engine.adapter(folder.path()).unwrap_err().to_string();
+        let error = engine
+            .prefixes()
+            .adapter(folder.path())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("expected [64]"), "{error}");
     }
     // Training goes by BOS, and would make another adapter of it.

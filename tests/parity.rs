@@ -5,20 +5,25 @@ mod common;
 use std::sync::OnceLock;
 
 use prefold::hard::{Compressed, Request};
-use prefold::{Device, Engine};
+use prefold::{Control, Device, Engine};
 use serde_json::Value;
 
-fn engine() -> Option<&'static dyn Engine> {
-    static ENGINE: OnceLock<Option<Box<dyn Engine>>> = OnceLock::new();
+fn engine() -> Option<&'static Engine> {
+    static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
     ENGINE
         .get_or_init(|| {
-            Some(prefold::open(&common::smollm2()?, Device::Cpu).expect("the model opens"))
+            Some(
+                Engine::builder(&common::smollm2()?)
+                    .device(Device::Cpu)
+                    .build()
+                    .expect("the model opens"),
+            )
         })
-        .as_deref()
+        .as_ref()
 }
 
 /// The rows whose name `wanted` accepts, or `None` with a word where there is nothing to test with.
-fn rows(wanted: impl Fn(&str) -> bool) -> Option<(&'static dyn Engine, Vec<Value>)> {
+fn rows(wanted: impl Fn(&str) -> bool) -> Option<(&'static Engine, Vec<Value>)> {
     let Some((shared, engine)) = common::shared().zip(engine()) else {
         eprintln!("skipped: no golden values or no model");
         return None;
@@ -153,7 +158,7 @@ fn log_probabilities_agree() {
         let want: Vec<u32> = serde_json::from_value(row["result"]["ids"].clone()).unwrap();
         assert_eq!(ids, want);
         let want: Vec<f32> = serde_json::from_value(row["result"]["logprobs"].clone()).unwrap();
-        let got = engine.score(&ids).unwrap();
+        let got = engine.score(&ids, &Control::default()).unwrap();
         assert_eq!(got.len(), want.len());
         let worst = got
             .iter()

@@ -15,7 +15,7 @@ use prefold::model::weights::Weights;
 use prefold::ops::Cpu;
 use prefold::prefix::{Dtype, KRope, KvPrefix, Method};
 use prefold::soft::{EncodeOptions, Finish, PrefillOptions, Sampling, Source};
-use prefold::{Device, Engine, Error};
+use prefold::{Control, Device, Engine, Error};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -28,8 +28,8 @@ fn golden() -> Option<PathBuf> {
     found
 }
 
-fn open(path: &Path) -> Box<dyn Engine> {
-    prefold::open(path, Device::Cpu).unwrap()
+fn open(path: &Path) -> Engine {
+    Engine::builder(path).device(Device::Cpu).build().unwrap()
 }
 
 fn json(path: PathBuf) -> Value {
@@ -49,7 +49,7 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
         .collect()
 }
 
-fn generate(engine: &dyn Engine, prefix: Option<&KvPrefix>, prompt: &[u32], n: usize) -> Vec<u32> {
+fn generate(engine: &Engine, prefix: Option<&KvPrefix>, prompt: &[u32], n: usize) -> Vec<u32> {
     let options = Sampling {
         max_new_tokens: n,
         ignore_eos: true,
@@ -57,6 +57,7 @@ fn generate(engine: &dyn Engine, prefix: Option<&KvPrefix>, prompt: &[u32], n: u
     };
     let mut heard = Vec::new();
     let made = engine
+        .prefixes()
         .generate(prefix, prompt, &options, &mut |id| {
             heard.push(id);
             ControlFlow::Continue(())
@@ -94,11 +95,13 @@ fn tiny_adapters_agree_with_the_reference() {
         let bytes = std::fs::read(golden.join(format!("tiny-{name}.golden.safetensors"))).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let adapter = engine
+            .prefixes()
             .adapter(&golden.join(format!("tiny-adapter-{name}")))
             .unwrap();
         let text = ids(&facts["ids"][0]);
         let source = Source::ids(text.clone());
         let prefix = engine
+            .prefixes()
             .encode(&adapter, &source, &EncodeOptions::default())
             .unwrap();
         assert_eq!(prefix.shape().tokens, 3);
@@ -120,11 +123,11 @@ fn tiny_adapters_agree_with_the_reference() {
         drop(hidden);
 
         let want = ids(&facts["greedy_from_bos"]);
-        assert_eq!(generate(&*engine, Some(&prefix), &[1], want.len()), want);
+        assert_eq!(generate(&engine, Some(&prefix), &[1], want.len()), want);
         // The same when K is turned back in between.
         let turned = prefix.clone().with_k_rope(KRope::None).unwrap();
         assert_ne!(turned.layer(0), prefix.layer(0));
-        assert_eq!(generate(&*engine, Some(&turned), &[1], want.len()), want);
+        assert_eq!(generate(&engine, Some(&turned), &[1], want.len()), want);
     }
 }
 
@@ -139,19 +142,23 @@ fn smollm2_agrees_with_the_reference() {
     let facts = json(golden.join("smollm2.golden.json"));
     let bytes = std::fs::read(golden.join("smollm2.golden.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let adapter = engine.adapter(&golden.join("smollm2-adapter")).unwrap();
+    let adapter = engine
+        .prefixes()
+        .adapter(&golden.join("smollm2-adapter"))
+        .unwrap();
     let text = facts["text"].as_str().unwrap();
     let encoded = engine.tokenizer().unwrap().encode(text, false, false);
     let text_ids = encoded.unwrap().ids;
     assert_eq!(text_ids, ids(&facts["ids"]));
     let source = Source::text(text, text_ids.clone());
     let prefix = engine
+        .prefixes()
         .encode(&adapter, &source, &EncodeOptions::default())
         .unwrap();
     // Keys of SmolLM2 reach 30.
     check_values(&prefix, &file, 2e-3);
     let want = ids(&facts["greedy_from_bos"]);
-    assert_eq!(generate(&*engine, Some(&prefix), &[1], want.len()), want);
+    assert_eq!(generate(&engine, Some(&prefix), &[1], want.len()), want);
 
     let model = Model::load(Cpu::new(), &Weights::open(&path).unwrap()).unwrap();
     let mut prompt = vec![1];
@@ -176,9 +183,12 @@ fn smollm2_agrees_with_the_reference() {
 }
 
 /// The tiny model with its adapter, and a text's ids.
-fn tiny(golden: &Path) -> (Box<dyn Engine>, prefold::soft::Adapter, Vec<u32>) {
+fn tiny(golden: &Path) -> (Engine, prefold::soft::Adapter, Vec<u32>) {
     let engine = open(&golden.join("tiny"));
-    let adapter = engine.adapter(&golden.join("tiny-adapter-all")).unwrap();
+    let adapter = engine
+        .prefixes()
+        .adapter(&golden.join("tiny-adapter-all"))
+        .unwrap();
     let facts = json(golden.join("tiny-all.golden.json"));
     let text = ids(&facts["ids"][0]);
     (engine, adapter, text)
@@ -193,6 +203,7 @@ fn long_texts_become_runs_of_memory_tokens() {
         ..EncodeOptions::default()
     };
     let whole = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(text.clone()), &options)
         .unwrap();
     assert_eq!(whole.origin().pieces, 3);
@@ -203,6 +214,7 @@ fn long_texts_become_runs_of_memory_tokens() {
     for (run, range) in [0..7, 7..14, 14..20].into_iter().enumerate() {
         let piece = Source::ids(text[range].to_vec());
         let part = engine
+            .prefixes()
             .encode(&adapter, &piece, &EncodeOptions::default())
             .unwrap();
         for layer in 0..3 {
@@ -224,12 +236,18 @@ fn long_texts_become_runs_of_memory_tokens() {
             piece_tokens: Some(piece),
             ..EncodeOptions::default()
         };
-        let made = engine.encode(&adapter, &Source::ids(text.clone()), &options);
+        let made = engine
+            .prefixes()
+            .encode(&adapter, &Source::ids(text.clone()), &options);
         assert_eq!(made.is_ok(), room, "{piece}");
     }
-    let empty = engine.encode(&adapter, &Source::ids(vec![]), &options);
+    let empty = engine
+        .prefixes()
+        .encode(&adapter, &Source::ids(vec![]), &options);
     assert!(matches!(empty, Err(Error::Input { .. })));
-    let outside = engine.encode(&adapter, &Source::ids(vec![512]), &options);
+    let outside = engine
+        .prefixes()
+        .encode(&adapter, &Source::ids(vec![512]), &options);
     assert!(matches!(outside, Err(Error::Input { .. })));
 }
 
@@ -242,6 +260,7 @@ fn icae_reads_output_states_as_embeddings() {
         ..EncodeOptions::default()
     };
     let prefix = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(text.clone()), &options)
         .unwrap();
     assert_eq!(prefix.origin().method, Method::Icae);
@@ -297,14 +316,11 @@ fn a_prefilled_text_goes_on_as_if_it_had_been_read() {
         let engine = open(&models.join(family));
         let (head, tail) = text.split_at(30);
         let prefix = engine
+            .prefixes()
             .prefill(&Source::ids(head.to_vec()), &PrefillOptions::default())
             .unwrap();
-        let want = generate(&*engine, None, &text, 12);
-        assert_eq!(
-            generate(&*engine, Some(&prefix), tail, 12),
-            want,
-            "{family}"
-        );
+        let want = generate(&engine, None, &text, 12);
+        assert_eq!(generate(&engine, Some(&prefix), tail, 12), want, "{family}");
         // And through a file, with K turned back.
         let folder = TempDir::new();
         let path = folder.path().join("p.safetensors");
@@ -313,7 +329,7 @@ fn a_prefilled_text_goes_on_as_if_it_had_been_read() {
                 turned.write(&path, Dtype::F32).unwrap();
                 let (read, dtype) = KvPrefix::read(&path).unwrap();
                 assert_eq!((&read, dtype), (&turned, Dtype::F32));
-                assert_eq!(generate(&*engine, Some(&read), tail, 12), want);
+                assert_eq!(generate(&engine, Some(&read), tail, 12), want);
             }
             Err(error) => assert!(family == "gpt2", "{error}"),
         }
@@ -327,6 +343,7 @@ fn generation_stops_where_it_should() {
     let run = |options: &Sampling, stop: usize| {
         let mut seen = 0;
         engine
+            .prefixes()
             .generate(None, &text, options, &mut |_| {
                 seen += 1;
                 match seen == stop {
@@ -372,7 +389,9 @@ fn generation_stops_where_it_should() {
         run(&options, 0).finish == Finish::Eos
     });
     assert!(ended);
-    let empty = engine.generate(None, &[], &options, &mut |_| ControlFlow::Continue(()));
+    let empty = engine
+        .prefixes()
+        .generate(None, &[], &options, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(empty, Err(Error::Input { .. })));
 }
 
@@ -381,10 +400,12 @@ fn a_prefix_of_another_model_is_refused_by_both_names() {
     let Some(golden) = golden() else { return };
     let (engine, adapter, text) = tiny(&golden);
     let prefix = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(text), &EncodeOptions::default())
         .unwrap();
     let other = open(&golden.join("../models/llama3"));
     let error = other
+        .prefixes()
         .generate(Some(&prefix), &[1], &Sampling::default(), &mut |_| {
             ControlFlow::Continue(())
         })
@@ -393,9 +414,15 @@ fn a_prefix_of_another_model_is_refused_by_both_names() {
     assert!(error.contains("tiny (llama,"), "{error}");
     assert!(error.contains("llama3 (llama,"), "{error}");
     // Nor does another model's adapter fit.
-    assert!(other.adapter(&golden.join("tiny-adapter-all")).is_err());
     assert!(
         other
+            .prefixes()
+            .adapter(&golden.join("tiny-adapter-all"))
+            .is_err()
+    );
+    assert!(
+        other
+            .prefixes()
             .encode(&adapter, &Source::ids(vec![1]), &EncodeOptions::default())
             .is_err()
     );
@@ -406,6 +433,7 @@ fn files_keep_what_their_type_can() {
     let Some(golden) = golden() else { return };
     let (engine, adapter, text) = tiny(&golden);
     let prefix = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(text), &EncodeOptions::default())
         .unwrap();
     let folder = TempDir::new();
@@ -449,6 +477,7 @@ fn damaged_prefixes_are_refused_in_one_line() {
     let Some(golden) = golden() else { return };
     let (engine, adapter, text) = tiny(&golden);
     let prefix = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(text), &EncodeOptions::default())
         .unwrap();
     let bytes = prefix.to_bytes(Dtype::F32).unwrap();
@@ -625,9 +654,10 @@ fn an_adapters_settings_are_heeded() {
         "prefold.json",
         r#"{"max_text_tokens": 30, "pad_to": 24, "pad_id": 9, "next_position": "text"}"#,
     );
-    let adapter = engine.adapter(folder.path()).unwrap();
+    let adapter = engine.prefixes().adapter(folder.path()).unwrap();
     let options = EncodeOptions::default();
     let padded = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(text.clone()), &options)
         .unwrap();
     assert_eq!(padded.positions(), [24, 25, 26]);
@@ -636,11 +666,13 @@ fn an_adapters_settings_are_heeded() {
     let mut longer = text.clone();
     longer.resize(24, 9);
     let by_hand = engine
+        .prefixes()
         .encode(&plain, &Source::ids(longer), &options)
         .unwrap();
     assert_eq!(padded.layer(2), by_hand.layer(2));
     let twice = [text.clone(), text].concat();
     let pieces = engine
+        .prefixes()
         .encode(&adapter, &Source::ids(twice), &options)
         .unwrap();
     assert_eq!(pieces.origin().pieces, 2);
@@ -650,17 +682,24 @@ fn an_adapters_settings_are_heeded() {
 fn many_threads_may_use_one_engine() {
     let Some(golden) = golden() else { return };
     let (engine, all, text) = tiny(&golden);
-    let qv = engine.adapter(&golden.join("tiny-adapter-qv")).unwrap();
+    let qv = engine
+        .prefixes()
+        .adapter(&golden.join("tiny-adapter-qv"))
+        .unwrap();
     let work = |n: u32| {
         let source = Source::ids(text.iter().map(|id| (id + n) % 512).collect());
         let adapter = if n.is_multiple_of(2) { &all } else { &qv };
         let prefix = engine
+            .prefixes()
             .encode(adapter, &source, &EncodeOptions::default())
             .unwrap();
-        let read = engine.prefill(&source, &PrefillOptions::default()).unwrap();
-        let scores = engine.score(&source.ids).unwrap();
-        let made = generate(&*engine, Some(&prefix), &[1], 6);
-        let more = generate(&*engine, Some(&read), &[5], 6);
+        let read = engine
+            .prefixes()
+            .prefill(&source, &PrefillOptions::default())
+            .unwrap();
+        let scores = engine.score(&source.ids, &Control::default()).unwrap();
+        let made = generate(&engine, Some(&prefix), &[1], 6);
+        let more = generate(&engine, Some(&read), &[5], 6);
         (prefix, scores, made, more)
     };
     let want: Vec<_> = (0..6).map(work).collect();

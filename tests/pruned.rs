@@ -12,7 +12,7 @@ use prefold::model::weights::Weights;
 use prefold::ops::Cpu;
 use prefold::prefix::{Dtype, KRope, KvPrefix, Method};
 use prefold::soft::{KeepBy, PrefillOptions, Sampling, Source};
-use prefold::{Device, Engine, Error};
+use prefold::{Control, Device, Engine, Error};
 use serde_json::Value;
 
 const ALL: [KeepBy; 3] = [KeepBy::Llmlingua, KeepBy::Snapkv, KeepBy::ExpectedAttention];
@@ -25,11 +25,13 @@ fn models() -> Option<PathBuf> {
     found
 }
 
-fn prune(engine: &dyn Engine, ids: &[u32], rate: f64, by: KeepBy) -> prefold::Result<KvPrefix> {
+fn prune(engine: &Engine, ids: &[u32], rate: f64, by: KeepBy) -> prefold::Result<KvPrefix> {
     let options = PrefillOptions {
         keep: Some((rate, by)),
     };
-    engine.prefill(&Source::ids(ids.to_vec()), &options)
+    engine
+        .prefixes()
+        .prefill(&Source::ids(ids.to_vec()), &options)
 }
 
 fn numbers(value: &Value) -> Vec<u32> {
@@ -45,8 +47,11 @@ fn attention_keeps_what_kvpress_keeps() {
     for row in facts["rows"].as_array().unwrap() {
         let by: KeepBy = serde_json::from_value(row["by"].clone()).unwrap();
         let family = row["family"].as_str().unwrap();
-        let engine = prefold::open(&models.join(family), Device::Cpu).unwrap();
-        let prefix = prune(&*engine, &ids, row["keep"].as_f64().unwrap(), by).unwrap();
+        let engine = Engine::builder(&models.join(family))
+            .device(Device::Cpu)
+            .build()
+            .unwrap();
+        let prefix = prune(&engine, &ids, row["keep"].as_f64().unwrap(), by).unwrap();
         let (s, mut differ) = (prefix.shape(), 0);
         for (layer, heads) in row["kept"].as_array().unwrap().iter().enumerate() {
             for (head, want) in heads.as_array().unwrap().iter().enumerate() {
@@ -64,10 +69,10 @@ fn attention_keeps_what_kvpress_keeps() {
 fn surprise_keeps_what_is_least_likely() {
     let Some(models) = models() else { return };
     let path = models.join("llama3");
-    let engine = prefold::open(&path, Device::Cpu).unwrap();
+    let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
     let ids: Vec<u32> = (0..60).map(|i| (i * 37 + 11) % 384).collect();
-    let nll = engine.score(&ids).unwrap();
-    let prefix = prune(&*engine, &ids, 0.5, KeepBy::Llmlingua).unwrap();
+    let nll = engine.score(&ids, &Control::default()).unwrap();
+    let prefix = prune(&engine, &ids, 0.5, KeepBy::Llmlingua).unwrap();
     let kept = prefix.positions();
     assert_eq!((kept.len(), kept[0]), (30, 0));
     let is_kept = |at: &usize| kept.contains(&(*at as u32));
@@ -80,14 +85,15 @@ fn surprise_keeps_what_is_least_likely() {
 fn kept_rows_are_those_of_the_whole_and_what_follows_stands_behind_it() {
     let Some(models) = models() else { return };
     let path = models.join("qwen3");
-    let engine = prefold::open(&path, Device::Cpu).unwrap();
+    let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
     let model = Model::load(Cpu::new(), &Weights::open(&path).unwrap()).unwrap();
     let ids: Vec<u32> = (0..200).map(|i| (i * i + 3 * i + 1) % 380).collect();
     let whole = engine
+        .prefixes()
         .prefill(&Source::ids(ids.clone()), &PrefillOptions::default())
         .unwrap();
     for by in ALL {
-        let prefix = prune(&*engine, &ids, 0.4, by).unwrap();
+        let prefix = prune(&engine, &ids, 0.4, by).unwrap();
         let s = prefix.shape();
         assert_eq!((s.tokens, prefix.next_pos()), (80, 200));
         assert_eq!(prefix.origin().method, Method::Pruned);
@@ -159,12 +165,18 @@ fn everything_kept_is_the_whole() {
     };
     let ids: Vec<u32> = (0..70).map(|i| (i * 31 + 7) % 250).collect();
     for family in ["llama3", "gpt2"] {
-        let engine = prefold::open(&models.join(family), Device::Cpu).unwrap();
+        let engine = Engine::builder(&models.join(family))
+            .device(Device::Cpu)
+            .build()
+            .unwrap();
         let mut each = |_| ControlFlow::Continue(());
         let text = [&ids[..], &[9]].concat();
-        let want = engine.generate(None, &text, &sampling, &mut each).unwrap();
+        let want = engine
+            .prefixes()
+            .generate(None, &text, &sampling, &mut each)
+            .unwrap();
         for by in ALL {
-            let prefix = match prune(&*engine, &ids, 1.0, by) {
+            let prefix = match prune(&engine, &ids, 1.0, by) {
                 Ok(prefix) => prefix,
                 Err(error) => {
                     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
@@ -173,6 +185,7 @@ fn everything_kept_is_the_whole() {
                 }
             };
             let made = engine
+                .prefixes()
                 .generate(Some(&prefix), &[9], &sampling, &mut each)
                 .unwrap();
             assert_eq!(made.ids, want.ids, "{family} {by:?}");
@@ -183,11 +196,14 @@ fn everything_kept_is_the_whole() {
 #[test]
 fn short_texts_and_bad_rates() {
     let Some(models) = models() else { return };
-    let engine = prefold::open(&models.join("llama3"), Device::Cpu).unwrap();
+    let engine = Engine::builder(&models.join("llama3"))
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
     for by in ALL {
         for n in [1, 2, 3, 4, 5, 6, 63, 64, 65] {
             let ids: Vec<u32> = (0..n).collect();
-            match prune(&*engine, &ids, 0.5, by) {
+            match prune(&engine, &ids, 0.5, by) {
                 Ok(prefix) => assert_eq!(prefix.shape().tokens, (n as usize / 2).max(1)),
                 Err(error) => {
                     assert!(by == KeepBy::ExpectedAttention && n <= 4, "{error}");
@@ -195,18 +211,23 @@ fn short_texts_and_bad_rates() {
             }
         }
         for rate in [0.0, -1.0, 1.1, f64::NAN] {
-            let made = prune(&*engine, &[1, 2, 3, 4, 5, 6], rate, by);
+            let made = prune(&engine, &[1, 2, 3, 4, 5, 6], rate, by);
             assert!(matches!(made, Err(Error::Input { .. })));
         }
-        assert!(prune(&*engine, &[], 0.5, by).is_err());
+        assert!(prune(&engine, &[], 0.5, by).is_err());
     }
     // A window and gaps do not go together.
-    let mistral = prefold::open(&models.join("mistral"), Device::Cpu).unwrap();
+    let mistral = Engine::builder(&models.join("mistral"))
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
     let ids: Vec<u32> = (0..40).collect();
-    let prefix = prune(&*mistral, &ids, 0.5, KeepBy::Llmlingua).unwrap();
-    let made = mistral.generate(Some(&prefix), &[1], &Sampling::default(), &mut |_| {
-        ControlFlow::Continue(())
-    });
+    let prefix = prune(&mistral, &ids, 0.5, KeepBy::Llmlingua).unwrap();
+    let made = mistral
+        .prefixes()
+        .generate(Some(&prefix), &[1], &Sampling::default(), &mut |_| {
+            ControlFlow::Continue(())
+        });
     let weights = Weights::open(&models.join("mistral")).unwrap();
     assert_eq!(made.is_err(), weights.config().sliding_window.is_some());
 }
@@ -218,10 +239,10 @@ fn long_texts_are_heard_pass_by_pass() {
         eprintln!("skipped: no SmolLM2; `make model` fetches it");
         return;
     };
-    let engine = prefold::open(&path, Device::Cpu).unwrap();
+    let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
     let ids: Vec<u32> = (0..1100).map(|i| (i * 131 + 7) % 40_000).collect();
     for by in [KeepBy::Snapkv, KeepBy::ExpectedAttention] {
-        let prefix = prune(&*engine, &ids, 0.1, by).unwrap();
+        let prefix = prune(&engine, &ids, 0.1, by).unwrap();
         assert_eq!((prefix.shape().tokens, prefix.next_pos()), (110, 1100));
         let last = prefix.positions().iter().max().copied();
         assert!(last.is_some_and(|last| last > 1024), "{last:?}");

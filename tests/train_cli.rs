@@ -11,7 +11,7 @@ use prefold::model::config::Family;
 use prefold::model::weights::Weights;
 use prefold::text::Tokenizer;
 use prefold::train::log::{self, Line};
-use prefold::{Device, Engine};
+use prefold::{Control, Device, Engine};
 use serde_json::{Value, json};
 
 fn prefold() -> Command {
@@ -344,8 +344,15 @@ fn qa_icae_and_alignment_learn_their_rows() {
     }
 }
 
-fn engine(path: &Path) -> Box<dyn Engine> {
-    prefold::open(path, Device::Cpu).unwrap()
+fn engine(path: &Path) -> Engine {
+    let builder = Engine::builder(path).device(Device::Cpu);
+    builder.build().unwrap()
+}
+
+/// The same, scoring with an adapter.
+fn aligned_engine(path: &Path, adapter: &Path) -> Engine {
+    let builder = Engine::builder(path).device(Device::Cpu).adapter(adapter);
+    builder.build().unwrap()
 }
 
 fn close(got: &[f32], want: &[f32], by: f32) {
@@ -375,17 +382,20 @@ fn an_aligned_adapter_scores_as_the_reference_and_as_its_merger() {
             .arg(&adapter)
             .arg("-o")
             .arg(&merged));
-        let mut scorer = engine(&golden.join("tiny"));
-        scorer.score_with(&adapter).unwrap();
+        let scorer = aligned_engine(&golden.join("tiny"), &adapter);
         let merged = engine(&merged);
         let (mut sum, mut count) = (0.0f64, 0);
         for i in 0..2 {
             let question = ids(&file["question"][i]);
             let mut all = [question.clone(), ids(&file["answer"][i])].concat();
             all.push(file["eos"].as_u64().unwrap() as u32);
-            let nll = scorer.score_tail(&all, question.len()).unwrap();
+            let nll = scorer
+                .score_tail(&all, question.len(), &Control::default())
+                .unwrap();
             close(
-                &merged.score_tail(&all, question.len()).unwrap(),
+                &merged
+                    .score_tail(&all, question.len(), &Control::default())
+                    .unwrap(),
                 &nll,
                 2e-5,
             );
@@ -448,22 +458,18 @@ fn an_adapter_is_merged_into_every_family() {
         );
         ok(&mut merge("bf16", "half"));
         let plain = engine(&model);
-        let mut aligned = engine(&model);
-        aligned.score_with(&dir.path().join("aligned")).unwrap();
+        let aligned = aligned_engine(&model, &dir.path().join("aligned"));
+        let score = |engine: &Engine, ids: &[u32]| engine.score(ids, &Control::default()).unwrap();
         let text = [3, 14, 15, 9, 26, 5, 35];
-        let want = aligned.score(&text).unwrap();
-        let frozen = plain.score(&text).unwrap();
+        let want = score(&aligned, &text);
+        let frozen = score(&plain, &text);
         assert!(want.iter().zip(&frozen).any(|(a, b)| (a - b).abs() > 1e-3));
         close(
-            &engine(&dir.path().join("merged")).score(&text).unwrap(),
+            &score(&engine(&dir.path().join("merged")), &text),
             &want,
             1e-4,
         );
-        close(
-            &engine(&dir.path().join("half")).score(&text).unwrap(),
-            &want,
-            0.5,
-        );
+        close(&score(&engine(&dir.path().join("half")), &text), &want, 0.5);
         let again = merge("f32", "merged").output().unwrap();
         assert!(!again.status.success() && stderr(&again).contains("--output merged"));
     }

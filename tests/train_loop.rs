@@ -3,7 +3,6 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{TempDir, tiny};
 use prefold::model::config::Family;
@@ -20,7 +19,7 @@ use prefold::train::parameters::Parameters;
 use prefold::train::plot::{Axis, svg};
 use prefold::train::run::{Data, Event, Options, Source, Start, Summary, run};
 use prefold::train::schedule::Schedule;
-use prefold::{Device, Engine, Error, Result};
+use prefold::{CancelToken, Control, Device, Engine, Error, Result};
 use serde_json::{Map, json};
 
 /// Half the squared distance of every value from a number that the sample names, plus noise.
@@ -59,7 +58,7 @@ impl Source for Bowl {
 struct Setting {
     dir: TempDir,
     weights: Weights,
-    engine: Box<dyn Engine>,
+    engine: Engine,
     rows: PathBuf,
 }
 
@@ -70,7 +69,10 @@ fn setting() -> Setting {
         .collect();
     Setting {
         weights: Weights::open(dir.path()).unwrap(),
-        engine: prefold::open(dir.path(), Device::Cpu).unwrap(),
+        engine: Engine::builder(dir.path())
+            .device(Device::Cpu)
+            .build()
+            .unwrap(),
         rows: dir.write("rows.jsonl", rows),
         dir,
     }
@@ -129,12 +131,17 @@ impl Setting {
 
     /// Runs until `halt` steps are done.
     fn run(&self, options: &Options, halt: u64) -> Result<Summary> {
-        let stop = AtomicBool::new(false);
+        let stop = CancelToken::default();
         run(
             &mut Bowl,
             Start {
                 config: self.weights.config(),
-                parameters: self.engine.new_adapter(lora(), 2, MemoryStart::Normal, 3)?,
+                parameters: self.engine.training().new_adapter(
+                    lora(),
+                    2,
+                    MemoryStart::Normal,
+                    3,
+                )?,
                 card: Card {
                     model: "tiny".into(),
                     dropout: 0.05,
@@ -148,12 +155,12 @@ impl Setting {
                 dev: &[Sample::Regenerate { text: vec![8] }],
             },
             options,
-            &stop,
+            &Control::default().with_cancel(stop.clone()),
             &mut |event| {
                 if let Event::Step(line) = event
                     && line.step >= halt
                 {
-                    stop.store(true, Ordering::Relaxed);
+                    stop.cancel();
                 }
             },
         )
@@ -182,7 +189,7 @@ fn it_goes_down_and_writes_what_peft_would() {
     // 120 samples of 17 rows.
     assert_eq!(state.position, Position { epoch: 7, drawn: 1 });
     // The engine reads it as it reads any adapter.
-    let adapter = setting.engine.adapter(&options.out).unwrap();
+    let adapter = setting.engine.prefixes().adapter(&options.out).unwrap();
     assert_eq!(adapter.num_mem(), 2);
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(options.out.join("adapter_config.json")).unwrap())
@@ -323,6 +330,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
             config: setting.weights.config(),
             parameters: setting
                 .engine
+                .training()
                 .new_adapter(lora(), 2, MemoryStart::Normal, 3)
                 .unwrap(),
             card: Card {
@@ -338,7 +346,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
             dev: &[],
         },
         &options,
-        &AtomicBool::new(false),
+        &Control::default(),
         &mut |_| {},
     );
     let failed = failed.unwrap_err().to_string();
@@ -575,7 +583,7 @@ fn rows_of_every_kind_are_read() {
     let Some(model) = common::smollm2() else {
         return;
     };
-    let engine = prefold::open(&model, Device::Cpu).unwrap();
+    let engine = Engine::builder(&model).device(Device::Cpu).build().unwrap();
     let tokenizer = engine.tokenizer().unwrap();
     let words = |text: &str| tokenizer.encode(text, false, false).unwrap().ids;
     let reading = Reading {
@@ -598,7 +606,11 @@ fn rows_of_every_kind_are_read() {
 fn memory_embeddings_begin_where_they_are_told() {
     let setting = setting();
     let memory = |start| {
-        let made = setting.engine.new_adapter(lora(), 2, start, 3).unwrap();
+        let made = setting
+            .engine
+            .training()
+            .new_adapter(lora(), 2, start, 3)
+            .unwrap();
         made.tensors.last().unwrap().clone()
     };
     let embeddings = setting.weights.get("model.embed_tokens.weight").unwrap();
@@ -615,6 +627,7 @@ fn memory_embeddings_begin_where_they_are_told() {
     let refused = |lora: LoraShape, memory_tokens| {
         let made = setting
             .engine
+            .training()
             .new_adapter(lora, memory_tokens, MemoryStart::Mean, 3);
         let refused = made.unwrap_err();
         assert!(matches!(refused, Error::Input { .. }), "{refused}");

@@ -4,12 +4,15 @@ mod common;
 
 use common::tiny;
 use prefold::model::config::Family;
-use prefold::{Device, Engine};
+use prefold::{Control, Device, Engine};
 
 /// A model of 24 positions.
-fn engine(family: Family) -> (common::TempDir, Box<dyn Engine>) {
+fn engine(family: Family) -> (common::TempDir, Engine) {
     let folder = tiny::folder(&tiny::config(family), &tiny::tensors(family));
-    let engine = prefold::open(folder.path(), Device::Cpu).unwrap();
+    let engine = Engine::builder(folder.path())
+        .device(Device::Cpu)
+        .build()
+        .unwrap();
     (folder, engine)
 }
 
@@ -26,7 +29,7 @@ fn every_token_is_scored_once_by_a_window_that_knows_half_a_context() {
         let half = tiny::POSITIONS / 2;
         for count in [0, 1, 2, 23, 24, 25, 36, 37, 77] {
             let ids = ids(count);
-            let nll = engine.score(&ids).unwrap();
+            let nll = engine.score(&ids, &Control::default()).unwrap();
             assert_eq!(nll.len(), count.saturating_sub(1));
             for at in 1..count {
                 // The first window that holds it.
@@ -35,7 +38,9 @@ fn every_token_is_scored_once_by_a_window_that_knows_half_a_context() {
                     false => (at - tiny::POSITIONS) / half * half + half,
                 };
                 assert!(start == 0 || at - start >= half);
-                let alone = engine.score_tail(&ids[start..=at], at - start).unwrap();
+                let alone = engine
+                    .score_tail(&ids[start..=at], at - start, &Control::default())
+                    .unwrap();
                 assert_eq!(alone.len(), 1);
                 let off = (alone[0] - nll[at - 1]).abs();
                 assert!(
@@ -54,6 +59,6 @@ fn ids_outside_the_vocabulary_are_refused_in_any_window() {
     let (_folder, engine) = engine(Family::Llama);
     let mut ids = ids(70);
     ids[66] = tiny::VOCAB as u32;
-    let error = engine.score(&ids).unwrap_err();
+    let error = engine.score(&ids, &Control::default()).unwrap_err();
     assert!(error.to_string().contains("40"), "{error}");
 }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Outcome};
 use super::files::stdout_failure;
+use super::interrupt;
 use super::model;
 
 /// Bytes of rows to come that are read ahead.
@@ -74,7 +75,7 @@ pub fn run(args: Args) -> Outcome {
     };
     let mut input = BufReader::with_capacity(AHEAD, input);
     prefold::text::prepare_cl100k();
-    let model = args.model.open()?.scoring_with(&args.adapter)?;
+    let model = args.model.open_to_score(&args.adapter)?;
     let mut out = io::stdout().lock();
     let together = model.engine.at_a_time();
     let (mut rows, mut failed) = (0, 0);
@@ -83,7 +84,10 @@ pub fn run(args: Args) -> Outcome {
         if lines.is_empty() {
             break;
         }
-        for answer in answers(model.engine.as_ref(), &lines) {
+        for answer in answers(&model.engine, &lines) {
+            if interrupt::told() {
+                return Err(Error::Cancelled.into());
+            }
             rows += 1;
             failed += usize::from(matches!(answer.outcome, Said::Error(_)));
             serde_json::to_writer(&mut out, &answer)
@@ -140,7 +144,7 @@ impl Form {
 }
 
 /// What the rows ask for, or what is wrong with them. Compressions that follow each other go together.
-fn answers(engine: &dyn Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
+fn answers(engine: &Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
     let (mut rows, mut requests) = (Vec::new(), Vec::new());
     for line in lines {
         let (name, task) = task(engine, line);
@@ -153,7 +157,9 @@ fn answers(engine: &dyn Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
         };
         rows.push((name, pending));
     }
-    let mut compressed = engine.compress_many(&requests).into_iter();
+    let mut compressed = engine
+        .compress_many(&requests, &interrupt::control())
+        .into_iter();
     let mut answer = |(name, pending)| {
         let outcome = match pending {
             Ok(said) => said,
@@ -168,7 +174,7 @@ fn answers(engine: &dyn Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
 }
 
 /// A row's name and what it asks for.
-fn task(engine: &dyn Engine, line: &[u8]) -> (Value, Task) {
+fn task(engine: &Engine, line: &[u8]) -> (Value, Task) {
     let row: Map<String, Value> = match serde_json::from_slice(line) {
         Ok(row) => row,
         Err(error) => {
@@ -192,7 +198,7 @@ fn said(result: Result<Value, Error>) -> Said {
 }
 
 /// What a row asks for; what is no compression is done.
-fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
+fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
     let mut field = |name: &str| {
         row.remove(name)
             .ok_or_else(|| bad_row(format!("field `{name}` is missing")))
@@ -227,7 +233,7 @@ fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Task, Error>
                 (None, Some(ids)) => ids,
                 _ => return Err(bad_row("give one of `text` and `ids`")),
             };
-            let nll = engine.score(&ids)?;
+            let nll = engine.score(&ids, &interrupt::control())?;
             let logprobs: Vec<f32> = nll.into_iter().map(|nll| -nll).collect();
             let result = json!({ "ids": ids, "logprobs": logprobs });
             Ok(Task::Said(Said::Result(result)))

@@ -159,11 +159,11 @@ pub fn run(args: Args) -> Outcome {
     // The library checks too, but only after a model was loaded.
     request.check()?;
     prefold::text::prepare_cl100k();
-    let model = args.model.open()?.scoring_with(&args.adapter)?;
+    let model = args.model.open_to_score(&args.adapter)?;
 
     let busy = Busy::new("compressing".into());
     let start = Instant::now();
-    let compressed = model.engine.compress(&request)?;
+    let compressed = model.engine.compress_with(&request, &busy.control())?;
     let seconds = start.elapsed().as_secs_f64();
     drop(busy);
 

@@ -43,23 +43,30 @@ pub fn run(args: Args) -> Outcome {
     args.write.check()?;
     let model = args.model.open()?;
     let adapter = match &args.adapter {
-        Some(folder) => model.engine.adapter(folder)?,
-        None => model.engine.adapter(&default_adapter(&*model.engine)?)?,
+        Some(folder) => model.engine.prefixes().adapter(folder)?,
+        None => {
+            let folder = default_adapter(&model.engine)?;
+            model.engine.prefixes().adapter(&folder)?
+        }
     };
-    let source = given.source(&*model.engine, false)?;
+    let source = given.source(&model.engine, false)?;
     let options = EncodeOptions {
         method: args.method.map(MethodName::method),
         piece_tokens: args.piece_tokens,
     };
     let busy = Busy::new("encoding".into());
     let start = Instant::now();
-    let prefix = model.engine.encode(&adapter, &source, &options)?;
+    let prefix = model
+        .engine
+        .prefixes()
+        .with(&busy.control())
+        .encode(&adapter, &source, &options)?;
     drop(busy);
     args.write.write(prefix, start.elapsed().as_secs_f64())
 }
 
 /// The adapter that is used when none is named, if it is here and this model's.
-fn default_adapter(engine: &dyn Engine) -> Outcome<PathBuf> {
+fn default_adapter(engine: &Engine) -> Outcome<PathBuf> {
     let folder = model::shipped(DEFAULT_ADAPTER).unwrap_or(DEFAULT_ADAPTER.into());
     let missing = |why: &str| {
         Err(Failure::Usage(format!(

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::eval_table;
 use super::failure::{Failure, Outcome};
 use super::files::{check_target, write_stdout, write_whole};
+use super::interrupt;
 use super::model;
 
 /// Measures what a compressor keeps, as a table with bootstrap intervals
@@ -160,11 +161,11 @@ fn qa(args: QaArgs) -> Outcome {
     let other = args.host.as_deref();
     let other = other.map(|path| common.model.open_path(path)).transpose()?;
     let host = other.as_ref().unwrap_or(&scorer);
-    let adapters = common.adapters(&*host.engine)?;
+    let adapters = common.adapters(&host.engine)?;
     let ways = ways(&args, &adapters);
     let task = Qa::new(
-        &*scorer.engine,
-        &*host.engine,
+        &scorer.engine,
+        &host.engine,
         questions,
         ways,
         &common.rates,
@@ -188,7 +189,7 @@ fn regen(args: RegenArgs) -> Outcome {
     let texts = Text::read(&args.data, args.limit)?;
     let common = &args.common;
     let model = common.model.open()?;
-    let adapters = common.adapters(&*model.engine)?;
+    let adapters = common.adapters(&model.engine)?;
     let mut holders = vec![Holder::Full, Holder::None];
     holders.extend(common.rates.iter().map(|&rate| Holder::RandomTokens(rate)));
     holders.extend(common.rates.iter().map(|&rate| Holder::Fold(rate)));
@@ -197,7 +198,7 @@ fn regen(args: RegenArgs) -> Outcome {
             .iter()
             .map(|(a, method)| Holder::Prefix(a, *method)),
     );
-    let (engine, most, seed) = (&*model.engine, args.text_tokens, common.seed);
+    let (engine, most, seed) = (&model.engine, args.text_tokens, common.seed);
     let task = Regenerate::new(engine, &texts, most, holders, args.bos, seed)?;
     let about = json!({
         "model": model.name,
@@ -233,7 +234,7 @@ impl Common {
     }
 
     /// The adapters that were named, each with the method that it is read by.
-    fn adapters(&self, engine: &dyn Engine) -> Outcome<Vec<(Adapter, Method)>> {
+    fn adapters(&self, engine: &Engine) -> Outcome<Vec<(Adapter, Method)>> {
         let folders = [
             (&self.adapter, Method::FiveHundredX),
             (&self.icae, Method::Icae),
@@ -248,7 +249,7 @@ impl Common {
                 let reason = format!("it was trained by {is}, and this row is {row}'s");
                 return Err(bad("adapter", folder.display(), &reason));
             }
-            adapters.push((engine.adapter(folder)?, method));
+            adapters.push((engine.prefixes().adapter(folder)?, method));
         }
         Ok(adapters)
     }
@@ -261,9 +262,8 @@ impl Common {
             bar.set_style(style);
         }
         bar.enable_steady_tick(std::time::Duration::from_millis(500));
-        let report = measure(task, self.seed, base, self.log.as_deref(), &mut || {
-            bar.inc(1)
-        });
+        let (log, control) = (self.log.as_deref(), interrupt::control());
+        let report = measure(task, self.seed, base, log, &control, &mut || bar.inc(1));
         bar.finish_and_clear();
         let report = report?;
         let json = merged(about.clone(), &report)?;

@@ -13,7 +13,7 @@ pub enum Failure {
     Failed(Error),
     /// Some rows of a batch failed; each has said so in its own line: exit code 1.
     Rows { failed: usize, rows: usize },
-    /// It was told to stop, and has saved what there was: the exit code of a SIGINT.
+    /// It was told to stop: the exit code of a SIGINT.
     Interrupted(String),
     /// Whoever reads our output has gone: the exit code of a SIGPIPE.
     ClosedPipe,
@@ -49,7 +49,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure::Failed(error)
+        match error {
+            Error::Cancelled => Failure::Interrupted("interrupted".into()),
+            error => Failure::Failed(error),
+        }
     }
 }
 

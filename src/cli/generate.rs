@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::failure::{Failure, Outcome};
 use super::files::{stdout_failure, text_or_file, write_stdout};
+use super::interrupt;
 use super::model::{self, Busy};
 use super::soft::{parse_ids, read_prefix};
 
@@ -78,9 +79,12 @@ pub fn run(args: Args) -> Outcome {
         None => None,
     };
     let model = args.model.open()?;
-    let engine = &*model.engine;
+    let engine = &model.engine;
     let adapter = match (&args.adapter, &prefix) {
-        (Some(folder), Some(prefix)) => Some(beginning(engine.adapter(folder)?, folder, prefix)?),
+        (Some(folder), Some(prefix)) => {
+            let adapter = engine.prefixes().adapter(folder)?;
+            Some(beginning(adapter, folder, prefix)?)
+        }
         _ => None,
     };
     let begin = adapter.as_ref().and_then(Adapter::begin);
@@ -121,7 +125,11 @@ pub fn run(args: Args) -> Outcome {
         prompt: begin.map_or(Input::Ids(&prompt), Input::Embeddings),
         gold: &[],
     };
-    let mut replies = engine.answer(&[ask], &sampling, &mut each)?;
+    let mut replies =
+        engine
+            .prefixes()
+            .with(&interrupt::control())
+            .answer(&[ask], &sampling, &mut each)?;
     drop(busy);
     if let Some(failure) = failure {
         return Err(failure);

@@ -10,6 +10,7 @@ mod failure;
 mod files;
 mod generate;
 mod inspect;
+mod interrupt;
 mod marked;
 mod merge;
 mod model;

@@ -2,6 +2,8 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,9 +11,10 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::gpu::Precision;
-use prefold::{Device, Engine, Error};
+use prefold::{Control, Device, Engine, EngineBuilder, Error};
 
 use super::failure::Outcome;
+use super::interrupt;
 
 /// Where `make model` puts the model that is used when none is named.
 const DEFAULT: &str = ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf";
@@ -39,12 +42,7 @@ pub struct Args {
     #[command(flatten)]
     path: PathArgs,
     /// Where it runs: auto, cpu, cuda or cuda:N
-    #[arg(
-        long,
-        value_parser = device,
-        default_value = "auto",
-        help_heading = "Model"
-    )]
+    #[arg(long, default_value = "auto", help_heading = "Model")]
     device: Device,
     /// What products are made of on a CUDA device; the CPU has f32
     #[arg(
@@ -71,23 +69,9 @@ enum PrecisionName {
     F32,
 }
 
-/// A device by its name on the command line.
-pub fn device(name: &str) -> Result<Device, String> {
-    match name {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Ok(Device::Cuda(0)),
-        _ => name
-            .strip_prefix("cuda:")
-            .and_then(|index| index.parse().ok())
-            .map(Device::Cuda)
-            .ok_or_else(|| "possible values: auto, cpu, cuda, cuda:N".into()),
-    }
-}
-
 /// An open model, where it came from and how long that took.
 pub struct Model {
-    pub engine: Box<dyn Engine>,
+    pub engine: Engine,
     pub name: String,
     pub load_seconds: f64,
 }
@@ -98,39 +82,44 @@ impl Args {
         self.open_path(&self.path.path()?)
     }
 
+    /// Opens the model that was asked for, to score with an adapter if one was.
+    pub fn open_to_score(&self, adapter: &AdapterArgs) -> Outcome<Model> {
+        let mut builder = self.builder(&self.path.path()?);
+        if let Some(folder) = &adapter.adapter {
+            builder = builder.adapter(folder);
+        }
+        open(&self.path.path()?, builder)
+    }
+
     /// Opens another model on the same device.
     pub fn open_path(&self, path: &Path) -> Outcome<Model> {
+        open(path, self.builder(path))
+    }
+
+    fn builder(&self, path: &Path) -> EngineBuilder {
         let precision = match self.precision {
             PrecisionName::Bf16 => Precision::Bf16,
             PrecisionName::F32 => Precision::F32,
         };
-        open(path, self.device, precision)
+        Engine::builder(path)
+            .device(self.device)
+            .precision(precision)
     }
 }
 
 /// Opens a model, with a spinner.
-pub fn open(path: &Path, device: Device, precision: Precision) -> Outcome<Model> {
+pub fn open(path: &Path, builder: EngineBuilder) -> Outcome<Model> {
     let name = path.file_name().unwrap_or(path.as_os_str());
     let name = name.to_string_lossy().into_owned();
     let busy = Busy::new(format!("loading {name}"));
     let start = Instant::now();
-    let engine = prefold::open_with(path, device, precision)?;
+    let engine = builder.build()?;
     drop(busy);
     Ok(Model {
         engine,
         name,
         load_seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-impl Model {
-    /// The same model, scoring with the adapter that was asked for.
-    pub fn scoring_with(mut self, args: &AdapterArgs) -> Outcome<Model> {
-        if let Some(folder) = &args.adapter {
-            self.engine.score_with(folder)?;
-        }
-        Ok(self)
-    }
 }
 
 /// What comes with prefold: in the working directory, or in the checkout in which the program was built.
@@ -153,39 +142,70 @@ fn default_model() -> Result<PathBuf, Error> {
     })
 }
 
-/// A spinner on a terminal's standard error for as long as this lives; it appears after a second.
-pub struct Busy(Option<(Sender<()>, JoinHandle<()>)>);
+/// Work that Ctrl-C ends. On a terminal's standard error a spinner shows it, with the share that is done;
+/// it appears after a second.
+pub struct Busy {
+    done: Arc<AtomicUsize>,
+    spinner: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// Parts that the share that is done is shown in.
+const PARTS: usize = 100;
+/// Before it is shown at all.
+const NOTHING: usize = usize::MAX;
 
 impl Busy {
     /// Starts to wait; `what` says what for.
     pub fn new(what: String) -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Busy(None);
+        let done = Arc::new(AtomicUsize::new(NOTHING));
+        let terminal = std::io::stderr().is_terminal();
+        Busy {
+            spinner: terminal.then(|| Self::spin(what, done.clone())),
+            done,
         }
+    }
+
+    /// What the work is to be done under.
+    pub fn control(&self) -> Control {
+        let to = self.done.clone();
+        interrupt::control().with_progress(move |progress| {
+            let share = PARTS * progress.done / progress.total.max(1);
+            to.store(share, Ordering::Relaxed);
+        })
+    }
+
+    fn spin(what: String, done: Arc<AtomicUsize>) -> (Sender<()>, JoinHandle<()>) {
         const PATIENCE: Duration = Duration::from_secs(1);
+        const TICK: Duration = Duration::from_millis(100);
         let (sender, receiver) = channel();
         let thread = std::thread::spawn(move || {
             if receiver.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            let bar = ProgressBar::new_spinner()
-                .with_message(what)
-                .with_elapsed(PATIENCE);
+            let bar = ProgressBar::new_spinner().with_elapsed(PATIENCE);
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}, {elapsed}") {
                 bar.set_style(style);
             }
-            bar.enable_steady_tick(Duration::from_millis(100));
-            // Ends when the sender is dropped.
-            let _ = receiver.recv();
+            bar.enable_steady_tick(TICK);
+            loop {
+                bar.set_message(match done.load(Ordering::Relaxed) {
+                    NOTHING => what.clone(),
+                    done => format!("{what}, {done}%"),
+                });
+                // Ends when the sender is dropped.
+                if receiver.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
             bar.finish_and_clear();
         });
-        Busy(Some((sender, thread)))
+        (sender, thread)
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if let Some((sender, thread)) = self.0.take() {
+        if let Some((sender, thread)) = self.spinner.take() {
             drop(sender);
             let _ = thread.join();
         }

@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Outcome {
     let given = args.text.read()?;
     args.write.check()?;
     let model = args.model.open()?;
-    let source = given.source(&*model.engine, true)?;
+    let source = given.source(&model.engine, true)?;
     let by = match args.by {
         KeepByName::Llmlingua => KeepBy::Llmlingua,
         KeepByName::Snapkv => KeepBy::Snapkv,
@@ -55,7 +55,11 @@ pub fn run(args: Args) -> Outcome {
     };
     let busy = Busy::new("reading".into());
     let start = Instant::now();
-    let prefix = model.engine.prefill(&source, &options)?;
+    let prefix = model
+        .engine
+        .prefixes()
+        .with(&busy.control())
+        .prefill(&source, &options)?;
     drop(busy);
     args.write.write(prefix, start.elapsed().as_secs_f64())
 }

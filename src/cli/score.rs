@@ -30,11 +30,11 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let text = read_text(&args.file)?;
-    let model = args.model.open()?.scoring_with(&args.adapter)?;
+    let model = args.model.open_to_score(&args.adapter)?;
     let busy = Busy::new("scoring".into());
     let start = Instant::now();
     let encoding = model.engine.tokenizer()?.encode(&text, true, false)?;
-    let nll = model.engine.score(&encoding.ids)?;
+    let nll = model.engine.score(&encoding.ids, &busy.control())?;
     let seconds = start.elapsed().as_secs_f64();
     drop(busy);
 

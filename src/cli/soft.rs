@@ -62,7 +62,7 @@ impl TextArgs {
 impl Given {
     /// Its token ids. A prompt is read as `generate` reads one: with a BOS in front, where the tokenizer
     /// puts it, and special tokens by their names. Any other text is text only.
-    pub fn source(self, engine: &dyn Engine, prompt: bool) -> Outcome<Source> {
+    pub fn source(self, engine: &Engine, prompt: bool) -> Outcome<Source> {
         Ok(match self {
             Given::Ids(ids) => Source::ids(ids),
             Given::Text(text) => {

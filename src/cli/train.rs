@@ -1,8 +1,6 @@
 //! `prefold train`: adapters from rows of text.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Subcommand, ValueEnum};
 use prefold::gpu::Precision;
@@ -17,13 +15,14 @@ use prefold::train::checkpoint::Card;
 use prefold::train::data::{self, BadRows, Order, Reading, Task};
 use prefold::train::objective::{LoraShape, Objective};
 use prefold::train::parameters::{Parameters, target};
-use prefold::train::run::{self, Data, Options, Start, Summary};
+use prefold::train::run::{Data, Event, Options, Start, Summary};
 use prefold::train::schedule::Schedule;
 use prefold::{Device, Engine, Error};
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Outcome};
 use super::files::write_stdout;
+use super::interrupt;
 use super::model;
 use super::soft::MethodName;
 use super::train_progress::Progress;
@@ -66,7 +65,7 @@ struct RunArgs {
     #[command(flatten)]
     model: model::PathArgs,
     /// Where it runs: auto, cpu, cuda or cuda:N
-    #[arg(long, value_parser = model::device, default_value = "auto", help_heading = "Model")]
+    #[arg(long, default_value = "auto", help_heading = "Model")]
     device: Device,
     /// What products are made of; bf16 needs a CUDA device
     #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
@@ -226,20 +225,21 @@ pub fn run(args: Args) -> Outcome {
     let path = args.model.path()?;
     let weights = Weights::open(&path)?;
     let config = weights.config();
-    let stop = Arc::new(AtomicBool::new(false));
-    listen(&stop)?;
     let precision = match args.precision {
         PrecisionName::F32 => Precision::F32,
         PrecisionName::Bf16 => Precision::Bf16,
     };
-    let model = model::open(&path, args.device, precision)?;
+    let builder = Engine::builder(&path)
+        .device(args.device)
+        .precision(precision);
+    let model = model::open(&path, builder)?;
     if args.precision == PrecisionName::Bf16 && model.engine.info().device.starts_with("cpu") {
         return Err(Failure::Failed(Error::Unsupported {
             what: "--precision bf16 on a CPU".into(),
             have: "--precision f32 there, and bf16 on a CUDA device".into(),
         }));
     }
-    let parameters = args.parameters(task, &*model.engine, config)?;
+    let parameters = args.parameters(task, &model.engine, config)?;
     let given = args.given_settings()?;
     let method = match (args.method, &given) {
         (Some(name), _) => name.method(),
@@ -307,7 +307,7 @@ pub fn run(args: Args) -> Outcome {
     let fingerprint = model.engine.info().fingerprint.clone();
     options.identity.insert("model".into(), fingerprint.into());
 
-    let mut source = model.engine.source(
+    let mut source = model.engine.training().source(
         parameters.lora.clone(),
         objective,
         args.activation_mb.saturating_mul(1 << 20),
@@ -355,21 +355,12 @@ pub fn run(args: Args) -> Outcome {
         tokenizer,
         dev: &dev,
     };
-    let done = run::run(&mut *source, start, data, &options, &stop, &mut |event| {
-        progress.hear(&event);
-    });
+    let control = interrupt::control();
+    let mut watch = |event: Event<'_>| progress.hear(&event);
+    let training = model.engine.training();
+    let done = training.run(&mut *source, start, data, &options, &control, &mut watch);
     progress.end();
-    args.report(done?, stop.load(Ordering::Relaxed))
-}
-
-/// A first SIGINT or SIGTERM sets `stop`, a second one ends the process.
-fn listen(stop: &Arc<AtomicBool>) -> Outcome {
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .map_err(Error::io("signals"))?;
-    }
-    Ok(())
+    args.report(done?, interrupt::told())
 }
 
 fn input(what: &str, reason: &str) -> Failure {
@@ -454,7 +445,7 @@ impl RunArgs {
         })
     }
 
-    fn parameters(&self, task: Task, engine: &dyn Engine, config: &Config) -> Outcome<Parameters> {
+    fn parameters(&self, task: Task, engine: &Engine, config: &Config) -> Outcome<Parameters> {
         let with_memory = task != Task::Align;
         if let Some(folder) = &self.adapter {
             return Ok(Parameters::open(folder, config, with_memory)?);
@@ -464,7 +455,8 @@ impl RunArgs {
             InitName::Normal => MemoryStart::Normal,
             InitName::Mean => MemoryStart::Mean,
         };
-        Ok(engine.new_adapter(self.lora()?, memory_tokens, start, self.seed)?)
+        let training = engine.training();
+        Ok(training.new_adapter(self.lora()?, memory_tokens, start, self.seed)?)
     }
 
     /// How the given adapter was trained, if it says so.

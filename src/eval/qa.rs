@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::data::Question;
 use super::metrics::{best, exact_match, f1};
 use super::run::{Answer, Pair, Task, place};
+use crate::control::Control;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{
@@ -94,8 +95,8 @@ impl<'a> Way<'a> {
 /// The host reads `CONTEXT`, a blank line, `Question: …` and `Answer:`; behind a prefix the last two.
 /// Its answer ends with the line, with its end-of-text token, or after `max_new_tokens`.
 pub struct Qa<'a> {
-    scorer: &'a dyn Engine,
-    host: &'a dyn Engine,
+    scorer: &'a Engine,
+    host: &'a Engine,
     questions: Vec<Question>,
     cases: Vec<(Way<'a>, Option<f64>)>,
     max_new_tokens: usize,
@@ -110,8 +111,8 @@ impl<'a> Qa<'a> {
     /// [`Error::Input`] for a rate outside (0, 1], or where there is no question, no way or, for ways
     /// that have one, no rate.
     pub fn new(
-        scorer: &'a dyn Engine,
-        host: &'a dyn Engine,
+        scorer: &'a Engine,
+        host: &'a Engine,
         questions: Vec<Question>,
         ways: Vec<Way<'a>>,
         rates: &[f64],
@@ -145,7 +146,13 @@ impl<'a> Qa<'a> {
     }
 
     /// What the host is to read in place of the documents.
-    fn shorten(&self, way: &Way<'_>, rate: f64, question: &Question) -> Result<Read> {
+    fn shorten(
+        &self,
+        way: &Way<'_>,
+        rate: f64,
+        question: &Question,
+        control: &Control,
+    ) -> Result<Read> {
         let docs = question.documents();
         let whole = |docs: Vec<String>| docs.join("\n\n");
         let random = || {
@@ -174,7 +181,7 @@ impl<'a> Qa<'a> {
                     .with_question(&question.question)
                     .with_rate(rate)
                     .with_mode((**mode).clone());
-                let text = self.scorer.compress(&request)?.text;
+                let text = self.scorer.compress_with(&request, control)?.text;
                 // The host's own form of the question follows.
                 let context = text.strip_suffix(&question.question).unwrap_or(&text);
                 context.trim_end().to_string()
@@ -187,7 +194,11 @@ impl<'a> Qa<'a> {
                     piece_tokens: None,
                 };
                 let source = Source::text(&text, ids);
-                let prefix = self.host.encode(adapter, &source, &options)?;
+                let prefix = self
+                    .host
+                    .prefixes()
+                    .with(control)
+                    .encode(adapter, &source, &options)?;
                 return Ok(Read::Prefix(Box::new(prefix)));
             }
         }))
@@ -249,13 +260,18 @@ impl Task for Qa<'_> {
         ]))[..16])
     }
 
-    fn ask(&self, pairs: &[Pair], tick: &mut dyn FnMut()) -> Result<Vec<Answer>> {
+    fn ask(
+        &self,
+        pairs: &[Pair],
+        control: &Control,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Vec<Answer>> {
         let tokenizer = self.host.tokenizer()?;
         let mut read = Vec::with_capacity(pairs.len());
         for pair in pairs {
             let (way, rate) = &self.cases[pair.case];
             let question = &self.questions[pair.item];
-            let context = self.shorten(way, rate.unwrap_or(1.0), question)?;
+            let context = self.shorten(way, rate.unwrap_or(1.0), question, control)?;
             let asked = format!("Question: {}\nAnswer:", question.question);
             let (prompt, host_tokens) = match &context {
                 Read::Text(text) => {
@@ -298,7 +314,8 @@ impl Task for Qa<'_> {
                 false => ControlFlow::Continue(()),
             }
         };
-        let replies = self.host.answer(&asks, &sampling, &mut until_line_end)?;
+        let prefixes = self.host.prefixes().with(control);
+        let replies = prefixes.answer(&asks, &sampling, &mut until_line_end)?;
         let mut answers = Vec::with_capacity(pairs.len());
         for ((pair, (.., host_tokens)), reply) in pairs.iter().zip(&read).zip(replies) {
             let question = &self.questions[pair.item];

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::data::Text;
 use super::metrics::{bleu, exact_match, rouge};
 use super::run::{Answer, Pair, Task, place};
+use crate::control::Control;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{Request, check_rate};
@@ -63,7 +64,7 @@ const TOGETHER: usize = 8;
 ///
 /// An answer ends with the model's end-of-text token or 16 tokens behind the length of its text.
 pub struct Regenerate<'a> {
-    model: &'a dyn Engine,
+    model: &'a Engine,
     texts: Vec<(String, Vec<u32>)>,
     from: Vec<Holder<'a>>,
     bos: u32,
@@ -78,7 +79,7 @@ impl<'a> Regenerate<'a> {
     /// [`Error::Input`] where there is no text, nothing to give it back from, no token of a text, no BOS, or
     /// for a rate outside (0, 1]; those of the tokenizer.
     pub fn new(
-        model: &'a dyn Engine,
+        model: &'a Engine,
         texts: &[Text],
         text_tokens: usize,
         from: Vec<Holder<'a>>,
@@ -116,13 +117,15 @@ impl<'a> Regenerate<'a> {
         sum as f64 / self.texts.len() as f64
     }
 
-    fn prefix(&self, pair: Pair) -> Result<Option<KvPrefix>> {
+    fn prefix(&self, pair: Pair, control: &Control) -> Result<Option<KvPrefix>> {
         let (from, ids) = (&self.from[pair.case], &self.texts[pair.item].1);
         let read = |ids: Vec<u32>| match ids.is_empty() {
             true => Ok(None),
             false => {
                 let options = PrefillOptions::default();
-                self.model.prefill(&Source::ids(ids), &options).map(Some)
+                let source = Source::ids(ids);
+                let prefixes = self.model.prefixes().with(control);
+                prefixes.prefill(&source, &options).map(Some)
             }
         };
         Ok(match from {
@@ -137,7 +140,7 @@ impl<'a> Regenerate<'a> {
             Holder::Fold(rate) => {
                 let tokenizer = self.model.tokenizer()?;
                 let request = Request::new([tokenizer.decode(ids)]).with_rate(*rate);
-                let text = self.model.compress(&request)?.text;
+                let text = self.model.compress_with(&request, control)?.text;
                 read(tokenizer.encode(&text, false, false)?.ids)?
             }
             Holder::Prefix(adapter, method) => {
@@ -146,7 +149,8 @@ impl<'a> Regenerate<'a> {
                     piece_tokens: None,
                 };
                 let source = Source::ids(ids.clone());
-                Some(self.model.encode(adapter, &source, &options)?)
+                let prefixes = self.model.prefixes().with(control);
+                Some(prefixes.encode(adapter, &source, &options)?)
             }
         })
     }
@@ -196,11 +200,16 @@ impl Task for Regenerate<'_> {
         hex(&Sha256::digest(all.to_string())[..16])
     }
 
-    fn ask(&self, pairs: &[Pair], tick: &mut dyn FnMut()) -> Result<Vec<Answer>> {
+    fn ask(
+        &self,
+        pairs: &[Pair],
+        control: &Control,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Vec<Answer>> {
         let tokenizer = self.model.tokenizer()?;
         let mut prefixes = Vec::with_capacity(pairs.len());
         for pair in pairs {
-            prefixes.push(self.prefix(*pair)?);
+            prefixes.push(self.prefix(*pair, control)?);
             tick();
         }
         let asks: Vec<Ask<'_>> = pairs
@@ -221,7 +230,8 @@ impl Task for Regenerate<'_> {
             ..Sampling::default()
         };
         let mut left: Vec<usize> = asks.iter().map(|ask| ask.gold.len() + MORE).collect();
-        let replies = self.model.answer(&asks, &sampling, &mut |ask, _| {
+        let answer = self.model.prefixes().with(control);
+        let replies = answer.answer(&asks, &sampling, &mut |ask, _| {
             left[ask] -= 1;
             match left[ask] {
                 0 => ControlFlow::Break(()),

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bootstrap::{Interval, interval};
+use crate::control::Control;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::files::whole_lines;
@@ -22,7 +23,7 @@ pub struct Pair {
 }
 
 /// Where a model runs, as far as answers depend on it: the number of a CPU's threads changes none.
-pub(super) fn place(engine: &dyn Engine) -> &str {
+pub(super) fn place(engine: &Engine) -> &str {
     let device = &engine.info().device;
     match device.starts_with("cpu") {
         true => "cpu",
@@ -70,8 +71,9 @@ pub trait Task {
     /// Asks, and gives an answer for each pair; `tick` is called twice for each.
     ///
     /// # Errors
-    /// Those of the engines.
-    fn ask(&self, pairs: &[Pair], tick: &mut dyn FnMut()) -> Result<Vec<Answer>>;
+    /// Those of the engines, and what ends a call ([`Control`]).
+    fn ask(&self, pairs: &[Pair], control: &Control, tick: &mut dyn FnMut())
+    -> Result<Vec<Answer>>;
 }
 
 /// A way at a rate, over all items.
@@ -132,6 +134,7 @@ pub fn run(
     seed: u64,
     base: Option<&str>,
     log: Option<&Path>,
+    control: &Control,
     tick: &mut dyn FnMut(),
 ) -> Result<Report> {
     let mut log = match log {
@@ -161,7 +164,7 @@ pub fn run(
             continue;
         }
         let asked: Vec<Pair> = pairs.iter().map(|(pair, _)| *pair).collect();
-        for (answer, (pair, key)) in task.ask(&asked, tick)?.into_iter().zip(pairs) {
+        for (answer, (pair, key)) in task.ask(&asked, control, tick)?.into_iter().zip(pairs) {
             let (way, rate) = &cases[pair.case];
             log.add(&key, way, *rate, &answer)?;
             answers[pair.case][pair.item] = Some(answer);

@@ -9,6 +9,7 @@ use super::buffers::{Buffers, Lent};
 use super::config::Family;
 use super::decoder::{Layer, Model, NormWeights};
 use super::trained::{Pair, Trained};
+use crate::control;
 use crate::error::{Error, Result};
 use crate::ops::{
     Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Norm, NormKind,
@@ -194,6 +195,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         let shape = self.attention(pass, &prefixes);
         let (mut inputs, mut layers) = (Vec::new(), Vec::new());
         for i in 0..model.layers.len() {
+            control::check()?;
             let acts = self.layer(i, pass, &shape, &angles, &x)?;
             if let Some(memory) = &mut memory {
                 let layer = self.tails(pass.lengths, memory.rows, [&acts.k, &acts.v])?;
@@ -586,6 +588,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         inputs.truncate(model.layers.len());
         let mut inputs_wanted = true;
         for i in (0..model.layers.len()).rev() {
+            control::check()?;
             let layer = &model.layers[i];
             let Some(x) = inputs.pop() else { break };
             let acts = match layers.pop().flatten() {

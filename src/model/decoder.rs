@@ -5,6 +5,7 @@ mod step;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::control;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family};
 use crate::model::kv::Kv;
@@ -295,18 +296,20 @@ impl<B: Backend> Model<B> {
         let Some(scratch) = hidden.scratch.as_mut() else {
             return Ok(hidden);
         };
-        self.enter(input, &positions, scratch)?;
+        control::step(|| self.enter(input, &positions, scratch))?;
         let attention = self.attention(prefix, lengths);
         for (i, layer) in self.layers.iter().enumerate() {
             let lora = lora.map(|lora| lora.layer(i)).unwrap_or_default();
-            self.layer(layer, lora, rows, scratch, estimate, &mut |s| {
-                let Scratch {
-                    qkv,
-                    angles,
-                    attention: out,
-                    ..
-                } = s;
-                self.attend(layer, &attention, rows, qkv, angles, kv.layer(i), out)
+            control::step(|| {
+                self.layer(layer, lora, rows, scratch, estimate, &mut |s| {
+                    let Scratch {
+                        qkv,
+                        angles,
+                        attention: out,
+                        ..
+                    } = s;
+                    self.attend(layer, &attention, rows, qkv, angles, kv.layer(i), out)
+                })
             })?;
             if let Some(watch) = &mut watch {
                 let (width, stride) = (
@@ -318,7 +321,7 @@ impl<B: Backend> Model<B> {
                 watch(i, queries.copied().collect());
             }
         }
-        self.norm(&self.norm, rows, &scratch.x, &mut scratch.h)?;
+        control::step(|| self.norm(&self.norm, rows, &scratch.x, &mut scratch.h))?;
         Ok(hidden)
     }
 
@@ -547,6 +550,11 @@ impl<B: Backend> Scratch<B> {
 }
 
 impl<B: Backend> Hidden<'_, B> {
+    /// Rows of the pass.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Nll (natural log) of each pick's target given its row.
     ///
     /// # Errors
@@ -601,10 +609,11 @@ impl<B: Backend> Hidden<'_, B> {
         }
         let (backend, width) = (&model.backend, model.config.hidden);
         let (h, head, out) = (&scratch.h, model.head(), &mut scratch.nll);
-        match self.estimate {
+        let estimate = self.estimate;
+        control::step(|| match estimate {
             true => backend.estimate_nll(width, h, head, picks, out),
             false => backend.nll(width, h, head, picks, out),
-        }
+        })
     }
 
     /// The states themselves, `[rows, hidden]`.
@@ -638,10 +647,12 @@ impl<B: Backend> Hidden<'_, B> {
             outputs: c.vocab,
             add: false,
         };
-        let mut logits = backend.zeros(c.vocab)?;
         let head = self.model.head();
-        backend.linear(shape, &backend.upload(&row)?, head, None, &mut logits)?;
-        backend.download(&logits, 0..c.vocab)
+        control::step(|| {
+            let mut logits = backend.zeros(c.vocab)?;
+            backend.linear(shape, &backend.upload(&row)?, head, None, &mut logits)?;
+            backend.download(&logits, 0..c.vocab)
+        })
     }
 
     /// Logits of all rows, `[rows, vocab]`: for few rows.
@@ -656,11 +667,13 @@ impl<B: Backend> Hidden<'_, B> {
             outputs: c.vocab,
             add: false,
         };
-        let mut logits = model.backend.zeros(self.rows * c.vocab)?;
-        model
-            .backend
-            .linear(shape, &scratch.h, model.head(), None, &mut logits)?;
-        model.backend.download(&logits, 0..self.rows * c.vocab)
+        control::step(|| {
+            let mut logits = model.backend.zeros(self.rows * c.vocab)?;
+            model
+                .backend
+                .linear(shape, &scratch.h, model.head(), None, &mut logits)?;
+            model.backend.download(&logits, 0..self.rows * c.vocab)
+        })
     }
 }
 

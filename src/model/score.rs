@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::control;
 use crate::error::Result;
 use crate::model::decoder::{Batch, Hidden, Model};
 use crate::model::kv::Kv;
@@ -143,6 +144,8 @@ impl<'a, B: Backend> Adapted<'a, B> {
             .copied()
             .zip(places.iter().copied())
             .collect();
+        let all: usize = sequences.iter().map(|(ids, _)| ids.len()).sum();
+        let mut done = 0;
         rest.reverse();
         while let Some(((first, from), place)) = rest.pop() {
             if first.len() > WHOLE && kv.is_empty() {
@@ -157,7 +160,10 @@ impl<'a, B: Backend> Adapted<'a, B> {
                     let picks = &picks[skip.min(picks.len())..];
                     skip = skip.saturating_sub(PASS);
                     to += picks.len();
-                    hidden.nll_to(picks, out, [(picks.len(), to - picks.len())])
+                    hidden.nll_to(picks, out, [(picks.len(), to - picks.len())])?;
+                    done += hidden.rows();
+                    control::report(done, all);
+                    Ok(())
                 })?;
                 continue;
             }
@@ -195,6 +201,8 @@ impl<'a, B: Backend> Adapted<'a, B> {
                 .iter()
                 .map(|((ids, from), at)| (scored(ids, *from), *at));
             hidden.nll_to(&picks, out, parts)?;
+            done += ids.len();
+            control::report(done, all);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use crate::control::Call;
 use crate::error::{Error, Result};
 use crate::model::{Scorer, Session, Thinned, Thinning};
 
@@ -48,10 +49,13 @@ fn round<T: Sync, R: Send>(
         answers: Condvar::new(),
     };
     let table = &table;
+    // Threads of ours work for the call of the thread that waits for them.
+    let call = &Call::current();
     thread::scope(|scope| {
         let at_work = items.iter().enumerate().map(|(seat, item)| {
             let seat = Seat { table, seat };
-            let spawned = thread::Builder::new().spawn_scoped(scope, move || work(&seat, item));
+            let spawned = thread::Builder::new()
+                .spawn_scoped(scope, move || call.enter(|| work(&seat, item)));
             (spawned, item)
         });
         // All sit down before anybody is waited for.

@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 pub use crate::rope::{Rope, RopeScaling};
+pub use crate::soft::{
+    Adapter, Ask, EncodeOptions, Finish, Generated, KeepBy, PrefillOptions, Reply, Sampling, Source,
+};
 pub use file::Dtype;
 
 /// The model whose keys and values these are.

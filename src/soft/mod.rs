@@ -17,6 +17,7 @@ pub use generate::{Ask, Finish, Generated, Reply, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};
 pub use prune::KeepBy;
 
+use crate::control;
 use crate::error::{Error, Result};
 use crate::model::decoder::{Hidden, Input, Model};
 use crate::model::kv::Kv;
@@ -71,11 +72,14 @@ fn advance<'a, B: Backend>(
 ) -> Result<Option<Hidden<'a, B>>> {
     model.check_positions(kv.position(), ids.len())?;
     let mut last = None;
+    let mut done = 0;
     for pass in ids.chunks(PASS) {
         // Its buffers go back before the next pass asks for some.
         drop(last.take());
         last = Some(model.forward_adapted(Input::Ids(pass), lora, kv)?);
         kv.commit(pass.len())?;
+        done += pass.len();
+        control::report(done, ids.len());
     }
     Ok(last)
 }

@@ -2,6 +2,7 @@
 
 use super::prune::{KeepBy, Queries, count, top};
 use super::{PASS, Source, rope};
+use crate::control;
 use crate::error::{Error, Result};
 use crate::model::Scorer;
 use crate::model::decoder::{Input, Model};
@@ -50,10 +51,12 @@ pub fn prefill<B: Backend>(
         match queries.is_empty() {
             true => drop(model.forward_adapted(input, None, &mut kv)?),
             false => drop(model.forward_watched(input, &mut kv, &mut |layer, rows| {
-                queries[layer].hear(c, rows);
+                let queries = &mut queries[layer];
+                control::compute(|| queries.hear(c, rows));
             })?),
         }
         kv.commit(pass.len())?;
+        control::report(kv.len(), n);
     }
     let all: Vec<usize> = (0..n).collect();
     let mut layers = model.take(&kv, &all)?;
@@ -74,8 +77,8 @@ pub fn prefill<B: Backend>(
         Some((rate, _)) => {
             let mut kept = Vec::with_capacity(c.layers * c.kv_heads);
             for ([k, v], queries) in layers.iter_mut().zip(&queries) {
-                let rows: Vec<Vec<usize>> = queries
-                    .score(c, k, v)
+                let scores = control::step(|| Ok(queries.score(c, k, v)))?;
+                let rows: Vec<Vec<usize>> = scores
                     .iter()
                     .map(|scores| top(scores, count(n, rate)))
                     .collect();

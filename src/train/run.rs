@@ -1,7 +1,6 @@
 //! The loop: draw, sum gradients, clip, step, log, evaluate, save.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::{Map, Value};
@@ -13,6 +12,7 @@ use super::log::{Line, Log};
 use super::objective::{Gradient, Sample};
 use super::parameters::Parameters;
 use super::schedule::Schedule;
+use crate::control::{self, Call, Control};
 use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::random::Random;
@@ -176,7 +176,7 @@ pub struct Start<'a> {
     pub card: Card,
 }
 
-/// Trains until `steps` are done or `stop` is set, whereupon the last whole step is saved.
+/// Trains until `steps` are done or `control` ends it, whereupon the last whole step is saved.
 ///
 /// # Errors
 /// [`Error::Input`] for options that cannot be, a folder that is something else, a run that was made
@@ -186,7 +186,18 @@ pub fn run(
     start: Start<'_>,
     data: Data<'_>,
     options: &Options,
-    stop: &AtomicBool,
+    control: &Control,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Summary> {
+    let call = Call::current().under(control);
+    call.enter(|| steps(source, start, data, options, watch))
+}
+
+fn steps(
+    source: &mut dyn Source,
+    start: Start<'_>,
+    data: Data<'_>,
+    options: &Options,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary> {
     options.check()?;
@@ -229,7 +240,7 @@ pub fn run(
     let mut stream = Stream::open(data.order, data.reading, data.tokenizer, state.position)?;
     let mut saved = state.step;
     let (mut loss, mut dev_loss) = (None, None);
-    let stopped = || stop.load(Ordering::Relaxed);
+    let stopped = || control::check().is_err();
     'steps: while state.step < options.steps && !stopped() {
         let clock = Instant::now();
         let step = state.step + 1;
@@ -248,7 +259,11 @@ pub fn run(
             }
             let batch = batch?;
             let seed = Random::of(options.seed, &[step, pass as u64]).next();
-            add(&mut sum, source.gradient(&parameters, &batch, seed)?)?;
+            // A pass that was ended is taken again with its step.
+            match unless_ended(source.gradient(&parameters, &batch, seed))? {
+                Some(gradient) => add(&mut sum, gradient)?,
+                None => break 'steps,
+            }
         }
         let Some(sum) = sum else { break };
         let (mean, tokens) = (sum.mean(), sum.tokens as u64);
@@ -263,9 +278,8 @@ pub fn run(
         }
         let share = options.schedule.share(step, options.warmup, options.steps);
         let lr = options.lr * share;
-        options
-            .adamw
-            .step(&mut parameters.tensors, &gradients, &mut moments, lr)?;
+        let adamw = &options.adamw;
+        control::compute(|| adamw.step(&mut parameters.tensors, &gradients, &mut moments, lr))?;
         let seconds = clock.elapsed().as_secs_f64();
         state.step = step;
         state.position = stream.position();
@@ -275,7 +289,7 @@ pub fn run(
         let last = step == options.steps;
         let due = options.eval_every > 0 && step.is_multiple_of(options.eval_every);
         dev_loss = match (due || last) && !data.dev.is_empty() {
-            true => evaluate(source, &parameters, data.dev, options.batch, stop, watch)?,
+            true => evaluate(source, &parameters, data.dev, options.batch, watch)?,
             false => None,
         };
         let line = Line {
@@ -359,21 +373,27 @@ fn evaluate(
     parameters: &Parameters,
     dev: &[Sample],
     batch: usize,
-    stop: &AtomicBool,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<f64>> {
     let (mut nll, mut targets, mut done) = (0.0, 0, 0);
     for samples in dev.chunks(batch) {
-        if stop.load(Ordering::Relaxed) {
+        let Some((more, count)) = unless_ended(source.nll(parameters, samples))? else {
             return Ok(None);
-        }
-        let (more, count) = source.nll(parameters, samples)?;
+        };
         nll += more;
         targets += count;
         done += samples.len();
         watch(Event::Evaluating(done, dev.len()));
     }
     Ok(Some(nll / targets.max(1) as f64))
+}
+
+/// `None` for a result that is missing because the call was to end.
+fn unless_ended<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(Error::Cancelled | Error::Deadline) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// Refuses to resume a run with other options, and names the first.

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use prefold::Engine;
 use prefold::gpu::{Gpu, Launcher, Precision};
 use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::config::Family;
@@ -16,7 +17,6 @@ use prefold::prefix::Method;
 use prefold::soft::{EncodeOptions, PrefillOptions, Sampling, Source};
 use prefold::train::objective::{LoraShape, Objective, Sample};
 use prefold::train::{MemoryStart, Trainee};
-use prefold::{Engine, open_on};
 
 use crate::common::TempDir;
 use crate::common::compare::assert_close;
@@ -299,9 +299,10 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
     }
 }
 
-fn prefilled(engine: &dyn Engine) -> (Vec<f32>, Vec<u32>) {
+fn prefilled(engine: &Engine) -> (Vec<f32>, Vec<u32>) {
     let ids: Vec<u32> = (0..30).map(|i| i * 31 % VOCAB as u32).collect();
     let prefix = engine
+        .prefixes()
         .prefill(&Source::ids(ids), &PrefillOptions::default())
         .unwrap();
     let options = Sampling {
@@ -310,6 +311,7 @@ fn prefilled(engine: &dyn Engine) -> (Vec<f32>, Vec<u32>) {
         ..Sampling::default()
     };
     let generated = engine
+        .prefixes()
         .generate(Some(&prefix), &[3, 4, 5], &options, &mut |_| {
             std::ops::ControlFlow::Continue(())
         })
@@ -325,11 +327,13 @@ fn prefixes_and_what_is_read_behind_them_are_those_of_the_kernels() {
     let Some(direct) = direct(Precision::F32) else {
         return;
     };
-    let want = prefilled(&*open_on(folder.path(), direct).unwrap());
+    let want = prefilled(&Engine::builder(folder.path()).build_on(direct).unwrap());
     for library in [false, true] {
         let Some(place) = Place::new(90) else { return };
-        let engine = open_on(folder.path(), place.gpu(Precision::F32, library)).unwrap();
-        let got = prefilled(&*engine);
+        let engine = Engine::builder(folder.path())
+            .build_on(place.gpu(Precision::F32, library))
+            .unwrap();
+        let got = prefilled(&engine);
         assert_eq!(got.1, want.1, "library: {library}");
         assert_close("keys and values", &got.0, &wide(&want.0), 1e-3, 0.0);
         assert!(library || bits(&got.0) == bits(&want.0));
@@ -341,10 +345,14 @@ fn encoded_prefixes_are_those_of_the_kernels() {
     let Some(golden) = shared().map(|shared| shared.join("golden/500x")) else {
         return;
     };
-    let encoded = |engine: &dyn Engine| -> Vec<f32> {
-        let adapter = engine.adapter(&golden.join("tiny-adapter-qv")).unwrap();
+    let encoded = |engine: &Engine| -> Vec<f32> {
+        let adapter = engine
+            .prefixes()
+            .adapter(&golden.join("tiny-adapter-qv"))
+            .unwrap();
         let source = Source::ids((3..40).collect());
         let prefix = engine
+            .prefixes()
             .encode(&adapter, &source, &EncodeOptions::default())
             .unwrap();
         let layers = (0..prefix.shape().layers).map(|layer| prefix.layer(layer).unwrap().concat());
@@ -353,11 +361,17 @@ fn encoded_prefixes_are_those_of_the_kernels() {
     let Some(direct) = direct(Precision::F32) else {
         return;
     };
-    let want = encoded(&*open_on(&golden.join("tiny"), direct).unwrap());
+    let want = encoded(
+        &Engine::builder(golden.join("tiny"))
+            .build_on(direct)
+            .unwrap(),
+    );
     for library in [false, true] {
         let Some(place) = Place::new(90) else { return };
-        let engine = open_on(&golden.join("tiny"), place.gpu(Precision::F32, library)).unwrap();
-        let got = encoded(&*engine);
+        let engine = Engine::builder(golden.join("tiny"))
+            .build_on(place.gpu(Precision::F32, library))
+            .unwrap();
+        let got = encoded(&engine);
         assert_close("keys and values", &got, &wide(&want), 1e-3, 0.0);
         assert!(library || bits(&got) == bits(&want));
     }

@@ -13,6 +13,7 @@ mod order;
 mod relevance;
 mod units;
 
+use crate::control;
 use crate::error::{Error, Result};
 use crate::model::Scorer;
 use crate::text::{Tokenizer, counts::count_cl100k};
@@ -115,7 +116,10 @@ impl Exact<'_> {
         }
         let parsed = contexts
             .iter()
-            .map(|text| Parsed::new(self.tokenizer, text))
+            .map(|text| {
+                control::check()?;
+                Parsed::new(self.tokenizer, text)
+            })
             .collect::<Result<Vec<_>>>()?;
         let relevance = self.relevance(prompt, contexts, &parsed)?;
         let plan = self.order(
@@ -221,6 +225,7 @@ impl Exact<'_> {
 
     /// Tokens of a text by whom the options name.
     fn count(&self, text: &str) -> Result<usize> {
+        control::check()?;
         match self.options.count {
             Count::Cl100k => Ok(count_cl100k(text)),
             Count::Scorer => Ok(self.tokenizer.encode(text, false, false)?.ids.len()),

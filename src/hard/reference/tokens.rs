@@ -1,6 +1,7 @@
 //! The token level: iterative token-level prompt compression, segment by segment, conditioned on
 //! what was kept so far (`iterative_compress_prompt`; LLMLingua, algorithm 2).
 
+use crate::control;
 use crate::error::{Error, Result};
 use crate::hard::python;
 use crate::hard::source::Token;
@@ -282,6 +283,8 @@ impl Reference<'_> {
                 cursor = window_end - dropped + size as i64;
             }
             end = usize::try_from(cursor).unwrap_or(0);
+            let dropped = ids.len() - text.ids.len();
+            control::report(ids.len().min(dropped + end), ids.len());
         }
         let mut kept: Vec<usize> = popped.into_iter().chain(text.from).skip(start).collect();
         // With the condition popped off the front, the reference's cut at `start` hits the contexts.

@@ -1,6 +1,7 @@
 //! A reading of texts that lose tokens window by window: the same launches whatever is read.
 
 use super::{Model, Scratch};
+use crate::control;
 use crate::error::Result;
 use crate::model::lora::Lora;
 use crate::ops::{Backend, Limits, Pairing, Room, Rotate, Staged, Texts};
@@ -59,6 +60,7 @@ impl<B: Backend> Model<B> {
         round: &mut Round<B>,
         lora: Option<&Lora<B>>,
     ) -> Result<()> {
+        control::check()?;
         let (b, c) = (&self.backend, &self.config);
         let Round {
             texts,

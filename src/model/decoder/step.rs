@@ -1,6 +1,7 @@
 //! One more token for each of several sequences, each behind a cache of its own.
 
 use super::{Hidden, Input, Model};
+use crate::control;
 use crate::error::{Error, Result};
 use crate::model::kv::Kv;
 use crate::model::lora::LayerLora;
@@ -36,7 +37,7 @@ impl<B: Backend> Model<B> {
         let Some(scratch) = hidden.scratch.as_mut() else {
             return Ok(hidden);
         };
-        self.enter(Input::Ids(ids), &positions, scratch)?;
+        control::step(|| self.enter(Input::Ids(ids), &positions, scratch))?;
 
         // What one row needs for itself.
         let wide = (c.heads + 2 * c.kv_heads) * c.head_dim;
@@ -51,18 +52,20 @@ impl<B: Backend> Model<B> {
             .collect::<Result<Vec<_>>>()?;
         for (i, layer) in self.layers.iter().enumerate() {
             let plain = LayerLora::default();
-            self.layer(layer, plain, rows, scratch, false, &mut |s| {
-                for (row, (kv, angles)) in kvs.iter_mut().zip(&angles).enumerate() {
-                    b.copy(&s.qkv, row * wide..(row + 1) * wide, &mut qkv, 0)?;
-                    let attention = self.attention(kv.len(), &[1]);
-                    let cache = kv.layer(i);
-                    self.attend(layer, &attention, 1, &mut qkv, angles, cache, &mut out)?;
-                    b.copy(&out, 0..narrow, &mut s.attention, row * narrow)?;
-                }
-                Ok(())
+            control::step(|| {
+                self.layer(layer, plain, rows, scratch, false, &mut |s| {
+                    for (row, (kv, angles)) in kvs.iter_mut().zip(&angles).enumerate() {
+                        b.copy(&s.qkv, row * wide..(row + 1) * wide, &mut qkv, 0)?;
+                        let attention = self.attention(kv.len(), &[1]);
+                        let cache = kv.layer(i);
+                        self.attend(layer, &attention, 1, &mut qkv, angles, cache, &mut out)?;
+                        b.copy(&out, 0..narrow, &mut s.attention, row * narrow)?;
+                    }
+                    Ok(())
+                })
             })?;
         }
-        self.norm(&self.norm, rows, &scratch.x, &mut scratch.h)?;
+        control::step(|| self.norm(&self.norm, rows, &scratch.x, &mut scratch.h))?;
         for kv in kvs {
             kv.commit(1)?;
         }

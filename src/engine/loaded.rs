@@ -1,19 +1,18 @@
-//! The whole library behind one object.
+//! A model in memory behind one object: generics over backends stop here.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Serialize;
-
+use super::ModelInfo;
+use crate::control;
 use crate::error::{Error, Result};
-use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::{self, Compressed, Request};
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
 use crate::model::{Adapted, Scorer};
-use crate::ops::{Backend, Cpu};
+use crate::ops::Backend;
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{
     self, Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
@@ -23,118 +22,15 @@ use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::{self, Parameters};
 use crate::train::{self, MemoryStart, Trainee};
 
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// The first CUDA device if there is one, this program has kernels for it, and they agree with the
-    /// CPU on small shapes ([`Gpu::self_check`]); otherwise the CPU, and [`ModelInfo::device`] says why where
-    /// there is a driver.
-    #[default]
-    Auto,
-    /// The CPU, all cores.
-    Cpu,
-    /// A CUDA device by its number.
-    Cuda(usize),
-}
-
-/// Shape and origin of an open model, for display.
-#[derive(Debug, Clone, Serialize)]
-pub struct ModelInfo {
-    /// Name of its file or folder.
-    pub name: String,
-    /// `llama`, `qwen2`, `qwen3`, `gpt2`.
-    pub architecture: String,
-    /// Number of weights; a tied head counts once.
-    pub parameters: usize,
-    /// Number of token ids.
-    pub vocab: usize,
-    /// Decoder layers.
-    pub layers: usize,
-    /// Width of the hidden state.
-    pub hidden: usize,
-    /// Longest sequence the model was made for, in tokens.
-    pub max_positions: usize,
-    /// Id of the token that begins a text, if the model names one.
-    pub bos: Option<u32>,
-    /// Id of the token that ends a text, if the model names one.
-    pub eos: Option<u32>,
-    /// Identifies weights and configuration.
-    pub fingerprint: String,
-    /// Where it runs, in words.
-    pub device: String,
-}
-
-/// An open model. Any number of threads may call it at once.
-pub trait Engine: Send + Sync {
-    /// Shape and origin.
+/// What an engine asks of a model, whatever device it is on.
+pub(super) trait Runtime: Send + Sync {
     fn info(&self) -> &ModelInfo;
-
-    /// The model's tokenizer.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, which serves ids only.
     fn tokenizer(&self) -> Result<&Tokenizer>;
-
-    /// Nll (nats) of `ids[1..]`, each given all before it, or of more ids than the model has positions
-    /// what a window holds of it: windows as long as the model's context begin half a context apart,
-    /// and each scores what the one before did not reach, so that every id has at least half a context
-    /// before it.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for an id outside the vocabulary.
-    fn score(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let window = self.info().max_positions.max(2);
-        let mut nll = Vec::new();
-        for start in (0..ids.len()).step_by(window / 2) {
-            let end = ids.len().min(start + window);
-            nll.extend(self.score_tail(&ids[start..end], nll.len() + 1 - start)?);
-            if end == ids.len() {
-                break;
-            }
-        }
-        Ok(nll)
-    }
-
-    /// Nll (nats) of `ids[from..]`, each given all before it; the LM head works for these alone. The
-    /// first id has none: `from` 0 is taken as 1.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions.
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
-
-    /// A shorter prompt: see [`hard::compress`].
-    ///
-    /// # Errors
-    /// Those of [`hard::compress`].
     fn compress(&self, request: &Request) -> Result<Compressed>;
-
-    /// Several prompts at once, on a device faster than one by one: see [`hard::compress_many`].
-    ///
-    /// # Errors
-    /// Of each by itself those of [`Engine::compress`].
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
-
-    /// How many prompts [`Engine::compress_many`] has in hand at a time: 1 where one alone keeps the device
-    /// busy, as it does a CPU.
     fn at_a_time(&self) -> usize;
-
-    /// Reads an encoder's adapter from a folder: see [`Adapter::open`].
-    ///
-    /// # Errors
-    /// Those of [`Adapter::open`].
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
-
-    /// Scores, and so compresses, with an adapter on from now on: one that distribution alignment
-    /// trained (LLMLingua, section 4.3). Prefixes and generated text stay the model's own.
-    ///
-    /// # Errors
-    /// Those of [`LoraWeights::open`].
-    fn score_with(&mut self, folder: &Path) -> Result<()>;
-
-    /// An untrained adapter: A as PEFT draws it, B zero, and so many memory embeddings.
-    ///
-    /// # Errors
-    /// Those of [`parameters::check`].
     fn new_adapter(
         &self,
         lora: LoraShape,
@@ -142,41 +38,19 @@ pub trait Engine: Send + Sync {
         start: MemoryStart,
         seed: u64,
     ) -> Result<Parameters>;
-
-    /// Losses and gradients of an objective over this model, for adapters of `lora`'s shape: what
-    /// [`run`](crate::train::run::run) trains by. Of the activations as many are kept as fit into so
-    /// many bytes; the others are computed again, layer by layer.
-    ///
-    /// # Errors
-    /// Those of [`Trainee::new`].
     fn source(
         &self,
         lora: LoraShape,
         objective: Objective,
         activations: usize,
-    ) -> Result<Box<dyn train::run::Source + '_>>;
-
-    /// A text as the K and V of a few memory tokens: see [`soft::encode`].
-    ///
-    /// # Errors
-    /// Those of [`soft::encode`].
+    ) -> Result<Box<dyn train::run::Source + Send + '_>>;
     fn encode(
         &self,
         adapter: &Adapter,
         source: &Source,
         options: &EncodeOptions,
     ) -> Result<KvPrefix>;
-
-    /// A text as the model's own K and V: see [`soft::prefill`].
-    ///
-    /// # Errors
-    /// Those of [`soft::prefill`].
     fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix>;
-
-    /// Text behind a prefix and a prompt: see [`soft::generate`].
-    ///
-    /// # Errors
-    /// Those of [`soft::generate`], and [`Error::Input`] for another model's prefix, naming both.
     fn generate(
         &self,
         prefix: Option<&KvPrefix>,
@@ -184,12 +58,6 @@ pub trait Engine: Send + Sync {
         options: &Sampling,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated>;
-
-    /// The nll of given continuations and the model's own ones, each prompt read once: see
-    /// [`soft::answer`].
-    ///
-    /// # Errors
-    /// Those of [`Engine::generate`].
     fn answer(
         &self,
         asks: &[Ask<'_>],
@@ -198,61 +66,17 @@ pub trait Engine: Send + Sync {
     ) -> Result<Vec<Reply>>;
 }
 
-/// Opens a GGUF file or a Hugging Face folder; a CUDA device works in `precision`, the CPU in f32.
-///
-/// # Errors
-/// [`Error::Device`] for a CUDA device that was asked for and cannot be had; [`Error::Io`] and
-/// [`Error::Format`] for a file that cannot be read, and [`Error::Unsupported`] for an architecture,
-/// tokenizer or tensor type that is not built.
-pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<Box<dyn Engine>> {
-    // First: without a device nothing needs to be read.
-    let mut unasked = None;
-    match device {
-        Device::Cpu => {}
-        Device::Cuda(index) => return open_on(model, Gpu::new(Cuda::open(index)?, precision)),
-        Device::Auto => match Cuda::open(0) {
-            Ok(cuda) => {
-                let gpu = Gpu::new(cuda, precision);
-                match gpu.self_check() {
-                    Ok(()) => return open_on(model, gpu),
-                    Err(error) => unasked = Some(error),
-                }
-            }
-            // Without a driver nobody misses a GPU.
-            Err(error) if Cuda::driver_present() => unasked = Some(error),
-            Err(_) => {}
-        },
-    }
-    let mut name = format!("cpu, {} threads", rayon::current_num_threads());
-    if let Some(error) = unasked {
-        name += &format!(" (not the GPU: {error})");
-    }
-    load(model, Cpu::new(), name)
-}
-
-/// Opens a GGUF file or a Hugging Face folder on a backend of the caller's: a device with kernels that were built
-/// elsewhere ([`Cuda::with_images`]), or kernels executed by the CPU.
-///
-/// # Errors
-/// Those of [`open_with`].
-pub fn open_on<L: Launcher>(model: &Path, gpu: Gpu<L>) -> Result<Box<dyn Engine>> {
-    let name = gpu.describe();
-    load(model, gpu, name)
-}
-
-/// [`open_with`] in the default precision.
-///
-/// # Errors
-/// Those of [`open_with`].
-pub fn open(model: &Path, device: Device) -> Result<Box<dyn Engine>> {
-    open_with(model, device, Precision::default())
-}
-
-fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn Engine>> {
-    let weights = Weights::open(model)?;
-    let tokenizer = tokenizer(&weights)?;
+/// Brings a model to a device; `scoring` is the adapter that is on when it scores.
+pub(super) fn load<B: Backend>(
+    path: &Path,
+    weights: &Weights,
+    backend: B,
+    device: String,
+    scoring: Option<&Path>,
+) -> Result<Box<dyn Runtime>> {
+    let tokenizer = tokenizer(weights)?;
     let config = weights.config();
-    let name = model.file_name().unwrap_or(model.as_os_str());
+    let name = path.file_name().unwrap_or(path.as_os_str());
     let info = ModelInfo {
         name: name.to_string_lossy().into_owned(),
         architecture: config.family.name().into(),
@@ -266,13 +90,22 @@ fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn 
         fingerprint: weights.fingerprint(),
         device,
     };
+    let scoring = match scoring {
+        Some(folder) => Some(LoraWeights::open(folder, config)?),
+        None => None,
+    };
+    let model = Model::load(backend, weights)?;
+    let scoring = match scoring {
+        Some(weights) => Some(Lora::load(model.backend(), model.config(), &weights)?),
+        None => None,
+    };
     Ok(Box::new(Loaded {
         info,
         tokenizer,
-        path: model.to_owned(),
-        model: Model::load(backend, &weights)?,
+        path: path.to_owned(),
+        model,
         lora: Mutex::default(),
-        scoring: None,
+        scoring,
     }))
 }
 
@@ -300,7 +133,7 @@ fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
 struct Loaded<B: Backend> {
     info: ModelInfo,
     tokenizer: Option<Tokenizer>,
-    path: std::path::PathBuf,
+    path: PathBuf,
     model: Model<B>,
     /// The adapter last used, on the device.
     lora: Mutex<Option<(String, Arc<Lora<B>>)>>,
@@ -335,7 +168,7 @@ impl<B: Backend> Loaded<B> {
     }
 }
 
-impl<B: Backend> Engine for Loaded<B> {
+impl<B: Backend> Runtime for Loaded<B> {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
@@ -378,16 +211,6 @@ impl<B: Backend> Engine for Loaded<B> {
         Adapter::open(folder, self.model.config())
     }
 
-    fn score_with(&mut self, folder: &Path) -> Result<()> {
-        let weights = LoraWeights::open(folder, self.model.config())?;
-        self.scoring = Some(Lora::load(
-            self.model.backend(),
-            self.model.config(),
-            &weights,
-        )?);
-        Ok(())
-    }
-
     fn new_adapter(
         &self,
         lora: LoraShape,
@@ -405,8 +228,8 @@ impl<B: Backend> Engine for Loaded<B> {
         lora: LoraShape,
         objective: Objective,
         activations: usize,
-    ) -> Result<Box<dyn train::run::Source + '_>> {
-        Ok(Box::new(Training {
+    ) -> Result<Box<dyn train::run::Source + Send + '_>> {
+        Ok(Box::new(Trained {
             trainee: Trainee::new(&self.model, lora, activations)?,
             objective,
         }))
@@ -453,12 +276,12 @@ impl<B: Backend> Engine for Loaded<B> {
 }
 
 /// An objective over a model.
-struct Training<'m, B: Backend> {
+struct Trained<'m, B: Backend> {
     trainee: Trainee<'m, B>,
     objective: Objective,
 }
 
-impl<B: Backend> train::run::Source for Training<'_, B> {
+impl<B: Backend> train::run::Source for Trained<'_, B> {
     fn gradient(
         &mut self,
         parameters: &Parameters,
@@ -466,12 +289,12 @@ impl<B: Backend> train::run::Source for Training<'_, B> {
         seed: u64,
     ) -> Result<Gradient> {
         let (tensors, objective) = (&parameters.tensors, &self.objective);
-        self.trainee.gradient(tensors, batch, objective, seed)
+        control::step(|| self.trainee.gradient(tensors, batch, objective, seed))
     }
 
     fn nll(&mut self, parameters: &Parameters, batch: &[Sample]) -> Result<(f64, usize)> {
         let (tensors, objective) = (&parameters.tensors, &self.objective);
-        let loss = self.trainee.loss(tensors, batch, objective)?;
+        let loss = control::step(|| self.trainee.loss(tensors, batch, objective))?;
         Ok((loss.nll, loss.targets))
     }
 }

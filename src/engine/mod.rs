@@ -1,0 +1,370 @@
+//! An open model: the whole library behind one object.
+
+mod loaded;
+mod prefixes;
+mod training;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::Serialize;
+
+use crate::control::{Call, Control};
+use crate::error::{Error, Result};
+use crate::gpu::{Cuda, Gpu, Launcher, Precision};
+use crate::hard::{Compressed, Request};
+use crate::model::weights::Weights;
+use crate::ops::Cpu;
+use crate::text::Tokenizer;
+use loaded::Runtime;
+
+pub use prefixes::Prefixes;
+pub use training::Training;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// The first CUDA device if there is one, this program has kernels for it, and they agree with the
+    /// CPU on small shapes; otherwise the CPU, and [`ModelInfo::device`] says why where there is a driver.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by its number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`.
+    fn from_str(name: &str) -> Result<Self> {
+        let device = match name {
+            "auto" => Some(Device::Auto),
+            "cpu" => Some(Device::Cpu),
+            "cuda" => Some(Device::Cuda(0)),
+            _ => name
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Device::Cuda),
+        };
+        device.ok_or_else(|| Error::Unsupported {
+            what: format!("device `{name}`"),
+            have: "auto, cpu, cuda, cuda:N".into(),
+        })
+    }
+}
+
+/// Shape and origin of an open model, for display.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// Name of its file or folder.
+    pub name: String,
+    /// `llama`, `qwen2`, `qwen3`, `gpt2`.
+    pub architecture: String,
+    /// Number of weights; a tied head counts once.
+    pub parameters: usize,
+    /// Number of token ids.
+    pub vocab: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the hidden state.
+    pub hidden: usize,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_positions: usize,
+    /// Id of the token that begins a text, if the model names one.
+    pub bos: Option<u32>,
+    /// Id of the token that ends a text, if the model names one.
+    pub eos: Option<u32>,
+    /// Identifies weights and configuration.
+    pub fingerprint: String,
+    /// Where it runs, in words.
+    pub device: String,
+}
+
+/// How a model is opened: see [`Engine::builder`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct EngineBuilder {
+    path: PathBuf,
+    device: Device,
+    precision: Precision,
+    threads: usize,
+    adapter: Option<PathBuf>,
+}
+
+impl EngineBuilder {
+    /// Sets where the model runs; [`Device::Auto`] by default.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Sets what a CUDA device multiplies in; the CPU works in f32.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Sets the number of the engine's own CPU threads; 0, the default, is one per core.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Scores, and so compresses, with an adapter that distribution alignment trained (LLMLingua,
+    /// section 4.3). Prefixes and generated text stay the model's own.
+    pub fn adapter(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.adapter = Some(folder.into());
+        self
+    }
+
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] for a file that cannot be read, [`Error::Unsupported`] for an
+    /// architecture, tokenizer or tensor type that is not built, [`Error::Device`] for a CUDA device that
+    /// was asked for and cannot be had.
+    pub fn build(self) -> Result<Engine> {
+        // Before a device is touched: most mistakes are in the path.
+        let weights = Weights::open(&self.path)?;
+        let mut why_not = None;
+        let gpu = match self.device {
+            Device::Cpu => None,
+            Device::Cuda(index) => Some(Gpu::new(Cuda::open(index)?, self.precision)),
+            Device::Auto => match Cuda::open(0) {
+                Ok(cuda) => {
+                    let gpu = Gpu::new(cuda, self.precision);
+                    why_not = gpu.self_check().err();
+                    Some(gpu).filter(|_| why_not.is_none())
+                }
+                // Without a driver a GPU is not missed.
+                Err(error) => {
+                    why_not = Some(error).filter(|_| Cuda::driver_present());
+                    None
+                }
+            },
+        };
+        if let Some(gpu) = gpu {
+            return self.load_on(&weights, gpu);
+        }
+        let threads = self.pool()?;
+        let mut device = format!("cpu, {} threads", threads.current_num_threads());
+        if let Some(error) = why_not {
+            device += &format!(" (not the GPU: {error})");
+        }
+        self.load(&weights, threads, Cpu::new(), device)
+    }
+
+    /// Opens the model on a backend of the caller's: a device with kernels that were built elsewhere
+    /// ([`Cuda::with_images`]), or kernels executed by the CPU.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`].
+    #[doc(hidden)]
+    pub fn build_on<L: Launcher>(self, gpu: Gpu<L>) -> Result<Engine> {
+        let weights = Weights::open(&self.path)?;
+        self.load_on(&weights, gpu)
+    }
+
+    fn load_on<L: Launcher>(self, weights: &Weights, gpu: Gpu<L>) -> Result<Engine> {
+        let device = gpu.describe();
+        let threads = self.pool()?;
+        self.load(weights, threads, gpu, device)
+    }
+
+    fn load<B: crate::ops::Backend>(
+        self,
+        weights: &Weights,
+        threads: ThreadPool,
+        backend: B,
+        device: String,
+    ) -> Result<Engine> {
+        let scoring = self.adapter.as_deref();
+        let load = || loaded::load(&self.path, weights, backend, device, scoring);
+        let runtime = threads.install(load)?;
+        Ok(Engine {
+            runtime,
+            threads: Arc::new(threads),
+        })
+    }
+
+    fn pool(&self) -> Result<ThreadPool> {
+        ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .thread_name(|i| format!("prefold-{i}"))
+            .build()
+            .map_err(|error| Error::Device {
+                device: "cpu".into(),
+                reason: error.to_string(),
+            })
+    }
+}
+
+/// An open model with threads of its own. Any number of callers may use it at once.
+///
+/// ```no_run
+/// use prefold::{Device, Engine, Request};
+///
+/// let engine = Engine::builder("SmolLM2-135M-Instruct-Q4_1.gguf")
+///     .device(Device::Cpu)
+///     .threads(2)
+///     .build()?;
+/// let short = engine.compress(&Request::new(["A long document."]).with_tokens(100))?;
+/// # Ok::<(), prefold::Error>(())
+/// ```
+pub struct Engine {
+    runtime: Box<dyn Runtime>,
+    threads: Arc<ThreadPool>,
+}
+
+impl Engine {
+    /// Opens a GGUF file or a Hugging Face folder with all defaults.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`].
+    pub fn open(model: impl Into<PathBuf>) -> Result<Engine> {
+        Self::builder(model).build()
+    }
+
+    /// Says how a GGUF file or a Hugging Face folder is to be opened.
+    pub fn builder(model: impl Into<PathBuf>) -> EngineBuilder {
+        EngineBuilder {
+            path: model.into(),
+            device: Device::default(),
+            precision: Precision::default(),
+            threads: 0,
+            adapter: None,
+        }
+    }
+
+    /// Shape and origin of the model.
+    pub fn info(&self) -> &ModelInfo {
+        self.runtime.info()
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, which serves ids only.
+    #[doc(hidden)]
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.runtime.tokenizer()
+    }
+
+    /// Token ids of a text. `add_special` adds what the tokenizer puts around a text, as BOS;
+    /// `parse_special` reads `<|im_start|>` as one token.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, which serves ids only.
+    pub fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        Ok(tokenizer.encode(text, add_special, parse_special)?.ids)
+    }
+
+    /// The text of token ids.
+    ///
+    /// # Errors
+    /// As [`Engine::tokenize`].
+    pub fn detokenize(&self, ids: &[u32]) -> Result<String> {
+        Ok(self.tokenizer()?.decode(ids))
+    }
+
+    /// Nll (nats) of `ids[1..]`, each given all before it.
+    ///
+    /// Of more ids than the model has positions each is given what a window holds: windows as long as the
+    /// model's context begin half a context apart, and each scores what the one before did not reach, so
+    /// that every id has at least half a context before it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an id outside the vocabulary, and what ends a call ([`Control`]).
+    pub fn score(&self, ids: &[u32], control: &Control) -> Result<Vec<f32>> {
+        let window = self.info().max_positions.max(2);
+        let mut nll = Vec::new();
+        for start in (0..ids.len()).step_by(window / 2) {
+            let end = ids.len().min(start + window);
+            let from = nll.len() + 1 - start;
+            nll.extend(self.score_tail(&ids[start..end], from, control)?);
+            if end == ids.len() {
+                break;
+            }
+        }
+        Ok(nll)
+    }
+
+    /// Nll (nats) of `ids[from..]`, each given all before it; the LM head works for these alone. The
+    /// first id has none: `from` 0 is taken as 1.
+    ///
+    /// # Errors
+    /// As [`Engine::score`], and [`Error::Input`] for more ids than the model has positions.
+    pub fn score_tail(&self, ids: &[u32], from: usize, control: &Control) -> Result<Vec<f32>> {
+        self.call(control, || self.runtime.score_tail(ids, from))
+    }
+
+    /// Shortens a prompt: [`Engine::compress_with`] without a control.
+    ///
+    /// # Errors
+    /// As [`Engine::compress_with`].
+    pub fn compress(&self, request: &Request) -> Result<Compressed> {
+        self.compress_with(request, &Control::default())
+    }
+
+    /// Shortens a prompt.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an option out of its range or a tag that cannot be read, [`Error::Budget`]
+    /// when what must be kept is already longer than the target, and what ends a call ([`Control`]).
+    pub fn compress_with(&self, request: &Request, control: &Control) -> Result<Compressed> {
+        self.call(control, || self.runtime.compress(request))
+    }
+
+    /// Shortens several prompts, each as it would come out alone, in their order. On a GPU they share
+    /// forward passes.
+    ///
+    /// # Errors
+    /// As [`Engine::compress_with`], for each by itself.
+    pub fn compress_many(
+        &self,
+        requests: &[Request],
+        control: &Control,
+    ) -> Vec<Result<Compressed>> {
+        self.call(control, || self.runtime.compress_many(requests))
+    }
+
+    /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device
+    /// busy, as it does a CPU.
+    pub fn at_a_time(&self) -> usize {
+        self.runtime.at_a_time()
+    }
+
+    /// Makes KV prefixes, and text after them.
+    pub fn prefixes(&self) -> Prefixes<'_> {
+        Prefixes {
+            engine: self,
+            control: Control::default(),
+        }
+    }
+
+    /// Trains adapters.
+    pub fn training(&self) -> Training<'_> {
+        Training { engine: self }
+    }
+
+    /// Does `work` for a call, on this engine's threads.
+    fn call<R>(&self, control: &Control, work: impl FnOnce() -> R) -> R {
+        Call::new(control, Some(self.threads.clone())).enter(work)
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("info", self.info())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! KV prefixes of an engine's model.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::Engine;
+use crate::control::Control;
+use crate::error::Result;
+use crate::prefix::KvPrefix;
+use crate::soft::{
+    Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+};
+
+/// Makes KV prefixes, and text after them: see [`Engine::prefixes`].
+///
+/// ```no_run
+/// use prefold::prefix::{PrefillOptions, Source};
+/// use prefold::Engine;
+///
+/// let engine = Engine::open("SmolLM2-135M-Instruct-Q4_1.gguf")?;
+/// let text = "A long document.";
+/// let source = Source::text(text, engine.tokenize(text, true, false)?);
+/// let prefix = engine.prefixes().prefill(&source, &PrefillOptions::default())?;
+/// println!("{} tokens", prefix.shape().tokens);
+/// # Ok::<(), prefold::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Prefixes<'e> {
+    pub(super) engine: &'e Engine,
+    pub(super) control: Control,
+}
+
+impl Prefixes<'_> {
+    /// Sets what the calls of this handle are done under.
+    pub fn with(mut self, control: &Control) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Reads an encoder's adapter from a folder in PEFT's layout.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Format`](crate::Error::Format) for files that cannot
+    /// be read or belong to another model.
+    pub fn adapter(&self, folder: &Path) -> Result<Adapter> {
+        self.engine.runtime.adapter(folder)
+    }
+
+    /// Encodes a text as the K and V of a few memory tokens.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an empty text or ids outside the vocabulary, and what
+    /// ends a call ([`Control`]).
+    pub fn encode(
+        &self,
+        adapter: &Adapter,
+        source: &Source,
+        options: &EncodeOptions,
+    ) -> Result<KvPrefix> {
+        let runtime = &self.engine.runtime;
+        self.engine
+            .call(&self.control, || runtime.encode(adapter, source, options))
+    }
+
+    /// Prefills a text: its K and V by the model itself, whole or pruned.
+    ///
+    /// # Errors
+    /// As [`Prefixes::encode`], and [`Error::Input`](crate::Error::Input) for a text longer than the
+    /// model's context or a share out of its range.
+    pub fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {
+        let runtime = &self.engine.runtime;
+        self.engine
+            .call(&self.control, || runtime.prefill(source, options))
+    }
+
+    /// Generates text after a prefix and a prompt; `each` gets every id as it comes and may stop.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an empty prompt, options out of their ranges, ids outside
+    /// the vocabulary, more tokens than the model has positions, or a prefix of another model, naming
+    /// both; and what ends a call ([`Control`]).
+    pub fn generate(
+        &self,
+        prefix: Option<&KvPrefix>,
+        prompt: &[u32],
+        options: &Sampling,
+        each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let runtime = &self.engine.runtime;
+        self.engine.call(&self.control, || {
+            runtime.generate(prefix, prompt, options, each)
+        })
+    }
+
+    /// Scores given continuations and generates the model's own ones, with one prefill for each prompt;
+    /// `each` gets every id with the place of its query.
+    ///
+    /// # Errors
+    /// As [`Prefixes::generate`], for any of the queries.
+    pub fn answer(
+        &self,
+        asks: &[Ask<'_>],
+        options: &Sampling,
+        each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Reply>> {
+        let runtime = &self.engine.runtime;
+        self.engine
+            .call(&self.control, || runtime.answer(asks, options, each))
+    }
+}
