@@ -59,8 +59,7 @@ test:
 # Part of `make test`: every kernel executed by the CPU, directly and by the launcher for devices on a stand-in for
 # NVIDIA's driver. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted \
-	  --test cuda_driver
+	$(CARGO) test --release --test kernels --test cuda_driver
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:

@@ -19,7 +19,7 @@ import tarfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT = 60 << 20
-BINARIES = ["kernels", "kernels_bwd", "lora", "kernel_models", "planted", "thin", "device_parity"]
+BINARIES = ["kernels"]
 
 
 def built():
