@@ -24,11 +24,10 @@ fn splits_as_nltk_does() {
 
 #[test]
 fn sentences_hold_all_but_white_space() {
-    let Some(shared) = common::shared() else {
-        eprintln!("skipped: no data beside the checkout");
+    let Some(path) = common::training_data("corpus_dev.jsonl") else {
         return;
     };
-    let rows = std::fs::read_to_string(shared.join("data/corpus_dev.jsonl")).expect("reads");
+    let rows = std::fs::read_to_string(path).expect("reads");
     for row in rows.lines() {
         let row: Value = serde_json::from_str(row).expect("is JSON");
         let text = row["text"].as_str().expect("a text");

@@ -404,7 +404,7 @@ fn rows_are_shuffled_by_seed_and_each_comes_once_an_epoch() {
 
 #[test]
 fn packed_rows_are_the_rows() {
-    let Some(shared) = common::shared() else {
+    let Some(mut path) = common::training_data("corpus.jsonl.xz") else {
         return;
     };
     let reading = Reading {
@@ -414,7 +414,6 @@ fn packed_rows_are_the_rows() {
     };
     // What is packed here is text, for which there is no tokenizer: that is known of each row only
     // when it is unpacked and parsed, and its number with it.
-    let mut path = shared.join("data/corpus.jsonl.xz");
     let numbers = |path: &Path, want: usize| {
         let mut seen = Vec::new();
         let mut lines = prefold::train::rows::Lines::new(&[path.to_owned()]);
