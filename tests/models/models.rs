@@ -6,11 +6,12 @@ use crate::common;
 use std::path::{Path, PathBuf};
 
 use crate::common::compare::{assert_close, wide};
+use crate::common::{Random, tiny};
 use prefold::Error;
 use prefold::model::decoder::Batch;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::{Cpu, Pick};
+use prefold::ops::{Cpu, GemmOp, Isa, NllOp, Pick};
 use safetensors::SafeTensors;
 
 const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];
@@ -330,4 +331,79 @@ fn many_threads_may_score_at_once() {
             });
         }
     });
+}
+
+/// Scores of a model in a pool of so many threads, in f32 and estimated: whole, in parts and packed.
+fn scores(threads: usize, path: &Path, ids: &[u32]) -> Vec<u32> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build().unwrap().install(|| {
+        let model = open(path);
+        let half = ids.len() / 2;
+        let tails = [(&ids[..half], 1), (&ids[half..], 3), (ids, 2)];
+        let mut session = model.session().unwrap();
+        let mut all = vec![session.score(&ids[..half]).unwrap()];
+        all.push(session.score(&ids[half..]).unwrap());
+        all.extend(model.score_tails(&tails).unwrap());
+        all.extend(model.estimate_tails(&tails).unwrap());
+        all.concat().iter().map(|nll| nll.to_bits()).collect()
+    })
+}
+
+/// The last bit of a score must not depend on the machine's number of cores.
+#[test]
+fn scores_do_not_depend_on_the_number_of_threads() {
+    let mut models: Vec<(PathBuf, Vec<u32>)> = Vec::new();
+    let folders = tiny::FAMILIES
+        .map(|family| tiny::folder(&tiny::config(family), &tiny::tensors(family)));
+    for folder in &folders {
+        let ids = (0..20).map(|i| i * 7 % tiny::VOCAB as u32).collect();
+        models.push((folder.path().into(), ids));
+    }
+    if let Some(path) = smollm2() {
+        models.push((path, (0..90).map(|i| i * 541 % 49_152).collect()));
+    }
+    for (path, ids) in models {
+        let one = scores(1, &path, &ids);
+        assert!(one.len() > ids.len());
+        for threads in [2, 3, 7] {
+            let several = scores(threads, &path, &ids);
+            assert_eq!(one, several, "{threads} threads: {}", path.display());
+        }
+    }
+}
+
+/// The same of the LM head alone, for vocabularies of a few panels to many.
+#[test]
+fn nll_does_not_depend_on_the_number_of_threads() {
+    let mut random = Random(5);
+    for (rows, width, vocab) in [(3, 40, 100), (19, 70, 1001), (64, 33, 5000)] {
+        let mut floats = |len: usize| -> Vec<f32> { (0..len).map(|_| random.float()).collect() };
+        let (x, head) = (floats(rows * width), floats(vocab * width));
+        let picks: Vec<Pick> = (0..rows as u32)
+            .map(|row| Pick {
+                row,
+                target: row * 331 % vocab as u32,
+            })
+            .collect();
+        for isa in Isa::available() {
+            let nll = |threads: usize| -> Vec<u32> {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                pool.build().unwrap().install(|| {
+                    let cpu = Cpu::with_isa(isa).unwrap();
+                    let head = cpu.matrix(vocab, width, &head).unwrap();
+                    let mut out = vec![0.0; 2 * rows];
+                    let mut estimated = vec![0.0; rows];
+                    cpu.nll(width, &x, &head, &picks, &mut out).unwrap();
+                    cpu.estimate_nll(width, &x, &head, &picks, &mut estimated)
+                        .unwrap();
+                    out[rows..].copy_from_slice(&estimated);
+                    out.iter().map(|nll| nll.to_bits()).collect()
+                })
+            };
+            let one = nll(1);
+            for threads in [2, 3, 7] {
+                assert_eq!(one, nll(threads), "{isa:?}, {vocab} ids, {threads} threads");
+            }
+        }
+    }
 }
