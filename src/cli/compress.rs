@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use prefold::hard::{Compressed, Prompt};
 use serde::Serialize;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, usage};
 use super::files::{check_target, read_text, text_or_file, write_stdout, write_whole};
 use super::model::{self, Busy};
 use super::options::Flags;
@@ -110,7 +110,7 @@ pub fn run(args: Args) -> Outcome {
     let mut options = args.flags.options();
     options.trace = args.html.is_some();
     // The library checks too, but only after a model was loaded.
-    options.check()?;
+    usage(options.check())?;
     // A place where nothing can be written is better known before the work than behind it.
     for path in args.output.iter().chain(&args.html) {
         check_target(path)?;
