@@ -295,7 +295,7 @@ impl<'a> Hub<'a> {
                     if attempt == ATTEMPTS {
                         return Err(error);
                     }
-                    std::thread::sleep(Duration::from_millis(250) * attempt * attempt);
+                    std::thread::sleep(Duration::from_millis(250) * attempt);
                 }
             }
         }
