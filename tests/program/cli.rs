@@ -172,8 +172,8 @@ fn help_and_version_are_no_errors() {
 
 #[test]
 fn a_rate_outside_its_range_is_named_with_the_range() {
-    for rate in ["0", "2", "-1", "NaN", "inf", "-0"] {
-        let line = run(&["compress", "--rate", rate, DOCUMENT]).bad(1);
+    for rate in ["0", "2", "-1", "NaN", "inf", "-0", "0%", "101%"] {
+        let line = run(&["compress", "--rate", rate, DOCUMENT]).bad(2);
         assert!(line.contains("rate") && line.contains("(0, 1]"), "{line}");
     }
     for target in ["-1", "NaN", "inf", "90.5"] {
@@ -260,13 +260,17 @@ fn without_any_model_it_says_how_to_get_one() {
     let text = folder.file("text.txt", b"Hello there.");
     let output = Command::new(program)
         .current_dir(&folder.0)
+        .env_remove("PREFOLD_MODEL")
+        .env("PREFOLD_CACHE", folder.path("cache"))
+        .env("HF_HOME", folder.path("hub"))
+        .env("XDG_CONFIG_HOME", folder.path("config"))
         .args(["compress", &text])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with("prefold: --model: "), "{said}");
-    assert!(said.contains("make model"), "{said}");
+    assert!(said.contains("prefold models pull"), "{said}");
 }
 
 // Compressing.
