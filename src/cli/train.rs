@@ -17,10 +17,10 @@ use prefold::train::objective::{LoraShape, Objective};
 use prefold::train::parameters::{Parameters, target};
 use prefold::train::run::{Data, Event, Options, Start, Summary};
 use prefold::train::schedule::Schedule;
-use prefold::{Device, Engine, Error};
+use prefold::{Engine, Error};
 use serde_json::{Map, Value, json};
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, usage};
 use super::files::write_stdout;
 use super::interrupt;
 use super::model;
@@ -64,9 +64,8 @@ const RUN: &str = "Run";
 struct RunArgs {
     #[command(flatten)]
     model: model::PathArgs,
-    /// Where it runs: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", help_heading = "Model")]
-    device: Device,
+    #[command(flatten)]
+    device: model::DeviceArgs,
     /// What products are made of; bf16 needs a CUDA device
     #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
     precision: PrecisionName,
@@ -220,7 +219,7 @@ pub fn run(args: Args) -> Outcome {
         TaskArgs::Align(args) => (Task::Align, args),
     };
     let mut options = args.options();
-    options.check()?;
+    usage(options.check())?;
     args.check(task)?;
     let path = args.model.path()?;
     let weights = Weights::open(&path)?;
@@ -230,7 +229,7 @@ pub fn run(args: Args) -> Outcome {
         PrecisionName::Bf16 => Precision::Bf16,
     };
     let builder = Engine::builder(&path)
-        .device(args.device)
+        .device(args.device.device()?)
         .precision(precision);
     let model = model::open(&path, builder)?;
     if args.precision == PrecisionName::Bf16 && model.engine.info().device.starts_with("cpu") {

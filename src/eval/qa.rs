@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use hmac_sha256::Hash as Sha256;
 use serde::Serialize;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::data::Question;
 use super::metrics::{best, exact_match, f1};
@@ -142,7 +142,7 @@ impl<'a> Qa<'a> {
 
     fn hash(&self, value: &impl Serialize) -> [u8; 32] {
         let text = serde_json::to_vec(value).unwrap_or_default();
-        Sha256::digest(text).into()
+        Sha256::hash(&text)
     }
 
     /// What the host is to read in place of the documents.

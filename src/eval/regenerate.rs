@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use hmac_sha256::Hash as Sha256;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::data::Text;
 use super::metrics::{bleu, exact_match, rouge};
@@ -197,7 +197,7 @@ impl Task for Regenerate<'_> {
             self.bos,
             self.texts[pair.item].1,
         ]);
-        hex(&Sha256::digest(all.to_string())[..16])
+        hex(&Sha256::hash(all.to_string().as_bytes())[..16])
     }
 
     fn ask(

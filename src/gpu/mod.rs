@@ -15,6 +15,7 @@ mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_cuda.rs"]
 mod cuda;
+#[cfg(feature = "emulator")]
 mod emu;
 mod gemm;
 mod launch;
@@ -26,6 +27,7 @@ mod thin;
 mod topk;
 
 pub use cuda::{Cuda, Recording};
+#[cfg(feature = "emulator")]
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
 pub use launch::{Launch, Launcher, Operand, Product};

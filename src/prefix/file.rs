@@ -249,7 +249,7 @@ impl KvPrefix {
         let tensors = SafeTensors::deserialize(&bytes).map_err(sound)?;
         let reader = Reader {
             path,
-            strings: header.metadata().clone().unwrap_or_default(),
+            strings: header.metadata().clone().into_iter().flatten().collect(),
             tensors,
         };
         reader.prefix()

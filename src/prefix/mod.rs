@@ -6,8 +6,8 @@
 pub mod file;
 pub mod llama_cpp;
 
+use hmac_sha256::Hash as Sha256;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 pub use crate::rope::{Rope, RopeScaling};
@@ -373,5 +373,5 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// SHA-256 as hexadecimal digits.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(&Sha256::hash(bytes))
 }

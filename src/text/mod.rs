@@ -3,6 +3,10 @@
 mod byte_bpe;
 pub mod counts;
 mod export;
+#[cfg(feature = "tokenizer-json")]
+mod hf;
+#[cfg(not(feature = "tokenizer-json"))]
+#[path = "no_hf.rs"]
 mod hf;
 mod merge;
 mod pretokenize;

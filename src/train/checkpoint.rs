@@ -2,7 +2,6 @@
 //! go on. The folder is whole or absent at any time.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -276,7 +275,7 @@ fn pack<'a>(
 ) -> Result<Vec<u8>> {
     let views = tensors.map(|(name, shape, values)| (name, Floats { shape, values }));
     // Readers look for this key.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = std::iter::once(("format".to_owned(), "pt".to_owned())).collect();
     safetensors::serialize(views, Some(metadata))
         .map_err(|error| Error::input("checkpoint", error.to_string()))
 }

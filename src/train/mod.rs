@@ -9,9 +9,13 @@ pub mod checkpoint;
 pub mod data;
 mod gradient;
 pub mod log;
+#[cfg(feature = "train")]
 pub mod merge;
 pub mod objective;
+#[cfg(feature = "train")]
+mod packed;
 pub mod parameters;
+#[cfg(feature = "train")]
 pub mod plot;
 pub mod rows;
 pub mod run;

@@ -1,19 +1,13 @@
 //! Lines of JSONL files, as they are, packed by xz or by zstd: streamed, never whole in memory.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-
-use lzma_rust2::XzReader;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use crate::error::{Error, Result};
 
 /// A line beyond this is no row of text; it bounds what a file can have allocated.
 pub const LONGEST_LINE: usize = 16 << 20;
-/// Memory that an xz file may ask for, in KiB; `xz -9` asks for 65 MiB.
-const XZ_MEMORY: u32 = 512 << 10;
 
 /// A line and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,59 +105,16 @@ fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     }
     let file = BufReader::with_capacity(1 << 16, file);
     let ending = path.extension().and_then(|ending| ending.to_str());
-    Ok(match ending {
-        Some("xz") => Box::new(BufReader::new(XzReader::new_mem_limit(
-            file, true, XZ_MEMORY,
-        ))),
-        Some("zst") => Box::new(BufReader::new(Frames {
-            decoder: FrameDecoder::new(),
-            source: file,
-            inside: false,
-        })),
-        _ => Box::new(file),
-    })
-}
-
-/// The frames of a zstd file as one stream, as `zstd` itself reads them.
-struct Frames<R: BufRead> {
-    decoder: FrameDecoder,
-    source: R,
-    inside: bool,
-}
-
-impl<R: BufRead> Read for Frames<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if self.inside {
-                while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                    self.decoder
-                        .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
-                        .map_err(io::Error::other)?;
-                }
-                let read = self.decoder.read(buffer)?;
-                if read > 0 || buffer.is_empty() {
-                    return Ok(read);
-                }
-                let said = self.decoder.get_checksum_from_data();
-                if said.is_some() && said != self.decoder.get_calculated_checksum() {
-                    return Err(io::Error::other("a zstd checksum does not hold"));
-                }
-                self.inside = false;
-            }
-            if self.source.fill_buf()?.is_empty() {
-                return Ok(0);
-            }
-            match self.decoder.reset(&mut self.source) {
-                Ok(()) => self.inside = true,
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                    length,
-                    ..
-                })) => {
-                    let mut skipped = self.source.by_ref().take(length.into());
-                    io::copy(&mut skipped, &mut io::sink())?;
-                }
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
+    match ending {
+        #[cfg(feature = "train")]
+        Some("xz") => Ok(super::packed::xz(file)),
+        #[cfg(feature = "train")]
+        Some("zst") => Ok(super::packed::zstd(file)),
+        #[cfg(not(feature = "train"))]
+        Some(ending @ ("xz" | "zst")) => Err(Error::Unsupported {
+            what: format!("{}: rows packed as .{ending}", path.display()),
+            have: "plain JSONL; packed rows need the feature `train`".into(),
+        }),
+        _ => Ok(Box::new(file)),
     }
 }

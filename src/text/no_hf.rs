@@ -1,0 +1,39 @@
+//! Stands in for `hf.rs` where the crate is built without the feature `tokenizer-json`.
+
+use std::path::Path;
+
+use super::tokenizer::Encoding;
+use crate::error::{Error, Result};
+
+/// A tokenizer that cannot be had: without a value there is nothing to call.
+pub(super) enum HfTokenizer {}
+
+impl HfTokenizer {
+    pub(super) fn from_file(path: &Path) -> Result<Self> {
+        Err(Error::Unsupported {
+            what: path.display().to_string(),
+            have: "the tokenizers of GGUF files; this one needs the feature `tokenizer-json`"
+                .into(),
+        })
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn token_id(&self, _: &str) -> Option<u32> {
+        match *self {}
+    }
+
+    pub(super) fn encode(&self, _: &str, _: bool, _: bool) -> Result<Encoding> {
+        match *self {}
+    }
+
+    pub(super) fn decode(&self, _: &[u32]) -> String {
+        match *self {}
+    }
+
+    pub(super) fn token_bytes(&self, _: u32) -> Vec<u8> {
+        match *self {}
+    }
+}
