@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use prefold::hard::json::Arguments;
-use prefold::hard::{Compressed, Request};
+use prefold::hard::json::{Arguments, Call};
 use prefold::{Engine, Error};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -122,26 +121,8 @@ fn lines(input: &mut BufReader<impl Read>, count: usize) -> io::Result<Vec<Vec<u
 
 /// What is to be done for a row, or what there is to say already.
 enum Task {
-    /// A compression, and the form of its result.
-    Compress(Request, Form),
+    Compress(Call),
     Said(Said),
-}
-
-/// The words that a result is in.
-enum Form {
-    /// Our own.
-    Own,
-    /// The reference's six keys.
-    LlmLingua,
-}
-
-impl Form {
-    fn of(self, result: Compressed) -> Result<Value, Error> {
-        match self {
-            Form::Own => to_json(result),
-            Form::LlmLingua => to_json(result.llmlingua()),
-        }
-    }
 }
 
 /// What the rows ask for, or what is wrong with them. Compressions that follow each other go together.
@@ -149,23 +130,18 @@ fn answers(engine: &Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
     let (mut rows, mut requests) = (Vec::new(), Vec::new());
     for line in lines {
         let (name, task) = task(engine, line);
-        let pending = match task {
-            Task::Compress(request, form) => {
-                requests.push(request);
-                Err(form)
-            }
-            Task::Said(said) => Ok(said),
-        };
-        rows.push((name, pending));
+        if let Task::Compress(call) = &task {
+            requests.push(call.request.clone());
+        }
+        rows.push((name, task));
     }
-    let mut compressed = engine
-        .compress_many(&requests, &interrupt::control())
-        .into_iter();
-    let mut answer = |(name, pending)| {
-        let outcome = match pending {
-            Ok(said) => said,
-            Err(form) => match compressed.next() {
-                Some(result) => said(result.and_then(|result| Form::of(form, result))),
+    let compressed = engine.compress_many(&requests, &interrupt::control());
+    let mut compressed = compressed.into_iter();
+    let mut answer = |(name, task)| {
+        let outcome = match task {
+            Task::Said(said) => said,
+            Task::Compress(call) => match compressed.next() {
+                Some(result) => said(result.and_then(|result| call.answer(&result))),
                 None => Said::Error("this row was passed over".into()),
             },
         };
@@ -210,12 +186,7 @@ fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
         return Err(bad_row("field `args` is no object"));
     };
     match call.as_str() {
-        Some("compress") => Ok(Task::Compress(Request::from_json(args)?, Form::Own)),
-        Some(kind @ ("compress_prompt" | "structured_compress_prompt")) => {
-            let structured = kind == "structured_compress_prompt";
-            let request = Request::from_python(args, structured)?;
-            Ok(Task::Compress(request, Form::LlmLingua))
-        }
+        Some(name) if Call::NAMES.contains(&name) => Ok(Task::Compress(Call::new(name, args)?)),
         Some("tokenize") => {
             let mut args = Arguments::new(args);
             let text: String = args.required("text")?;
@@ -241,15 +212,9 @@ fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
         }
         _ => Err(Error::Unsupported {
             what: format!("call {call}"),
-            have: "compress, compress_prompt, structured_compress_prompt, tokenize, token_logprobs"
-                .into(),
+            have: format!("{}, tokenize, token_logprobs", Call::NAMES.join(", ")),
         }),
     }
-}
-
-/// A library type as JSON.
-fn to_json(value: impl Serialize) -> Result<Value, Error> {
-    serde_json::to_value(value).map_err(|error| bad_row(error.to_string()))
 }
 
 /// A row that cannot be run.

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use clap::ValueEnum;
 use prefold::hard::check_rate;
 use prefold::soft::{KeepBy, PrefillOptions};
 
@@ -27,18 +26,11 @@ pub struct Args {
         requires = "keep",
         default_value = "expected-attention"
     )]
-    by: KeepByName,
+    by: KeepBy,
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     model: model::Args,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum KeepByName {
-    Llmlingua,
-    Snapkv,
-    ExpectedAttention,
 }
 
 /// Runs the command.
@@ -48,13 +40,8 @@ pub fn run(args: Args) -> Outcome {
     args.write.check()?;
     let model = args.model.open()?;
     let source = given.source(&model.engine, true)?;
-    let by = match args.by {
-        KeepByName::Llmlingua => KeepBy::Llmlingua,
-        KeepByName::Snapkv => KeepBy::Snapkv,
-        KeepByName::ExpectedAttention => KeepBy::ExpectedAttention,
-    };
     let options = PrefillOptions {
-        keep: args.keep.map(|rate| (rate, by)),
+        keep: args.keep.map(|rate| (rate, args.by)),
     };
     let busy = Busy::new("reading".into());
     let start = Instant::now();

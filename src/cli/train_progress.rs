@@ -70,6 +70,7 @@ impl Progress {
                 self.last = Instant::now();
             }
             Event::Fresh => self.say("nothing to resume: a new run begins"),
+            Event::Note(line) => self.say(line),
             Event::Skipped(line) => self.say(&format!("skipped: {line}")),
             Event::Step(line) => self.step(line),
             Event::Evaluating(done, of) => {
@@ -82,6 +83,7 @@ impl Progress {
                     self.say(&format!("step {step} is saved"));
                 }
             }
+            _ => {}
         }
     }
 

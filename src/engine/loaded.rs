@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::ModelInfo;
 use crate::control;
 use crate::error::{Error, Result};
+use crate::gpu::Precision;
 use crate::hard::{self, Compressed, Request};
+use crate::model::config::Config;
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
@@ -25,6 +27,7 @@ use crate::train::{self, MemoryStart, Trainee};
 /// What an engine asks of a model, whatever device it is on.
 pub(super) trait Runtime: Send + Sync {
     fn info(&self) -> &ModelInfo;
+    fn config(&self) -> &Config;
     fn tokenizer(&self) -> Result<&Tokenizer>;
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
     fn compress(&self, request: &Request) -> Result<Compressed>;
@@ -72,6 +75,7 @@ pub(super) fn load<B: Backend>(
     weights: &Weights,
     backend: B,
     device: String,
+    precision: Precision,
     scoring: Option<&Path>,
 ) -> Result<Box<dyn Runtime>> {
     let tokenizer = tokenizer(weights)?;
@@ -89,6 +93,7 @@ pub(super) fn load<B: Backend>(
         eos: config.eos,
         fingerprint: weights.fingerprint(),
         device,
+        precision,
     };
     let scoring = match scoring {
         Some(folder) => Some(LoraWeights::open(folder, config)?),
@@ -112,7 +117,10 @@ pub(super) fn load<B: Backend>(
 /// The tokenizer that comes with the weights, if one does.
 fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
     let tokenizer = match (weights.gguf(), weights.tokenizer_path()) {
-        (Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)?,
+        (Some(metadata), _) => metadata
+            .vocab()
+            .and_then(Tokenizer::from_vocab)
+            .map_err(|error| error.in_file(weights.path()))?,
         (None, Some(path)) => Tokenizer::from_file(&path)?,
         (None, None) => return Ok(None),
     };
@@ -171,6 +179,10 @@ impl<B: Backend> Loaded<B> {
 impl<B: Backend> Runtime for Loaded<B> {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn config(&self) -> &Config {
+        self.model.config()
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer> {

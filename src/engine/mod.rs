@@ -16,6 +16,7 @@ use crate::control::{Call, Control};
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::{Compressed, Request};
+use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::ops::Cpu;
 use crate::text::Tokenizer;
@@ -85,6 +86,8 @@ pub struct ModelInfo {
     pub fingerprint: String,
     /// Where it runs, in words.
     pub device: String,
+    /// What it multiplies in: f32 on a CPU.
+    pub precision: Precision,
 }
 
 /// How a model is opened: see [`Engine::builder`].
@@ -158,7 +161,7 @@ impl EngineBuilder {
         if let Some(error) = why_not {
             device += &format!(" (not the GPU: {error})");
         }
-        self.load(&weights, threads, Cpu::new(), device)
+        self.load(&weights, threads, Cpu::new(), device, Precision::F32)
     }
 
     /// Opens the model on a backend of the caller's: a device with kernels that were built elsewhere
@@ -175,7 +178,8 @@ impl EngineBuilder {
     fn load_on<L: Launcher>(self, weights: &Weights, gpu: Gpu<L>) -> Result<Engine> {
         let device = gpu.describe();
         let threads = self.pool()?;
-        self.load(weights, threads, gpu, device)
+        let precision = gpu.precision();
+        self.load(weights, threads, gpu, device, precision)
     }
 
     fn load<B: crate::ops::Backend>(
@@ -184,9 +188,10 @@ impl EngineBuilder {
         threads: ThreadPool,
         backend: B,
         device: String,
+        precision: Precision,
     ) -> Result<Engine> {
         let scoring = self.adapter.as_deref();
-        let load = || loaded::load(&self.path, weights, backend, device, scoring);
+        let load = || loaded::load(&self.path, weights, backend, device, precision, scoring);
         let runtime = threads.install(load)?;
         Ok(Engine {
             runtime,
@@ -353,6 +358,11 @@ impl Engine {
     /// Trains adapters.
     pub fn training(&self) -> Training<'_> {
         Training { engine: self }
+    }
+
+    /// Shapes of the model.
+    pub(crate) fn config(&self) -> &Config {
+        self.runtime.config()
     }
 
     /// Does `work` for a call, on this engine's threads.

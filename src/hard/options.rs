@@ -7,6 +7,11 @@ use crate::error::{Error, Result};
 
 /// How contexts and sentences are ranked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "lowercase")]
 pub enum RankMethod {
     /// By their own perplexity, the most surprising first.
@@ -23,6 +28,11 @@ pub enum RankMethod {
 /// Where the question stands when a context is ranked, and whether the token level is conditioned
 /// on it too (`_condition`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
     #[default]
@@ -64,6 +74,11 @@ impl Condition {
 
 /// The order of contexts in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Reorder {
     /// As given.
@@ -100,6 +115,11 @@ impl Reorder {
 
 /// How far down the exact budget goes before it starts to cut inside a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
     /// Whole contexts; only the last one taken is cut, at its passages and sentences.
@@ -116,6 +136,11 @@ pub enum Granularity {
 
 /// Whose tokens the exact budget counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Count {
     /// OpenAI's cl100k_base, as the reference's results count.

@@ -177,6 +177,7 @@ fn filled(name: &str, ids: Vec<u32>) -> Result<Vec<u32>, String> {
 
 /// What becomes of a row that is no sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum BadRows {
     /// It is named and passed over.
     Skip,
