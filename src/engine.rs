@@ -220,7 +220,7 @@ pub fn open_with(model: &Path, device: Device, precision: Precision) -> Result<B
             }
             // Without a driver nobody misses a GPU.
             Err(error) if Cuda::driver_present() => unasked = Some(error),
-            Err(_) => {}
+            Err(error) => log::info!("CUDA is not used: {error}"),
         },
     }
     let mut name = format!("cpu, {} threads", rayon::current_num_threads());
@@ -266,6 +266,7 @@ fn load<B: Backend>(model: &Path, backend: B, device: String) -> Result<Box<dyn 
         fingerprint: weights.fingerprint(),
         device,
     };
+    log::info!("{}: {} on {}", info.name, info.architecture, info.device);
     Ok(Box::new(Loaded {
         info,
         tokenizer,
