@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::gpu::Precision;
 use prefold::{Device, Engine};
@@ -24,6 +25,7 @@ pub struct PathArgs {
         long,
         short,
         value_name = "MODEL",
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
         env = "PREFOLD_MODEL",
         hide_env_values = true,
         help_heading = "Model"
@@ -101,7 +103,8 @@ enum PrecisionName {
 /// A device by its name on the command line.
 pub fn device(name: &str) -> Result<Device, String> {
     match name {
-        "auto" => Ok(Device::Auto),
+        // An empty variable is one that is not set.
+        "" | "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),
         "cuda" => Ok(Device::Cuda(0)),
         _ => name
