@@ -90,6 +90,7 @@ pub(super) fn load<B: Backend>(
         fingerprint: weights.fingerprint(),
         device,
     };
+    log::info!("{}: {} on {}", info.name, info.architecture, info.device);
     let scoring = match scoring {
         Some(folder) => Some(LoraWeights::open(folder, config)?),
         None => None,

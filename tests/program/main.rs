@@ -5,6 +5,7 @@ mod common;
 
 mod c_abi;
 mod cli;
+mod docs;
 mod eval;
 mod soft_cli;
 mod train_cli;
