@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use prefold::hard::{Options, Prompt};
+use prefold::hard::Request;
 use prefold::{Device, Engine, Result};
 
 fn main() -> Result<()> {
@@ -19,22 +19,16 @@ fn main() -> Result<()> {
     let mean = nll.iter().sum::<f32>() / nll.len() as f32;
     println!("{} tokens, perplexity {:.1}", ids.len(), mean.exp());
 
-    let prompt = Prompt {
-        context: vec![
-            include_str!("peps/pep-0418.txt").into(),
-            include_str!("peps/pep-0446.txt").into(),
-        ],
-        question: include_str!("peps/question.txt").trim_end().into(),
-        ..Prompt::default()
-    };
-    let options = Options {
-        rate: 0.3,
-        ..Options::default()
-    };
-    let shorter = engine.compress(&prompt, &options)?;
+    let request = Request::new([
+        include_str!("peps/pep-0418.txt"),
+        include_str!("peps/pep-0446.txt"),
+    ])
+    .with_question(include_str!("peps/question.txt").trim_end())
+    .with_rate(0.3);
+    let shorter = engine.compress(&request)?;
     println!(
         "{} -> {} tokens:\n\n{}",
-        shorter.origin_tokens, shorter.compressed_tokens, shorter.compressed_prompt
+        shorter.tokens_before, shorter.tokens_after, shorter.text
     );
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
-use crate::hard::{self, Compressed, Job, Options, Prompt};
+use crate::hard::{self, Compressed, Request};
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
@@ -106,19 +106,13 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// Those of [`hard::compress`].
-    fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed>;
-
-    /// A shorter prompt whose contexts carry tags: see [`hard::compress_structured`].
-    ///
-    /// # Errors
-    /// Those of [`hard::compress_structured`].
-    fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed>;
+    fn compress(&self, request: &Request) -> Result<Compressed>;
 
     /// Several prompts at once, on a device faster than one by one: see [`hard::compress_many`].
     ///
     /// # Errors
     /// Of each by itself those of [`Engine::compress`].
-    fn compress_many(&self, jobs: &[Job]) -> Vec<Result<Compressed>>;
+    fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
 
     /// How many prompts [`Engine::compress_many`] has in hand at a time: 1 where one alone keeps the device
     /// busy, as it does a CPU.
@@ -358,21 +352,17 @@ impl<B: Backend> Engine for Loaded<B> {
         Ok(nlls.into_iter().next().unwrap_or_default())
     }
 
-    fn compress(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
-        hard::compress(&self.scorer(), self.tokenizer()?, prompt, options)
+    fn compress(&self, request: &Request) -> Result<Compressed> {
+        hard::compress(&self.scorer(), self.tokenizer()?, request)
     }
 
-    fn compress_structured(&self, prompt: &Prompt, options: &Options) -> Result<Compressed> {
-        hard::compress_structured(&self.scorer(), self.tokenizer()?, prompt, options)
-    }
-
-    fn compress_many(&self, jobs: &[Job]) -> Vec<Result<Compressed>> {
+    fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>> {
         match self.tokenizer() {
-            Ok(tokenizer) => hard::compress_many(&self.scorer(), tokenizer, jobs),
+            Ok(tokenizer) => hard::compress_many(&self.scorer(), tokenizer, requests),
             // Each says for itself that there is none.
-            Err(_) => jobs
+            Err(_) => requests
                 .iter()
-                .map(|job| self.compress(&job.prompt, &job.options))
+                .map(|request| self.compress(request))
                 .collect(),
         }
     }

@@ -432,8 +432,8 @@ pub extern "C" fn prefold_compress(
         let Value::Object(arguments) = request else {
             return Err(argument("request is no JSON object"));
         };
-        let request = Request::from_python(arguments)?;
-        let made = engine.compress(&request.prompt, &request.options)?;
+        let request = Request::from_python(arguments, false)?;
+        let made = engine.compress(&request)?.llmlingua();
         let json = serde_json::to_string(&made).map_err(|error| argument(error.to_string()))?;
         let bytes: Vec<c_char> = json.bytes().map(|byte| byte as c_char).chain([0]).collect();
         fill(&bytes, result, capacity, count, "result")

@@ -1,16 +1,14 @@
 //! Folds a long prompt before a language model reads it.
 //!
 //! ```no_run
-//! use prefold::{Device, hard::{Options, Prompt}};
+//! use prefold::{Device, hard::Request};
 //!
 //! let engine = prefold::open("SmolLM2-135M-Instruct-Q4_1.gguf".as_ref(), Device::Auto)?;
-//! let prompt = Prompt {
-//!     context: vec!["A long document …".into(), "Another one …".into()],
-//!     question: "What does it say?".into(),
-//!     ..Prompt::default()
-//! };
-//! let short = engine.compress(&prompt, &Options { rate: 0.25, ..Options::default() })?;
-//! println!("{} ({})", short.compressed_prompt, short.ratio);
+//! let request = Request::new(["A long document …", "Another one …"])
+//!     .with_question("What does it say?")
+//!     .with_rate(0.25);
+//! let short = engine.compress(&request)?;
+//! println!("{} of {} tokens: {}", short.tokens_after, short.tokens_before, short.text);
 //! # Ok::<(), prefold::Error>(())
 //! ```
 //!

@@ -176,10 +176,12 @@ fn a_rate_outside_its_range_is_named_with_the_range() {
         let line = run(&["compress", "--rate", rate, DOCUMENT]).bad(1);
         assert!(line.contains("rate") && line.contains("(0, 1]"), "{line}");
     }
-    for target in ["-1", "NaN", "inf"] {
-        let line = run(&["compress", "--target-token", target, DOCUMENT]).bad(1);
-        assert!(line.contains("target_token"), "{line}");
+    for target in ["-1", "NaN", "inf", "90.5"] {
+        let line = run(&["compress", "--target-token", target, DOCUMENT]).bad(2);
+        assert!(line.contains("--target-token"), "{line}");
     }
+    let line = run(&["compress", "-t", "90", "-r", "0.5", DOCUMENT]).bad(2);
+    assert!(line.contains("--rate"), "{line}");
 }
 
 #[test]
@@ -327,6 +329,20 @@ fn json_has_the_references_keys_and_the_time() {
     }
     let kept = row["compressed_tokens"].as_i64().unwrap();
     assert!((kept - 100).abs() <= 1, "asked for 100 tokens, got {kept}");
+    // And what is left of each context.
+    assert_eq!(
+        (&row["target"], &row["warnings"]),
+        (&json!(100), &json!([]))
+    );
+    let contexts = row["contexts"].as_array().unwrap();
+    assert_eq!(contexts.len(), 1);
+    assert_eq!(contexts[0]["index"], 0);
+    assert_eq!(contexts[0]["tokens"], row["compressed_tokens"]);
+    assert_eq!(contexts[0]["text"], row["compressed_prompt"]);
+    let span = contexts[0]["spans"][0].as_array().unwrap();
+    let [start, end] = [0, 1].map(|i| span[i].as_u64().unwrap() as usize);
+    let text = row["compressed_prompt"].as_str().unwrap();
+    assert!(text.starts_with(&read(DOCUMENT)[start..end]) && start < end);
 }
 
 #[test]
@@ -583,6 +599,8 @@ fn a_batch_of_good_rows_succeeds() {
         json!({"name": "e", "call": "compress_prompt", "args": {"context": [context], "target_token": 80, "budget": "exact"}}),
         json!({"name": "s", "call": "structured_compress_prompt", "args": {
             "context": ["<llmlingua, compress=False>Keep me.</llmlingua><llmlingua, rate=0.5>But not all of this long and winding sentence about nothing.</llmlingua>"]}}),
+        json!({"name": "c", "call": "compress", "args": {
+            "contexts": ["Keep me.", context], "question": "Why?", "target_tokens": 90, "force_contexts": [0]}}),
         json!({"name": "t", "call": "tokenize", "args": {"text": "<|im_start|>", "parse_special": true}}),
         json!({"name": "p", "call": "token_logprobs", "args": {"ids": [19556, 28, 905, 17]}}),
     ];
@@ -608,9 +626,31 @@ fn a_batch_of_good_rows_succeeds() {
     assert!((kept - 80).abs() <= 1, "asked for 80 tokens, got {kept}");
     let text = answers[2]["result"]["compressed_prompt"].as_str().unwrap();
     assert!(text.starts_with("Keep me."), "{text}");
-    assert_eq!(answers[3]["result"]["ids"], json!([1]));
+    let own = answers[3]["result"].as_object().unwrap();
+    let keys: Vec<&String> = own.keys().collect();
+    let want = [
+        "text",
+        "tokens_before",
+        "tokens_after",
+        "target",
+        "contexts",
+        "warnings",
+    ];
+    assert_eq!(keys, want);
     assert_eq!(
-        answers[4]["result"]["logprobs"].as_array().unwrap().len(),
+        (&own["tokens_after"], &own["target"]),
+        (&json!(90), &json!(90))
+    );
+    let contexts = own["contexts"].as_array().unwrap();
+    assert_eq!(contexts.len(), 2);
+    let forced = contexts.iter().find(|kept| kept["index"] == 0).unwrap();
+    assert_eq!(
+        (&forced["text"], &forced["spans"]),
+        (&json!("Keep me."), &json!([[0, 8]]))
+    );
+    assert_eq!(answers[4]["result"]["ids"], json!([1]));
+    assert_eq!(
+        answers[5]["result"]["logprobs"].as_array().unwrap().len(),
         3
     );
 }

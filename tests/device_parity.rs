@@ -7,8 +7,7 @@ use std::path::Path;
 
 use common::device::cuda;
 use prefold::gpu::Precision;
-use prefold::hard::Compressed;
-use prefold::hard::request::Request;
+use prefold::hard::{Compressed, Request};
 use prefold::{Device, Engine, open_with};
 use serde_json::Value;
 
@@ -29,18 +28,13 @@ fn open(model: &Path, precision: Precision) -> Box<dyn Engine> {
 
 fn compress(engine: &dyn Engine, row: &Value) -> Option<prefold::Result<Compressed>> {
     let args = row["args"].as_object().expect("arguments").clone();
-    let request = Request::from_python(args);
-    match row["call"].as_str() {
-        Some("compress_prompt") => {
-            let request = request.expect("arguments that are right");
-            Some(engine.compress(&request.prompt, &request.options))
-        }
-        Some("structured_compress_prompt") => {
-            let request = request.expect("arguments that are right");
-            Some(engine.compress_structured(&request.prompt, &request.options))
-        }
-        _ => None,
-    }
+    let structured = match row["call"].as_str() {
+        Some("compress_prompt") => false,
+        Some("structured_compress_prompt") => true,
+        _ => return None,
+    };
+    let request = Request::from_python(args, structured).expect("arguments that are right");
+    Some(engine.compress(&request))
 }
 
 /// Which bytes of the prompt are kept.
@@ -73,8 +67,8 @@ fn compressions_are_those_of_the_reference() {
                 continue;
             }
         };
-        if serde_json::to_value(&result).expect("serialisable") != row["result"] {
-            failed.push(format!("{}: {}", row["name"], result.compressed_prompt));
+        if serde_json::to_value(result.llmlingua()).expect("serialisable") != row["result"] {
+            failed.push(format!("{}: {}", row["name"], result.text));
         }
         let near = compress(fast.as_ref(), row)
             .expect("a compression")

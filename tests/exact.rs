@@ -4,7 +4,9 @@
 mod common;
 
 use common::Random;
-use prefold::hard::{self, Count, Granularity, Options, Prompt, RankMethod, Reorder};
+use prefold::hard::{
+    self, Budget, Compressed, Count, Exact, Granularity, Mode, RankMethod, Reorder, Request,
+};
 use prefold::model::{Scorer, Session};
 use prefold::text::{Tokenizer, count_cl100k};
 use prefold::{Device, Engine, Error};
@@ -82,25 +84,85 @@ fn tokens(tokenizer: &Tokenizer, count: Count, text: &str) -> usize {
     }
 }
 
-fn check(prompt: &Prompt, options: &Options, what: &str) {
+fn compress(request: &Request) -> prefold::Result<Compressed> {
+    let tokenizer = tokenizer().expect("the caller looked");
+    let result = hard::compress(&AnyScores, tokenizer, request);
+    if let Ok(result) = &result {
+        check_contexts(request, result);
+    }
+    result
+}
+
+/// The result is the instruction, each context's own result and the question; that result is the spans of
+/// the context that were kept, with or without white space between them.
+fn check_contexts(request: &Request, result: &Compressed) {
+    let Mode::Exact(options) = &request.mode else {
+        unreachable!("these tests have one mode");
+    };
+    let question = match options.keep_question {
+        true => request.question.as_str(),
+        false => "",
+    };
+    let parts = std::iter::once(request.instruction.as_str())
+        .chain(result.contexts.iter().map(|kept| kept.text.as_str()))
+        .chain([question]);
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    // Where all fits but for the white space around the prompt, that goes.
+    assert_eq!(result.text.trim(), parts.join("\n\n").trim());
+    let tokenizer = tokenizer().expect("the caller looked");
+    for kept in &result.contexts {
+        let given = &request.contexts[kept.index];
+        assert_eq!(kept.tokens, tokens(tokenizer, options.count, &kept.text));
+        let mut rest = kept.text.as_str();
+        let mut end = 0;
+        for span in &kept.spans {
+            assert!(
+                end <= span.start && span.start < span.end,
+                "{:?}",
+                kept.spans
+            );
+            end = span.end;
+            let bytes = &given[span.clone()];
+            rest = match rest.strip_prefix(bytes) {
+                Some(rest) => rest,
+                None => rest[1..]
+                    .strip_prefix(bytes)
+                    .expect("one white space between"),
+            };
+        }
+        assert_eq!(rest, "", "{:?} of {given:?}", kept.spans);
+    }
+    assert_eq!(
+        tokens(tokenizer, options.count, &result.text),
+        result.tokens_after
+    );
+}
+
+fn check(request: &Request, what: &str) {
     let Some(tokenizer) = tokenizer() else { return };
-    let parts = std::iter::once(&prompt.instruction)
-        .chain(&prompt.context)
-        .chain([&prompt.question]);
+    let Mode::Exact(options) = &request.mode else {
+        unreachable!("these tests have one mode");
+    };
+    let parts = std::iter::once(&request.instruction)
+        .chain(&request.contexts)
+        .chain([&request.question]);
     let whole = parts.map(String::as_str).collect::<Vec<_>>().join("\n\n");
     let whole = whole.trim();
     let origin = tokens(tokenizer, options.count, whole);
-    let want = match options.target_token {
-        Some(target) => (target as usize).min(origin),
-        None => (origin as f64 * options.rate).round() as usize,
+    let target = match request.budget {
+        Budget::Tokens(target) => target,
+        Budget::Rate(rate) => (origin as f64 * rate).round() as usize,
+        other => unreachable!("{other:?}"),
     };
-    let result = hard::compress(&AnyScores, tokenizer, prompt, options)
-        .unwrap_or_else(|error| panic!("{what}: {error}"));
-    let got = tokens(tokenizer, options.count, &result.compressed_prompt);
+    let result = compress(request).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let got = tokens(tokenizer, options.count, &result.text);
+    let want = target.min(origin);
     assert!(
         got.abs_diff(want) <= 1,
         "{what}: wanted {want} of {origin} tokens, got {got}"
     );
+    let figures = (result.tokens_before, result.tokens_after, result.target);
+    assert_eq!(figures, (origin, got, Some(target)), "{what}");
     let pieces: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
     assert_eq!(pieces.trim(), whole, "{what}: the pieces are the prompt");
 }
@@ -125,19 +187,13 @@ fn the_budget_is_kept_to_one_token() {
                     let end = (length.min(text.len())..=text.len())
                         .find(|&i| text.is_char_boundary(i))
                         .unwrap_or(text.len());
-                    let prompt = Prompt {
-                        context: vec![text[..end].to_string()],
-                        ..Prompt::default()
-                    };
-                    let options = Options {
-                        rate,
-                        count,
-                        granularity,
-                        ..Options::default()
-                    };
+                    let options = Exact::default()
+                        .with_count(count)
+                        .with_granularity(granularity);
                     check(
-                        &prompt,
-                        &options,
+                        &Request::new([&text[..end]])
+                            .with_rate(rate)
+                            .with_mode(options),
                         &format!("{name}, {count:?}, {granularity:?}, {rate}, {end} bytes"),
                     );
                 }
@@ -148,7 +204,7 @@ fn the_budget_is_kept_to_one_token() {
 
 #[test]
 fn the_budget_is_kept_with_many_contexts_a_question_and_every_rank_method() {
-    let context: Vec<String> = texts().into_iter().map(|(_, text)| text).collect();
+    let contexts: Vec<String> = texts().into_iter().map(|(_, text)| text).collect();
     for rank_method in [
         None,
         Some(RankMethod::Llmlingua),
@@ -162,207 +218,140 @@ fn the_budget_is_kept_with_many_contexts_a_question_and_every_rank_method() {
             Some(Reorder::Sort),
             Some(Reorder::TwoStage),
         ] {
-            let prompt = Prompt {
-                instruction: "Answer from the text.".into(),
-                context: context.clone(),
-                question: "How tall is the tower of Tokyo?".into(),
-            };
-            let options = Options {
-                rate: 0.3,
-                rank_method,
-                reorder_context: reorder,
-                ..Options::default()
-            };
-            check(&prompt, &options, &format!("{rank_method:?}, {reorder:?}"));
+            let options = Exact::default()
+                .with_rank_method(rank_method)
+                .with_reorder(reorder);
+            let request = Request::new(contexts.clone())
+                .with_instruction("Answer from the text.")
+                .with_question("How tall is the tower of Tokyo?")
+                .with_rate(0.3)
+                .with_mode(options);
+            check(&request, &format!("{rank_method:?}, {reorder:?}"));
         }
     }
 }
 
 #[test]
 fn ten_tokens_and_fifty_thousand() {
-    let prompt = |text: &str| Prompt {
-        context: vec![text.to_string()],
-        ..Prompt::default()
-    };
     for rate in [0.1, 0.3, 0.5, 0.9] {
-        let options = Options {
-            rate,
-            ..Options::default()
-        };
-        check(
-            &prompt("The quick brown fox jumps over the lazy dog."),
-            &options,
-            "ten tokens",
-        );
+        let short = Request::new(["The quick brown fox jumps over the lazy dog."]);
+        check(&short.with_rate(rate), "ten tokens");
     }
     let long = include_str!("../examples/peps/pep-0418.txt").repeat(140);
     assert!(count_cl100k(&long) > 50_000, "{}", count_cl100k(&long));
+    let long = Request::new([long]);
     for granularity in [Granularity::Passage, Granularity::Token] {
-        let options = Options {
-            rate: 0.5,
-            granularity,
-            ..Options::default()
-        };
-        check(&prompt(&long), &options, "fifty thousand tokens");
+        let options = Exact::default().with_granularity(granularity);
+        check(&long.clone().with_mode(options), "fifty thousand tokens");
     }
-    let options = Options {
-        target_token: Some(1234.0),
-        ..Options::default()
-    };
-    check(&prompt(&long), &options, "1,234 of fifty thousand");
+    check(&long.with_tokens(1234), "1,234 of fifty thousand");
 }
 
 #[test]
 fn a_prompt_that_fits_stays_as_it_is() {
-    let Some(tokenizer) = tokenizer() else { return };
-    let prompt = Prompt {
-        instruction: "Do.".into(),
-        context: vec!["  One.\n".into(), "Two.".into()],
-        question: "Why?".into(),
-    };
-    for options in [
-        Options {
-            rate: 1.0,
-            ..Options::default()
-        },
-        Options {
-            target_token: Some(1000.0),
-            ..Options::default()
-        },
-    ] {
-        let result = hard::compress(&AnyScores, tokenizer, &prompt, &options).unwrap();
-        assert_eq!(result.compressed_prompt, "Do.\n\n  One.\n\n\nTwo.\n\nWhy?");
-        assert_eq!(result.ratio, "1.0x");
+    if tokenizer().is_none() {
+        return;
     }
-    let empty = hard::compress(
-        &AnyScores,
-        tokenizer,
-        &Prompt::default(),
-        &Options::default(),
-    )
-    .unwrap();
-    assert_eq!(
-        (empty.compressed_prompt.as_str(), empty.compressed_tokens),
-        ("", 0)
-    );
+    let request = Request::new(["  One.\n", "Two."])
+        .with_instruction("Do.")
+        .with_question("Why?");
+    for request in [
+        request.clone().with_rate(1.0),
+        request.clone().with_tokens(1000),
+    ] {
+        let result = compress(&request).unwrap();
+        assert_eq!(result.text, "Do.\n\n  One.\n\n\nTwo.\n\nWhy?");
+        assert_eq!((result.ratio(), result.rate()), (1.0, 1.0));
+        assert_eq!(result.llmlingua().ratio, "1.0x");
+        let contexts = result.contexts.iter();
+        let kept: Vec<_> = contexts.map(|kept| (kept.index, &kept.spans[..])).collect();
+        assert_eq!(kept, [(0, &[0..7][..]), (1, &[0..4][..])]);
+    }
+    let empty = compress(&Request::default()).unwrap();
+    assert_eq!((empty.text.as_str(), empty.tokens_after), ("", 0));
 }
 
 #[test]
 fn what_must_be_kept_is_kept_or_refused() {
-    let Some(tokenizer) = tokenizer() else { return };
+    if tokenizer().is_none() {
+        return;
+    }
     let text = "Alice has 12 apples and Bob has 340 pears. The rest of this text says very little, \
         and says it slowly, and could be dropped without any loss to anyone at all. MARK here.";
-    let prompt = Prompt {
-        context: vec![text.into()],
-        ..Prompt::default()
-    };
-    let options = Options {
-        rate: 0.4,
-        granularity: Granularity::Token,
-        force_tokens: vec!["MARK".into()],
-        force_reserve_digit: true,
-        ..Options::default()
-    };
-    let kept = hard::compress(&AnyScores, tokenizer, &prompt, &options)
-        .unwrap()
-        .compressed_prompt;
+    let options = Exact::default()
+        .with_granularity(Granularity::Token)
+        .with_force_tokens(vec!["MARK".into()])
+        .with_force_digits(true);
+    let request = Request::new([text]).with_rate(0.4).with_mode(options);
+    let kept = compress(&request).unwrap().text;
     for wanted in ["12", "340", "MARK"] {
         assert!(kept.contains(wanted), "{wanted} is not in {kept:?}");
     }
-    let tight = Options {
-        target_token: Some(2.0),
-        ..options
-    };
-    let refused = hard::compress(&AnyScores, tokenizer, &prompt, &tight);
+    let refused = compress(&request.with_tokens(2));
     assert!(
         matches!(refused, Err(Error::Budget { target: 2, .. })),
         "{refused:?}"
     );
 
-    let tagged = Prompt {
-        context: vec![format!(
-            "<llmlingua, compress=False>Keep me whole.</llmlingua><llmlingua>{text}</llmlingua>"
-        )],
-        ..Prompt::default()
-    };
-    let options = Options {
-        rate: 0.3,
-        ..Options::default()
-    };
-    let kept = hard::compress_structured(&AnyScores, tokenizer, &tagged, &options).unwrap();
-    assert!(
-        kept.compressed_prompt.starts_with("Keep me whole."),
-        "{}",
-        kept.compressed_prompt
+    let tagged = format!(
+        "<llmlingua, compress=False>Keep me whole.</llmlingua><llmlingua>{text}</llmlingua>"
     );
-    assert!(kept.compressed_tokens < count_cl100k(text));
+    let kept = compress(&tagged_request(&tagged).with_rate(0.3)).unwrap();
+    assert!(kept.text.starts_with("Keep me whole."), "{}", kept.text);
+    assert!(kept.tokens_after < count_cl100k(text));
 
-    let forced = Prompt {
-        context: vec!["One two three.".into(), text.into()],
-        ..Prompt::default()
-    };
-    let options = Options {
-        rate: 0.3,
-        force_context_ids: Some(vec![0]),
-        ..Options::default()
-    };
-    let kept = hard::compress(&AnyScores, tokenizer, &forced, &options)
-        .unwrap()
-        .compressed_prompt;
+    let forced = Request::new(["One two three.", text])
+        .with_rate(0.3)
+        .with_mode(Exact::default().with_force_contexts(vec![0]));
+    let kept = compress(&forced).unwrap().text;
     assert!(kept.contains("One two three."), "{kept}");
+    let nowhere = forced.with_mode(Exact::default().with_force_contexts(vec![2]));
+    let refused = compress(&nowhere).unwrap_err().to_string();
+    assert!(refused.starts_with("force_contexts 2: "), "{refused}");
 }
 
 const CAT: &str = "The cat sat on the mat near the old wooden door. It was raining outside all day. \
     Nobody came to visit the lonely house.";
 
-fn alone(context: &str) -> Prompt {
-    Prompt {
-        context: vec![context.into()],
-        ..Prompt::default()
-    }
+fn tagged_request(context: &str) -> Request {
+    Request::new([context]).with_structured(true)
 }
 
 #[test]
 fn structured_prompts_lose_no_text() {
-    let Some(tokenizer) = tokenizer() else { return };
+    if tokenizer().is_none() {
+        return;
+    }
     let tagged = format!(
         "Intro text. <llmlingua, compress=False>if a < b: stop now</llmlingua>\nbetween the tags \
          <llmlingua, rate=0.5>{CAT}</llmlingua> tail <text>."
     );
     let plain = format!("Intro text. if a < b: stop now\nbetween the tags {CAT} tail <text>.");
-    let compress = |text: &str, options: &Options| {
-        hard::compress_structured(&AnyScores, tokenizer, &alone(text), options)
-    };
-    let all = Options {
-        target_token: Some(1000.0),
-        ..Options::default()
-    };
-    assert_eq!(compress(&tagged, &all).unwrap().compressed_prompt, plain);
+    let tagged = tagged_request(&tagged);
+    assert_eq!(
+        compress(&tagged.clone().with_tokens(1000)).unwrap().text,
+        plain
+    );
     for rate in [0.1, 0.5] {
-        let options = Options {
-            rate,
-            ..Options::default()
-        };
-        let result = compress(&tagged, &options).unwrap();
-        let kept = &result.compressed_prompt;
+        let result = compress(&tagged.clone().with_rate(rate)).unwrap();
+        let kept = &result.text;
         assert!(kept.contains("if a < b: stop now"), "{kept}");
         let pieces: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
         assert_eq!(pieces, plain);
     }
     let untagged = "a < b and nothing else is said here at all";
-    let result = compress(untagged, &Options::default()).unwrap();
+    let result = compress(&tagged_request(untagged)).unwrap();
     assert!(
-        result
-            .compressed_tokens
-            .abs_diff(count_cl100k(untagged) / 2)
-            <= 1,
+        result.tokens_after.abs_diff(count_cl100k(untagged) / 2) <= 1,
         "{result:?}"
     );
 }
 
 #[test]
 fn without_a_target_every_segment_keeps_its_own_share() {
-    let Some(tokenizer) = tokenizer() else { return };
+    if tokenizer().is_none() {
+        return;
+    }
     let numbers = (0..60).map(|i| i.to_string()).collect::<Vec<_>>().join(" ");
     let long_cat = [CAT; 4].join(" ");
     let question = "Given everything that is said above about the weather, the house and its \
@@ -374,14 +363,13 @@ fn without_a_target_every_segment_keeps_its_own_share() {
                 ("{\"id\": \"a1f-09-77c2\", \"k\": [1,2,3,4]}", 0.2),
                 ("Title", 0.7),
             ] {
-                let prompt = Prompt {
-                    instruction: instruction.into(),
-                    context: vec![format!(
-                        "<llmlingua, compress=False>{fixed}</llmlingua>\
-                         <llmlingua, rate={rate}> {long_cat}</llmlingua>"
-                    )],
-                    question: question.into(),
-                };
+                let tagged = format!(
+                    "<llmlingua, compress=False>{fixed}</llmlingua>\
+                     <llmlingua, rate={rate}> {long_cat}</llmlingua>"
+                );
+                let request = tagged_request(&tagged)
+                    .with_instruction(instruction)
+                    .with_question(question);
                 let count = count_cl100k;
                 let want = (count(&format!(" {long_cat}")) as f64 * rate).round() as usize
                     + [instruction, fixed, question]
@@ -389,41 +377,33 @@ fn without_a_target_every_segment_keeps_its_own_share() {
                         .iter()
                         .sum::<usize>();
                 let result =
-                    hard::compress_structured(&AnyScores, tokenizer, &prompt, &Options::default())
-                        .unwrap_or_else(|error| panic!("{fixed}, {rate}: {error}"));
+                    compress(&request).unwrap_or_else(|error| panic!("{fixed}, {rate}: {error}"));
                 // The blank lines between the parts may take a token each.
-                let got = result.compressed_tokens;
+                let got = result.tokens_after;
                 assert!(
                     (want - 1..=want + 3).contains(&got),
                     "{fixed}, {rate}: wanted {want} tokens, got {got}"
                 );
-                assert!(result.compressed_prompt.contains(fixed));
+                assert!(result.text.contains(fixed));
             }
         }
     }
     // Nothing may be dropped: nothing is, whatever the rate of the rest would be.
     let contexts = ["Keep me.", "Me too, all of me.", "And me."];
-    let prompt = Prompt {
-        instruction: "Do.".into(),
-        context: contexts
-            .map(|c| format!("<llmlingua, compress=False>{c}</llmlingua>"))
-            .into(),
-        question: String::new(),
-    };
-    let options = Options {
-        rate: 0.1,
-        ..Options::default()
-    };
-    let result = hard::compress_structured(&AnyScores, tokenizer, &prompt, &options).unwrap();
-    assert_eq!(
-        result.compressed_prompt,
-        format!("Do.\n\n{}", contexts.join("\n\n"))
-    );
+    let tagged = contexts.map(|c| format!("<llmlingua, compress=False>{c}</llmlingua>"));
+    let request = Request::new(tagged)
+        .with_instruction("Do.")
+        .with_structured(true)
+        .with_rate(0.1);
+    let result = compress(&request).unwrap();
+    assert_eq!(result.text, format!("Do.\n\n{}", contexts.join("\n\n")));
 }
 
 #[test]
 fn what_a_reader_sees_as_one_character_is_never_cut() {
-    let Some(tokenizer) = tokenizer() else { return };
+    if tokenizer().is_none() {
+        return;
+    }
     let family =
         "The family 👨‍👩‍👧‍👦 waved the flag 🇩🇪 and the thumbs 👍🏽 up while 🏳️‍🌈 flew above 👩🏾‍🚀 and 🇫🇷 too. ";
     let texts = [
@@ -437,20 +417,17 @@ fn what_a_reader_sees_as_one_character_is_never_cut() {
         let longest = whole.iter().map(|g| count_cl100k(g)).max().unwrap_or(0);
         for granularity in [Granularity::Passage, Granularity::Token] {
             for target in 1..count_cl100k(text.trim()) {
-                let options = Options {
-                    target_token: Some(target as f64),
-                    granularity,
-                    ..Options::default()
-                };
-                let result = hard::compress(&AnyScores, tokenizer, &alone(text), &options).unwrap();
-                let kept = &result.compressed_prompt;
+                let options = Exact::default().with_granularity(granularity);
+                let request = Request::new([text]).with_tokens(target).with_mode(options);
+                let result = compress(&request).unwrap();
+                let kept = &result.text;
                 for grapheme in kept.graphemes(true) {
                     assert!(
                         whole.contains(&grapheme) || matches!(grapheme, " " | "\n"),
                         "{granularity:?}, {target}: half of a character, {grapheme:?}, in {kept:?}"
                     );
                 }
-                let tokens = result.compressed_tokens;
+                let tokens = result.tokens_after;
                 assert!(
                     tokens <= target && tokens + longest >= target,
                     "{granularity:?}: wanted {target} tokens, got {tokens}: {kept:?}"
@@ -462,28 +439,28 @@ fn what_a_reader_sees_as_one_character_is_never_cut() {
 
 #[test]
 fn white_space_round_the_text_gives_way_to_the_budget() {
-    let Some(tokenizer) = tokenizer() else { return };
+    if tokenizer().is_none() {
+        return;
+    }
     let space = " \n\t".repeat(200);
     for text in [
         format!("Hello world.{space}"),
         format!("{space}Hello world."),
         format!("{space}Hello world.{space}"),
     ] {
-        for (target, want) in [(10.0, "Hello world."), (1000.0, text.as_str())] {
-            let options = Options {
-                target_token: Some(target),
-                ..Options::default()
-            };
-            let result = hard::compress(&AnyScores, tokenizer, &alone(&text), &options).unwrap();
-            assert_eq!(result.compressed_prompt, want);
-            assert_eq!(result.compressed_tokens, count_cl100k(want));
+        for (target, want) in [(10, "Hello world."), (1000, text.as_str())] {
+            let result = compress(&Request::new([&text]).with_tokens(target)).unwrap();
+            assert_eq!(result.text, want);
+            assert_eq!(result.tokens_after, count_cl100k(want));
         }
     }
 }
 
 #[test]
 fn white_space_that_must_be_kept_is_kept() {
-    let Some(tokenizer) = tokenizer() else { return };
+    if tokenizer().is_none() {
+        return;
+    }
     let lines = [
         "apple", "stone", "river", "cloud", "forest", "engine", "violin", "planet",
     ]
@@ -494,15 +471,13 @@ fn white_space_that_must_be_kept_is_kept() {
         Granularity::Sentence,
         Granularity::Token,
     ] {
-        let options = Options {
-            rate: 0.4,
-            granularity,
-            force_tokens: vec!["\n".into()],
-            ..Options::default()
-        };
+        let options = Exact::default()
+            .with_granularity(granularity)
+            .with_force_tokens(vec!["\n".into()]);
         for (text, breaks) in [(lines.clone(), 7), (format!("\n\n{lines}\n\n"), 11)] {
-            let result = hard::compress(&AnyScores, tokenizer, &alone(&text), &options).unwrap();
-            let kept = &result.compressed_prompt;
+            let request = Request::new([text]).with_rate(0.4);
+            let result = compress(&request.with_mode(options.clone())).unwrap();
+            let kept = &result.text;
             assert_eq!(
                 kept.matches('\n').count(),
                 breaks,
@@ -522,72 +497,52 @@ fn white_space_that_must_be_kept_is_kept() {
             "    indented:\n        more\n\n",
         ),
     ] {
-        for target in [None, Some(20.0)] {
-            let options = Options {
-                rate: 0.3,
-                target_token: target,
-                ..Options::default()
-            };
-            let result =
-                hard::compress_structured(&AnyScores, tokenizer, &alone(&text), &options).unwrap();
-            let kept = &result.compressed_prompt;
+        for budget in [Budget::Rate(0.3), Budget::Tokens(20)] {
+            let result = compress(&tagged_request(&text).with_budget(budget)).unwrap();
+            let kept = &result.text;
             assert!(kept.contains(want), "{kept:?}");
         }
     }
     // It does not give way to what may be dropped.
     let text = "Hello world.<llmlingua, compress=False>\n \n\t\n \n</llmlingua>";
-    let tight = Options {
-        target_token: Some(4.0),
-        ..Options::default()
-    };
-    let result = hard::compress_structured(&AnyScores, tokenizer, &alone(text), &tight).unwrap();
-    let kept = &result.compressed_prompt;
+    let result = compress(&tagged_request(text).with_tokens(4)).unwrap();
+    let kept = &result.text;
     assert!(kept.ends_with("\n \n\t\n \n"), "{kept:?}");
 }
 
 #[test]
 fn sentences_to_keep_come_first_at_every_granularity() {
-    let Some(tokenizer) = tokenizer() else { return };
-    let prompt = Prompt {
-        context: vec![
-            "Alpha beta gamma delta. One two three four five. Zebra quagmire xylophone.".into(),
-            CAT.into(),
-            "The sky is blue today. My dog is very friendly. Quantum flux capacitors hum.".into(),
-        ],
-        ..Prompt::default()
-    };
+    if tokenizer().is_none() {
+        return;
+    }
+    let request = Request::new([
+        "Alpha beta gamma delta. One two three four five. Zebra quagmire xylophone.",
+        CAT,
+        "The sky is blue today. My dog is very friendly. Quantum flux capacitors hum.",
+    ])
+    .with_rate(0.4);
     for granularity in [
         Granularity::Context,
         Granularity::Passage,
         Granularity::Sentence,
         Granularity::Token,
     ] {
-        let kept = |options: Options| {
-            let options = Options {
-                rate: 0.4,
-                granularity,
-                ..options
-            };
-            hard::compress(&AnyScores, tokenizer, &prompt, &options)
-                .unwrap()
-                .compressed_prompt
-        };
-        let ends = kept(Options {
-            keep_first_sentence: 1,
-            keep_last_sentence: 1,
-            ..Options::default()
-        });
+        let options = Exact::default().with_granularity(granularity);
+        let kept = |options: Exact| compress(&request.clone().with_mode(options)).unwrap().text;
+        let ends = kept(
+            options
+                .clone()
+                .with_keep_first_sentence(1)
+                .with_keep_last_sentence(1),
+        );
         assert!(
             ends.starts_with("Alpha beta gamma delta.")
                 && ends.ends_with("Quantum flux capacitors hum."),
             "{granularity:?}: {ends}"
         );
-        let each = kept(Options {
-            keep_sentence_number: 1,
-            ..Options::default()
-        });
-        let whole: usize = prompt
-            .context
+        let each = kept(options.with_keep_sentence_number(1));
+        let whole: usize = request
+            .contexts
             .iter()
             .map(|context| {
                 let mut sentences = context.split_inclusive(". ").map(str::trim_end);
@@ -600,17 +555,13 @@ fn sentences_to_keep_come_first_at_every_granularity() {
 
 #[test]
 fn an_instruction_longer_than_the_budget_is_refused() {
-    let Some(tokenizer) = tokenizer() else { return };
-    let prompt = Prompt {
-        instruction: "A rather long instruction that takes many tokens by itself.".into(),
-        context: vec!["Short.".into()],
-        question: String::new(),
-    };
-    let options = Options {
-        target_token: Some(3.0),
-        ..Options::default()
-    };
-    let refused = hard::compress(&AnyScores, tokenizer, &prompt, &options).unwrap_err();
+    if tokenizer().is_none() {
+        return;
+    }
+    let request = Request::new(["Short."])
+        .with_instruction("A rather long instruction that takes many tokens by itself.")
+        .with_tokens(3);
+    let refused = compress(&request).unwrap_err();
     assert!(
         refused
             .to_string()
@@ -628,27 +579,20 @@ fn the_real_model_finds_what_the_question_asks_for() {
              their bread. The river runs through it from east to west. Trains leave every hour."
         )
     };
-    let prompt = Prompt {
-        context: vec![
-            filler("Arden", "castle"),
-            filler("Brook", "museum"),
-            "The lighthouse of Cape Hollow was built in 1871 by the engineer Maria Stone. It is \
-             forty metres tall, and its lamp can be seen from far away. It stands on a rock."
-                .into(),
-            filler("Dale", "theatre"),
-        ],
-        question: "Who built the lighthouse of Cape Hollow?".into(),
-        ..Prompt::default()
-    };
-    let options = Options {
-        rate: 0.4,
-        ..Options::default()
-    };
-    let result = engine.compress(&prompt, &options).unwrap();
-    assert!(
-        result.compressed_prompt.contains("Maria Stone"),
-        "{}",
-        result.compressed_prompt
-    );
-    assert!(result.compressed_prompt.ends_with(&prompt.question));
+    let question = "Who built the lighthouse of Cape Hollow?";
+    let request = Request::new([
+        filler("Arden", "castle"),
+        filler("Brook", "museum"),
+        "The lighthouse of Cape Hollow was built in 1871 by the engineer Maria Stone. It is \
+         forty metres tall, and its lamp can be seen from far away. It stands on a rock."
+            .into(),
+        filler("Dale", "theatre"),
+    ])
+    .with_question(question)
+    .with_rate(0.4);
+    let result = engine.compress(&request).unwrap();
+    assert!(result.text.contains("Maria Stone"), "{}", result.text);
+    assert!(result.text.ends_with(question));
+    // The best context stands last.
+    assert_eq!(result.contexts.last().map(|kept| kept.index), Some(2));
 }

@@ -7,7 +7,7 @@ use common::device::{self, Device, backends};
 use common::emu::{SCHEDULES, launcher};
 use common::tiny::byte_tokenizer;
 use prefold::gpu::{Gpu, Precision, Schedule};
-use prefold::hard::{self, Budget, Options, Prompt};
+use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::decoder::{Batch, Input};
 use prefold::model::lora::{Lora, LoraWeights, Target};
 use prefold::model::weights::Weights;
@@ -127,47 +127,31 @@ fn a_text_is_compressed_as_on_the_cpu() {
     let Some((weights, _)) = weights("llama3") else {
         return;
     };
-    let prompt = Prompt {
-        context: vec![
-            "The committee met on the third of May. It chose the smaller of the two bridges, \
-             because the larger one would have cost nine million more."
-                .into(),
-            "Nobody asked the ferrymen.".into(),
-        ],
-        question: "Which bridge?".into(),
-        ..Prompt::default()
-    };
-    let options = Options {
-        rate: 0.5,
-        iterative_size: 40,
-        ..Options::default()
-    };
+    let exact = Request::new([
+        "The committee met on the third of May. It chose the smaller of the two bridges, \
+         because the larger one would have cost nine million more.",
+        "Nobody asked the ferrymen.",
+    ])
+    .with_question("Which bridge?");
     let tokenizer = byte_tokenizer();
     let cpu = Model::load(Cpu::new(), &weights).unwrap();
-    let want = hard::compress(&cpu, &tokenizer, &prompt, &options).unwrap();
-    let whole: usize = prompt.context.iter().map(String::len).sum();
-    assert!(
-        want.compressed_prompt.len() < whole,
-        "{}",
-        want.compressed_prompt
-    );
+    let want = hard::compress(&cpu, &tokenizer, &exact).unwrap();
+    let whole: usize = exact.contexts.iter().map(String::len).sum();
+    assert!(want.text.len() < whole, "{}", want.text);
     // Token for token as the reference does it, with an option for which the host looks at ids, and the
     // device judges each segment itself.
-    let reference = Options {
-        budget: Budget::Reference,
-        rate: 0.5,
-        iterative_size: 40,
-        keep_split: true,
-        ..Options::default()
-    };
-    let judged = hard::compress(&cpu, &tokenizer, &prompt, &reference).unwrap();
-    assert!(judged.compressed_prompt.len() < whole);
+    let llmlingua = LlmLingua::default()
+        .with_iterative_size(40)
+        .with_keep_split(true);
+    let reference = exact.clone().with_mode(llmlingua);
+    let judged = hard::compress(&cpu, &tokenizer, &reference).unwrap();
+    assert!(judged.text.len() < whole);
     models(&weights, Precision::F32, &SCHEDULES, |gpu, at| {
-        let got = hard::compress(gpu, &tokenizer, &prompt, &options).unwrap();
-        assert_eq!(got.compressed_prompt, want.compressed_prompt, "{at}");
+        let got = hard::compress(gpu, &tokenizer, &exact).unwrap();
+        assert_eq!(got.text, want.text, "{at}");
         device::log();
-        let got = hard::compress(gpu, &tokenizer, &prompt, &reference).unwrap();
-        assert_eq!(got.compressed_prompt, judged.compressed_prompt, "{at}");
+        let got = hard::compress(gpu, &tokenizer, &reference).unwrap();
+        assert_eq!(got.text, judged.text, "{at}");
         assert!(device::log().contains(&"topk"), "{at}");
     });
 }

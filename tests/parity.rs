@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::OnceLock;
 
-use prefold::hard::request::Request;
+use prefold::hard::{Compressed, Request};
 use prefold::{Device, Engine};
 use serde_json::Value;
 
@@ -40,16 +40,15 @@ fn check(wanted: impl Fn(&str) -> bool, at_least: usize) {
     let mut failed = Vec::new();
     for row in &rows {
         let args = row["args"].as_object().expect("arguments").clone();
-        let request = Request::from_python(args).expect("arguments that are right");
-        let result = match row["call"].as_str() {
-            Some("compress_prompt") => engine.compress(&request.prompt, &request.options),
-            _ => engine.compress_structured(&request.prompt, &request.options),
-        };
+        let structured = row["call"] != "compress_prompt";
+        let request = Request::from_python(args, structured).expect("arguments that are right");
+        let result = engine.compress(&request);
         let got = match result {
             Ok(result) => {
                 let pieces: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
                 assert!(!pieces.is_empty());
-                serde_json::to_value(result).expect("serialisable")
+                check_contexts(&request, &result);
+                serde_json::to_value(result.llmlingua()).expect("serialisable")
             }
             Err(error) => Value::String(error.to_string()),
         };
@@ -67,6 +66,29 @@ fn check(wanted: impl Fn(&str) -> bool, at_least: usize) {
         rows.len(),
         failed.join("\n")
     );
+}
+
+/// What is left of each context is the spans of it that were kept, and the result's text has it.
+fn check_contexts(request: &Request, result: &Compressed) {
+    assert!(!result.contexts.is_empty() && result.warnings.is_empty());
+    for kept in &result.contexts {
+        let given = request.contexts[kept.index].as_bytes();
+        let spans = kept.spans.iter().flat_map(|span| &given[span.clone()]);
+        let text = String::from_utf8_lossy(&spans.copied().collect::<Vec<_>>()).into_owned();
+        assert_eq!(text, kept.text);
+        assert!(
+            result.text.contains(text.trim()),
+            "{text:?} is not in {:?}",
+            result.text
+        );
+    }
+    let whole: usize = result
+        .contexts
+        .iter()
+        .map(|kept| kept.text.trim().len())
+        .sum();
+    let own = request.instruction.len() + request.question.len();
+    assert!(whole + own + 4 + 4 * result.contexts.len() >= result.text.trim().len());
 }
 
 #[test]
@@ -103,12 +125,12 @@ fn an_empty_context_has_no_sentences() {
             "use_token_level_filter": false, "token_budget_ratio": 1.0, "target_token": target,
         });
         let args = args.as_object().expect("arguments").clone();
-        let request = Request::from_python(args).expect("arguments that are right");
-        engine.compress(&request.prompt, &request.options)
+        let request = Request::from_python(args, false).expect("arguments that are right");
+        engine.compress(&request)
     };
     let want =
         "Alpha beta gamma delta. Zebra quagmire xylophone.\n\n\n\nQuantum flux capacitors hum.";
-    assert_eq!(compress("", 12).unwrap().compressed_prompt, want);
+    assert_eq!(compress("", 12).unwrap().text, want);
     // The reference fails at an assertion.
     let refused = compress("  ", 12).unwrap_err().to_string();
     assert!(refused.contains("white space"), "{refused}");

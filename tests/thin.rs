@@ -9,8 +9,7 @@ use common::device::{self, backends, everywhere};
 use common::emu::SCHEDULES;
 use common::tiny::byte_tokenizer;
 use prefold::gpu::Precision;
-use prefold::hard::request::Request;
-use prefold::hard::{self, Budget, Compressed, Condition, Job, Options, Prompt};
+use prefold::hard::{self, Compressed, Condition, Exact, LlmLingua, Mode, RankMethod, Request};
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer, Session, Thinned, Thinning};
 use prefold::ops::{Cpu, Limits, Room, Texts, ThinOp};
@@ -235,51 +234,36 @@ fn tiny(family: &str) -> Option<Weights> {
 }
 
 /// Prompts that differ in length, in contexts, and in what is in front of them.
-fn prompts() -> Vec<(Prompt, Options)> {
+fn prompts() -> Vec<Request> {
     let text = "The committee met on the third of May. It chose the smaller of the two bridges, because \
                 the larger one would have cost nine million more. Nobody asked the ferrymen, who had \
                 carried the town across for two hundred years and more.";
-    let options = |rate, iterative_size| Options {
-        budget: Budget::Reference,
-        rate,
-        iterative_size,
-        ..Options::default()
-    };
-    let of = |range: std::ops::Range<usize>| text[range].to_owned();
-    let prompt = |context: Vec<String>| Prompt {
-        context,
-        ..Prompt::default()
-    };
+    let options = |iterative_size| LlmLingua::default().with_iterative_size(iterative_size);
+    let of = |range: std::ops::Range<usize>| &text[range];
     vec![
-        (prompt(vec![of(0..210)]), options(0.5, 20)),
-        (prompt(vec![of(30..180)]), options(0.33, 32)),
+        Request::new([of(0..210)]).with_mode(options(20)),
+        Request::new([of(30..180)])
+            .with_rate(0.33)
+            .with_mode(options(32)),
         // Several runs in a window, at rates of their own.
-        (
-            prompt(vec![of(0..60), of(60..130), of(130..200)]),
-            Options {
-                use_context_level_filter: false,
-                ..options(0.6, 25)
-            },
-        ),
+        Request::new([of(0..60), of(60..130), of(130..200)])
+            .with_rate(0.6)
+            .with_mode(options(25).with_use_context_level_filter(false)),
         // A question in front, which is read and not judged.
-        (
-            Prompt {
-                question: "Which bridge?".into(),
-                ..prompt(vec![of(0..150)])
-            },
-            Options {
-                condition_in_question: Condition::NoneCondition,
-                rank_method: Some(hard::RankMethod::Longllmlingua),
-                ..options(0.5, 20)
-            },
-        ),
+        Request::new([of(0..150)])
+            .with_question("Which bridge?")
+            .with_mode(
+                options(20)
+                    .with_condition_in_question(Condition::NoneCondition)
+                    .with_rank_method(RankMethod::Longllmlingua),
+            ),
         // One window, not even full.
-        (prompt(vec![of(0..30)]), options(0.5, 40)),
+        Request::new([of(0..30)]).with_mode(options(40)),
     ]
 }
 
-fn compress(model: &dyn Scorer, tokenizer: &Tokenizer, case: &(Prompt, Options)) -> Compressed {
-    hard::compress(model, tokenizer, &case.0, &case.1).unwrap()
+fn compress(model: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Compressed {
+    hard::compress(model, tokenizer, request).unwrap()
 }
 
 /// Whole prompts by kernels, token for token as the CPU's loop that looks at every window's scores; from
@@ -305,7 +289,7 @@ fn a_device_thins_without_a_word() {
                 let before = told.count();
                 device::log();
                 let got = compress(&told, &tokenizer, case);
-                assert_eq!(got.compressed_prompt, want.compressed_prompt, "{what}");
+                assert_eq!(got.text, want.text, "{what}");
                 assert_eq!(kept(&got), kept(want), "{what}");
                 let log = device::log();
                 let Some(first) = log.iter().position(|&entry| entry == "thin") else {
@@ -316,7 +300,8 @@ fn a_device_thins_without_a_word() {
                 let count = |name| log[first..].iter().filter(|&&entry| entry == name).count();
                 assert_eq!((count("read"), count("write")), (1, 0), "{what}: {log:?}");
                 // Before the first reading all is queued too, where no contexts are ranked.
-                let ranked = case.0.context.len() > 1 && case.1.use_context_level_filter;
+                let filter = matches!(&case.mode, Mode::LlmLingua(o) if o.use_context_level_filter);
+                let ranked = case.contexts.len() > 1 && filter;
                 assert_eq!(log[..first].contains(&"read"), ranked, "{what}: {log:?}");
                 assert!(count("graph") <= 1, "{what}: {log:?}");
                 replays += count("replay");
@@ -342,39 +327,29 @@ fn prompts_that_share_launches_come_out_as_alone() {
         return;
     };
     let tokenizer = byte_tokenizer();
-    let mut jobs: Vec<Job> = Vec::new();
-    for (prompt, options) in prompts() {
-        let exact = Options {
-            budget: Budget::Exact,
-            ..options.clone()
+    let mut jobs: Vec<Request> = Vec::new();
+    for request in prompts() {
+        let rank_method = match &request.mode {
+            Mode::LlmLingua(options) => Some(options.rank_method),
+            _ => None,
         };
-        for options in [options, exact] {
-            jobs.push(Job {
-                prompt: prompt.clone(),
-                options,
-                structured: false,
-            });
-        }
+        let exact = Exact::default().with_rank_method(rank_method);
+        jobs.push(request.clone());
+        jobs.push(request.with_mode(exact));
     }
-    jobs[3].options.rate = 7.0;
+    jobs[3] = jobs[3].clone().with_rate(7.0);
     let tagged = "<llmlingua, compress=False>Minutes.</llmlingua><llmlingua, rate=0.4>The smaller bridge \
                   was chosen, as the larger would have cost nine million more.</llmlingua>";
-    jobs.push(Job {
-        prompt: Prompt {
-            context: vec![tagged.into()],
-            ..Prompt::default()
-        },
-        options: jobs[0].options.clone(),
-        structured: true,
-    });
+    let tagged = Request::new([tagged]).with_structured(true);
+    jobs.push(tagged.with_mode(jobs[0].mode.clone()));
     let said = |result: prefold::Result<Compressed>| match result {
-        Ok(result) => serde_json::to_value(result.compressed_prompt).unwrap(),
+        Ok(result) => serde_json::to_value(result.text).unwrap(),
         Err(error) => Value::String(format!("error: {error}")),
     };
     let cpu = Model::load(Cpu::new(), &weights).unwrap();
     let want = hard::compress_many(&cpu, &tokenizer, &jobs);
     let want: Vec<Value> = want.into_iter().map(said).collect();
-    let alone = hard::compress(&cpu, &tokenizer, &jobs[4].prompt, &jobs[4].options);
+    let alone = hard::compress(&cpu, &tokenizer, &jobs[4]);
     assert_eq!(want[4], said(alone));
     assert!(want[3].to_string().contains("error: rate 7"), "{}", want[3]);
     let check = |model: &dyn Scorer, at: &str| {
@@ -539,18 +514,17 @@ fn golden_rows_come_out_the_same() {
         if more_of_the_same.contains(&row["name"].as_str().unwrap()) {
             continue;
         }
-        let compress: fn(&dyn Scorer, &Tokenizer, &hard::Prompt, &hard::Options) -> _ =
-            match row["call"].as_str() {
-                Some("compress_prompt") => hard::compress,
-                Some("structured_compress_prompt") => hard::compress_structured,
-                _ => continue,
-            };
+        let structured = match row["call"].as_str() {
+            Some("compress_prompt") => false,
+            Some("structured_compress_prompt") => true,
+            _ => continue,
+        };
         let args = row["args"].as_object().unwrap().clone();
-        let Request { prompt, options } = Request::from_python(args).unwrap();
+        let request = Request::from_python(args, structured).unwrap();
         let told = Told::new(&model, true);
-        let result: prefold::Result<Compressed> = compress(&told, &tokenizer, &prompt, &options);
+        let result: prefold::Result<Compressed> = hard::compress(&told, &tokenizer, &request);
         let got = match result {
-            Ok(result) => serde_json::to_value(result).unwrap(),
+            Ok(result) => serde_json::to_value(result.llmlingua()).unwrap(),
             Err(error) => Value::String(error.to_string()),
         };
         let by_itself = told.count();

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use prefold::hard::Job;
-use prefold::hard::request::{Arguments, Request};
+use prefold::hard::json::Arguments;
+use prefold::hard::{Compressed, Request};
 use prefold::{Engine, Error};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -22,6 +22,10 @@ const AHEAD: usize = 1 << 20;
 /// A row `{"name", "call", "args"}` gives one line `{"name", "result"}` or `{"name", "error"}`, in
 /// order. The calls:
 ///
+///   compress
+///       args: contexts; question, instruction, structured, rate or target_tokens, mode ("exact" or
+///       "llmlingua") and the mode's options; result: text, tokens_before, tokens_after, target, and of
+///       each context that is left its index, text, tokens and spans
 ///   compress_prompt, structured_compress_prompt
 ///       args: the keyword arguments of Microsoft's PromptCompressor, whose results these are,
 ///       token for token, unless they say "budget": "exact"
@@ -113,34 +117,54 @@ fn lines(input: &mut BufReader<impl Read>, count: usize) -> io::Result<Vec<Vec<u
 
 /// What is to be done for a row, or what there is to say already.
 enum Task {
-    Compress(Job),
+    /// A compression, and the form of its result.
+    Compress(Request, Form),
     Said(Said),
+}
+
+/// The words that a result is in.
+enum Form {
+    /// Our own.
+    Own,
+    /// The reference's six keys.
+    LlmLingua,
+}
+
+impl Form {
+    fn of(self, result: Compressed) -> Result<Value, Error> {
+        match self {
+            Form::Own => to_json(result),
+            Form::LlmLingua => to_json(result.llmlingua()),
+        }
+    }
 }
 
 /// What the rows ask for, or what is wrong with them. Compressions that follow each other go together.
 fn answers(engine: &dyn Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
-    let (mut names, mut tasks, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rows, mut requests) = (Vec::new(), Vec::new());
     for line in lines {
         let (name, task) = task(engine, line);
-        names.push(name);
-        tasks.push(match task {
-            Task::Compress(job) => {
-                jobs.push(job);
-                None
+        let pending = match task {
+            Task::Compress(request, form) => {
+                requests.push(request);
+                Err(form)
             }
-            Task::Said(said) => Some(said),
-        });
+            Task::Said(said) => Ok(said),
+        };
+        rows.push((name, pending));
     }
-    let mut compressed = engine.compress_many(&jobs).into_iter();
-    let mut next = || match compressed.next() {
-        Some(result) => said(result.and_then(to_json)),
-        None => Said::Error("this row was passed over".into()),
+    let mut compressed = engine.compress_many(&requests).into_iter();
+    let mut answer = |(name, pending)| {
+        let outcome = match pending {
+            Ok(said) => said,
+            Err(form) => match compressed.next() {
+                Some(result) => said(result.and_then(|result| Form::of(form, result))),
+                None => Said::Error("this row was passed over".into()),
+            },
+        };
+        Answer { name, outcome }
     };
-    let outcomes = tasks.into_iter().map(|said| said.unwrap_or_else(&mut next));
-    let answers = names.into_iter().zip(outcomes);
-    answers
-        .map(|(name, outcome)| Answer { name, outcome })
-        .collect()
+    rows.into_iter().map(&mut answer).collect()
 }
 
 /// A row's name and what it asks for.
@@ -179,13 +203,11 @@ fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Task, Error>
         return Err(bad_row("field `args` is no object"));
     };
     match call.as_str() {
+        Some("compress") => Ok(Task::Compress(Request::from_json(args)?, Form::Own)),
         Some(kind @ ("compress_prompt" | "structured_compress_prompt")) => {
-            let Request { prompt, options } = Request::from_python(args)?;
-            Ok(Task::Compress(Job {
-                prompt,
-                options,
-                structured: kind == "structured_compress_prompt",
-            }))
+            let structured = kind == "structured_compress_prompt";
+            let request = Request::from_python(args, structured)?;
+            Ok(Task::Compress(request, Form::LlmLingua))
         }
         Some("tokenize") => {
             let mut args = Arguments::new(args);
@@ -212,7 +234,8 @@ fn call(engine: &dyn Engine, mut row: Map<String, Value>) -> Result<Task, Error>
         }
         _ => Err(Error::Unsupported {
             what: format!("call {call}"),
-            have: "compress_prompt, structured_compress_prompt, tokenize, token_logprobs".into(),
+            have: "compress, compress_prompt, structured_compress_prompt, tokenize, token_logprobs"
+                .into(),
         }),
     }
 }

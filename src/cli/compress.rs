@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
-use prefold::hard::{Compressed, Prompt};
+use prefold::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
@@ -41,7 +41,7 @@ pub struct Args {
     /// Write to FILE instead of standard output, whole or not at all
     #[arg(long, short, value_name = "FILE", help_heading = OUTPUT)]
     output: Option<PathBuf>,
-    /// Print the reference's dictionary, and the time, as JSON
+    /// Print the reference's dictionary, what is left of each context, and the time, as JSON
     #[arg(long, conflicts_with = "show", help_heading = OUTPUT)]
     json: bool,
     /// Print the original with what was dropped struck through, or without colour in [-brackets-]
@@ -68,35 +68,75 @@ enum Colour {
 }
 
 /// A compressed prompt and how it came about.
-#[derive(Serialize)]
-pub struct Report {
-    #[serde(flatten)]
-    pub compressed: Compressed,
+struct Report {
+    compressed: Compressed,
     /// Wall time of the compression alone.
-    pub seconds: f64,
+    seconds: f64,
     /// Tokens of the original per second.
-    pub tokens_per_second: f64,
+    tokens_per_second: f64,
     /// Wall time of opening the model.
-    pub load_seconds: f64,
+    load_seconds: f64,
     /// The model's file or folder name.
-    pub model: String,
+    model: String,
+}
+
+/// A report as `--json` prints it.
+#[derive(Serialize)]
+struct Json<'a> {
+    #[serde(flatten)]
+    llmlingua: LlmLinguaResult,
+    target: Option<usize>,
+    contexts: &'a [KeptContext],
+    warnings: &'a [String],
+    seconds: f64,
+    tokens_per_second: f64,
+    load_seconds: f64,
+    model: &'a str,
 }
 
 impl Report {
+    /// The report as one line of JSON.
+    fn json(&self) -> Outcome<String> {
+        let json = Json {
+            llmlingua: self.compressed.llmlingua(),
+            target: self.compressed.target,
+            contexts: &self.compressed.contexts,
+            warnings: &self.compressed.warnings,
+            seconds: self.seconds,
+            tokens_per_second: self.tokens_per_second,
+            load_seconds: self.load_seconds,
+            model: &self.model,
+        };
+        match serde_json::to_string(&json) {
+            Ok(json) => Ok(json + "\n"),
+            Err(error) => Err(Failure::Failed(prefold::Error::Input {
+                what: "--json".into(),
+                reason: error.to_string(),
+            })),
+        }
+    }
+
+    /// The report as a page.
+    fn page(&self) -> page::Page<'_> {
+        page::Page {
+            before: self.compressed.tokens_before,
+            after: self.compressed.tokens_after,
+            seconds: self.seconds,
+            tokens_per_second: self.tokens_per_second,
+            model: &self.model,
+            pieces: &self.compressed.pieces,
+        }
+    }
+
     /// The numbers in one line.
     fn summary(&self) -> String {
-        let (before, after) = (
-            self.compressed.origin_tokens,
-            self.compressed.compressed_tokens,
-        );
-        // Of nothing, or behind nothing, the reference says 100% and 1.0x or 0.0x, which tell nothing.
+        let c = &self.compressed;
+        let (before, after) = (c.tokens_before, c.tokens_after);
+        // Of an empty text a share means nothing.
         let shares = if before == 0 || after == 0 {
             String::new()
         } else {
-            format!(
-                " ({} kept, {})",
-                self.compressed.rate, self.compressed.ratio
-            )
+            format!(" ({:.1}% kept, {:.1}x)", c.rate() * 100.0, c.ratio())
         };
         format!(
             "{before} -> {after} tokens{shares} in {:.2} s, {:.0} tokens/s, by {}",
@@ -107,47 +147,39 @@ impl Report {
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    let mut options = args.flags.options();
-    options.trace = args.html.is_some();
-    // The library checks too, but only after a model was loaded.
-    options.check()?;
     // A place where nothing can be written is better known before the work than behind it.
     for path in args.output.iter().chain(&args.html) {
         check_target(path)?;
     }
-    let prompt = read_prompt(&args.files, &args.question, &args.instruction)?;
+    let (budget, mode) = args.flags.budget_and_mode(args.html.is_some());
+    let request = read_prompt(&args.files, &args.question, &args.instruction)?
+        .with_structured(args.structured)
+        .with_budget(budget)
+        .with_mode(mode);
+    // The library checks too, but only after a model was loaded.
+    request.check()?;
     prefold::text::prepare_cl100k();
     let model = args.model.open()?.scoring_with(&args.adapter)?;
 
     let busy = Busy::new("compressing".into());
     let start = Instant::now();
-    let compressed = if args.structured {
-        model.engine.compress_structured(&prompt, &options)?
-    } else {
-        model.engine.compress(&prompt, &options)?
-    };
+    let compressed = model.engine.compress(&request)?;
     let seconds = start.elapsed().as_secs_f64();
     drop(busy);
 
     let report = Report {
-        tokens_per_second: compressed.origin_tokens as f64 / seconds.max(1e-9),
+        tokens_per_second: compressed.tokens_before as f64 / seconds.max(1e-9),
         compressed,
         seconds,
         load_seconds: model.load_seconds,
         model: model.name,
     };
     if let Some(path) = &args.html {
-        write_whole(path, &page::render(&report))?;
+        write_whole(path, &page::render(&report.page()))?;
     }
     let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
     let mut text = if args.json {
-        let json = serde_json::to_string(&report).map_err(|error| {
-            Failure::Failed(prefold::Error::Input {
-                what: "--json".into(),
-                reason: error.to_string(),
-            })
-        })?;
-        json + "\n"
+        report.json()?
     } else if args.show {
         let colour = match args.color {
             Colour::Always => true,
@@ -159,7 +191,7 @@ pub fn run(args: Args) -> Outcome {
         };
         marked::render(&report.compressed.pieces, colour)
     } else {
-        report.compressed.compressed_prompt.clone()
+        report.compressed.text.clone()
     };
     // A file or a pipe gets the very text; a terminal's next line should start at its left.
     if to_terminal && !text.is_empty() && !text.ends_with('\n') {
@@ -168,6 +200,9 @@ pub fn run(args: Args) -> Outcome {
     match &args.output {
         Some(path) => write_whole(path, &text)?,
         None => write_stdout(&text)?,
+    }
+    for warning in &report.compressed.warnings {
+        let _ = writeln!(std::io::stderr(), "prefold: {warning}");
     }
     if !args.quiet {
         let _ = writeln!(std::io::stderr(), "prefold: {}", report.summary());
@@ -180,7 +215,7 @@ fn read_prompt(
     files: &[PathBuf],
     question: &Option<String>,
     instruction: &Option<String>,
-) -> Outcome<Prompt> {
+) -> Outcome<Request> {
     let stdin = PathBuf::from("-");
     let files = match files {
         [] => std::slice::from_ref(&stdin),
@@ -196,12 +231,8 @@ fn read_prompt(
     }
     let text =
         |argument: &Option<String>| argument.as_deref().map_or(Ok(String::new()), text_or_file);
-    Ok(Prompt {
-        instruction: text(instruction)?,
-        context: files
-            .iter()
-            .map(|file| read_text(file))
-            .collect::<Outcome<_>>()?,
-        question: text(question)?,
-    })
+    let contexts = files.iter().map(|file| read_text(file));
+    Ok(Request::new(contexts.collect::<Outcome<Vec<_>>>()?)
+        .with_instruction(text(instruction)?)
+        .with_question(text(question)?))
 }

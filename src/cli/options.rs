@@ -3,7 +3,9 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use prefold::hard::{Budget, Condition, Count, Granularity, Options, RankMethod, Reorder};
+use prefold::hard::{
+    Budget, Condition, Count, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+};
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
 
@@ -36,9 +38,9 @@ pub struct Flags {
     /// Share of the tokens to keep, above 0 and at most 1 [default: 0.5]
     #[arg(long, short, value_name = "SHARE", allow_negative_numbers = true, help_heading = BUDGET)]
     rate: Option<f64>,
-    /// Tokens to keep; overrides --rate
-    #[arg(long, short, value_name = "TOKENS", allow_negative_numbers = true, help_heading = BUDGET)]
-    target_token: Option<f64>,
+    /// Tokens to keep, in place of a share
+    #[arg(long, short, value_name = "TOKENS", allow_negative_numbers = true, conflicts_with = "rate", help_heading = BUDGET)]
+    target_token: Option<usize>,
     /// Do token for token what Microsoft's `llmlingua` 0.2.2 does, instead of keeping the budget exactly
     #[arg(long, help_heading = BUDGET)]
     reference: bool,
@@ -137,58 +139,73 @@ const LEVELS: &str = "Levels";
 const REFERENCE: &str = "Only with --reference";
 
 impl Flags {
-    /// The library's options; what was not given has the library's default.
-    pub fn options(self) -> Options {
-        let default = Options::default();
-        Options {
-            budget: if self.reference {
-                Budget::Reference
-            } else {
-                Budget::Exact
-            },
-            rate: self.rate.unwrap_or(default.rate),
-            target_token: self.target_token,
-            iterative_size: self.iterative_size.unwrap_or(default.iterative_size),
-            force_context_ids: self.force_context_ids,
-            force_context_number: self.force_context_number,
-            use_context_level_filter: !self.no_context_level_filter,
-            use_sentence_level_filter: self.sentence_level_filter,
-            use_token_level_filter: !self.no_token_level_filter,
-            keep_split: self.keep_split,
-            keep_first_sentence: self
-                .keep_first_sentence
-                .unwrap_or(default.keep_first_sentence),
-            keep_last_sentence: self
-                .keep_last_sentence
-                .unwrap_or(default.keep_last_sentence),
-            keep_sentence_number: self
-                .keep_sentence_number
-                .unwrap_or(default.keep_sentence_number),
-            high_priority_bonus: self
-                .high_priority_bonus
-                .unwrap_or(default.high_priority_bonus),
-            context_budget: self.context_budget.unwrap_or(default.context_budget),
-            token_budget_ratio: self
-                .token_budget_ratio
-                .unwrap_or(default.token_budget_ratio),
-            condition_in_question: self
-                .condition_in_question
-                .unwrap_or(default.condition_in_question),
-            condition_compare: self.condition_compare,
-            reorder_context: self.reorder_context,
-            dynamic_context_compression_ratio: self
-                .dynamic_context_compression_ratio
-                .unwrap_or(default.dynamic_context_compression_ratio),
-            add_instruction: self.add_instruction,
-            rank_method: self.rank_method,
-            concate_question: !self.no_concate_question,
-            strict_preserve_uncompressed: !self.no_strict_preserve_uncompressed,
-            granularity: self.granularity.unwrap_or(default.granularity),
-            count: self.count.unwrap_or(default.count),
-            trace: default.trace,
-            force_tokens: self.force_token,
-            force_reserve_digit: self.force_digits,
-        }
+    /// What the library is asked for; what was not given has its default there. With `trace` every
+    /// token is scored.
+    pub fn budget_and_mode(self, trace: bool) -> (Budget, Mode) {
+        let budget = match (self.target_token, self.rate) {
+            (Some(tokens), _) => Budget::Tokens(tokens),
+            (None, Some(rate)) => Budget::Rate(rate),
+            (None, None) => Budget::default(),
+        };
+        let mode = match self.reference {
+            true => self.llmlingua().into(),
+            false => self.exact().with_trace(trace).into(),
+        };
+        (budget, mode)
+    }
+
+    fn exact(self) -> Exact {
+        let mut o = Exact::default();
+        set(&mut o.granularity, self.granularity);
+        set(&mut o.count, self.count);
+        o.rank_method = self.rank_method;
+        o.reorder = self.reorder_context;
+        o.keep_question = !self.no_concate_question;
+        set(&mut o.force_contexts, self.force_context_ids);
+        o.force_tokens = self.force_token;
+        o.force_digits = self.force_digits;
+        set(&mut o.keep_first_sentence, self.keep_first_sentence);
+        set(&mut o.keep_last_sentence, self.keep_last_sentence);
+        set(&mut o.keep_sentence_number, self.keep_sentence_number);
+        set(&mut o.high_priority_bonus, self.high_priority_bonus);
+        o.per_context = self.no_context_level_filter;
+        o
+    }
+
+    fn llmlingua(self) -> LlmLingua {
+        let mut o = LlmLingua::default();
+        set(&mut o.iterative_size, self.iterative_size);
+        set(&mut o.force_context_ids, self.force_context_ids);
+        o.force_context_number = self.force_context_number;
+        o.use_context_level_filter = !self.no_context_level_filter;
+        o.use_sentence_level_filter = self.sentence_level_filter;
+        o.use_token_level_filter = !self.no_token_level_filter;
+        o.keep_split = self.keep_split;
+        set(&mut o.keep_first_sentence, self.keep_first_sentence);
+        set(&mut o.keep_last_sentence, self.keep_last_sentence);
+        set(&mut o.keep_sentence_number, self.keep_sentence_number);
+        set(&mut o.high_priority_bonus, self.high_priority_bonus);
+        set(&mut o.context_budget, self.context_budget);
+        set(&mut o.token_budget_ratio, self.token_budget_ratio);
+        set(&mut o.condition_in_question, self.condition_in_question);
+        o.condition_compare = self.condition_compare;
+        set(&mut o.reorder_context, self.reorder_context);
+        set(
+            &mut o.dynamic_context_compression_ratio,
+            self.dynamic_context_compression_ratio,
+        );
+        o.add_instruction = self.add_instruction;
+        set(&mut o.rank_method, self.rank_method);
+        o.concate_question = !self.no_concate_question;
+        o.strict_preserve_uncompressed = !self.no_strict_preserve_uncompressed;
+        o
+    }
+}
+
+/// Sets an option that was given.
+fn set<T>(option: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *option = value;
     }
 }
 
@@ -205,21 +222,23 @@ mod tests {
         flags: Flags,
     }
 
-    fn options(arguments: &[&str]) -> Options {
+    fn asked(arguments: &[&str]) -> (Budget, Mode) {
         let words = std::iter::once("prefold").chain(arguments.iter().copied());
-        Line::try_parse_from(words).unwrap().flags.options()
+        let line = Line::try_parse_from(words).unwrap();
+        line.flags.budget_and_mode(false)
     }
 
     #[test]
     fn nothing_given_means_the_librarys_defaults() {
-        assert_eq!(options(&[]), Options::default());
+        assert_eq!(asked(&[]), (Budget::default(), Mode::default()));
+        let llmlingua = LlmLingua::default().into();
+        assert_eq!(asked(&["--reference"]), (Budget::default(), llmlingua));
     }
 
     #[test]
     fn every_flag_reaches_its_option() {
-        let all = options(&[
+        let all = asked(&[
             "--rate=0.25",
-            "--target-token=90",
             "--reference",
             "--rank-method=longllmlingua",
             "--condition-in-question=after_condition",
@@ -244,49 +263,61 @@ mod tests {
             "--no-strict-preserve-uncompressed",
             "--structured",
         ]);
-        let want = Options {
-            budget: Budget::Reference,
-            rate: 0.25,
-            target_token: Some(90.0),
-            iterative_size: 100,
-            force_context_ids: Some(vec![0, 2]),
-            force_context_number: Some(3),
-            use_context_level_filter: false,
-            use_sentence_level_filter: true,
-            use_token_level_filter: false,
-            keep_split: true,
-            keep_first_sentence: 1,
-            keep_last_sentence: 2,
-            keep_sentence_number: 4,
-            high_priority_bonus: 50.0,
-            context_budget: "*1.5".into(),
-            token_budget_ratio: 1.1,
-            condition_in_question: Condition::AfterCondition,
-            condition_compare: true,
-            reorder_context: Some(Reorder::TwoStage),
-            dynamic_context_compression_ratio: 0.3,
-            add_instruction: true,
-            rank_method: Some(RankMethod::Longllmlingua),
-            concate_question: false,
-            strict_preserve_uncompressed: false,
-            ..Options::default()
-        };
-        assert_eq!(all, want);
-        let exact = options(&[
+        let want = LlmLingua::default()
+            .with_iterative_size(100)
+            .with_force_context_ids(vec![0, 2])
+            .with_force_context_number(Some(3))
+            .with_use_context_level_filter(false)
+            .with_use_sentence_level_filter(true)
+            .with_use_token_level_filter(false)
+            .with_keep_split(true)
+            .with_keep_first_sentence(1)
+            .with_keep_last_sentence(2)
+            .with_keep_sentence_number(4)
+            .with_high_priority_bonus(50.0)
+            .with_context_budget("*1.5".into())
+            .with_token_budget_ratio(1.1)
+            .with_condition_in_question(Condition::AfterCondition)
+            .with_condition_compare(true)
+            .with_reorder_context(Reorder::TwoStage)
+            .with_dynamic_context_compression_ratio(0.3)
+            .with_add_instruction(true)
+            .with_rank_method(RankMethod::Longllmlingua)
+            .with_concate_question(false)
+            .with_strict_preserve_uncompressed(false);
+        assert_eq!(all, (Budget::Rate(0.25), want.into()));
+        let exact = asked(&[
+            "--target-token=90",
             "--granularity=token",
             "--count=scorer",
             "--force-token=\n",
             "--force-token=-",
             "--force-digits",
+            "--rank-method=bm25",
+            "--reorder-context=reverse",
+            "--no-context-level-filter",
+            "--force-context-ids=0,2",
+            "--keep-first-sentence=1",
+            "--keep-last-sentence=2",
+            "--keep-sentence-number=4",
+            "--high-priority-bonus=50",
+            "--no-concate-question",
         ]);
-        let want = Options {
-            granularity: Granularity::Token,
-            count: Count::Scorer,
-            force_tokens: vec!["\n".into(), "-".into()],
-            force_reserve_digit: true,
-            ..Options::default()
-        };
-        assert_eq!(exact, want);
+        let want = Exact::default()
+            .with_granularity(Granularity::Token)
+            .with_count(Count::Scorer)
+            .with_force_tokens(vec!["\n".into(), "-".into()])
+            .with_force_digits(true)
+            .with_rank_method(Some(RankMethod::Bm25))
+            .with_reorder(Some(Reorder::Reverse))
+            .with_per_context(true)
+            .with_force_contexts(vec![0, 2])
+            .with_keep_first_sentence(1)
+            .with_keep_last_sentence(2)
+            .with_keep_sentence_number(4)
+            .with_high_priority_bonus(50.0)
+            .with_keep_question(false);
+        assert_eq!(exact, (Budget::Tokens(90), want.into()));
     }
 
     #[test]

@@ -4,24 +4,34 @@ use std::fmt::Write;
 
 use prefold::hard::Piece;
 
-use super::compress::Report;
 use super::marked::visible;
+
+/// What the page shows.
+pub struct Page<'a> {
+    /// Tokens of the original.
+    pub before: usize,
+    /// Tokens of the result.
+    pub after: usize,
+    /// Wall time of the compression.
+    pub seconds: f64,
+    /// Tokens of the original per second.
+    pub tokens_per_second: f64,
+    /// The model's file or folder name.
+    pub model: &'a str,
+    /// The original in order.
+    pub pieces: &'a [Piece],
+}
 
 /// Steps of the shading, of one nat each; the last one has everything above it.
 const SHADES: usize = 11;
 
 /// The whole page. It loads nothing from anywhere and runs no script.
-pub fn render(report: &Report) -> String {
-    let c = &report.compressed;
-    let mut page = String::with_capacity(4096 + 8 * c.compressed_prompt.len());
+pub fn render(shown: &Page<'_>) -> String {
+    let mut page = String::with_capacity(8192);
     page.push_str("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
     page.push_str("<title>prefold: ");
-    let _ = write!(
-        page,
-        "{} to {} tokens",
-        c.origin_tokens, c.compressed_tokens
-    );
+    let _ = write!(page, "{} to {} tokens", shown.before, shown.after);
     page.push_str("</title>\n<style>\n");
     page.push_str(include_str!("page.css"));
     for shade in 1..SHADES {
@@ -33,21 +43,22 @@ pub fn render(report: &Report) -> String {
     }
     page.push_str("</style>\n</head>\n<body>\n<header>\n<h1>prefold</h1>\n<p class=\"model\">");
     page.push_str("compressed by ");
-    escape(&mut page, &report.model);
+    escape(&mut page, shown.model);
     page.push_str("</p>\n<dl>\n");
+    let share = 100.0 * shown.after as f64 / shown.before.max(1) as f64;
+    let ratio = shown.before as f64 / shown.after.max(1) as f64;
     for (name, value) in [
-        ("tokens before", c.origin_tokens.to_string()),
-        ("tokens after", c.compressed_tokens.to_string()),
-        ("kept", c.rate.clone()),
-        ("ratio", c.ratio.clone()),
-        ("seconds", format!("{:.2}", report.seconds)),
-        ("tokens/s", format!("{:.0}", report.tokens_per_second)),
+        ("tokens before", shown.before.to_string()),
+        ("tokens after", shown.after.to_string()),
+        ("kept", format!("{share:.1}%")),
+        ("ratio", format!("{ratio:.1}x")),
+        ("seconds", format!("{:.2}", shown.seconds)),
+        ("tokens/s", format!("{:.0}", shown.tokens_per_second)),
     ] {
         let _ = write!(page, "<div><dt>{name}</dt><dd>");
         escape(&mut page, &value);
         page.push_str("</dd></div>\n");
     }
-    let share = 100.0 * c.compressed_tokens as f64 / c.origin_tokens.max(1) as f64;
     let _ = writeln!(
         page,
         "</dl>\n<div class=\"bar\"><i style=\"width: {:.1}%\"></i></div>",
@@ -68,11 +79,11 @@ pub fn render(report: &Report) -> String {
     page.push_str("</div>\n</header>\n<main>\n<pre>");
     // A line break right after <pre> is swallowed, so one more goes in front of the text.
     page.push('\n');
-    for piece in &c.pieces {
+    for piece in shown.pieces {
         span(&mut page, piece);
     }
-    page.push_str("</pre>\n</main>\n<footer>Tokens are counted in cl100k_base; ");
-    page.push_str("point at a word for its surprise in nats.</footer>\n</body>\n</html>\n");
+    page.push_str("</pre>\n</main>\n<footer>");
+    page.push_str("Point at a word for its surprise in nats.</footer>\n</body>\n</html>\n");
     page
 }
 
@@ -116,28 +127,20 @@ fn escape(page: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prefold::hard::Compressed;
 
-    fn report(pieces: Vec<Piece>) -> Report {
-        Report {
-            compressed: Compressed {
-                compressed_prompt: String::new(),
-                origin_tokens: 10,
-                compressed_tokens: 5,
-                ratio: "2.0x".into(),
-                rate: "50.0%".into(),
-                saving: String::new(),
-                pieces,
-            },
+    fn page(pieces: &[Piece]) -> String {
+        render(&Page {
+            before: 10,
+            after: 5,
             seconds: 0.5,
             tokens_per_second: 20.0,
-            load_seconds: 0.1,
-            model: "a<b>.gguf".into(),
-        }
+            model: "a<b>.gguf",
+            pieces,
+        })
     }
 
-    fn body(pieces: Vec<Piece>) -> String {
-        let page = render(&report(pieces));
+    fn body(pieces: &[Piece]) -> String {
+        let page = page(pieces);
         let (_, rest) = page.split_once("<pre>\n").unwrap();
         rest.split_once("</pre>").unwrap().0.into()
     }
@@ -154,16 +157,16 @@ mod tests {
     fn nothing_in_a_prompt_becomes_markup() {
         let nasty = "</pre><script>alert(\"x\" + '&')</script>\u{1b}\0\r\n";
         assert_eq!(
-            body(vec![piece(nasty, true, None)]),
+            body(&[piece(nasty, true, None)]),
             "&lt;/pre&gt;&lt;script&gt;alert(&quot;x&quot; + &#39;&amp;&#39;)&lt;/script&gt;␛␀\n"
         );
-        let page = render(&report(vec![]));
+        let page = page(&[]);
         assert!(page.contains("a&lt;b&gt;.gguf"));
     }
 
     #[test]
     fn dropped_is_struck_and_surprise_is_shaded() {
-        let pieces = vec![
+        let pieces = [
             piece("a", true, Some(0.2)),
             piece("b", false, Some(3.4)),
             piece("c", true, Some(99.0)),
@@ -171,7 +174,7 @@ mod tests {
             piece("e", false, None),
         ];
         assert_eq!(
-            body(pieces),
+            body(&pieces),
             "<span title=\"0.20\">a</span><del class=\"s3\" title=\"3.40\">b</del>\
              <span class=\"s10\" title=\"99.00\">c</span><span class=\"s10\" title=\"inf\">d</span>\
              <del>e</del>"
@@ -180,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_from_outside() {
-        let page = render(&report(vec![piece("x", true, None)]));
+        let page = page(&[piece("x", true, None)]);
         for outside in [
             "http:", "https:", "url(", "@import", "<script", "<link", "src=",
         ] {

@@ -13,7 +13,7 @@ use super::run::{Answer, Pair, Task, place};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{
-    Budget, Condition, Granularity, Options, Prompt, RankMethod, Reorder, check_rate,
+    Condition, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder, Request, check_rate,
 };
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
@@ -34,7 +34,7 @@ pub enum Way<'a> {
     /// Every token of the host's is kept with a chance of the rate.
     RandomTokens,
     /// What hard compression leaves of them; the rate is the case's.
-    Fold(&'static str, Box<Options>),
+    Fold(&'static str, Box<Mode>),
     /// A KV prefix by an adapter of the host's.
     Prefix(&'a Adapter, Method),
 }
@@ -44,34 +44,25 @@ impl<'a> Way<'a> {
     /// granularities, and the two presets of the reference.
     pub fn all() -> Vec<Way<'a>> {
         let ours = |name, granularity| {
-            let options = Options {
-                granularity,
-                ..Options::default()
-            };
-            Way::Fold(name, Box::new(options))
-        };
-        let reference = Options {
-            budget: Budget::Reference,
-            ..Options::default()
+            let options = Exact::default().with_granularity(granularity);
+            Way::Fold(name, Box::new(options.into()))
         };
         // The preset of LongLLMLingua's own documentation.
-        let long = Options {
-            rank_method: Some(RankMethod::Longllmlingua),
-            condition_in_question: Condition::AfterCondition,
-            reorder_context: Some(Reorder::Sort),
-            dynamic_context_compression_ratio: 0.3,
-            condition_compare: true,
-            context_budget: "+100".into(),
-            ..reference.clone()
-        };
+        let long = LlmLingua::default()
+            .with_rank_method(RankMethod::Longllmlingua)
+            .with_condition_in_question(Condition::AfterCondition)
+            .with_reorder_context(Reorder::Sort)
+            .with_dynamic_context_compression_ratio(0.3)
+            .with_condition_compare(true)
+            .with_context_budget("+100".into());
         vec![
             Way::Full,
             Way::None,
             Way::Gold,
             Way::RandomWords,
             Way::RandomTokens,
-            Way::Fold("llmlingua", Box::new(reference)),
-            Way::Fold("longllmlingua", Box::new(long)),
+            Way::Fold("llmlingua", Box::new(LlmLingua::default().into())),
+            Way::Fold("longllmlingua", Box::new(long.into())),
             ours("prefold", Granularity::default()),
             ours("prefold-context", Granularity::Context),
             ours("prefold-sentence", Granularity::Sentence),
@@ -178,17 +169,12 @@ impl<'a> Qa<'a> {
                 ids.retain(|_| random.unit() < rate);
                 tokenizer.decode(&ids)
             }
-            Way::Fold(_, options) => {
-                let prompt = Prompt {
-                    context: docs,
-                    question: question.question.clone(),
-                    ..Prompt::default()
-                };
-                let options = Options {
-                    rate,
-                    ..(**options).clone()
-                };
-                let text = self.scorer.compress(&prompt, &options)?.compressed_prompt;
+            Way::Fold(_, mode) => {
+                let request = Request::new(docs)
+                    .with_question(&question.question)
+                    .with_rate(rate)
+                    .with_mode((**mode).clone());
+                let text = self.scorer.compress(&request)?.text;
                 // The host's own form of the question follows.
                 let context = text.strip_suffix(&question.question).unwrap_or(&text);
                 context.trim_end().to_string()
@@ -241,18 +227,18 @@ impl Task for Qa<'_> {
 
     fn key(&self, pair: Pair) -> String {
         let (way, rate) = &self.cases[pair.case];
-        let (options, adapter) = match way {
-            Way::Fold(_, options) => (Some(options), None),
+        let (mode, adapter) = match way {
+            Way::Fold(_, mode) => (Some(mode), None),
             Way::Prefix(adapter, _) => (None, Some((adapter.id(), adapter.settings()))),
             _ => (None, None),
         };
-        let scorer = options.map(|_| &self.scorer.info().fingerprint);
+        let scorer = mode.as_ref().map(|_| &self.scorer.info().fingerprint);
         let seed = matches!(way, Way::RandomWords | Way::RandomTokens).then_some(self.seed);
         hex(&self.hash(&json!([
             env!("CARGO_PKG_VERSION"),
             way.name(),
             rate,
-            options,
+            mode,
             adapter,
             scorer,
             self.host.info().fingerprint,

@@ -11,7 +11,7 @@ use super::metrics::{bleu, exact_match, rouge};
 use super::run::{Answer, Pair, Task, place};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::hard::{Options, Prompt, check_rate};
+use crate::hard::{Request, check_rate};
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
@@ -136,15 +136,8 @@ impl<'a> Regenerate<'a> {
             }
             Holder::Fold(rate) => {
                 let tokenizer = self.model.tokenizer()?;
-                let prompt = Prompt {
-                    context: vec![tokenizer.decode(ids)],
-                    ..Prompt::default()
-                };
-                let options = Options {
-                    rate: *rate,
-                    ..Options::default()
-                };
-                let text = self.model.compress(&prompt, &options)?.compressed_prompt;
+                let request = Request::new([tokenizer.decode(ids)]).with_rate(*rate);
+                let text = self.model.compress(&request)?.text;
                 read(tokenizer.encode(&text, false, false)?.ids)?
             }
             Holder::Prefix(adapter, method) => {

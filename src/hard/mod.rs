@@ -2,6 +2,7 @@
 
 mod context_budget;
 mod exact;
+pub mod json;
 pub mod options;
 mod python;
 pub mod rank_text;
@@ -11,11 +12,9 @@ pub mod result;
 mod source;
 mod structured;
 
-pub use options::{
-    Budget, Condition, Count, Granularity, Options, Prompt, RankMethod, Reorder, check_rate,
-};
-pub use request::Request;
-pub use result::{Compressed, Piece};
+pub use options::{Condition, Count, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
+pub use request::{Budget, Request, check_rate};
+pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 
 use crate::error::Result;
 use crate::model::{Scorer, together};
@@ -23,89 +22,39 @@ use crate::model::{Scorer, together};
 pub(crate) use crate::model::SEATS as AT_A_TIME;
 use crate::text::Tokenizer;
 
-/// A shorter prompt, chosen by `lm`.
+/// Shortens a prompt; `lm` scores it.
 ///
 /// # Errors
-/// [`crate::Error::Input`] for an option out of its range, [`crate::Error::Budget`] when what must be kept is
-/// already longer than the target, and whatever the model reports.
-pub fn compress(
-    lm: &dyn Scorer,
-    tokenizer: &Tokenizer,
-    prompt: &Prompt,
-    options: &Options,
-) -> Result<Compressed> {
-    options.check()?;
-    match options.budget {
-        Budget::Exact => exact::Exact {
+/// [`crate::Error::Input`] for an option out of its range or a tag that cannot be read,
+/// [`crate::Error::Budget`] when what must be kept is already longer than the target, and whatever the
+/// model reports.
+pub fn compress(lm: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Result<Compressed> {
+    request.check()?;
+    match &request.mode {
+        Mode::Exact(options) => exact::Exact {
             lm,
             tokenizer,
             options,
         }
-        .compress(prompt),
-        Budget::Reference => reference::Reference {
+        .compress(request),
+        Mode::LlmLingua(options) => reference::Reference {
             lm,
             tokenizer,
             options,
         }
-        .compress(prompt),
+        .compress(request),
     }
 }
 
-/// A shorter prompt whose contexts carry `<llmlingua, rate=…, compress=…>` tags round their segments.
-///
-/// Under the exact budget a segment may hold anything up to its `</llmlingua>`, text outside of tags is
-/// compressed at the options' rate, and without a `target_token` the budget is what the segments' own
-/// rates leave, at least what must be kept. The reference reads no segment that holds a `<`, and drops
-/// text between tags.
-///
-/// # Errors
-/// As [`compress`], and [`crate::Error::Input`] for a tag that makes no sense.
-pub fn compress_structured(
-    lm: &dyn Scorer,
-    tokenizer: &Tokenizer,
-    prompt: &Prompt,
-    options: &Options,
-) -> Result<Compressed> {
-    options.check()?;
-    match options.budget {
-        Budget::Exact => exact::Exact {
-            lm,
-            tokenizer,
-            options,
-        }
-        .compress_structured(prompt),
-        Budget::Reference => reference::Reference {
-            lm,
-            tokenizer,
-            options,
-        }
-        .compress_structured(prompt),
-    }
-}
-
-/// A call of many.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Job {
-    /// What is to be shortened.
-    pub prompt: Prompt,
-    /// How.
-    pub options: Options,
-    /// Whether its contexts carry tags: [`compress_structured`] instead of [`compress`].
-    pub structured: bool,
-}
-
-/// Several prompts, each as it would come out alone, in their order. Where the model's device has a queue
-/// of its own they share forward passes, whatever their options.
+/// Shortens several prompts, each as it would come out alone, in their order. Where the model's device
+/// has a queue of its own they share forward passes, whatever their options.
 ///
 /// # Errors
 /// As [`compress`], for each by itself.
 pub fn compress_many(
     lm: &dyn Scorer,
     tokenizer: &Tokenizer,
-    jobs: &[Job],
+    requests: &[Request],
 ) -> Vec<Result<Compressed>> {
-    together(lm, jobs, |lm, job| match job.structured {
-        true => compress_structured(lm, tokenizer, &job.prompt, &job.options),
-        false => compress(lm, tokenizer, &job.prompt, &job.options),
-    })
+    together(lm, requests, |lm, request| compress(lm, tokenizer, request))
 }

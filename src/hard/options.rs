@@ -1,25 +1,16 @@
-//! What a caller may ask of hard compression, under the reference's parameter names and defaults.
+//! The options of each mode: a struct of its own, which holds only what has an effect there.
 
 use serde::{Deserialize, Serialize};
 
+use super::json::Arguments;
 use crate::error::{Error, Result};
 
-/// A prompt in its three parts; the result joins what is left of them with blank lines.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Prompt {
-    /// Kept whole, in front.
-    pub instruction: String,
-    /// The documents or demonstrations to compress.
-    pub context: Vec<String>,
-    /// Kept whole, at the end (unless `concate_question` is off).
-    pub question: String,
-}
-
 /// How contexts and sentences are ranked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RankMethod {
     /// By their own perplexity, the most surprising first.
+    #[default]
     Llmlingua,
     /// By the question's perplexity given the context (LongLLMLingua, eq. 2 and 3).
     Longllmlingua,
@@ -107,19 +98,6 @@ impl Reorder {
     }
 }
 
-/// How closely the budget is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Budget {
-    /// prefold's own: coarse to fine under one exact budget. The result has as many tokens as it was
-    /// given, to one token; fewer only where the next character (a flag, a family of emoji) takes more
-    /// than are left, as it is kept or dropped whole.
-    #[default]
-    Exact,
-    /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
-    Reference,
-}
-
 /// How far down the exact budget goes before it starts to cut inside a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -147,161 +125,219 @@ pub enum Count {
     Scorer,
 }
 
-/// Options of hard compression. Names and defaults are those of `PromptCompressor.compress_prompt`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Options {
-    /// Exact (prefold's own) or reference.
-    pub budget: Budget,
-    /// Share of tokens to keep, in (0, 1].
-    pub rate: f64,
-    /// Tokens to keep; overrides `rate`. The reference's -1 is `None`.
-    pub target_token: Option<f64>,
-    /// Reference: tokens per segment of the token level (paper, section 4.2).
-    pub iterative_size: usize,
-    /// Contexts that are always kept. Empty and absent differ nowhere.
-    pub force_context_ids: Option<Vec<usize>>,
-    /// Reference: number of contexts that are forcibly kept.
-    pub force_context_number: Option<usize>,
-    /// Drop whole contexts. Exact budget: off gives every context the same share.
-    pub use_context_level_filter: bool,
-    /// Reference: drop whole sentences.
-    pub use_sentence_level_filter: bool,
-    /// Reference: drop tokens.
-    pub use_token_level_filter: bool,
-    /// Reference: keep double line breaks.
-    pub keep_split: bool,
-    /// Sentences of the whole prompt that come first and are to be kept.
-    pub keep_first_sentence: usize,
-    /// Sentences of the whole prompt that come last and are to be kept.
-    pub keep_last_sentence: usize,
-    /// Sentences kept in every context.
-    pub keep_sentence_number: usize,
-    /// What the score of a sentence that is to be kept is raised by.
-    pub high_priority_bonus: f64,
-    /// Reference: arithmetic on the target for the context level, an operator and a number, as in `+100`
-    /// or `*1.5`.
-    pub context_budget: String,
-    /// Reference: what the sentence level takes of the target, as a factor.
-    pub token_budget_ratio: f64,
-    /// Reference: where the question stands when texts are ranked.
-    pub condition_in_question: Condition,
-    /// Reference: tokens are judged by what the question takes off their nll (LongLLMLingua, eq. 4).
-    pub condition_compare: bool,
-    /// The order of contexts in the result. `None`: the reference leaves them as given; the exact
-    /// budget puts the best last where there is a question, and leaves them as given where there is
-    /// none.
-    pub reorder_context: Option<Reorder>,
-    /// Reference: how much more the best context keeps than the middle one (LongLLMLingua, eq. 5).
-    pub dynamic_context_compression_ratio: f64,
-    /// Reference: put the instruction in front of the condition.
-    pub add_instruction: bool,
-    /// `None`: the reference takes `llmlingua`; the exact budget takes `longllmlingua` where there is a
-    /// question and `llmlingua` where there is none.
-    pub rank_method: Option<RankMethod>,
-    /// Put the question at the end of the result.
-    pub concate_question: bool,
-    /// Reference, structured prompts: contexts with an uncompressed segment are never dropped. The exact
-    /// budget drops nothing of what is not to be compressed.
-    pub strict_preserve_uncompressed: bool,
+/// Declares a struct of options: fields with defaults, a setter each, and their names in JSON.
+macro_rules! options {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $($(#[$doc:meta])* pub $field:ident ($with:ident): $type:ty = $default:expr,)*
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[non_exhaustive]
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
 
-    /// Exact budget: how far down to go.
-    pub granularity: Granularity,
-    /// Exact budget: whose tokens are counted.
-    pub count: Count,
-    /// Exact budget: score every token, also where the choice does not need it, so that
-    /// [`super::Piece::nll`] can be shown.
-    pub trace: bool,
-    /// Exact budget: strings that are kept wherever they stand, white space in them too.
-    pub force_tokens: Vec<String>,
-    /// Exact budget: keep every digit.
-    pub force_reserve_digit: bool,
+        impl Default for $name {
+            fn default() -> Self {
+                $name { $($field: $default,)* }
+            }
+        }
+
+        impl $name {
+            /// The names of all options.
+            pub(super) const NAMES: &[&str] = &[$(stringify!($field)),*];
+
+            $(
+                #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+                #[must_use]
+                pub fn $with(mut self, value: $type) -> Self {
+                    self.$field = value;
+                    self
+                }
+            )*
+
+            /// Takes the options out of a call's arguments; an absent one keeps its default.
+            pub(super) fn take(arguments: &mut Arguments) -> Result<Self> {
+                let default = Self::default();
+                Ok($name {
+                    $($field: arguments.or(stringify!($field), default.$field)?,)*
+                })
+            }
+        }
+    };
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            budget: Budget::default(),
-            rate: 0.5,
-            target_token: None,
-            iterative_size: 200,
-            force_context_ids: None,
-            force_context_number: None,
-            use_context_level_filter: true,
-            use_sentence_level_filter: false,
-            use_token_level_filter: true,
-            keep_split: false,
-            keep_first_sentence: 0,
-            keep_last_sentence: 0,
-            keep_sentence_number: 0,
-            high_priority_bonus: 100.0,
-            context_budget: "+100".into(),
-            token_budget_ratio: 1.4,
-            condition_in_question: Condition::default(),
-            condition_compare: false,
-            reorder_context: None,
-            dynamic_context_compression_ratio: 0.0,
-            add_instruction: false,
-            rank_method: None,
-            concate_question: true,
-            strict_preserve_uncompressed: true,
-            granularity: Granularity::default(),
-            count: Count::default(),
-            trace: false,
-            force_tokens: Vec::new(),
-            force_reserve_digit: false,
-        }
+options! {
+    /// Options of prefold's own mode: one exact budget, spent from coarse to fine.
+    ///
+    /// ```
+    /// use prefold::hard::{Exact, Granularity, Request};
+    ///
+    /// let exact = Exact::default().with_granularity(Granularity::Sentence).with_force_digits(true);
+    /// let request = Request::new(["A long document."]).with_mode(exact);
+    /// ```
+    pub struct Exact {
+        /// The unit that is kept or dropped whole.
+        pub granularity (with_granularity): Granularity = Granularity::default(),
+        /// Whose tokens the budget and the result count.
+        pub count (with_count): Count = Count::default(),
+        /// How contexts and sentences are ranked. `None`: `longllmlingua` with a question, `llmlingua`
+        /// without one.
+        pub rank_method (with_rank_method): Option<RankMethod> = None,
+        /// The order of contexts in the result. `None`: the best last with a question, next to it; as
+        /// given without one.
+        pub reorder (with_reorder): Option<Reorder> = None,
+        /// Put the question at the end of the result.
+        pub keep_question (with_keep_question): bool = true,
+        /// Contexts that are kept whole, counted from 0.
+        pub force_contexts (with_force_contexts): Vec<usize> = Vec::new(),
+        /// Strings that are kept wherever they occur, white space in them too.
+        pub force_tokens (with_force_tokens): Vec<String> = Vec::new(),
+        /// Keep every digit.
+        pub force_digits (with_force_digits): bool = false,
+        /// Sentences at the start of the whole prompt that rank before all others.
+        pub keep_first_sentence (with_keep_first_sentence): usize = 0,
+        /// Sentences at the end of the whole prompt that rank before all others.
+        pub keep_last_sentence (with_keep_last_sentence): usize = 0,
+        /// Sentences of every context that rank before all others.
+        pub keep_sentence_number (with_keep_sentence_number): usize = 0,
+        /// What the score of such a sentence is raised by.
+        pub high_priority_bonus (with_high_priority_bonus): f64 = 100.0,
+        /// Give every context the same share of the budget, so that none is dropped whole.
+        pub per_context (with_per_context): bool = false,
+        /// Score every token, also where the choice does not need it, so that
+        /// [`Piece::nll`](super::Piece::nll) can be shown.
+        pub trace (with_trace): bool = false,
     }
 }
 
-/// Refuses a rate that is none.
-///
-/// # Errors
-/// [`Error::Input`] naming it and the range.
-pub fn check_rate(rate: f64) -> Result<()> {
-    match rate > 0.0 && rate <= 1.0 {
+options! {
+    /// Options of Microsoft's `llmlingua` 0.2.2, under its names and with its defaults: the result is
+    /// the same, token for token.
+    ///
+    /// ```
+    /// use prefold::hard::{LlmLingua, RankMethod, Request};
+    ///
+    /// let preset = LlmLingua::default().with_rank_method(RankMethod::Longllmlingua);
+    /// let request = Request::new(["A long document."]).with_question("Who?").with_mode(preset);
+    /// ```
+    pub struct LlmLingua {
+        /// Tokens per segment of the token level (LLMLingua, section 4.2).
+        pub iterative_size (with_iterative_size): usize = 200,
+        /// Contexts that are always kept.
+        pub force_context_ids (with_force_context_ids): Vec<usize> = Vec::new(),
+        /// Number of contexts that are forcibly kept. As in the reference only 0 has an effect.
+        pub force_context_number (with_force_context_number): Option<usize> = None,
+        /// Drop whole contexts.
+        pub use_context_level_filter (with_use_context_level_filter): bool = true,
+        /// Drop whole sentences.
+        pub use_sentence_level_filter (with_use_sentence_level_filter): bool = false,
+        /// Drop tokens.
+        pub use_token_level_filter (with_use_token_level_filter): bool = true,
+        /// Keep double line breaks.
+        pub keep_split (with_keep_split): bool = false,
+        /// Sentences at the start of the whole prompt that are kept.
+        pub keep_first_sentence (with_keep_first_sentence): usize = 0,
+        /// Sentences at the end of the whole prompt that are kept.
+        pub keep_last_sentence (with_keep_last_sentence): usize = 0,
+        /// Sentences kept in every context.
+        pub keep_sentence_number (with_keep_sentence_number): usize = 0,
+        /// What the score of a sentence that is kept is raised by.
+        pub high_priority_bonus (with_high_priority_bonus): f64 = 100.0,
+        /// Arithmetic on the target for the context level, an operator and a number, as in `+100`
+        /// or `*1.5`.
+        pub context_budget (with_context_budget): String = "+100".into(),
+        /// What the sentence level takes of the target, as a factor.
+        pub token_budget_ratio (with_token_budget_ratio): f64 = 1.4,
+        /// Where the question stands when texts are ranked.
+        pub condition_in_question (with_condition_in_question): Condition = Condition::default(),
+        /// Judge tokens by what the question takes off their nll (LongLLMLingua, eq. 4).
+        pub condition_compare (with_condition_compare): bool = false,
+        /// The order of contexts in the result.
+        pub reorder_context (with_reorder_context): Reorder = Reorder::default(),
+        /// How much more the best context keeps than the middle one (LongLLMLingua, eq. 5).
+        pub dynamic_context_compression_ratio (with_dynamic_context_compression_ratio): f64 = 0.0,
+        /// Put the instruction in front of the condition.
+        pub add_instruction (with_add_instruction): bool = false,
+        /// How contexts and sentences are ranked.
+        pub rank_method (with_rank_method): RankMethod = RankMethod::default(),
+        /// Put the question at the end of the result.
+        pub concate_question (with_concate_question): bool = true,
+        /// Structured prompts: never drop a context that has an uncompressed segment.
+        pub strict_preserve_uncompressed (with_strict_preserve_uncompressed): bool = true,
+    }
+}
+
+/// What selects the text to keep, with the options of that mode.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Mode {
+    /// prefold's own: coarse to fine under one exact budget. The result has as many tokens as it was
+    /// given, to one token; fewer only where the next character (a flag, a family of emoji) takes more
+    /// than are left, as it is kept or dropped whole.
+    Exact(Exact),
+    /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
+    LlmLingua(LlmLingua),
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Mode::Exact(Exact::default())
+    }
+}
+
+impl From<Exact> for Mode {
+    fn from(options: Exact) -> Self {
+        Mode::Exact(options)
+    }
+}
+
+impl From<LlmLingua> for Mode {
+    fn from(options: LlmLingua) -> Self {
+        Mode::LlmLingua(options)
+    }
+}
+
+/// Refuses a number that is not finite.
+fn finite(name: &str, value: f64) -> Result<()> {
+    match value.is_finite() {
         true => Ok(()),
         false => Err(Error::input(
-            format!("rate {rate}"),
-            "the share of tokens to keep lies in (0, 1]",
+            format!("{name} {value}"),
+            "expected a finite number",
         )),
     }
 }
 
-impl Options {
-    /// Refuses values outside their range, as every call does that takes options.
-    ///
-    /// # Errors
-    /// [`Error::Input`] naming the option, its value and the range.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |what: &str, value: f64, reason: &str| {
-            Err(Error::input(format!("{what} {value}"), reason))
-        };
-        check_rate(self.rate)?;
-        if let Some(target) = self.target_token
-            && !(target.is_finite() && target >= 0.0)
-        {
-            return refuse(
-                "target_token",
-                target,
-                "expected a number of tokens, 0 or more",
-            );
+impl Exact {
+    /// Refuses values outside their range.
+    pub(super) fn check(&self, contexts: usize) -> Result<()> {
+        finite("high_priority_bonus", self.high_priority_bonus)?;
+        match self.force_contexts.iter().find(|&&i| i >= contexts) {
+            None => Ok(()),
+            Some(i) => Err(Error::input(
+                format!("force_contexts {i}"),
+                format!("the prompt has {contexts} contexts, counted from 0"),
+            )),
         }
+    }
+}
+
+impl LlmLingua {
+    /// Refuses values outside their range.
+    pub(super) fn check(&self) -> Result<()> {
         if self.iterative_size == 0 {
-            return refuse("iterative_size", 0.0, "expected 1 token or more");
+            return Err(Error::input("iterative_size 0", "expected 1 token or more"));
         }
-        for (what, value) in [
-            ("token_budget_ratio", self.token_budget_ratio),
-            ("high_priority_bonus", self.high_priority_bonus),
-            (
-                "dynamic_context_compression_ratio",
-                self.dynamic_context_compression_ratio,
-            ),
-        ] {
-            if !value.is_finite() {
-                return refuse(what, value, "expected a finite number");
-            }
-        }
-        Ok(())
+        finite("token_budget_ratio", self.token_budget_ratio)?;
+        finite("high_priority_bonus", self.high_priority_bonus)?;
+        finite(
+            "dynamic_context_compression_ratio",
+            self.dynamic_context_compression_ratio,
+        )
     }
 }

@@ -156,6 +156,29 @@ impl Source {
         self.marks.push(Mark { range, kept, nll });
     }
 
+    /// The bytes of each context that are kept, ascending, neighbours joined.
+    pub fn kept_spans(&self) -> Vec<Vec<Range<usize>>> {
+        let mut kept: Vec<&Range<usize>> = self
+            .marks
+            .iter()
+            .filter(|mark| mark.kept)
+            .map(|mark| &mark.range)
+            .collect();
+        kept.sort_by_key(|range| range.start);
+        let within = |context: &Range<usize>| {
+            let mut spans: Vec<Range<usize>> = Vec::new();
+            for range in &kept {
+                let start = range.start.max(context.start);
+                let end = range.end.min(context.end);
+                if start < end {
+                    push_span(&mut spans, start - context.start..end - context.start);
+                }
+            }
+            spans
+        };
+        self.contexts.iter().map(within).collect()
+    }
+
     /// The source as pieces in order; what was not decided on is dropped, except for the instruction
     /// and the question.
     pub fn into_pieces(mut self) -> Vec<Piece> {
@@ -203,6 +226,15 @@ impl Source {
     }
 }
 
+/// Appends a range, joined to the last one where they touch; an empty one adds nothing.
+pub(crate) fn push_span(spans: &mut Vec<Range<usize>>, span: Range<usize>) {
+    match spans.last_mut() {
+        _ if span.is_empty() => {}
+        Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
+        _ => spans.push(span),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +269,7 @@ mod tests {
             &[token(0..6, true), token(6..8, false), token(8..13, true)],
         );
         source.keep_question(false);
+        assert_eq!(source.kept_spans(), [vec![4..7], vec![0..6]]);
         let pieces = flat(source.into_pieces());
         let text: String = pieces.iter().map(|(t, _)| t.as_str()).collect();
         assert_eq!(text, "Do:\n\none two\n\ndrei €\n\nWhy?");

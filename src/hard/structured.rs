@@ -1,15 +1,19 @@
 //! Structured prompts: `<llmlingua, rate=0.3, compress=False>…</llmlingua>` round each segment.
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
+use super::source::push_span;
 use crate::error::{Error, Result};
 
 /// A stretch of a context with its own rate.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Segment {
     pub text: String,
+    /// Where it begins in the context that was given, in bytes.
+    pub at: usize,
     pub rate: f64,
     pub compress: bool,
 }
@@ -37,15 +41,21 @@ static LIKE_OPENING: LazyLock<Regex> =
 /// The segments of one context as the reference reads them: text outside of tags is taken in only at
 /// the two ends, and a segment that holds a `<` is lost. `rate` serves segments that name none.
 pub(crate) fn segments(context: &str, rate: f64) -> Result<Vec<Segment>> {
+    const OPEN: &str = "<llmlingua>";
     let mut tagged = context.to_string();
+    let mut inserted = 0;
     if !tagged.starts_with("<llmlingua") {
-        tagged.insert_str(0, "<llmlingua>");
+        tagged.insert_str(0, OPEN);
+        inserted = OPEN.len();
     }
     if !tagged.ends_with(CLOSE) {
         tagged.push_str(CLOSE);
     }
     TAG.captures_iter(&tagged)
-        .map(|found| segment(&found, &found[5], rate))
+        .map(|found| {
+            let at = found.get(5).map_or(0, |text| text.start());
+            segment(&found, &found[5], at.saturating_sub(inserted), rate)
+        })
         .collect()
 }
 
@@ -58,12 +68,17 @@ pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>>
         let tag = LIKE_OPENING.find(rest);
         let outside = tag.map_or(rest, |tag| &rest[..tag.start()]);
         // An end without a beginning is none of the text.
-        for text in outside.split(CLOSE).filter(|text| !text.is_empty()) {
-            segments.push(Segment {
-                text: text.to_string(),
-                rate,
-                compress: true,
-            });
+        let mut at = context.len() - rest.len();
+        for text in outside.split(CLOSE) {
+            if !text.is_empty() {
+                segments.push(Segment {
+                    text: text.to_string(),
+                    at,
+                    rate,
+                    compress: true,
+                });
+            }
+            at += text.len() + CLOSE.len();
         }
         let Some(tag) = tag else { break };
         let found = OPENING.captures(tag.as_str()).ok_or_else(|| {
@@ -74,7 +89,8 @@ pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>>
         })?;
         let inside = &rest[tag.end()..];
         let (text, after) = inside.split_once(CLOSE).unwrap_or((inside, ""));
-        let segment = segment(&found, text, rate)?;
+        let at = context.len() - inside.len();
+        let segment = segment(&found, text, at, rate)?;
         if !text.is_empty() {
             segments.push(segment);
         }
@@ -83,8 +99,28 @@ pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>>
     Ok(segments)
 }
 
+/// Spans of the segments' joined texts as spans of the context that was given.
+pub(crate) fn given_spans(segments: &[Segment], spans: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut given = Vec::new();
+    let mut start = 0;
+    for segment in segments {
+        let end = start + segment.text.len();
+        for span in spans {
+            let (from, to) = (span.start.max(start), span.end.min(end));
+            if from < to {
+                push_span(
+                    &mut given,
+                    segment.at + from - start..segment.at + to - start,
+                );
+            }
+        }
+        start = end;
+    }
+    given
+}
+
 /// The segment that a tag opens; `rate` serves it if it names none.
-fn segment(tag: &Captures, text: &str, rate: f64) -> Result<Segment> {
+fn segment(tag: &Captures, text: &str, at: usize, rate: f64) -> Result<Segment> {
     let compress = tag
         .get(2)
         .or(tag.get(4))
@@ -114,6 +150,7 @@ fn segment(tag: &Captures, text: &str, rate: f64) -> Result<Segment> {
     };
     Ok(Segment {
         text: text.to_string(),
+        at,
         rate,
         compress,
     })
@@ -140,6 +177,28 @@ mod tests {
             [("x", 1.0, false), ("y", 0.3, true), ("z", 0.4, true)]
         );
         assert_eq!(segments("plain", 0.5).unwrap()[0].text, "plain");
+    }
+
+    #[test]
+    fn every_segment_knows_where_it_was_given() {
+        for text in [
+            "plain",
+            "a <llmlingua>x</llmlingua></llmlingua> between é<llmlingua, rate=0.3>y z</llmlingua>",
+            "<llmlingua>x</llmlingua>y</llmlingua>",
+        ] {
+            for read in [segments, gapless_segments] {
+                let segments = read(text, 0.5).unwrap();
+                assert!(!segments.is_empty());
+                let mut start = 0;
+                for segment in &segments {
+                    let end = start + segment.text.len();
+                    let given = given_spans(&segments, &[start..end]);
+                    assert_eq!(given, [segment.at..segment.at + segment.text.len()]);
+                    assert_eq!(text[given[0].clone()], segment.text);
+                    start = end;
+                }
+            }
+        }
     }
 
     #[test]

@@ -176,10 +176,10 @@ fn memory_runs_out() {
             return;
         };
         let gpu = Gpu::new(place.open().unwrap(), Precision::F32);
-        let result = Model::load(gpu, &weights)
-            .and_then(|model| hard::compress(&model, &tokenizer, &job.prompt, &job.options));
+        let result =
+            Model::load(gpu, &weights).and_then(|model| hard::compress(&model, &tokenizer, job));
         match result {
-            Ok(result) => done.push(result.compressed_prompt),
+            Ok(result) => done.push(result.text),
             Err(error) => {
                 refused += 1;
                 let line = error.to_string();

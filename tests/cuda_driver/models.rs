@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use prefold::gpu::{Gpu, Launcher, Precision};
-use prefold::hard::{self, Budget, Job, Options, Prompt};
+use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::config::Family;
 use prefold::model::decoder::Batch;
 use prefold::model::lora::Target;
@@ -151,25 +151,17 @@ const TEXT: &str = "The committee met on the third of May. It chose the smaller 
                     town across for two hundred years and more.";
 
 /// Prompts of several lengths, window sizes and rates.
-pub fn jobs() -> Vec<Job> {
+pub fn jobs() -> Vec<Request> {
     let shapes = [
         (0..70, 0.5, 12),
         (30..110, 0.33, 20),
         (0..24, 0.5, 40),
         (10..80, 0.6, 14),
     ];
-    let job = |(range, rate, iterative_size): (std::ops::Range<usize>, f64, usize)| Job {
-        prompt: Prompt {
-            context: vec![TEXT[range].to_owned()],
-            ..Prompt::default()
-        },
-        options: Options {
-            budget: Budget::Reference,
-            rate,
-            iterative_size,
-            ..Options::default()
-        },
-        structured: false,
+    let job = |(range, rate, iterative_size): (std::ops::Range<usize>, f64, usize)| {
+        Request::new([&TEXT[range]])
+            .with_rate(rate)
+            .with_mode(LlmLingua::default().with_iterative_size(iterative_size))
     };
     shapes.map(job).into()
 }
@@ -182,11 +174,9 @@ fn prompts_are_compressed_as_without_a_driver() {
         let tokenizer = byte_tokenizer();
         let jobs = jobs();
         let each = |model: &dyn Scorer| -> Vec<String> {
-            let one = |job: &Job| hard::compress(model, &tokenizer, &job.prompt, &job.options);
+            let one = |job| hard::compress(model, &tokenizer, job);
             let results = jobs.iter().map(one);
-            results
-                .map(|result| result.unwrap().compressed_prompt)
-                .collect()
+            results.map(|result| result.unwrap().text).collect()
         };
         let want = each(&Model::load(Cpu::new(), &weights).unwrap());
         for library in [false, true] {
@@ -203,7 +193,7 @@ fn prompts_are_compressed_as_without_a_driver() {
             assert_eq!(each(&model), want, "{what}, again");
             let together = hard::compress_many(&model, &tokenizer, &jobs);
             for (got, want) in together.into_iter().zip(&want) {
-                assert_eq!(&got.unwrap().compressed_prompt, want, "{what}, together");
+                assert_eq!(&got.unwrap().text, want, "{what}, together");
             }
             assert_eq!(place.count("released"), 0, "{what}");
             assert_eq!(place.complaints(), "", "{what}");
@@ -222,7 +212,7 @@ fn engines_of_one_device_do_not_break_each_others_recordings() {
         let results = hard::compress_many(&model, &tokenizer, &jobs[..2]);
         results
             .into_iter()
-            .map(|result| result.unwrap().compressed_prompt)
+            .map(|result| result.unwrap().text)
             .collect()
     };
     let want = run();

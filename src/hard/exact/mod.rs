@@ -6,6 +6,7 @@
 //! place in it, by its context, its sentence and itself as far down as `granularity` says, and the
 //! longest beginning of that order that fits the budget is the result.
 
+mod finish;
 mod fit;
 mod lexical;
 mod order;
@@ -16,11 +17,13 @@ use crate::error::{Error, Result};
 use crate::model::Scorer;
 use crate::text::{Tokenizer, counts::count_cl100k};
 
-use super::options::{Count, Options, Prompt};
+use super::options::{Count, Exact as Options};
 use super::python::strip;
+use super::request::{Budget, Request};
 use super::result::Compressed;
-use super::source::Source;
+use super::source::{Source, push_span};
 use super::structured::{self, Segment};
+use finish::{Rendered, whole_contexts};
 use units::Parsed;
 
 /// What every step needs.
@@ -32,17 +35,30 @@ pub(crate) struct Exact<'a> {
 
 impl Exact<'_> {
     /// A shorter prompt.
-    pub fn compress(&self, prompt: &Prompt) -> Result<Compressed> {
-        self.run(prompt, &prompt.context, None)
+    pub fn compress(&self, prompt: &Request) -> Result<Compressed> {
+        match prompt.structured {
+            true => self.compress_structured(prompt),
+            false => self.run(prompt, &prompt.contexts, None),
+        }
     }
 
     /// A shorter prompt whose contexts carry tags: what is not to be compressed stays, and segments
     /// with a rate of their own get their share of the budget.
-    pub fn compress_structured(&self, prompt: &Prompt) -> Result<Compressed> {
+    fn compress_structured(&self, prompt: &Request) -> Result<Compressed> {
+        // What names no rate gets that of the whole.
+        let rate = match prompt.budget {
+            Budget::Rate(rate) => rate,
+            Budget::Tokens(target) => {
+                let contexts = prompt.contexts.iter();
+                let counts = contexts.map(|context| self.count(context));
+                let tokens: usize = counts.sum::<Result<_>>()?;
+                (target as f64 / tokens.max(1) as f64).min(1.0)
+            }
+        };
         let segments = prompt
-            .context
+            .contexts
             .iter()
-            .map(|context| structured::gapless_segments(context, self.options.rate))
+            .map(|context| structured::gapless_segments(context, rate))
             .collect::<Result<Vec<_>>>()?;
         let stripped: Vec<String> = segments
             .iter()
@@ -53,7 +69,7 @@ impl Exact<'_> {
 
     fn run(
         &self,
-        prompt: &Prompt,
+        prompt: &Request,
         contexts: &[String],
         segments: Option<&[Vec<Segment>]>,
     ) -> Result<Compressed> {
@@ -62,7 +78,7 @@ impl Exact<'_> {
         let origin = self.count(whole)?;
         let frame = Frame {
             instruction: &prompt.instruction,
-            question: if self.options.concate_question {
+            question: if self.options.keep_question {
                 &prompt.question
             } else {
                 ""
@@ -70,16 +86,19 @@ impl Exact<'_> {
         };
         let everything = frame.around(contexts.iter().map(String::as_str));
         // The rates of segments leave room for what must be kept; other targets are held to.
-        let (mut target, yields) = match (self.options.target_token, segments) {
-            (Some(target), _) => (target.round() as usize, false),
-            (None, None) => ((origin as f64 * self.options.rate).round() as usize, false),
-            (None, Some(segments)) => (self.target_of(&everything, segments)?, true),
+        let (mut target, yields) = match (prompt.budget, segments) {
+            (Budget::Tokens(target), _) => (target, false),
+            (Budget::Rate(rate), None) => ((origin as f64 * rate).round() as usize, false),
+            (Budget::Rate(_), Some(segments)) => (self.target_of(&everything, segments)?, true),
         };
         if target >= origin
-            && self.options.concate_question
+            && self.options.keep_question
             && let Some(text) = self.fitting(&everything, target, segments)?
         {
-            return Ok(keep_all(source, text.into()));
+            let kept = whole_contexts(&frame, contexts, &everything, text);
+            let mut source = source;
+            source.keep_all();
+            return self.finish(source, text.into(), target, kept, segments);
         }
         let fixed = self.count(&frame.around([]))?;
         if yields {
@@ -115,12 +134,17 @@ impl Exact<'_> {
             })
             .collect();
         let atoms: usize = parsed.iter().map(|p| p.atoms.len()).sum();
-        let render = |mask: &[bool]| {
-            let texts = plan.contexts.iter().map(|&c| {
+        let render_each = |mask: &[bool]| -> Vec<(usize, Rendered)> {
+            let render = |&c: &usize| {
                 let own = &mask[bases[c]..bases[c] + parsed[c].atoms.len()];
-                text_of(&contexts[c], &parsed[c], own, &plan.verbatim[c])
-            });
-            frame.around(texts.collect::<Vec<_>>().iter().map(String::as_str))
+                let text = text_of(&contexts[c], &parsed[c], own, &plan.verbatim[c]);
+                (c, text)
+            };
+            plan.contexts.iter().map(render).collect()
+        };
+        let render = |mask: &[bool]| {
+            let texts = render_each(mask);
+            frame.around(texts.iter().map(|(_, kept)| kept.text.as_str()))
         };
         let flat: Vec<usize> = plan.atoms.iter().map(|&(c, a)| bases[c] + a).collect();
         let mut failed = None;
@@ -153,7 +177,7 @@ impl Exact<'_> {
 
         let compressed = render(&mask);
         let mut marked = source;
-        marked.keep_question(self.options.concate_question);
+        marked.keep_question(self.options.keep_question);
         for (c, parsed) in parsed.iter().enumerate() {
             for (a, atom) in parsed.atoms.iter().enumerate() {
                 marked.mark_in_context(
@@ -164,8 +188,7 @@ impl Exact<'_> {
                 );
             }
         }
-        let origin = count_cl100k(strip(marked.text()));
-        Ok(Compressed::new(origin, compressed, marked.into_pieces()))
+        self.finish(marked, compressed, target, render_each(&mask), segments)
     }
 
     /// The whole text, or the text without the white space round it, if that fits the target. White
@@ -181,7 +204,7 @@ impl Exact<'_> {
         }
         let marked = segments.is_some_and(|s| s.iter().flatten().any(|s| !s.compress));
         let forced =
-            !self.options.force_tokens.is_empty() || self.options.force_context_ids.is_some();
+            !self.options.force_tokens.is_empty() || !self.options.force_contexts.is_empty();
         let stripped = strip(text);
         let fits = !marked && !forced && self.count(stripped)? <= target;
         Ok(fits.then_some(stripped))
@@ -205,13 +228,6 @@ impl Exact<'_> {
     }
 }
 
-/// A result from which nothing was dropped, except for white space at its ends.
-fn keep_all(mut source: Source, text: String) -> Compressed {
-    source.keep_all();
-    let origin = count_cl100k(strip(source.text()));
-    Compressed::new(origin, text, source.into_pieces())
-}
-
 /// The parts that always stay, round the contexts.
 struct Frame<'a> {
     instruction: &'a str,
@@ -233,11 +249,12 @@ impl Frame<'_> {
 /// The kept atoms of a context as text. Where something was dropped, white space on both sides of the
 /// gap becomes one, and words that had some between them do not run together; `verbatim` names the
 /// atoms whose white space must stay.
-fn text_of(context: &str, parsed: &Parsed, mask: &[bool], verbatim: &[bool]) -> String {
+fn text_of(context: &str, parsed: &Parsed, mask: &[bool], verbatim: &[bool]) -> Rendered {
     if mask.iter().all(|&kept| kept) {
-        return context.to_string();
+        return Rendered::verbatim(context, 0..context.len());
     }
     let mut text = String::new();
+    let mut spans = Vec::new();
     let mut gap = true;
     // Bytes of the text that must stay, white space at their end included.
     let mut fixed = 0;
@@ -260,11 +277,11 @@ fn text_of(context: &str, parsed: &Parsed, mask: &[bool], verbatim: &[bool]) -> 
             }
         }
         text.push_str(piece);
+        push_span(&mut spans, atom.range.end - piece.len()..atom.range.end);
         gap = false;
         if verbatim {
             fixed = text.len();
         }
     }
-    text.truncate(text.trim_end().len().max(fixed));
-    text
+    Rendered { text, spans }.truncated(fixed)
 }

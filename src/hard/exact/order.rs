@@ -47,7 +47,7 @@ impl Exact<'_> {
         } else {
             Reorder::Original
         };
-        let reorder = self.options.reorder_context.unwrap_or(default);
+        let reorder = self.options.reorder.unwrap_or(default);
 
         // By preference alone, coarse to fine.
         let mut atoms: Vec<(usize, usize)> = (0..parsed.len())
@@ -154,11 +154,7 @@ impl Exact<'_> {
         for (c, parsed) in parsed.iter().enumerate() {
             let text = &contexts[c];
             let mut spans = wanted_spans(text, &options.force_tokens);
-            if options
-                .force_context_ids
-                .as_ref()
-                .is_some_and(|ids| ids.contains(&c))
-            {
+            if options.force_contexts.contains(&c) {
                 spans.push(0..text.len());
             }
             let mut ends: Vec<(usize, f64)> = Vec::new();
@@ -172,8 +168,8 @@ impl Exact<'_> {
                 }
             }
             for (a, Atom { range, .. }) in parsed.atoms.iter().enumerate() {
-                let digit = options.force_reserve_digit
-                    && text[range.clone()].contains(|c: char| c.is_numeric());
+                let digit =
+                    options.force_digits && text[range.clone()].contains(|c: char| c.is_numeric());
                 // An atom on the border belongs to the one that must stay, if one must.
                 let mut touching = spans
                     .iter()
@@ -187,12 +183,8 @@ impl Exact<'_> {
                 let rate = ends
                     .get(ends.partition_point(|&(end, _)| end <= range.start))
                     .map_or(1.0, |&(_, rate)| rate);
-                // Without the context level every context keeps the same share.
-                let own = if options.use_context_level_filter {
-                    0
-                } else {
-                    c + 1
-                };
+                // Every context keeps the same share where that is asked for.
+                let own = if options.per_context { c + 1 } else { 0 };
                 groups.of[c][a] = groups.join(own, rate);
             }
         }

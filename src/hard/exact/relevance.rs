@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::hard::options::{Granularity, Prompt, RankMethod};
+use crate::hard::options::{Granularity, RankMethod};
 use crate::hard::rank_text;
+use crate::hard::request::Request;
 
 use super::Exact;
 use super::lexical;
@@ -96,7 +97,7 @@ impl Exact<'_> {
     /// Scores contexts and sentences by the rank method.
     pub(super) fn relevance(
         &self,
-        prompt: &Prompt,
+        prompt: &Request,
         contexts: &[String],
         parsed: &[Parsed],
     ) -> Result<Relevance> {

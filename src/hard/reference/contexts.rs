@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::hard::context_budget;
-use crate::hard::options::Prompt;
+use crate::hard::request::Request;
 use crate::hard::structured::Segment;
 
 use super::{Conditioning, Reference};
@@ -13,7 +13,7 @@ impl Reference<'_> {
     /// its rate.
     pub(super) fn filter_contexts(
         &self,
-        prompt: &Prompt,
+        prompt: &Request,
         contexts: &[String],
         lengths: &[usize],
         target: f64,
@@ -27,7 +27,7 @@ impl Reference<'_> {
         let target = if target < 0.0 { 100.0 } else { target };
         let mut left = context_budget::evaluate(target, &options.context_budget)?;
         // Forced contexts cost nothing until the ranking comes to them.
-        let mut used = options.force_context_ids.clone().unwrap_or_default();
+        let mut used = options.force_context_ids.clone();
         used.retain(|&i| i < contexts.len());
         if let Some(segments) = segments
             && options.strict_preserve_uncompressed
@@ -51,10 +51,7 @@ impl Reference<'_> {
         }
         let ratios = dynamic_ratios(used.len(), options.dynamic_context_compression_ratio);
         let ranked: Vec<(usize, f64)> = used.into_iter().zip(ratios).collect();
-        let ranked = options
-            .reorder_context
-            .unwrap_or_default()
-            .arrange(ranked, |&(i, _)| i);
+        let ranked = options.reorder_context.arrange(ranked, |&(i, _)| i);
         Ok(ranked.into_iter().unzip())
     }
 }

@@ -13,10 +13,11 @@ use crate::error::{Error, Result};
 use crate::model::Scorer;
 use crate::text::{Tokenizer, counts::count_cl100k};
 
-use super::options::{Options, Prompt, RankMethod, Where};
+use super::options::{LlmLingua, RankMethod, Where};
 use super::python;
 use super::rank_text;
-use super::result::Compressed;
+use super::request::{Budget, Request};
+use super::result::{Compressed, KeptContext};
 use super::source::{Source, Unit};
 use super::structured::{self, Segment};
 
@@ -24,7 +25,7 @@ use super::structured::{self, Segment};
 pub(crate) struct Reference<'a> {
     pub lm: &'a dyn Scorer,
     pub tokenizer: &'a Tokenizer,
-    pub options: &'a Options,
+    pub options: &'a LlmLingua,
 }
 
 /// A length in characters of a context, with the rate of the segment that it lies in.
@@ -33,6 +34,13 @@ struct Stretch {
     chars: usize,
     rate: f64,
     compress: bool,
+}
+
+/// What is left of the contexts: tokens, which a rate may make negative, or a share of the prompt.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    Tokens(f64),
+    Rate(f64),
 }
 
 /// The options' condition after the reference's rules for it.
@@ -45,15 +53,19 @@ struct Conditioning {
 }
 
 impl Reference<'_> {
-    /// `compress_prompt`.
-    pub fn compress(&self, prompt: &Prompt) -> Result<Compressed> {
-        let contexts = contexts_or_blank(prompt);
-        self.run(prompt, contexts, None, self.options.target_token)
+    /// `compress_prompt`, or where contexts carry `<llmlingua>` tags `structured_compress_prompt`.
+    pub fn compress(&self, prompt: &Request) -> Result<Compressed> {
+        if prompt.structured {
+            return self.compress_structured(prompt);
+        }
+        let target = match prompt.budget {
+            Budget::Rate(rate) => Target::Rate(rate),
+            Budget::Tokens(target) => Target::Tokens(target as f64),
+        };
+        self.run(prompt, contexts_or_blank(prompt), None, target)
     }
 
-    /// `structured_compress_prompt`: contexts carry `<llmlingua>` tags.
-    pub fn compress_structured(&self, prompt: &Prompt) -> Result<Compressed> {
-        let mut rate = self.options.rate;
+    fn compress_structured(&self, prompt: &Request) -> Result<Compressed> {
         let mut contexts = Vec::new();
         for context in contexts_or_blank(prompt) {
             let ids = self.tokenizer.encode(&context, false, true)?.ids;
@@ -61,9 +73,9 @@ impl Reference<'_> {
         }
         let lengths = self.lengths(&contexts)?;
         let total: usize = lengths.iter().sum();
-        let target = match self.options.target_token {
-            Some(target) => {
-                rate = target / total as f64;
+        let (target, rate) = match prompt.budget {
+            Budget::Tokens(target) => {
+                let rate = target as f64 / total as f64;
                 // The reference demands this too; an empty prompt has no rate.
                 if rate.is_nan() || rate > 1.0 {
                     return Err(Error::input(
@@ -71,9 +83,9 @@ impl Reference<'_> {
                         format!("the contexts have {total} tokens; name no more than that"),
                     ));
                 }
-                target
+                (target as f64, rate)
             }
-            None => self.target_of_rate(prompt, total)?,
+            Budget::Rate(rate) => (self.target_of_rate(prompt, rate, total)?, rate),
         };
         let mut segments = Vec::new();
         for context in &contexts {
@@ -84,23 +96,44 @@ impl Reference<'_> {
             .map(|s| s.iter().map(|s| s.text.as_str()).collect())
             .collect();
         // The reference hands this target on, and reads -1 as "none given" there too.
-        let target = (target != -1.0).then_some(target);
-        self.run(prompt, stripped, Some(segments), target)
+        let target = match target == -1.0 {
+            true => Target::Rate(rate),
+            false => Target::Tokens(target),
+        };
+        // Spans refer to the texts that were given, which a tokenizer may not give back.
+        let altered: Vec<bool> = contexts
+            .iter()
+            .zip(contexts_or_blank(prompt))
+            .map(|(decoded, given)| *decoded != given)
+            .collect();
+        let mut result = self.run(prompt, stripped, Some(segments.clone()), target)?;
+        for kept in &mut result.contexts {
+            if altered[kept.index] {
+                kept.spans.clear();
+                result.warnings.push(format!(
+                    "context {}: the tokenizer altered its text, so its spans are not known",
+                    kept.index
+                ));
+            } else {
+                kept.spans = structured::given_spans(&segments[kept.index], &kept.spans);
+            }
+        }
+        Ok(result)
     }
 
     fn run(
         &self,
-        prompt: &Prompt,
+        prompt: &Request,
         contexts: Vec<String>,
         segments: Option<Vec<Vec<Segment>>>,
-        target: Option<f64>,
+        target: Target,
     ) -> Result<Compressed> {
         let options = self.options;
         let condition = self.conditioning(prompt)?;
         let lengths = self.lengths(&contexts)?;
         let target = match target {
-            Some(target) => target,
-            None => self.target_of_rate(prompt, lengths.iter().sum())?,
+            Target::Tokens(target) => target,
+            Target::Rate(rate) => self.target_of_rate(prompt, rate, lengths.iter().sum())?,
         };
         let mut source = Source::new(&prompt.instruction, &contexts, &prompt.question);
 
@@ -161,21 +194,35 @@ impl Reference<'_> {
             parts.push(&prompt.question);
         }
         source.keep_question(options.concate_question);
-        Ok(Compressed::new(
-            count_cl100k(python::strip(source.text())),
-            parts.join("\n\n"),
-            source.into_pieces(),
-        ))
-    }
-
-    fn rank_method(&self) -> RankMethod {
-        self.options.rank_method.unwrap_or(RankMethod::Llmlingua)
+        let mut result = Compressed::new(python::strip(source.text()), parts.join("\n\n"));
+        let mut spans = source.kept_spans();
+        for index in used {
+            let spans = std::mem::take(&mut spans[index]);
+            let bytes: Vec<u8> = spans
+                .iter()
+                .flat_map(|span| &contexts[index].as_bytes()[span.clone()])
+                .copied()
+                .collect();
+            // Tokens may be parts of characters, in the result too.
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            // Without contexts the reference compresses a blank of its own.
+            if !text.is_empty() && index < prompt.contexts.len() {
+                result.contexts.push(KeptContext {
+                    index,
+                    tokens: count_cl100k(&text),
+                    text,
+                    spans,
+                });
+            }
+        }
+        result.pieces = source.into_pieces();
+        Ok(result)
     }
 
     /// The rules by which the reference rewrites `condition_in_question`.
-    fn conditioning(&self, prompt: &Prompt) -> Result<Conditioning> {
+    fn conditioning(&self, prompt: &Request) -> Result<Conditioning> {
         let options = self.options;
-        if self.rank_method() == RankMethod::Longllmlingua && prompt.question.is_empty() {
+        if self.options.rank_method == RankMethod::Longllmlingua && prompt.question.is_empty() {
             return Err(Error::input(
                 "rank_method longllmlingua",
                 "it ranks by a question, and there is none; give a question or another rank_method",
@@ -183,7 +230,7 @@ impl Reference<'_> {
         }
         let (mut at, mut tokens) = options.condition_in_question.split();
         tokens |= options.condition_compare;
-        match self.rank_method() {
+        match self.options.rank_method {
             RankMethod::Longllmlingua if at == Where::None && !tokens => at = Where::After,
             RankMethod::Llmlingua => at = Where::None,
             _ => {}
@@ -192,7 +239,7 @@ impl Reference<'_> {
     }
 
     /// The tokens that `rate` leaves for the contexts: instruction and question are paid for first.
-    fn target_of_rate(&self, prompt: &Prompt, contexts: usize) -> Result<f64> {
+    fn target_of_rate(&self, prompt: &Request, rate: f64, contexts: usize) -> Result<f64> {
         let instruction = self.length(&prompt.instruction)? as f64;
         let question = self.length(&prompt.question)? as f64;
         let all = instruction + question + contexts as f64;
@@ -201,7 +248,7 @@ impl Reference<'_> {
         } else {
             0.0
         };
-        Ok(all * self.options.rate - instruction - paid)
+        Ok(all * rate - instruction - paid)
     }
 
     /// Tokens of `text`, BOS included where the tokenizer adds one.
@@ -219,7 +266,7 @@ impl Reference<'_> {
 
     /// Ranks texts, the ones to keep first (the reference's `get_rank_results`).
     fn rank(&self, texts: &[&str], query: &str, at: Where) -> Result<Vec<usize>> {
-        match self.rank_method() {
+        match self.options.rank_method {
             RankMethod::Bm25 => Ok(rank_text::bm25(texts, query)),
             RankMethod::Gzip => Ok(rank_text::gzip(texts, query)),
             RankMethod::Llmlingua | RankMethod::Longllmlingua => {
@@ -270,7 +317,7 @@ impl Reference<'_> {
 
     /// The text that the token level sees in front of the contexts, cut in its middle when it would
     /// not leave room for two segments.
-    fn condition_prefix(&self, prompt: &Prompt) -> Result<String> {
+    fn condition_prefix(&self, prompt: &Request) -> Result<String> {
         /// Tokens kept of the start of such a prefix (`prefix_bos_num`).
         const HEAD: usize = 100;
         let prefix = if self.options.add_instruction {
@@ -293,11 +340,11 @@ impl Reference<'_> {
     }
 }
 
-fn contexts_or_blank(prompt: &Prompt) -> Vec<String> {
-    if prompt.context.is_empty() {
+fn contexts_or_blank(prompt: &Request) -> Vec<String> {
+    if prompt.contexts.is_empty() {
         vec![" ".to_string()]
     } else {
-        prompt.context.clone()
+        prompt.contexts.clone()
     }
 }
 

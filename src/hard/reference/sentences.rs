@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::hard::options::{Prompt, RankMethod, Where};
+use crate::hard::options::{RankMethod, Where};
 use crate::hard::python;
+use crate::hard::request::Request;
 use crate::hard::structured::Segment;
 use crate::text::sentences::sentences;
 
@@ -18,7 +19,7 @@ impl Reference<'_> {
     /// The sentences of each context that stay.
     pub(super) fn filter_sentences(
         &self,
-        prompt: &Prompt,
+        prompt: &Request,
         contexts: &[&str],
         target: f64,
         condition: Conditioning,
@@ -53,7 +54,7 @@ impl Reference<'_> {
             return Ok((split, stretches));
         }
 
-        let ranked = if self.rank_method() == RankMethod::Longllmlingua {
+        let ranked = if self.options.rank_method == RankMethod::Longllmlingua {
             self.rank_with_bonus(&texts, &split, &prompt.question, condition.at)?
         } else {
             self.rank(&texts, &prompt.question, condition.at)?
