@@ -4,7 +4,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use prefold::hard::{
-    Budget, Condition, Count, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
 };
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
@@ -22,6 +22,7 @@ where
 
 const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
 const COUNTS: &[&str] = &["cl100k", "scorer"];
+const EFFORTS: &[&str] = &["fast", "balanced", "best"];
 const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
 const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
 const CONDITIONS: &[&str] = &[
@@ -61,6 +62,14 @@ pub struct Flags {
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
 
+    /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
+    /// chosen [default: balanced]
+    #[arg(long, value_name = "EFFORT", value_parser = named::<Effort>(EFFORTS),
+        conflicts_with = "reference", help_heading = RANKING)]
+    effort: Option<Effort>,
+    /// Stop before the budget is full where what is left is far below the best
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    enough: bool,
     /// How contexts and sentences are ranked
     #[arg(long, value_name = "METHOD", value_parser = named::<RankMethod>(RANK_METHODS), help_heading = RANKING)]
     rank_method: Option<RankMethod>,
@@ -158,6 +167,8 @@ impl Flags {
         let mut o = Exact::default();
         set(&mut o.granularity, self.granularity);
         set(&mut o.count, self.count);
+        set(&mut o.effort, self.effort);
+        o.enough = self.enough;
         o.rank_method = self.rank_method;
         o.reorder = self.reorder_context;
         o.keep_question = !self.no_concate_question;

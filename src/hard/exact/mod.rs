@@ -8,9 +8,12 @@
 
 mod finish;
 mod fit;
-mod lexical;
+pub(crate) mod lexical;
+mod meaning;
 mod order;
+pub(crate) mod rank;
 mod relevance;
+mod salience;
 mod units;
 
 use crate::error::{Error, Result};
@@ -92,6 +95,7 @@ impl Exact<'_> {
             (Budget::Rate(_), Some(segments)) => (self.target_of(&everything, segments)?, true),
         };
         if target >= origin
+            && !self.options.enough
             && self.options.keep_question
             && let Some(text) = self.fitting(&everything, target, segments)?
         {
@@ -117,7 +121,7 @@ impl Exact<'_> {
             .iter()
             .map(|text| Parsed::new(self.tokenizer, text))
             .collect::<Result<Vec<_>>>()?;
-        let relevance = self.relevance(prompt, contexts, &parsed)?;
+        let relevance = self.relevance(prompt, contexts, &parsed, target.saturating_sub(fixed))?;
         let plan = self.order(
             contexts,
             &parsed,

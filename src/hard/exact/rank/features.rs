@@ -15,10 +15,10 @@ use super::passage::{Passage, Question, Words, names};
 pub(super) type Column = Vec<f64>;
 
 /// Features that do not depend on which passages are best, in the order of [`Lexical::columns`].
-pub(super) const LEXICAL: [&str; 17] = [
+pub(super) const LEXICAL: [&str; 23] = [
     "bm25", "bm25_rank", "bm25_share", "tf", "cover", "cover_z", "bigrams", "grams", "sentence",
     "first_sentence", "head_in_question", "head_whole", "mentioned", "mentions", "union", "names",
-    "length",
+    "length", "rare", "window", "run", "fuzzy", "figures", "kind",
 ];
 
 /// Features by the passages that are best so far, in the order of [`Lexical::steps`].
@@ -48,8 +48,9 @@ pub(super) struct Overall {
     /// Okapi BM25, and the same with all words equally rare.
     pub bm25: Column,
     pub tf: Column,
-    /// Weights of the question's different words by their rarity.
+    /// Weights of the question's different words by their rarity, and its logarithm.
     pub weights: Vec<f64>,
+    pub rarities: Vec<f64>,
 }
 
 impl Overall {
@@ -57,6 +58,7 @@ impl Overall {
         let n = all.len();
         let mean = mean_len(all.iter().map(|w| &w.bag));
         let (mut bm25, mut tf, mut weights) = (vec![0.0; n], vec![0.0; n], Vec::new());
+        let mut rarities = Vec::new();
         for term in question.bag.terms() {
             let counts: Vec<u32> = all.iter().map(|words| words.bag.count(term)).collect();
             let holding = counts.iter().filter(|&&count| count > 0).count();
@@ -66,9 +68,10 @@ impl Overall {
                 bm25[i] += rarity * share;
                 tf[i] += share;
             }
+            rarities.push(rarity);
             weights.push(1.0 - holding as f64 / n.max(1) as f64 + 0.3);
         }
-        Overall { bm25, tf, weights }
+        Overall { bm25, tf, weights, rarities }
     }
 
     /// How much of the question a passage covers, from 0 to 1.
@@ -131,7 +134,8 @@ impl<'w> Lexical<'w> {
         let base = (0..n)
             .map(|i| bm25_z[i] + 0.5 * cover_z[i] + 2.0 * whole[i])
             .collect();
-        let columns = vec![
+        let gram_lists = texts.iter().map(|text| word_grams(question, text)).collect::<Vec<_>>();
+        let mut columns = vec![
             bm25_z,
             inverse_ranks(&bm25),
             bm25.iter()
@@ -163,6 +167,17 @@ impl<'w> Lexical<'w> {
                 .collect(),
             standardised(&words.iter().map(|w| w.bag.len as f64).collect::<Column>()),
         ];
+        let rarities: Vec<f64> = overall.rarities.iter().map(|r| r * r).collect();
+        let rare: Column = has
+            .iter()
+            .map(|has| covered(&rarities, has.iter().copied()))
+            .collect();
+        columns.push(standardised(&rare));
+        columns.push(standardised(&sentences.iter().map(|s| s.2).collect::<Column>()));
+        columns.push(words.iter().map(|w| run(&question.terms, &w.terms)).collect());
+        columns.push(standardised(&fuzzy(question, &gram_lists, &weights)));
+        columns.push(words.iter().map(|w| figures(question, w)).collect());
+        columns.push(sentences.iter().map(|s| s.3).collect());
         debug_assert_eq!(columns.len(), LEXICAL.len());
         Lexical {
             words,
@@ -374,30 +389,87 @@ fn grams(question: &Question, texts: &[&str], words: &[&Words]) -> Column {
         .collect()
 }
 
-/// For each passage what its best sentence covers, and its first one.
+/// For each passage what its best sentence covers, its first one, its best two neighbours, and whether
+/// the best one has what the question asks for: a figure, a year, a name.
 fn sentence_covers(
     question: &Question,
     passages: &[Passage<'_>],
     chosen: &[usize],
     weights: &[f64],
-) -> Vec<(f64, f64)> {
+) -> Vec<(f64, f64, f64, f64)> {
     let total: f64 = weights.iter().sum();
     let cover = |passage: &Passage<'_>| {
-        let mut best = 0.0;
-        let mut first = 0.0;
+        let (mut best, mut first, mut window, mut kind) = (0.0, 0.0, 0.0, 0.0);
+        let mut before: Option<(Vec<bool>, usize)> = None;
         for (s, range) in passage.sentences.iter().enumerate() {
-            let terms = terms(&passage.text[range.clone()]);
+            let text = &passage.text[range.clone()];
+            let terms = terms(text);
             let bag = Bag::new(&terms);
-            let has = question.bag.terms().map(|t| bag.has(t));
-            let share = covered(weights, has);
-            best = f64::max(best, share * total / libm::pow(bag.len as f64 + 8.0, 0.4));
+            let has: Vec<bool> = question.bag.terms().map(|t| bag.has(t)).collect();
+            let share = covered(weights, has.iter().copied());
+            let density = share * total / libm::pow(bag.len as f64 + 8.0, 0.4);
+            if density > best {
+                kind = f64::from(question.kind.is_some_and(|kind| kind.found(question, text)));
+                best = density;
+            }
             if s == 0 {
                 first = share;
             }
+            let (earlier, length) = before.take().unwrap_or((vec![false; has.len()], 0));
+            let both = covered(weights, has.iter().zip(&earlier).map(|(a, b)| *a || *b));
+            window = f64::max(window, both / libm::pow((bag.len + length) as f64 + 8.0, 0.2));
+            before = Some((has, bag.len));
         }
-        (best, first)
+        (best, first, window, kind)
     };
     chosen.iter().map(|&i| cover(&passages[i])).collect()
+}
+
+/// The longest run of the question's words that a passage has in the same order, as a share.
+fn run(question: &[Term], passage: &[Term]) -> f64 {
+    let mut lengths = vec![0usize; question.len() + 1];
+    let mut longest = 0;
+    for term in passage {
+        for q in (0..question.len()).rev() {
+            lengths[q + 1] = if question[q] == *term { lengths[q] + 1 } else { 0 };
+            longest = longest.max(lengths[q + 1]);
+        }
+    }
+    longest as f64 / question.len().max(1) as f64
+}
+
+/// For each of the question's different words the largest share of its runs of four characters that one
+/// word of a text has.
+fn word_grams(question: &Question, text: &str) -> Vec<f64> {
+    let mut best = vec![0.0; question.word_grams.len()];
+    let mut seen = std::collections::HashSet::new();
+    each_word(text, |word| {
+        let mut own = Vec::new();
+        each_gram(word, |gram| own.push(gram));
+        if own.iter().any(|gram| question.grams.contains(gram)) && seen.insert(super::super::lexical::term(word)) {
+            for (best, grams) in best.iter_mut().zip(&question.word_grams) {
+                let shared = grams.iter().filter(|gram| own.contains(gram)).count();
+                let share = 2.0 * shared as f64 / (grams.len() + own.len()).max(1) as f64;
+                *best = f64::max(*best, share);
+            }
+        }
+    });
+    best
+}
+
+/// Coverage of the question where words that are alike count in part.
+fn fuzzy(question: &Question, lists: &[Vec<f64>], weights: &[f64]) -> Column {
+    let _ = question;
+    lists
+        .iter()
+        .map(|shares| shares.iter().zip(weights).map(|(share, weight)| share * weight).sum())
+        .collect()
+}
+
+/// Share of the question's figures that a passage has.
+fn figures(question: &Question, words: &Words) -> f64 {
+    let found = question.figures.iter().filter(|&&figure| words.bag.has(figure));
+    found.count() as f64 / question.figures.len().max(1) as f64
 }
 
 /// For each passage whether it mentions the head of another one.
@@ -433,7 +505,7 @@ fn mentions(words: &[&Words]) -> Vec<Vec<bool>> {
 }
 
 /// Places from high to low; ties go to the first.
-pub(super) fn descending(values: &[f64]) -> Vec<usize> {
+pub(crate) fn descending(values: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
     order
@@ -449,7 +521,7 @@ pub(super) fn inverse_ranks(values: &[f64]) -> Column {
 }
 
 /// To mean 0 and standard deviation 1; equal values become 0.
-pub(super) fn standardised(values: &[f64]) -> Column {
+pub(crate) fn standardised(values: &[f64]) -> Column {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;

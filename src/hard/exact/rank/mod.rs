@@ -15,12 +15,14 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use features::{Column, LEXICAL, Lexical, Overall, STEPS, descending, inverse_ranks, standardised};
+use features::{Column, LEXICAL, Lexical, Overall, STEPS, inverse_ranks};
+pub(crate) use features::{descending, standardised};
 pub(crate) use net::{Input, Net, activation, slope};
 pub(crate) use passage::{Passage, frequent_name, head, title};
 use passage::{Question, Words};
 
 use super::lexical::{Bag, bm25, terms};
+use super::units::unspaced;
 
 /// The ranker's two networks.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,7 +59,7 @@ const MOST_CHOSEN: usize = 512;
 const SEEDS: usize = 4;
 
 /// How much a sentence's passage counts against the sentence's own words.
-const PASSAGE_WEIGHT: f64 = 2.0;
+pub(crate) const PASSAGE_WEIGHT: f64 = 2.0;
 
 /// A prompt's passages, ready to be scored.
 pub(crate) struct Candidates<'p> {
@@ -136,6 +138,17 @@ impl<'t> Prompt<'t> {
                 own.map(|own| PASSAGE_WEIGHT * passage + own).collect()
             })
             .collect()
+    }
+
+    /// Whether most of it is in scripts that put no space between words: heads, names and links are not
+    /// seen there.
+    pub fn unspaced(&self) -> bool {
+        let (mut dense, mut letters) = (0, 0);
+        for c in self.passages.iter().flat_map(|p| p.text.chars().take(400)) {
+            letters += usize::from(c.is_alphabetic());
+            dense += usize::from(unspaced(c));
+        }
+        2 * dense > letters
     }
 
     fn choose(&self, worth: &[f64], most: usize) -> Vec<usize> {
@@ -236,7 +249,7 @@ impl Ranker {
             .enumerate()
             .map(|(i, line)| (i + 1, line.trim()))
             .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-        let mut expect = |want: &str, lines: &mut dyn Iterator<Item = (usize, &str)>| match lines.next() {
+        let expect = |want: &str, lines: &mut dyn Iterator<Item = (usize, &str)>| match lines.next() {
             Some((_, line)) if line == want => Ok(()),
             Some((number, line)) => Err(format!("line {number}: expected `{want}`, got `{line}`")),
             None => Err(format!("it ends before `{want}`")),

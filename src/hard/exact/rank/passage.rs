@@ -166,6 +166,57 @@ pub(super) struct Question {
     pub names: BTreeSet<String>,
     /// Whether it compares or chooses.
     pub compares: bool,
+    /// For each of its different words, in the order of their hashes, its runs of four characters.
+    pub word_grams: Vec<Vec<Term>>,
+    /// Its words with a digit.
+    pub figures: Vec<Term>,
+    /// What an answer is to be.
+    pub kind: Option<Kind>,
+}
+
+/// What a question asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Year,
+    Figure,
+    Name,
+}
+
+impl Kind {
+    fn of(question: &str) -> Option<Kind> {
+        let lower = question.to_lowercase();
+        let has = |word: &str| lower.split(|c: char| !c.is_alphanumeric()).any(|w| w == word);
+        if has("when") || has("year") || has("date") || has("century") {
+            Some(Kind::Year)
+        } else if has("many") || has("much") || has("percentage") || has("percent") || has("population") {
+            Some(Kind::Figure)
+        } else if has("who") || has("whom") || has("whose") || has("where") {
+            Some(Kind::Name)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a sentence has such a thing that the question has not.
+    pub fn found(self, question: &Question, sentence: &str) -> bool {
+        match self {
+            Kind::Year => sentence
+                .split(|c: char| !c.is_ascii_digit())
+                .any(|run| run.len() == 4 && !question.figures.contains(&term(run))),
+            Kind::Figure => sentence
+                .split(|c: char| !c.is_alphanumeric())
+                .any(|w| w.starts_with(|c: char| c.is_ascii_digit()) && !question.figures.contains(&term(w))),
+            Kind::Name => sentence
+                .split_whitespace()
+                .skip(1)
+                .filter(|w| w.starts_with(char::is_uppercase))
+                .any(|w| {
+                    let mut new = false;
+                    super::super::lexical::each_word(w, |w| new |= !question.bag.has(term(w)));
+                    new
+                }),
+        }
+    }
 }
 
 /// Words of a question that weighs one thing against another.
@@ -189,7 +240,20 @@ impl Question {
             .to_lowercase()
             .split(|c: char| !c.is_alphanumeric() && c != '_')
             .any(|word| COMPARING.contains(&word));
+        let mut word_grams = std::collections::BTreeMap::new();
+        let mut figures = Vec::new();
+        super::super::lexical::each_word(text, |word| {
+            let mut own = Vec::new();
+            super::super::lexical::each_gram(word, |gram| own.push(gram));
+            word_grams.insert(term(word), own);
+            if word.contains(|c: char| c.is_ascii_digit()) {
+                figures.push(term(word));
+            }
+        });
         Question {
+            word_grams: word_grams.into_values().collect(),
+            figures,
+            kind: Kind::of(text),
             bag: Bag::new(&terms),
             terms,
             grams: grams(text).into_iter().collect(),
