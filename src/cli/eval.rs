@@ -28,6 +28,7 @@ pub struct Args {
 enum Which {
     Qa(Box<QaArgs>),
     Regen(Box<RegenArgs>),
+    Rank(Box<super::eval_rank::Args>),
 }
 
 /// What every task takes
@@ -149,6 +150,7 @@ pub fn run(args: Args) -> Outcome {
     match args.task {
         Which::Qa(args) => qa(*args),
         Which::Regen(args) => regen(*args),
+        Which::Rank(args) => super::eval_rank::run(*args),
     }
 }
 

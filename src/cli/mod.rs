@@ -4,6 +4,7 @@ mod batch;
 mod compress;
 mod encode;
 mod eval;
+mod eval_rank;
 mod eval_table;
 mod export;
 mod failure;
@@ -20,6 +21,7 @@ mod prefill;
 mod score;
 mod soft;
 mod train;
+mod train_rank;
 mod train_progress;
 
 use std::io::Write;

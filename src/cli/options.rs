@@ -4,7 +4,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use prefold::hard::{
-    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker, Reorder,
 };
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
@@ -67,6 +67,10 @@ pub struct Flags {
     #[arg(long, value_name = "EFFORT", value_parser = named::<Effort>(EFFORTS),
         conflicts_with = "reference", help_heading = RANKING)]
     effort: Option<Effort>,
+    /// Weights of a ranker of your own, by `prefold train rank`
+    #[arg(long, value_name = "FILE", value_parser = |path: &str| Ranker::open(path.as_ref()),
+        conflicts_with = "reference", help_heading = RANKING)]
+    ranker: Option<Ranker>,
     /// Stop before the budget is full where what is left is far below the best
     #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
     enough: bool,
@@ -169,6 +173,7 @@ impl Flags {
         set(&mut o.count, self.count);
         set(&mut o.effort, self.effort);
         o.enough = self.enough;
+        o.ranker = self.ranker;
         o.rank_method = self.rank_method;
         o.reorder = self.reorder_context;
         o.keep_question = !self.no_concate_question;

@@ -12,6 +12,7 @@ pub mod result;
 mod source;
 mod structured;
 
+pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
 pub use options::{Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
 pub use request::{Budget, Request, check_rate};

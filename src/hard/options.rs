@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Ranker;
 use super::json::Arguments;
 use crate::error::{Error, Result};
 
@@ -202,6 +203,8 @@ options! {
         /// reads words alone and asks the model where [`effort`](Self::effort) says so; without one
         /// sentences by their surprisal, early ones of a paragraph a little more.
         pub rank_method (with_rank_method): Option<RankMethod> = None,
+        /// The ranker to use in place of the one that is shipped.
+        pub ranker (with_ranker): Option<Ranker> = None,
         /// What the ranking may cost.
         pub effort (with_effort): Effort = Effort::default(),
         /// Stop before the budget is full, where what is left is far below the best: the budget is a

@@ -19,7 +19,6 @@ use crate::hard::rank::{
     second_names, slope, title,
 };
 use crate::random::Random;
-use crate::text::sentences::sentences;
 
 /// A question and passages, of which some answer it.
 #[derive(Debug, Clone, PartialEq)]
@@ -314,6 +313,13 @@ fn shuffle<T>(items: &mut [T], random: &mut Random) {
     }
 }
 
+/// Takes the titles off an example's passages.
+pub fn without_titles(example: &mut Example) {
+    for doc in &mut example.docs {
+        *doc = with_title(doc, false);
+    }
+}
+
 /// A passage with its title in front, or without it. A passage that has none gets what stands before its
 /// first verb, or the name that it repeats.
 fn with_title(doc: &str, titled: bool) -> String {
@@ -331,7 +337,7 @@ fn with_title(doc: &str, titled: bool) -> String {
 /// A prompt's passages with their sentences.
 pub(crate) fn passages(docs: &[String]) -> Vec<Passage<'_>> {
     docs.iter()
-        .map(|doc| Passage { text: doc, sentences: sentences(doc), heading: None })
+        .map(|doc| Passage::of(doc))
         .collect()
 }
 
@@ -344,7 +350,8 @@ struct Sample {
 /// What training found, and how it went.
 #[derive(Debug, Clone)]
 pub struct Trained {
-    pub(crate) ranker: Ranker,
+    /// Its weights.
+    pub ranker: Ranker,
     /// Mean loss of the last pass of each stage.
     pub loss: [f64; 2],
     /// Prompts that were trained on.
@@ -433,7 +440,11 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
 }
 
 impl Options {
-    fn check(&self) -> Result<()> {
+    /// Refuses values outside their range.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the option, its value and the range.
+    pub fn check(&self) -> Result<()> {
         let refuse = |what: String, reason: &str| Err(Error::input(what, reason));
         for (name, value, most) in [
             ("hidden", self.hidden, 4096),

@@ -196,7 +196,8 @@ impl Exact<'_> {
         });
         let prompt = Prompt::new(question, texts.collect());
         let candidates = prompt.candidates(2 * budget / PASSAGE);
-        let mut worth = candidates.spread(&Ranker::shipped().scores(&candidates));
+        let ranker = self.options.ranker.as_ref().unwrap_or_else(|| Ranker::shipped());
+        let mut worth = candidates.spread(&ranker.scores(&candidates));
         let read = self.to_read(&worth, &candidates.chosen, parsed, passages, budget, prompt.unspaced());
         if !read.is_empty() {
             let chosen: Vec<&Passage> = read.iter().map(|&i| &passages[i]).collect();

@@ -11,9 +11,11 @@ mod features;
 mod net;
 mod passage;
 
+use std::path::Path;
 use std::sync::LazyLock;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use features::{Column, LEXICAL, Lexical, Overall, STEPS, inverse_ranks};
 pub(crate) use features::{descending, standardised};
@@ -23,13 +25,40 @@ use passage::{Question, Words};
 
 use super::lexical::{Bag, bm25, terms};
 use super::units::unspaced;
+use crate::error::Error;
+use crate::text::sentences::sentences;
 
-/// The ranker's two networks.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Ranker {
+/// A learned ranker of passages: two small networks over words, heads and names.
+///
+/// ```
+/// use prefold::hard::Ranker;
+///
+/// let worth = Ranker::shipped().rank(
+///     "Who built the lighthouse?",
+///     &["The lighthouse was built by Ada Roy.", "The town has a market."],
+/// );
+/// assert!(worth[0] > worth[1]);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Ranker {
     /// Over [`first_names`] and [`second_names`].
-    pub first: Net,
-    pub second: Net,
+    pub(crate) first: Net,
+    pub(crate) second: Net,
+}
+
+impl From<Ranker> for String {
+    fn from(ranker: Ranker) -> String {
+        ranker.to_text("")
+    }
+}
+
+impl TryFrom<String> for Ranker {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ranker::parse(&text)
+    }
 }
 
 /// The features of the first stage.
@@ -205,8 +234,15 @@ impl Candidates<'_> {
     }
 }
 
+impl<'t> Passage<'t> {
+    /// A text with its sentences.
+    pub fn of(text: &'t str) -> Self {
+        Passage { text, sentences: sentences(text), heading: None }
+    }
+}
+
 impl Ranker {
-    /// The one that is shipped.
+    /// Gives the weights that are embedded in the library.
     pub fn shipped() -> &'static Ranker {
         static SHIPPED: LazyLock<Ranker> = LazyLock::new(|| {
             Ranker::parse(include_str!("ranker.txt")).expect("the embedded weights are well-formed")
@@ -216,27 +252,48 @@ impl Ranker {
 
     /// Scores of the chosen passages: differences of them are log-odds that one answers rather than
     /// the other.
-    pub fn scores(&self, candidates: &Candidates<'_>) -> Vec<f64> {
+    pub(crate) fn scores(&self, candidates: &Candidates<'_>) -> Vec<f64> {
         let first = candidates.first();
         let scores = self.first.scores(&first);
         self.second.scores(&candidates.second(first, &scores))
     }
 
-    /// The worth of each passage for the question; `most` bounds how many are looked at closely.
-    pub fn rank(&self, question: &str, passages: Vec<Passage<'_>>, most: usize) -> Vec<f64> {
-        let prompt = Prompt::new(question, passages);
-        let candidates = prompt.candidates(most);
+    /// Reads the weights that `prefold train rank` wrote.
+    ///
+    /// # Errors
+    /// [`Error::Format`] that names the line that is malformed; [`Error::Io`].
+    pub fn open(path: &Path) -> crate::Result<Ranker> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        Ranker::parse(&text).map_err(|reason| Error::format(path, reason))
+    }
+
+    /// Scores passages by a question, the best highest; a title may stand in front (`Title: text`).
+    ///
+    /// A difference of scores is about the log-odds that one answers rather than the other. Of many
+    /// passages 64 are compared closely; the others follow, by their words in common.
+    pub fn rank(&self, question: &str, passages: &[&str]) -> Vec<f64> {
+        let passages = passages.iter().map(|text| Passage::of(text));
+        let prompt = Prompt::new(question, passages.collect());
+        let candidates = prompt.candidates(0);
         candidates.spread(&self.scores(&candidates))
     }
 
-    /// The weights as text, the lines of `card` in front as comments.
+    /// Writes the weights as text, the lines of `card` in front as comments.
     pub fn to_text(&self, card: &str) -> String {
         let mut text = String::from("prefold-ranker 1\n");
-        card.lines().for_each(|line| text += format!("# {line}").trim_end());
+        for line in card.lines() {
+            text += format!("# {line}").trim_end();
+            text.push('\n');
+        }
         for (name, net) in [("first", &self.first), ("second", &self.second)] {
             text += &format!("stage {name}\n{}", net.to_text());
         }
         text
+    }
+
+    /// Numbers that training found.
+    pub fn weights(&self) -> usize {
+        self.first.weights() + self.second.weights()
     }
 
     /// Reads what [`Ranker::to_text`] wrote.
@@ -263,5 +320,87 @@ impl Ranker {
             None => Ok(Ranker { first, second }),
             Some((number, _)) => Err(format!("line {number}: nothing is expected after the weights")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCS: [&str; 4] = [
+        "Ada Roy: Ada Roy is a novelist. She was born in Lyon in 1950.",
+        "The Lighthouse is a novel by Ada Roy. It won a prize in 1990.",
+        "Lyon is a city in France. It has a river.",
+        "Bread is baked from flour. It is old.",
+    ];
+
+    #[test]
+    fn the_shipped_weights_survive_text() {
+        let shipped = Ranker::shipped();
+        let text = shipped.to_text("A card\n\nof two lines");
+        assert_eq!(Ranker::parse(&text).as_ref(), Ok(shipped));
+        assert_eq!(Ranker::try_from(String::from(shipped.clone())).as_ref(), Ok(shipped));
+        assert!(Ranker::parse("").unwrap_err().contains("prefold-ranker 1"));
+        assert!(Ranker::parse(&(text + "\nmore")).is_err());
+    }
+
+    #[test]
+    fn a_second_step_is_found_through_the_first() {
+        let worth = Ranker::shipped()
+            .rank("Where was the author of the novel The Lighthouse born?", &DOCS);
+        let order = descending(&worth);
+        let mut two = order[..2].to_vec();
+        two.sort_unstable();
+        assert_eq!(two, [0, 1], "{worth:?}");
+    }
+
+    #[test]
+    fn the_order_of_passages_changes_no_score() {
+        let question = "Where was the author of the novel The Lighthouse born?";
+        let worth = Ranker::shipped().rank(question, &DOCS);
+        let turned: Vec<&str> = DOCS.iter().rev().copied().collect();
+        let mut again = Ranker::shipped().rank(question, &turned);
+        again.reverse();
+        for (a, b) in worth.iter().zip(&again) {
+            assert!((a - b).abs() < 1e-9, "{worth:?} {again:?}");
+        }
+    }
+
+    #[test]
+    fn anything_can_be_ranked() {
+        let ranker = Ranker::shipped();
+        assert!(ranker.rank("Who?", &[]).is_empty());
+        let long = "word ".repeat(5000);
+        let texts = ["", " ", "x", "x", "\u{0}", "東京タワーは赤い。", long.as_str(), "#", ": :", "A: "];
+        for question in ["", " ", "Who?", "東京タワーは何色？", "\"", &long] {
+            for n in 0..=texts.len() {
+                let worth = ranker.rank(question, &texts[..n]);
+                assert_eq!(worth.len(), n);
+                assert!(worth.iter().all(|w| w.is_finite()), "{question:.20} {worth:?}");
+                // Equal passages are worth the same, to what ties of the best two make of them.
+                if n > 3 {
+                    assert!((worth[2] - worth[3]).abs() < 20.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_passages_the_right_ones_are_looked_at() {
+        let mut texts: Vec<String> = (0..3000)
+            .map(|i| format!("Village {i} is a village near river {}. It has a church.", i % 7))
+            .collect();
+        texts[1234] = DOCS[0].into();
+        texts[2345] = DOCS[1].into();
+        let passages: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let question = "Where was the author of the novel The Lighthouse born?";
+        let worth = Ranker::shipped().rank(question, &passages);
+        let order = descending(&worth);
+        let mut two = order[..2].to_vec();
+        two.sort_unstable();
+        assert_eq!(two, [1234, 2345]);
+        let prompt = Prompt::new(question, passages.iter().map(|t| Passage::of(t)).collect());
+        assert_eq!(prompt.candidates(0).chosen.len(), CHOSEN);
+        assert_eq!(prompt.candidates(usize::MAX).chosen.len(), MOST_CHOSEN);
     }
 }
