@@ -4,10 +4,10 @@
 //! weighed by their rarity in it. Sums run in a fixed order, and no function of the system's
 //! mathematical library is used, so that the same prompt gives the same bits on every machine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::lexical::{
-    Bag, Term, bm25, each_gram, each_word, idf, mean_len, saturated, terms,
+    Bag, Term, bm25, each_gram, each_word, idf, mean_len, saturated, term, terms,
 };
 use super::passage::{Passage, Question, Words, names};
 
@@ -36,7 +36,7 @@ pub(super) struct Lexical<'w> {
     has: Vec<Vec<bool>>,
     /// For each passage those whose head it mentions.
     mentions: Vec<Vec<bool>>,
-    names: Vec<std::collections::BTreeSet<Term>>,
+    names: Vec<BTreeSet<Term>>,
     compares: f64,
     columns: Vec<Column>,
     /// From which the first best passages are taken.
@@ -175,7 +175,7 @@ impl<'w> Lexical<'w> {
         columns.push(standardised(&rare));
         columns.push(standardised(&sentences.iter().map(|s| s.2).collect::<Column>()));
         columns.push(words.iter().map(|w| run(&question.terms, &w.terms)).collect());
-        columns.push(standardised(&fuzzy(question, &gram_lists, &weights)));
+        columns.push(standardised(&fuzzy(&gram_lists, &weights)));
         columns.push(words.iter().map(|w| figures(question, w)).collect());
         columns.push(sentences.iter().map(|s| s.3).collect());
         debug_assert_eq!(columns.len(), LEXICAL.len());
@@ -442,11 +442,11 @@ fn run(question: &[Term], passage: &[Term]) -> f64 {
 /// word of a text has.
 fn word_grams(question: &Question, text: &str) -> Vec<f64> {
     let mut best = vec![0.0; question.word_grams.len()];
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     each_word(text, |word| {
         let mut own = Vec::new();
         each_gram(word, |gram| own.push(gram));
-        if own.iter().any(|gram| question.grams.contains(gram)) && seen.insert(super::super::lexical::term(word)) {
+        if own.iter().any(|gram| question.grams.contains(gram)) && seen.insert(term(word)) {
             for (best, grams) in best.iter_mut().zip(&question.word_grams) {
                 let shared = grams.iter().filter(|gram| own.contains(gram)).count();
                 let share = 2.0 * shared as f64 / (grams.len() + own.len()).max(1) as f64;
@@ -458,8 +458,7 @@ fn word_grams(question: &Question, text: &str) -> Vec<f64> {
 }
 
 /// Coverage of the question where words that are alike count in part.
-fn fuzzy(question: &Question, lists: &[Vec<f64>], weights: &[f64]) -> Column {
-    let _ = question;
+fn fuzzy(lists: &[Vec<f64>], weights: &[f64]) -> Column {
     lists
         .iter()
         .map(|shares| shares.iter().zip(weights).map(|(share, weight)| share * weight).sum())
@@ -511,11 +510,16 @@ pub(crate) fn descending(values: &[f64]) -> Vec<usize> {
     order
 }
 
-/// One by the place when sorted from high to low.
+/// One by the place when sorted from high to low; equal values share theirs.
 pub(super) fn inverse_ranks(values: &[f64]) -> Column {
     let mut ranks = vec![0.0; values.len()];
-    for (place, i) in descending(values).into_iter().enumerate() {
-        ranks[i] = 1.0 / (1.0 + place as f64);
+    let order = descending(values);
+    let mut shared = 0;
+    for (place, &i) in order.iter().enumerate() {
+        if values[i] < values[order[shared]] {
+            shared = place;
+        }
+        ranks[i] = 1.0 / (1.0 + shared as f64);
     }
     ranks
 }
@@ -532,4 +536,60 @@ pub(crate) fn standardised(values: &[f64]) -> Column {
         .iter()
         .map(|v| if spread { (v - mean) / deviation } else { 0.0 })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Prompt, first_names};
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        question: String,
+        docs: Vec<String>,
+        scores: Vec<f64>,
+        first: HashMap<String, Vec<f64>>,
+        second: HashMap<String, Vec<f64>>,
+    }
+
+    #[test]
+    fn features_are_those_of_the_pilot() {
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../../../tests/data/rank_features.json")).unwrap();
+        for case in &cases {
+            let passages = case.docs.iter().map(|doc| Passage::of(doc)).collect();
+            let prompt = Prompt::new(&case.question, passages);
+            let candidates = prompt.candidates(0);
+            let compare = |names: &[&str], columns: &[Column], want: &HashMap<String, Vec<f64>>| {
+                for (name, column) in names.iter().zip(columns) {
+                    let Some(want) = want.get(*name) else { continue };
+                    for (a, b) in column.iter().zip(want) {
+                        assert!((a - b).abs() < 1e-9, "{}: {name}: {column:?}, {want:?}", case.question);
+                    }
+                }
+            };
+            let first = candidates.first();
+            compare(&first_names(), &first, &case.first);
+            let second = candidates.second(first, &case.scores);
+            let steps = second.len() - STEPS.len();
+            compare(&STEPS, &second[steps..], &case.second);
+            let known = first_names().iter().filter(|name| case.first.contains_key(**name)).count();
+            assert_eq!(known, 36);
+        }
+    }
+
+    #[test]
+    fn the_longest_run_is_a_share_of_the_question() {
+        assert_eq!(run(&[1, 2, 3, 4], &[9, 2, 3, 9, 3, 4, 1]), 0.5);
+        assert_eq!(run(&[1, 2], &[1, 2]), 1.0);
+        assert_eq!(run(&[], &[1]), 0.0);
+    }
+
+    #[test]
+    fn equal_values_have_no_deviation() {
+        assert_eq!(standardised(&[0.1, 0.1, 0.1]), [0.0; 3]);
+        assert_eq!(standardised(&[1.0, 3.0]), [-1.0, 1.0]);
+        assert!(standardised(&[]).is_empty());
+        assert_eq!(inverse_ranks(&[2.0, 5.0, 2.0, 1.0]), [0.5, 1.0, 0.5, 0.25]);
+    }
 }

@@ -377,10 +377,6 @@ mod tests {
                 let worth = ranker.rank(question, &texts[..n]);
                 assert_eq!(worth.len(), n);
                 assert!(worth.iter().all(|w| w.is_finite()), "{question:.20} {worth:?}");
-                // Equal passages are worth the same, to what ties of the best two make of them.
-                if n > 3 {
-                    assert!((worth[2] - worth[3]).abs() < 20.0);
-                }
             }
         }
     }

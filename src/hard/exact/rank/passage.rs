@@ -1,9 +1,9 @@
 //! What the ranker sees of a passage: its words, its head, the names in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::super::lexical::{Bag, Term, grams, term, terms};
+use super::super::lexical::{Bag, Term, each_gram, each_word, grams, term, terms};
 
 /// A passage to rank, as text.
 #[derive(Debug, Clone)]
@@ -212,7 +212,7 @@ impl Kind {
                 .filter(|w| w.starts_with(char::is_uppercase))
                 .any(|w| {
                     let mut new = false;
-                    super::super::lexical::each_word(w, |w| new |= !question.bag.has(term(w)));
+                    each_word(w, |w| new |= !question.bag.has(term(w)));
                     new
                 }),
         }
@@ -240,11 +240,11 @@ impl Question {
             .to_lowercase()
             .split(|c: char| !c.is_alphanumeric() && c != '_')
             .any(|word| COMPARING.contains(&word));
-        let mut word_grams = std::collections::BTreeMap::new();
+        let mut word_grams = BTreeMap::new();
         let mut figures = Vec::new();
-        super::super::lexical::each_word(text, |word| {
+        each_word(text, |word| {
             let mut own = Vec::new();
-            super::super::lexical::each_gram(word, |gram| own.push(gram));
+            each_gram(word, |gram| own.push(gram));
             word_grams.insert(term(word), own);
             if word.contains(|c: char| c.is_ascii_digit()) {
                 figures.push(term(word));
