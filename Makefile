@@ -1,15 +1,19 @@
 # Two commands matter: `make demo` and `make test`. Needed: Rust, gcc, make, Python 3 with pip.
 #
-#   MODELS=folder   where fetched models are kept (default .cache/models)
+#   MODELS=folder   where fetched models are kept (default: the cache folder in which the program looks)
 #   MODEL=path      a model of your own instead of the fetched one: GGUF file or Hugging Face folder
 #   ARGS=...        more options for the demo, for instance ARGS="--rate 0.25 --html page.html"
 
 CARGO  ?= cargo
 PYTHON ?= python3
-MODELS ?= .cache/models
+# As src/hub/mod.rs finds it.
+PLATFORM_CACHE := $(if $(filter Darwin,$(shell uname)),$(HOME)/Library/Caches,$(or $(XDG_CACHE_HOME),$(HOME)/.cache))
+MODELS ?= $(or $(PREFOLD_CACHE),$(PLATFORM_CACHE)/prefold)/models
 
-SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct-Q4_1.gguf
-QWEN    := $(MODELS)/Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
+# Tests and benches find the models here: links to the files in $(MODELS).
+LINKS   := .cache/models
+SMOLLM2 := $(LINKS)/SmolLM2-135M-Instruct-Q4_1.gguf
+QWEN    := $(LINKS)/Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
 MODEL   ?= $(SMOLLM2)
 
 # Hosts that the tests feed, each in a folder of its own.
@@ -38,10 +42,12 @@ model-qwen: $(QWEN)
 
 # No prerequisites: made when missing, and the script names the file only when it is whole and verified.
 $(SMOLLM2):
-	$(PYTHON) tools/fetch_model.py smollm2 "$@"
+	$(PYTHON) tools/fetch_model.py smollm2 "$(MODELS)/$(@F)"
+	mkdir -p $(@D) && ln -sf "$(abspath $(MODELS))/$(@F)" "$@"
 
 $(QWEN):
-	$(PYTHON) tools/fetch_model.py qwen "$@"
+	$(PYTHON) tools/fetch_model.py qwen "$(MODELS)/$(@F)"
+	mkdir -p $(@D) && ln -sf "$(abspath $(MODELS))/$(@F)" "$@"
 
 # An unmodified llama.cpp server, 30 MB. The folder gets its name when it is whole.
 $(LLAMA_CPP):
@@ -59,8 +65,7 @@ test:
 # Part of `make test`: every kernel executed by the CPU, directly and by the launcher for devices on a stand-in for
 # NVIDIA's driver. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test kernels_bwd --test lora --test kernel_models --test planted \
-	  --test cuda_driver
+	$(CARGO) test --release --test kernels --test cuda_driver
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:

@@ -1,7 +1,10 @@
-//! Tokens per second of a scoring forward, beside the machine's measured arithmetic ceiling.
+//! Tokens per second of a scoring forward, in f32 and estimated in 8 bits, in turns.
 //!
-//! `cargo bench --bench forward -- [MODEL] [--json] [--rows 32,200] [--estimate]`; the model is a GGUF file or a
-//! Hugging Face folder, by default `$PREFOLD_MODEL` or SmolLM2-135M-Instruct in `.cache/models`.
+//! `cargo bench --bench forward -- [MODEL] [--json] [--rows 32,200] [--isa avx2,scalar]`; the model is a
+//! GGUF file or a Hugging Face folder, by default `$PREFOLD_MODEL` or SmolLM2-135M-Instruct in
+//! `.cache/models`. `--isa` takes instruction sets by name, by default the widest of the machine. Each
+//! case is measured in both ways by turns, beside the machine's arithmetic ceiling at that moment (fused
+//! multiply-adds in registers, with the widest vectors).
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 use prefold::model::config::Config;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::Cpu;
+use prefold::ops::{Cpu, Isa};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -20,12 +23,14 @@ struct Arguments {
     model: PathBuf,
     json: bool,
     rows: Vec<usize>,
-    estimate: bool,
+    isas: Vec<Isa>,
 }
 
 fn main() {
     let Some(arguments) = arguments() else {
-        eprintln!("usage: forward [MODEL] [--json] [--rows N,N,...] [--estimate]");
+        let names = Isa::ALL.map(Isa::name).join(", ");
+        eprintln!("usage: forward [MODEL] [--json] [--rows N,N,...] [--isa NAME,NAME,...]");
+        eprintln!("instruction sets: {names}");
         std::process::exit(2);
     };
     if !arguments.model.exists() {
@@ -45,19 +50,23 @@ fn arguments() -> Option<Arguments> {
         model: model.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(default)),
         json: false,
         rows: ROWS.to_vec(),
-        estimate: false,
+        isas: vec![Cpu::new().isa()],
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--json" => out.json = true,
-            "--estimate" => out.estimate = true,
             // Given by `cargo bench`.
             "--bench" => {}
             "--rows" => {
                 let list = arguments.next()?;
                 let numbers = list.split(',').map(|n| n.parse().ok().filter(|&n| n > 1));
                 out.rows = numbers.collect::<Option<_>>()?;
+            }
+            "--isa" => {
+                let list = arguments.next()?;
+                let isas = list.split(',').map(|name| name.parse().ok());
+                out.isas = isas.collect::<Option<_>>()?;
             }
             path if !path.starts_with('-') => out.model = path.into(),
             _ => return None,
@@ -67,65 +76,67 @@ fn arguments() -> Option<Arguments> {
 }
 
 fn run(arguments: &Arguments) -> prefold::Result<()> {
-    let start = Instant::now();
     let weights = Weights::open(&arguments.model)?;
-    let model = Model::load(Cpu::new(), &weights)?;
-    let load = start.elapsed().as_secs_f64();
-    let device = model.backend().describe();
-    if !arguments.json {
-        println!(
-            "{device}; {} loaded in {load:.2} s",
-            arguments.model.display()
-        );
-        println!("  case              tokens    tokens/s   GFLOP/s  of ceiling");
-    }
-    for &rows in &arguments.rows {
-        let ids = ids(rows, model.config().vocab);
-        let fits = rows <= model.max_positions();
-        if fits {
-            measure(arguments, &device, &model, "one", &[&ids], 0)?;
+    for &isa in &arguments.isas {
+        let start = Instant::now();
+        let model = Model::load(Cpu::with_isa(isa)?, &weights)?;
+        let load = start.elapsed().as_secs_f64();
+        if !arguments.json {
+            let device = model.backend().describe();
+            println!("{device}; {} loaded in {load:.2} s", arguments.model.display());
+            println!(
+                "  case              tokens  f32 tokens/s   GFLOP/s  of ceiling  8-bit tokens/s  ratio"
+            );
         }
-        // Behind 900 positions, as the chunks of a long prompt are scored.
-        if !arguments.estimate && rows <= 300 && 900 + rows <= model.max_positions() {
-            measure(arguments, &device, &model, "chunk after 900", &[&ids], 900)?;
-        }
-        // Many sentences.
-        if rows >= 1200 {
-            let sequences: Vec<&[u32]> = ids.chunks(24).collect();
-            measure(arguments, &device, &model, "sentences of 24", &sequences, 0)?;
+        for &rows in &arguments.rows {
+            let ids = ids(rows, model.config().vocab);
+            if rows <= model.max_positions() {
+                measure(arguments, &model, "one", &[&ids], 0)?;
+            }
+            // After 900 positions, as the chunks of a long prompt are scored.
+            if rows <= 300 && 900 + rows <= model.max_positions() {
+                measure(arguments, &model, "chunk after 900", &[&ids], 900)?;
+            }
+            // Many sentences.
+            if rows >= 1200 {
+                let sequences: Vec<&[u32]> = ids.chunks(24).collect();
+                measure(arguments, &model, "sentences of 24", &sequences, 0)?;
+            }
         }
     }
     Ok(())
 }
 
-/// Times one case for about two seconds, with the ceiling measured between its rounds.
+/// Times one case for some seconds, in f32 and, without held positions, estimated; the ceiling is
+/// measured between the rounds.
 fn measure(
     arguments: &Arguments,
-    device: &str,
     model: &Model<Cpu>,
     case: &str,
     sequences: &[&[u32]],
     held: usize,
 ) -> prefold::Result<()> {
     let tokens: usize = sequences.iter().map(|ids| ids.len()).sum();
+    let tails: Vec<_> = sequences.iter().map(|ids| (*ids, 1)).collect();
     let mut session = model.session()?;
     session.score(&ids(held, model.config().vocab))?;
-    let (mut best, mut peak) = (f64::MAX, 0.0f64);
+    let (mut best, mut estimated, mut peak) = (f64::MAX, f64::MAX, 0.0f64);
     let start = Instant::now();
     let mut rounds = 0;
-    while rounds < 3 || (start.elapsed() < Duration::from_secs(2) && rounds < 40) {
+    while rounds < 3 || (start.elapsed() < Duration::from_secs(4) && rounds < 40) {
         let now = Instant::now();
         if held > 0 {
             black_box(session.score(sequences[0])?);
         } else {
-            let tails: Vec<_> = sequences.iter().map(|ids| (*ids, 1)).collect();
-            black_box(match arguments.estimate {
-                true => model.estimate_tails(&tails)?,
-                false => model.score_tails(&tails)?,
-            });
+            black_box(model.score_tails(&tails)?);
         }
         best = best.min(now.elapsed().as_secs_f64());
         session.truncate(held)?;
+        if held == 0 && model.backend().estimates_in_8_bits() {
+            let now = Instant::now();
+            black_box(model.estimate_tails(&tails)?);
+            estimated = estimated.min(now.elapsed().as_secs_f64());
+        }
         peak = peak.max(ceiling());
         rounds += 1;
     }
@@ -135,21 +146,28 @@ fn measure(
         .sum();
     let (speed, rate) = (tokens as f64 / best, flops / best);
     let fraction = rate / peak;
+    let of_estimate = (estimated < f64::MAX).then(|| tokens as f64 / estimated);
     if arguments.json {
         println!(
             "{}",
             serde_json::json!({
-                "bench": "forward", "device": device, "case": case, "tokens": tokens,
+                "bench": "forward", "device": model.backend().describe(),
+                "isa": model.backend().isa().name(), "case": case, "tokens": tokens,
                 "held": held, "seconds": best, "tokens_per_second": speed,
                 "gflops": rate / 1e9, "ceiling_gflops": peak / 1e9, "of_ceiling": fraction,
+                "estimated_tokens_per_second": of_estimate,
             })
         );
-    } else {
-        println!(
-            "  {case:16} {tokens:7} {speed:11.0} {:9.0} {:10.0} %",
-            rate / 1e9,
-            100.0 * fraction
-        );
+        return Ok(());
+    }
+    print!(
+        "  {case:16} {tokens:7} {speed:13.0} {:9.0} {:9.0} %",
+        rate / 1e9,
+        100.0 * fraction
+    );
+    match of_estimate {
+        Some(of_estimate) => println!("  {of_estimate:14.0} {:6.2}", of_estimate / speed),
+        None => println!(),
     }
     Ok(())
 }

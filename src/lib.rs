@@ -27,6 +27,9 @@ mod ffi;
 pub mod files;
 pub mod gpu;
 pub mod hard;
+#[cfg(any(feature = "cli", feature = "hub"))]
+#[doc(hidden)]
+pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod prefix;

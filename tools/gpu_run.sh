@@ -73,27 +73,27 @@ model=$joined
 [ -z "$model" ] && say "model: no parts of it here; tiny models and random weights serve"
 export PREFOLD_MODEL=${model:-$here/tmp/none.gguf}
 
-step kernels 90 bin/kernels
-step kernels-bwd 60 bin/kernels_bwd
-step lora 60 bin/lora
-step models 90 bin/kernel_models
+step kernels 90 bin/kernels kernels::
+step kernels-bwd 60 bin/kernels kernels_bwd::
+step lora 60 bin/kernels lora::
+step models 90 bin/kernels kernel_models::
 # The golden rows there are the CPU's alone; golden-rows below has them on the device.
-step thin 150 bin/thin --skip golden_rows
+step thin 150 bin/kernels thin:: --skip golden_rows
 if [ -n "$gpu" ]; then
-  [ -n "$model" ] && step golden-rows 120 bin/device_parity --nocapture
+  [ -n "$model" ] && step golden-rows 120 bin/kernels device_parity:: --nocapture
 else
-  step planted 60 bin/planted
+  step planted 60 bin/kernels planted::
 fi
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -1)
 if [ -n "$gpu" ] && [ -n "$sanitizer" ]; then
   # One thread, and only what is small: every access is checked.
   for tool in memcheck racecheck; do
-    step "$tool" 75 "$sanitizer" --tool "$tool" --error-exitcode 9 bin/kernels --test-threads 1 \
+    step "$tool" 75 "$sanitizer" --tool "$tool" --error-exitcode 9 bin/kernels kernels:: --test-threads 1 \
       --skip real_vocabularies --skip missing_device
   done
-  step memcheck-training 60 bash -c 'for binary in kernels_bwd lora; do
-    "$0" --tool memcheck --error-exitcode 9 "bin/$binary" --test-threads 1 || exit; done' "$sanitizer"
+  step memcheck-training 60 bash -c 'for tests in kernels_bwd:: lora::; do
+    "$0" --tool memcheck --error-exitcode 9 bin/kernels "$tests" --test-threads 1 || exit; done' "$sanitizer"
 elif [ -n "$gpu" ]; then
   say "compute-sanitizer was not found: not run"
 fi

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Outcome};
-use super::files::stdout_failure;
+use super::files::{say_that_a_terminal_is_read, stdout_failure};
 use super::model;
 
 /// Bytes of rows to come that are read ahead.
@@ -67,6 +67,7 @@ enum Said {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let (name, input): (&Path, Box<dyn Read>) = if args.file == Path::new("-") {
+        say_that_a_terminal_is_read();
         (Path::new("standard input"), Box::new(io::stdin().lock()))
     } else {
         let file = File::open(&args.file).map_err(Error::io(&args.file))?;

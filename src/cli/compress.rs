@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use prefold::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
 use serde::Serialize;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, usage};
 use super::files::{check_target, read_text, text_or_file, write_stdout, write_whole};
 use super::model::{self, Busy};
 use super::options::Flags;
@@ -157,7 +157,7 @@ pub fn run(args: Args) -> Outcome {
         .with_budget(budget)
         .with_mode(mode);
     // The library checks too, but only after a model was loaded.
-    request.check()?;
+    usage(request.check())?;
     prefold::text::prepare_cl100k();
     let model = args.model.open()?.scoring_with(&args.adapter)?;
 

@@ -1,17 +1,19 @@
 //! `prefold encode`: a text as the K and V of a few memory tokens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use prefold::Engine;
-use prefold::soft::{EncodeOptions, Settings};
+use prefold::hub::{DEFAULT, Settings};
+use prefold::soft::{self, EncodeOptions};
 
+use super::config;
 use super::failure::{Failure, Outcome};
 use super::model::{self, Busy};
 use super::soft::{MethodName, TextArgs, WriteArgs};
 
-/// The adapter that comes with prefold, for the model that `make model` fetches.
-const DEFAULT_ADAPTER: &str = "assets/smollm2-135m-instruct-16";
+/// Folder of the sample adapter, for the default model: in a checkout, and in prefold's cache folder.
+const SAMPLE: &str = "smollm2-135m-instruct-16";
 
 /// Soft compression: a text as a KV prefix of a few memory tokens (500xCompressor, ICAE)
 #[derive(clap::Args)]
@@ -19,8 +21,8 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     /// The adapter: a folder with adapter_config.json, adapter_model.safetensors and
-    /// memory_embeddings.safetensors [default: with the model that `make model` fetched, the one in
-    /// assets/]
+    /// memory_embeddings.safetensors [default: `adapter` of prefold.toml, or the sample adapter where it is
+    /// installed]
     #[arg(long, short, value_name = "DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
@@ -60,17 +62,26 @@ pub fn run(args: Args) -> Outcome {
 
 /// The adapter that is used when none is named, if it is here and this model's.
 fn default_adapter(engine: &dyn Engine) -> Outcome<PathBuf> {
-    let folder = model::shipped(DEFAULT_ADAPTER).unwrap_or(DEFAULT_ADAPTER.into());
-    let missing = |why: &str| {
+    if let Some(folder) = &config::get()?.adapter {
+        return Ok(folder.clone());
+    }
+    let installed = Settings::from_env()?.adapters().join(SAMPLE);
+    let candidates = [Path::new("assets").join(SAMPLE), installed.clone()];
+    let missing = |why: String| {
         Err(Failure::Usage(format!(
-            "{why}: name an adapter by --adapter, or train one (prefold train regen --help)"
+            "{why}; name an adapter by --adapter, or train one (prefold train regen --help)"
         )))
     };
-    match Settings::open(&folder)? {
-        None => missing(&format!("{DEFAULT_ADAPTER} is not here")),
-        Some(s) if s.model.as_ref() != Some(&engine.info().fingerprint) => {
-            missing(&format!("{DEFAULT_ADAPTER} is not this model's"))
+    for folder in candidates {
+        if let Some(settings) = soft::Settings::open(&folder)? {
+            return match settings.model.as_ref() == Some(&engine.info().fingerprint) {
+                true => Ok(folder),
+                false => missing(format!("the sample adapter is for {}", DEFAULT.name)),
+            };
         }
-        Some(_) => Ok(folder),
     }
+    missing(format!(
+        "the sample adapter of the release archive is not in {}",
+        installed.display()
+    ))
 }

@@ -13,9 +13,10 @@ use prefold::{Engine, Error};
 use serde_json::{Value, json};
 
 use super::eval_table;
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, usage};
 use super::files::{check_target, write_stdout, write_whole};
 use super::model;
+use super::options::share;
 
 /// Measures what a compressor keeps, as a table with bootstrap intervals
 #[derive(clap::Args)]
@@ -39,7 +40,8 @@ struct Common {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "0.5,0.25"
+        default_value = "0.5,0.25",
+        value_parser = share
     )]
     rates: Vec<f64>,
     /// An adapter of the model that reads the prefixes, for a row of 500xCompressor
@@ -80,7 +82,7 @@ struct QaArgs {
     #[arg(long, overrides_with = "with_docs")]
     with_docs: bool,
     /// The model that answers [default: the one that scores]
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
     host: Option<PathBuf>,
     /// Most tokens of an answer; 0 measures the nll alone
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -230,7 +232,7 @@ fn ways<'a>(args: &QaArgs, adapters: &'a [(Adapter, Method)]) -> Vec<Way<'a>> {
 impl Common {
     /// What is better known now than after an hour.
     fn check(&self) -> Outcome {
-        self.rates.iter().copied().try_for_each(check_rate)?;
+        usage(self.rates.iter().copied().try_for_each(check_rate))?;
         self.json.as_deref().map_or(Ok(()), check_target)
     }
 

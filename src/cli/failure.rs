@@ -47,6 +47,14 @@ impl Failure {
     }
 }
 
+/// Makes what is wrong with an option, found before anything was read, a failure of the command line.
+pub fn usage<T>(checked: Result<T, Error>) -> Outcome<T> {
+    checked.map_err(|error| match error {
+        Error::Input { .. } => Failure::Usage(error.to_string()),
+        error => Failure::Failed(error),
+    })
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure::Failed(error)
@@ -70,8 +78,18 @@ impl From<clap::Error> for Failure {
             .collect();
         let said = said.join("; ").replace(":; ", ": ");
         let said = said.strip_prefix("error: ").unwrap_or(&said);
-        Failure::Usage(format!("{said}{usage} (see `prefold --help`)"))
+        Failure::Usage(format!("{said}{usage} (see `{} --help`)", command(&text)))
     }
+}
+
+/// The command that a usage line of clap's names.
+fn command(text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let words = usage.unwrap_or("prefold").split_whitespace();
+    let words: Vec<&str> = words
+        .take_while(|word| word.chars().all(|c| c.is_ascii_lowercase()))
+        .collect();
+    words.join(" ")
 }
 
 /// Control characters, which a file's name or content may have brought along, are shown escaped.

@@ -1,7 +1,7 @@
 //! Texts in, results out: standard streams, UTF-8, and files that are written whole or not at all.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use prefold::Error;
@@ -13,6 +13,7 @@ pub fn read_text(path: &Path) -> Outcome<String> {
     let (name, bytes) = if path == Path::new("-") {
         let mut bytes = Vec::new();
         let name = PathBuf::from("standard input");
+        say_that_a_terminal_is_read();
         io::stdin()
             .lock()
             .read_to_end(&mut bytes)
@@ -27,6 +28,21 @@ pub fn read_text(path: &Path) -> Outcome<String> {
             reason: format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
         })
     })
+}
+
+/// Says that a terminal is standard input: a program that only waits looks as if it hung.
+pub fn say_that_a_terminal_is_read() {
+    if io::stdin().is_terminal() {
+        let end = if cfg!(windows) {
+            "Ctrl-Z and Enter"
+        } else {
+            "Ctrl-D"
+        };
+        let _ = writeln!(
+            io::stderr(),
+            "prefold: reading from the terminal; end with {end}"
+        );
+    }
 }
 
 /// An argument that is a text itself or, as `@FILE`, the name of one; `@@` begins a text with `@`.

@@ -10,7 +10,7 @@ use prefold::prefix::KvPrefix;
 use prefold::soft::{Adapter, Ask, Finish, Sampling};
 use serde_json::json;
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, usage};
 use super::files::{stdout_failure, text_or_file, write_stdout};
 use super::model::{self, Busy};
 use super::soft::{parse_ids, read_prefix};
@@ -63,7 +63,7 @@ pub fn run(args: Args) -> Outcome {
         seed: args.seed,
         ignore_eos: args.ignore_eos,
     };
-    sampling.check()?;
+    usage(sampling.check())?;
     if args.prefix.is_none() && args.prompt.is_none() && args.prompt_ids.is_none() {
         let reason = "there is neither --prompt nor --prompt-ids, and no --prefix to go on from";
         return Err(Failure::Usage(reason.into()));

@@ -2,18 +2,23 @@
 
 mod batch;
 mod compress;
+mod config;
 mod encode;
 mod eval;
 mod eval_rank;
 mod eval_table;
+mod examples;
 mod export;
 mod failure;
 mod files;
 mod generate;
 mod inspect;
+mod log;
+mod manual;
 mod marked;
 mod merge;
 mod model;
+mod models;
 mod options;
 mod page;
 mod plot;
@@ -28,7 +33,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::Failure;
 
@@ -54,11 +59,27 @@ enum Command {
     Train(train::Args),
     Merge(merge::Args),
     Plot(plot::Args),
+    Models(models::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
+    #[command(hide = true)]
+    Reference(manual::ReferenceArgs),
+}
+
+/// The whole command line, as it is parsed, explained and completed.
+fn command() -> clap::Command {
+    examples::add(Cli::command())
 }
 
 /// Runs the program on the process's own arguments.
 pub fn main() -> ExitCode {
-    let done = match Cli::try_parse() {
+    let parsed = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    if let Err(failure) = log::start() {
+        return report(&failure);
+    }
+    let done = match parsed {
         Ok(cli) => match cli.command {
             Command::Compress(args) => compress::run(*args),
             Command::Score(args) => score::run(args),
@@ -72,6 +93,10 @@ pub fn main() -> ExitCode {
             Command::Train(args) => train::run(args),
             Command::Merge(args) => merge::run(args),
             Command::Plot(args) => plot::run(args),
+            Command::Models(args) => models::run(args),
+            Command::Completions(args) => manual::completions(args),
+            Command::Man(args) => manual::man(args),
+            Command::Reference(args) => manual::reference(args),
         },
         // Help, asked for or not, and the version are clap's own pages, not errors of one line.
         Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {

@@ -9,28 +9,66 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::gpu::Precision;
-use prefold::{Device, Engine, Error};
+use prefold::{Device, Engine};
 
-use super::failure::Outcome;
-
-/// Where `make model` puts the model that is used when none is named.
-const DEFAULT: &str = ".cache/models/SmolLM2-135M-Instruct-Q4_1.gguf";
+use super::config;
+use super::failure::{Failure, Outcome};
+use super::models;
 
 /// Which model
 #[derive(clap::Args)]
 pub struct PathArgs {
-    /// GGUF file or Hugging Face folder [default: the model that `make model` fetched]
-    #[arg(long, short, value_name = "PATH", help_heading = "Model")]
+    /// GGUF file, Hugging Face folder, a name of `prefold models list`, or org/repo[:file] on the hub
+    /// [default: `model` of prefold.toml, or smollm2-135m]
+    #[arg(
+        long,
+        short,
+        value_name = "MODEL",
+        env = "PREFOLD_MODEL",
+        hide_env_values = true,
+        help_heading = "Model"
+    )]
     model: Option<PathBuf>,
 }
 
 impl PathArgs {
-    /// The model that was asked for.
+    /// The path of the model that was asked for; it may be downloaded.
     pub fn path(&self) -> Outcome<PathBuf> {
-        Ok(match &self.model {
-            Some(path) => path.clone(),
-            None => default_model()?,
-        })
+        // An empty variable is one that is not set.
+        let given = self
+            .model
+            .as_deref()
+            .filter(|model| !model.as_os_str().is_empty());
+        match given {
+            Some(given) => models::locate(Some(given)),
+            None => models::locate(config::get()?.model.as_deref()),
+        }
+    }
+}
+
+/// Where it runs
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// Where it runs: auto, cpu, cuda or cuda:N [default: `device` of prefold.toml, or auto]
+    #[arg(
+        long,
+        value_parser = device,
+        env = "PREFOLD_DEVICE",
+        hide_env_values = true,
+        help_heading = "Model"
+    )]
+    device: Option<Device>,
+}
+
+impl DeviceArgs {
+    /// The device that was asked for.
+    pub fn device(&self) -> Outcome<Device> {
+        match (self.device, &config::get()?.device) {
+            (Some(device), _) => Ok(device),
+            (None, Some(name)) => device(name)
+                .map_err(|names| Failure::Usage(format!("prefold.toml: device {name:?}; {names}"))),
+            (None, None) => Ok(Device::Auto),
+        }
     }
 }
 
@@ -38,23 +76,12 @@ impl PathArgs {
 pub struct Args {
     #[command(flatten)]
     path: PathArgs,
-    /// Where it runs: auto, cpu, cuda or cuda:N
-    #[arg(
-        long,
-        value_parser = device,
-        default_value = "auto",
-        help_heading = "Model"
-    )]
-    device: Device,
-    /// What products are made of on a CUDA device; the CPU has f32
-    #[arg(
-        long,
-        value_enum,
-        default_value = "bf16",
-        help_heading = "Model",
-        hide_possible_values = false
-    )]
-    precision: PrecisionName,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Element type of matrix products on a CUDA device; the CPU uses f32 [default: `precision` of
+    /// prefold.toml, or bf16]
+    #[arg(long, value_enum, help_heading = "Model")]
+    precision: Option<PrecisionName>,
 }
 
 /// The adapter that is on when the model scores
@@ -100,11 +127,20 @@ impl Args {
 
     /// Opens another model on the same device.
     pub fn open_path(&self, path: &Path) -> Outcome<Model> {
-        let precision = match self.precision {
+        let named = match (self.precision, &config::get()?.precision) {
+            (Some(named), _) => named,
+            (None, Some(name)) => PrecisionName::from_str(name, true).map_err(|_| {
+                Failure::Usage(format!(
+                    "prefold.toml: precision {name:?}; expected bf16 or f32"
+                ))
+            })?,
+            (None, None) => PrecisionName::Bf16,
+        };
+        let precision = match named {
             PrecisionName::Bf16 => Precision::Bf16,
             PrecisionName::F32 => Precision::F32,
         };
-        open(path, self.device, precision)
+        open(path, self.device.device()?, precision)
     }
 }
 
@@ -131,26 +167,6 @@ impl Model {
         }
         Ok(self)
     }
-}
-
-/// What comes with prefold: in the working directory, or in the checkout in which the program was built.
-pub fn shipped(path: &str) -> Option<PathBuf> {
-    let program = std::env::current_exe().unwrap_or_default();
-    std::iter::once(Path::new(""))
-        .chain(program.ancestors().skip(1))
-        .map(|folder| folder.join(path))
-        .find(|path| path.exists())
-}
-
-/// The fetched model.
-fn default_model() -> Result<PathBuf, Error> {
-    shipped(DEFAULT).ok_or_else(|| Error::Input {
-        what: "--model".into(),
-        reason: format!(
-            "none was given and {DEFAULT} is not there; `make model` fetches it, or give a GGUF file \
-             or a Hugging Face folder"
-        ),
-    })
 }
 
 /// A spinner on a terminal's standard error for as long as this lives; it appears after a second.

@@ -20,6 +20,18 @@ where
     })
 }
 
+/// A share as a number, `0.5`, or in per cent, `50%`.
+pub fn share(text: &str) -> Result<f64, String> {
+    let (number, scale) = match text.strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text, 1.0),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(number) => Ok(number / scale),
+        Err(_) => Err("expected a number or a percentage, as 0.5 or 50%".into()),
+    }
+}
+
 const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
 const COUNTS: &[&str] = &["cl100k", "scorer"];
 const EFFORTS: &[&str] = &["fast", "balanced", "best"];
@@ -36,8 +48,8 @@ const CONDITIONS: &[&str] = &[
 
 #[derive(clap::Args, Debug)]
 pub struct Flags {
-    /// Share of the tokens to keep, above 0 and at most 1 [default: 0.5]
-    #[arg(long, short, value_name = "SHARE", allow_negative_numbers = true, help_heading = BUDGET)]
+    /// Share of the tokens to keep, above 0 and at most 1, also as 50% [default: 0.5]
+    #[arg(long, short, value_name = "SHARE", value_parser = share, allow_negative_numbers = true, help_heading = BUDGET)]
     rate: Option<f64>,
     /// Tokens to keep, in place of a share
     #[arg(long, short, value_name = "TOKENS", allow_negative_numbers = true, conflicts_with = "rate", help_heading = BUDGET)]
@@ -46,11 +58,11 @@ pub struct Flags {
     #[arg(long, help_heading = BUDGET)]
     reference: bool,
 
-    /// How far down to go before cutting inside a unit
+    /// How far down to go before cutting inside a unit [default: passage]
     #[arg(long, value_name = "UNIT", value_parser = named::<Granularity>(GRANULARITIES),
         conflicts_with = "reference", help_heading = EXACT)]
     granularity: Option<Granularity>,
-    /// Whose tokens the budget counts
+    /// Whose tokens the budget counts [default: cl100k]
     #[arg(long, value_name = "WHOSE", value_parser = named::<Count>(COUNTS),
         conflicts_with = "reference", help_heading = EXACT)]
     count: Option<Count>,
@@ -96,7 +108,7 @@ pub struct Flags {
     /// Sentences kept in every context
     #[arg(long, value_name = "N", help_heading = LEVELS)]
     keep_sentence_number: Option<usize>,
-    /// Bonus of the kept sentences in the ranking
+    /// Bonus of the kept sentences in the ranking [default: 100]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
     high_priority_bonus: Option<f64>,
     /// Leave the question out of the result

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use clap::ValueEnum;
+use prefold::hard::check_rate;
 use prefold::soft::{KeepBy, PrefillOptions};
 
-use super::failure::Outcome;
+use super::failure::{Outcome, usage};
 use super::model::{self, Busy};
+use super::options::share;
 use super::soft::{TextArgs, WriteArgs};
 
 /// The K and V of a prompt by the model itself, as a KV prefix; special tokens such as <|im_start|>
@@ -16,7 +18,7 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     /// Keep the K and V of this share of the tokens only, at their own positions
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
     keep: Option<f64>,
     /// By what they are chosen: the tokens' surprise, or attention, per layer and head group
     #[arg(
@@ -41,6 +43,7 @@ enum KeepByName {
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
+    usage(args.keep.map_or(Ok(()), check_rate))?;
     let given = args.text.read()?;
     args.write.check()?;
     let model = args.model.open()?;

@@ -19,10 +19,10 @@ use prefold::train::objective::{LoraShape, Objective};
 use prefold::train::parameters::{Parameters, target};
 use prefold::train::run::{self, Data, Options, Start, Summary};
 use prefold::train::schedule::Schedule;
-use prefold::{Device, Engine, Error};
+use prefold::{Engine, Error};
 use serde_json::{Map, Value, json};
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, usage};
 use super::files::write_stdout;
 use super::model;
 use super::soft::MethodName;
@@ -66,9 +66,8 @@ const RUN: &str = "Run";
 struct RunArgs {
     #[command(flatten)]
     model: model::PathArgs,
-    /// Where it runs: auto, cpu, cuda or cuda:N
-    #[arg(long, value_parser = model::device, default_value = "auto", help_heading = "Model")]
-    device: Device,
+    #[command(flatten)]
+    device: model::DeviceArgs,
     /// What products are made of; bf16 needs a CUDA device
     #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
     precision: PrecisionName,
@@ -223,7 +222,7 @@ pub fn run(args: Args) -> Outcome {
         TaskArgs::Rank(args) => return super::train_rank::run(*args),
     };
     let mut options = args.options();
-    options.check()?;
+    usage(options.check())?;
     args.check(task)?;
     let path = args.model.path()?;
     let weights = Weights::open(&path)?;
@@ -234,7 +233,7 @@ pub fn run(args: Args) -> Outcome {
         PrecisionName::F32 => Precision::F32,
         PrecisionName::Bf16 => Precision::Bf16,
     };
-    let model = model::open(&path, args.device, precision)?;
+    let model = model::open(&path, args.device.device()?, precision)?;
     if args.precision == PrecisionName::Bf16 && model.engine.info().device.starts_with("cpu") {
         return Err(Failure::Failed(Error::Unsupported {
             what: "--precision bf16 on a CPU".into(),

@@ -1,7 +1,7 @@
 //! How near a text is to another: ROUGE, BLEU, exact match and F1, as the Python packages count them.
 //!
 //! All are shares from 0 to 1. Ties to the packages: `rouge-score` 0.1.2 without a stemmer, `sacrebleu`
-//! 2.6.0's sentence score over 100, and the evaluation script of SQuAD v2; `tests/eval.rs` holds their
+//! 2.6.0's sentence score over 100, and the evaluation script of SQuAD v2; `tests/program/eval.rs` holds their
 //! values.
 
 use std::collections::HashMap;

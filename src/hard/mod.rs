@@ -3,6 +3,8 @@
 mod context_budget;
 mod exact;
 pub mod json;
+pub(crate) mod json_text;
+pub mod messages;
 pub mod options;
 mod python;
 pub mod rank_text;

@@ -5,19 +5,86 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::expect_len;
 use super::gemm::TileOf;
-use super::gemm_int::Vnni;
+use super::gemm_int::Kernel;
 use super::storage::{Elem, Storage};
-use super::{expect_len, gemm_int};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// The instruction sets that code is compiled for, the widest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isa {
+    /// AVX-512 with integer dot products.
+    Avx512Vnni,
+    /// AVX-512 (F, BW, CD, DQ, VL).
+    Avx512,
+    /// AVX2 and FMA with integer dot products.
+    AvxVnni,
+    /// AVX2 and FMA.
+    Avx2,
+    /// NEON with integer dot products.
+    DotProd,
+    /// NEON.
+    Neon,
+    /// What every processor of the architecture has.
+    Scalar,
+}
+
+impl Isa {
+    /// All of them, the widest first.
+    pub const ALL: [Isa; 7] = [
+        Isa::Avx512Vnni,
+        Isa::Avx512,
+        Isa::AvxVnni,
+        Isa::Avx2,
+        Isa::DotProd,
+        Isa::Neon,
+        Isa::Scalar,
+    ];
+
+    /// Those that this machine has, the widest first.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|&isa| Cpu::parts(isa).is_some())
+    }
+
+    /// Its name: what [`Isa::from_str`](std::str::FromStr::from_str) reads.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512Vnni => "avx512vnni",
+            Isa::Avx512 => "avx512",
+            Isa::AvxVnni => "avxvnni",
+            Isa::Avx2 => "avx2",
+            Isa::DotProd => "dotprod",
+            Isa::Neon => "neon",
+            Isa::Scalar => "scalar",
+        }
+    }
+}
+
+impl std::str::FromStr for Isa {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let mut all = Isa::ALL.into_iter();
+        all.find(|isa| isa.name() == name).ok_or_else(|| {
+            let names = Isa::ALL.map(Isa::name).join(", ");
+            Error::input(
+                format!("instruction set {name:?}"),
+                format!("unknown; possible values: {names}"),
+            )
+        })
+    }
+}
 
 /// All cores, by rayon's global pool, with the widest vectors there are.
 #[derive(Debug)]
 pub struct Cpu {
+    isa: Isa,
     pub(super) arch: Arch,
     pub(super) tile: Tile,
-    /// Integer dot products, if there are any.
-    pub(super) vnni: Option<Vnni>,
+    /// What multiplies codes of 8 bits, if anything does.
+    pub(super) kernel: Option<Kernel>,
     scratch: Mutex<Vec<Vec<f32>>>,
 }
 
@@ -51,48 +118,88 @@ impl Default for Cpu {
 impl Cpu {
     /// With the widest instruction set that this machine has.
     pub fn new() -> Self {
-        Self::with_arch(Arch::new())
+        let widest = Isa::available().find_map(|isa| Self::with_isa(isa).ok());
+        widest.unwrap_or_else(|| Self::assemble(Isa::Scalar, Arch::Scalar, None))
     }
 
-    /// One for each instruction set that this machine has and that code is compiled for, the widest
-    /// first: for tests and comparisons.
+    /// With one instruction set: for comparisons and tests.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where this machine does not have it.
+    pub fn with_isa(isa: Isa) -> Result<Self> {
+        let Some((arch, kernel)) = Self::parts(isa) else {
+            let names: Vec<_> = Isa::available().map(Isa::name).collect();
+            return Err(Error::Device {
+                device: "cpu".into(),
+                reason: format!(
+                    "this processor lacks {}; use {}",
+                    isa.name(),
+                    names.join(" or ")
+                ),
+            });
+        };
+        Ok(Self::assemble(isa, arch, kernel))
+    }
+
+    /// One for each instruction set that this machine has, the widest first: for tests and comparisons.
     pub fn each_instruction_set() -> Vec<Self> {
-        let mut all = vec![Self::new()];
-        #[cfg(target_arch = "x86_64")]
-        if let Arch::V4(_) = all[0].arch
-            && let Some(v3) = pulp::x86::V3::try_new()
-        {
-            all.push(Self::with_arch(Arch::V3(v3)));
-        }
-        #[cfg(target_arch = "x86_64")]
-        if !matches!(all[0].arch, Arch::Scalar) {
-            all.push(Self::with_arch(Arch::Scalar));
-        }
-        all
+        Isa::available()
+            .filter_map(|isa| Self::with_isa(isa).ok())
+            .collect()
     }
 
-    fn with_arch(arch: Arch) -> Self {
+    fn assemble(isa: Isa, arch: Arch, kernel: Option<Kernel>) -> Self {
         let tile = arch.dispatch(ThisTile);
         Cpu {
+            isa,
             arch,
             tile,
-            vnni: Vnni::detect().filter(|_| tile == gemm_int::TILE),
+            kernel: kernel.filter(|kernel| kernel.tile() == (tile.rows, tile.columns)),
             scratch: Mutex::default(),
         }
     }
 
+    /// Vectors, and what multiplies codes; `None` where this machine does not have them.
+    fn parts(isa: Isa) -> Option<(Arch, Option<Kernel>)> {
+        let kernel = Kernel::detect(isa);
+        let arch = match isa {
+            Isa::Scalar => Arch::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni | Isa::Avx512 => Arch::V4(pulp::x86::V4::try_new()?),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni | Isa::Avx2 => Arch::V3(pulp::x86::V3::try_new()?),
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd | Isa::Neon => Arch::Neon(pulp::aarch64::Neon::try_new()?),
+            #[allow(unreachable_patterns)]
+            _ => return None,
+        };
+        let whole = kernel.is_some() || matches!(isa, Isa::Scalar | Isa::Neon);
+        whole.then_some((arch, kernel))
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Whether [`GemmOp::estimate`](super::GemmOp::estimate) multiplies codes of 8 bits.
+    pub fn estimates_in_8_bits(&self) -> bool {
+        self.kernel.is_some()
+    }
+
     /// The device in words.
     pub fn describe(&self) -> String {
-        let lanes = match self.arch {
-            #[cfg(target_arch = "x86_64")]
-            Arch::V4(_) => "AVX-512",
-            #[cfg(target_arch = "x86_64")]
-            Arch::V3(_) => "AVX2",
-            #[cfg(target_arch = "aarch64")]
-            _ if self.tile.columns > 3 => "NEON",
-            _ => "no vectors",
+        let isa = match self.isa {
+            Isa::Avx512Vnni => "AVX-512 VNNI",
+            Isa::Avx512 => "AVX-512",
+            Isa::AvxVnni => "AVX-VNNI",
+            Isa::Avx2 => "AVX2",
+            Isa::DotProd => "NEON dotprod",
+            Isa::Neon => "NEON",
+            Isa::Scalar => "no vectors",
         };
-        format!("CPU ({} threads, {lanes})", rayon::current_num_threads())
+        format!("CPU ({} threads, {isa})", rayon::current_num_threads())
     }
 
     /// A vector of at least `len` elements with any content, back in the pool when dropped. No lock

@@ -164,12 +164,30 @@ impl Split {
         let block_rows = rows.div_ceil(blocks).next_multiple_of(cpu.tile.rows);
         // Several tasks per thread, so that one held up does not hold up all.
         let groups = (4 * rayon::current_num_threads()).div_ceil(blocks);
-        // The panels of a group wait in the cache for the blocks to come.
-        let cached = GROUP_BYTES / (4 * inputs.max(1) * cpu.tile.columns);
         Split {
             block_rows,
-            group_panels: panels.div_ceil(groups).min(cached).max(1),
+            group_panels: panels
+                .div_ceil(groups)
+                .min(Self::cached(cpu, inputs))
+                .max(1),
         }
+    }
+
+    /// One that does not depend on the number of threads: for results that combine what groups of panels
+    /// gave, whose last bit depends on where the groups begin.
+    pub(super) fn reproducible(cpu: &Cpu, rows: usize, inputs: usize, panels: usize) -> Self {
+        // Enough for the cores of a large machine, and for a short text on it.
+        const GROUPS: usize = 64;
+        let cached = Self::cached(cpu, inputs);
+        Split {
+            group_panels: panels.div_ceil(GROUPS).min(cached).max(1),
+            ..Self::new(cpu, rows, inputs, panels)
+        }
+    }
+
+    /// Panels of a group that wait in the cache for the blocks to come.
+    fn cached(cpu: &Cpu, inputs: usize) -> usize {
+        GROUP_BYTES / (4 * inputs.max(1) * cpu.tile.columns)
     }
 }
 

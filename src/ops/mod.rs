@@ -27,7 +27,7 @@ pub mod thin;
 pub mod topk;
 
 pub use attention::{Attended, Attention, AttentionOp};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, Isa};
 pub use gemm::{GemmOp, Linear, Outer, Span};
 pub use layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 pub use lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};

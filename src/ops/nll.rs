@@ -220,7 +220,7 @@ impl Cpu {
             Some(codes) => Factors::Codes(codes),
             None => Factors::Values(head.values()?),
         };
-        let split = Split::new(self, picks.len(), width, head.count());
+        let split = Split::reproducible(self, picks.len(), width, head.count());
         let groups = head.count().div_ceil(split.group_panels);
         let blocks = picks.len().div_ceil(split.block_rows);
         let mut parts = vec![Part::default(); groups * picks.len()];

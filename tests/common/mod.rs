@@ -28,12 +28,32 @@ pub fn scratch() -> PathBuf {
     }
 }
 
-/// The folder with golden values beside the checkout; absent on most machines.
+/// The folder that holds `golden/`: values made with the reference implementations (`tests/data/golden/README.md`).
+/// They lie in the repository; where they are missing a test fails, not skips.
 pub fn shared() -> Option<PathBuf> {
-    existing(match carried() {
+    let folder = match carried() {
         Some(root) => root.join("shared"),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-    })
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data"),
+    };
+    assert!(
+        folder.join("golden").is_dir(),
+        "{} holds no golden values",
+        folder.display()
+    );
+    Some(folder)
+}
+
+/// A file of training data beside the checkout; absent on most machines, and the test that asks for it says
+/// that it is skipped.
+pub fn training_data(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared/data")
+        .join(name);
+    let found = existing(path);
+    if found.is_none() {
+        eprintln!("skipped: there is no ../shared/data/{name}");
+    }
+    found
 }
 
 /// SmolLM2-135M-Instruct in Q4_1: `$PREFOLD_MODEL` or the copy in `.cache/models`. Under `CI=true` a

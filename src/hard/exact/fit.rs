@@ -10,7 +10,7 @@ const FILL_TRIES: usize = 48;
 /// `count` gives the tokens of the text that a mask leaves. Tokens of a text are not the sum of its
 /// atoms' (neighbours merge), so it is asked again and again, though only about ten times: the search
 /// interpolates between a beginning that fits and one that does not.
-pub(super) fn fit(
+pub(in crate::hard) fn fit(
     atoms: usize,
     order: &[usize],
     target: usize,

@@ -7,7 +7,7 @@
 //! longest beginning of that order that fits the budget is the result.
 
 mod finish;
-mod fit;
+pub(super) mod fit;
 pub(crate) mod lexical;
 mod meaning;
 mod order;

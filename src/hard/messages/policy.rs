@@ -1,0 +1,340 @@
+//! Which parts of a conversation may be shortened, by how much, and against what.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::hard::check_rate;
+
+use super::parts::{Content, Conversation, Fixed, Part, Role};
+
+/// What may happen to the texts of a role.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// They stay as they are.
+    Keep,
+    /// They are shortened at the options' rate.
+    #[default]
+    Shorten,
+    /// They are shortened at a rate of their own, above 0 and at most 1.
+    Rate(f64),
+}
+
+/// How a conversation is shortened.
+///
+/// System and developer messages, calls, reasoning, images and the newest turn of the user never change,
+/// nor does what stands before a cache marker.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct MessagesOptions {
+    /// Share of its tokens that a shortened text keeps, above 0 and at most 1.
+    pub rate: f64,
+    /// Tokens of all parts together, the unchanged ones included. The rates then say how the texts share
+    /// what is left.
+    pub target_token: Option<usize>,
+    /// What texts are ranked by; `None` takes the newest turn of the user.
+    pub question: Option<String>,
+    /// Results of tools, wherever they stand.
+    pub tool_results: Policy,
+    /// Turns of the user before the newest one.
+    pub user: Policy,
+    /// Turns of the model before the newest turn of the user.
+    pub assistant: Policy,
+    /// Messages at the end that do not change.
+    pub recent: usize,
+    /// Texts of fewer tokens do not change.
+    pub min_tokens: usize,
+    /// Texts do not change that would lose less than this share of their tokens; without effect under
+    /// `target_token`.
+    pub min_saving: f64,
+    /// Texts of up to so many characters do not change where they hold a stack trace or an error of a
+    /// compiler.
+    pub errors_up_to: usize,
+}
+
+impl Default for MessagesOptions {
+    fn default() -> Self {
+        MessagesOptions {
+            rate: 0.5,
+            target_token: None,
+            question: None,
+            tool_results: Policy::Shorten,
+            user: Policy::Shorten,
+            assistant: Policy::Shorten,
+            recent: 0,
+            min_tokens: 300,
+            min_saving: 0.15,
+            errors_up_to: 8_000,
+        }
+    }
+}
+
+impl MessagesOptions {
+    /// Refuses values outside their range, as every call does that takes options.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the option, its value and the range.
+    pub fn check(&self) -> Result<()> {
+        check_rate(self.rate)?;
+        for policy in [self.tool_results, self.user, self.assistant] {
+            if let Policy::Rate(rate) = policy {
+                check_rate(rate)?;
+            }
+        }
+        match (0.0..1.0).contains(&self.min_saving) {
+            true => Ok(()),
+            false => Err(Error::input(
+                format!("min_saving {}", self.min_saving),
+                "expected a share of the tokens, 0 or more and below 1",
+            )),
+        }
+    }
+}
+
+/// Why a part was shortened or was not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// The result of a tool, shortened.
+    ToolResult,
+    /// An older turn, shortened.
+    OldTurn,
+    /// Kept: a system or developer message, or a role that is not known.
+    System,
+    /// Kept: a call of a tool.
+    ToolCall,
+    /// Kept: the model's reasoning.
+    Thinking,
+    /// Kept: an image, audio, a file, or a block that is not known.
+    NotText,
+    /// Kept: the newest turn of the user, or a turn after it.
+    NewestTurn,
+    /// Kept: it carries a cache marker or stands before one.
+    Cached,
+    /// Kept: annotations or citations point into it.
+    Annotated,
+    /// Kept: a stack trace, an error of a compiler, or the result of a call that failed.
+    ErrorOutput,
+    /// Kept: the options say so for its role.
+    Policy,
+    /// Kept: one of the last messages, which the options name.
+    Recent,
+    /// Kept: too short to be worth it.
+    Short,
+    /// Kept: it would not have become much shorter.
+    HardlyShorter,
+    /// Kept: nothing would have been left of it.
+    NothingLeft,
+}
+
+/// The decisions, and what is to be done.
+#[derive(Debug, PartialEq)]
+pub(super) struct Plan {
+    pub reasons: Vec<Reason>,
+    /// Parts to shorten, and to how many tokens.
+    pub targets: Vec<(usize, usize)>,
+    /// Whether the budget is a number of tokens, which is never passed.
+    pub strict: bool,
+    /// The newest turn of the user.
+    question: String,
+}
+
+/// Characters of a question, or of a call, that a text is ranked by.
+const QUESTION: usize = 1_000;
+
+impl Plan {
+    /// Decides on every part; `texts` and `counts` are the parts' own.
+    pub fn new(
+        conversation: &Conversation,
+        texts: &[Option<String>],
+        counts: &[usize],
+        options: &MessagesOptions,
+    ) -> Result<Self> {
+        let parts = &conversation.parts;
+        let newest = parts
+            .iter()
+            .rev()
+            .find(|part| part.role == Role::User)
+            .and_then(|part| part.message);
+        let cached = match conversation.all_cached {
+            true => parts.len(),
+            false => parts
+                .iter()
+                .rposition(|part| part.cached)
+                .map_or(0, |last| last + 1),
+        };
+        let messages = parts.iter().filter_map(|part| part.message).max();
+        let recent = messages.map_or(0, |last| (last + 1).saturating_sub(options.recent));
+        let mut plan = Plan {
+            reasons: Vec::with_capacity(parts.len()),
+            targets: Vec::new(),
+            strict: options.target_token.is_some(),
+            question: String::new(),
+        };
+        let mut wanted: Vec<(usize, f64)> = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            let text = texts[i].as_deref().unwrap_or_default();
+            let is_newest = part.message.is_some() && part.message == newest;
+            if is_newest && part.content == Content::Text && part.role == Role::User {
+                plan.question.push_str(text);
+                plan.question.push('\n');
+            }
+            let (reason, policy) = match rule(part, newest, options) {
+                Ok((reason, policy)) => (reason, policy),
+                Err(reason) => {
+                    plan.reasons.push(reason);
+                    continue;
+                }
+            };
+            let characters = || text.chars().take(options.errors_up_to + 1).count();
+            let kept = if i < cached {
+                Some(Reason::Cached)
+            } else if part.message.is_some_and(|message| message >= recent) {
+                Some(Reason::Recent)
+            } else if policy == Policy::Keep {
+                Some(Reason::Policy)
+            } else if counts[i] < options.min_tokens.max(1) {
+                Some(Reason::Short)
+            } else if characters() <= options.errors_up_to && ERROR.is_match(text) {
+                Some(Reason::ErrorOutput)
+            } else {
+                None
+            };
+            if kept.is_none() {
+                let rate = match policy {
+                    Policy::Rate(rate) => rate,
+                    _ => options.rate,
+                };
+                wanted.push((i, rate));
+            }
+            plan.reasons.push(kept.unwrap_or(reason));
+        }
+        if let Some(question) = &options.question {
+            plan.question.clone_from(question);
+        }
+        plan.share_out(&wanted, counts, options)?;
+        Ok(plan)
+    }
+
+    /// Gives every text its tokens.
+    fn share_out(
+        &mut self,
+        wanted: &[(usize, f64)],
+        counts: &[usize],
+        options: &MessagesOptions,
+    ) -> Result<()> {
+        let Some(target) = options.target_token else {
+            self.targets = wanted
+                .iter()
+                .map(|&(part, rate)| (part, (counts[part] as f64 * rate).round() as usize))
+                .collect();
+            return Ok(());
+        };
+        let all: usize = counts.iter().sum();
+        if all <= target {
+            for &(part, _) in wanted {
+                self.reasons[part] = Reason::HardlyShorter;
+            }
+            return Ok(());
+        }
+        let fixed = all - wanted.iter().map(|&(part, _)| counts[part]).sum::<usize>();
+        let mut left = target.checked_sub(fixed).ok_or_else(|| Error::Budget {
+            target,
+            reason: format!(
+                "what must not change of the conversation is {fixed} tokens; raise the target or let more \
+                 of it be shortened"
+            ),
+        })?;
+        // By their rates; those whose share is more than they have leave the rest to the others.
+        let mut open: Vec<(usize, f64)> = wanted.to_vec();
+        loop {
+            let sum: f64 = open
+                .iter()
+                .map(|&(part, rate)| counts[part] as f64 * rate)
+                .sum();
+            let factor = left as f64 / sum.max(1e-9);
+            let before = open.len();
+            open.retain(|&(part, rate)| {
+                let whole = rate * factor >= 1.0;
+                if whole {
+                    left = left.saturating_sub(counts[part]);
+                    self.reasons[part] = Reason::HardlyShorter;
+                }
+                !whole
+            });
+            if open.len() == before {
+                self.targets = open
+                    .into_iter()
+                    .map(|(part, rate)| (part, (counts[part] as f64 * rate * factor) as usize))
+                    .collect();
+                return Ok(());
+            }
+        }
+    }
+
+    /// What a part is ranked by: the call that it answers, and the newest turn of the user.
+    pub fn question_of(&self, part: &Part, options: &MessagesOptions) -> String {
+        let question = ends(&self.question);
+        match &part.call {
+            Some(call) if options.question.is_none() => {
+                format!("{}\n{question}", ends(call)).trim().to_string()
+            }
+            _ => question,
+        }
+    }
+}
+
+/// What would shorten a part, and its policy; or why it never changes.
+fn rule(
+    part: &Part,
+    newest: Option<usize>,
+    options: &MessagesOptions,
+) -> Result<(Reason, Policy), Reason> {
+    match part.content {
+        Content::ToolCall => return Err(Reason::ToolCall),
+        Content::Thinking => return Err(Reason::Thinking),
+        Content::Other => return Err(Reason::NotText),
+        _ if part.text.is_none() => return Err(Reason::NotText),
+        _ => {}
+    }
+    match part.fixed {
+        Some(Fixed::Annotated) => return Err(Reason::Annotated),
+        Some(Fixed::Failed) => return Err(Reason::ErrorOutput),
+        None => {}
+    }
+    let old = part.message < newest;
+    match part.role {
+        Role::System | Role::Developer | Role::Other => Err(Reason::System),
+        Role::Tool => Ok((Reason::ToolResult, options.tool_results)),
+        Role::User if old => Ok((Reason::OldTurn, options.user)),
+        Role::Assistant if old => Ok((Reason::OldTurn, options.assistant)),
+        Role::User | Role::Assistant => Err(Reason::NewestTurn),
+    }
+}
+
+/// A text, or its two ends where it is long: what is asked stands there.
+fn ends(text: &str) -> String {
+    let text = text.trim();
+    let count = text.chars().count();
+    if count <= QUESTION {
+        return text.to_string();
+    }
+    let head: String = text.chars().take(QUESTION / 2).collect();
+    let tail: String = text.chars().skip(count - QUESTION / 2).collect();
+    format!("{head}\n{tail}")
+}
+
+/// Stack traces of the common languages, and what compilers and test runners begin an error with.
+static ERROR: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(concat!(
+        r"(?m)^Traceback \(most recent call last\):|^thread '[^']*' .*panicked at |^panic: ",
+        r"|^goroutine \d+ \[|^\s+at [\w$.<>/]+\(.*\)$|^\s+at .*:\d+:\d+\)?$|^Exception in thread ",
+        r"|^Caused by: |^error(\[E\d+\])?: .*\n\s*--> |^\S+:\d+(:\d+)?: (fatal )?error: ",
+        r"|^E   \w*(Error|Exception)\b|^Segmentation fault",
+    ))
+    .expect("a constant pattern")
+});

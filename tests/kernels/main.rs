@@ -1,0 +1,12 @@
+//! Every CUDA kernel, executed by the CPU.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod device_parity;
+mod kernel_models;
+mod kernels;
+mod kernels_bwd;
+mod lora;
+mod planted;
+mod thin;

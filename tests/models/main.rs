@@ -1,0 +1,12 @@
+//! Model files, the decoder, KV prefixes, and files that are not what they say.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod hostile_files;
+mod icae;
+mod models;
+mod prefix;
+mod pruned;
+mod quants;
+mod weights;

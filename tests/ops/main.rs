@@ -1,0 +1,8 @@
+//! The CPU ops and their gradients beside naive oracles.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod estimates;
+mod gradients;
+mod ops;

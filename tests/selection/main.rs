@@ -1,0 +1,11 @@
+//! Text to tokens, scores to a keep mask: tokenizers, sentences, both modes of hard compression.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod counts;
+mod exact;
+mod parity;
+mod sentences;
+mod tokenizer;
+mod windows;
