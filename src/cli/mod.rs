@@ -5,6 +5,7 @@ mod compress;
 mod config;
 mod encode;
 mod eval;
+mod eval_rank;
 mod eval_table;
 mod examples;
 mod export;
@@ -26,6 +27,7 @@ mod prefill;
 mod score;
 mod soft;
 mod train;
+mod train_rank;
 mod train_progress;
 
 use std::io::Write;

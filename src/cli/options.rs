@@ -4,7 +4,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use prefold::hard::{
-    Budget, Condition, Count, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker, Reorder,
 };
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
@@ -34,6 +34,7 @@ pub fn share(text: &str) -> Result<f64, String> {
 
 const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
 const COUNTS: &[&str] = &["cl100k", "scorer"];
+const EFFORTS: &[&str] = &["fast", "balanced", "best"];
 const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
 const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
 const CONDITIONS: &[&str] = &[
@@ -73,6 +74,18 @@ pub struct Flags {
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
 
+    /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
+    /// chosen [default: balanced]
+    #[arg(long, value_name = "EFFORT", value_parser = named::<Effort>(EFFORTS),
+        conflicts_with = "reference", help_heading = RANKING)]
+    effort: Option<Effort>,
+    /// Weights of a ranker of your own, by `prefold train rank`
+    #[arg(long, value_name = "FILE", value_parser = |path: &str| Ranker::open(path.as_ref()),
+        conflicts_with = "reference", help_heading = RANKING)]
+    ranker: Option<Ranker>,
+    /// Stop before the budget is full where what is left is far below the best
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    enough: bool,
     /// How contexts and sentences are ranked
     #[arg(long, value_name = "METHOD", value_parser = named::<RankMethod>(RANK_METHODS), help_heading = RANKING)]
     rank_method: Option<RankMethod>,
@@ -170,6 +183,9 @@ impl Flags {
         let mut o = Exact::default();
         set(&mut o.granularity, self.granularity);
         set(&mut o.count, self.count);
+        set(&mut o.effort, self.effort);
+        o.enough = self.enough;
+        o.ranker = self.ranker;
         o.rank_method = self.rank_method;
         o.reorder = self.reorder_context;
         o.keep_question = !self.no_concate_question;

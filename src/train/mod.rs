@@ -17,6 +17,7 @@ mod packed;
 pub mod parameters;
 #[cfg(feature = "train")]
 pub mod plot;
+pub mod rank;
 pub mod rows;
 pub mod run;
 pub mod schedule;
