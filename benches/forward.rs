@@ -83,7 +83,10 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
         let load = start.elapsed().as_secs_f64();
         if !arguments.json {
             let device = model.backend().describe();
-            println!("{device}; {} loaded in {load:.2} s", arguments.model.display());
+            println!(
+                "{device}; {} loaded in {load:.2} s",
+                arguments.model.display()
+            );
             println!(
                 "  case              tokens  f32 tokens/s   GFLOP/s  of ceiling  8-bit tokens/s  ratio"
             );

@@ -45,7 +45,9 @@ impl Isa {
 
     /// Those that this machine has, the widest first.
     pub fn available() -> impl Iterator<Item = Isa> {
-        Isa::ALL.into_iter().filter(|&isa| Cpu::parts(isa).is_some())
+        Isa::ALL
+            .into_iter()
+            .filter(|&isa| Cpu::parts(isa).is_some())
     }
 
     /// Its name: what [`Isa::from_str`](std::str::FromStr::from_str) reads.

