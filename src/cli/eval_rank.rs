@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use prefold::eval::rank::{Ranking, Recall, recall};
 use prefold::eval::Interval;
+use prefold::eval::rank::{Ranking, Recall, recall};
 use prefold::hard::Ranker;
 use prefold::train::rank::{Example, Options, prompts, read, read_corpus, without_titles};
 use serde_json::json;
@@ -28,7 +28,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     ranker: Option<PathBuf>,
     /// Shares of the documents' tokens that are kept
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0.05,0.1,0.15,0.25,0.5")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "0.05,0.1,0.15,0.25,0.5"
+    )]
     rates: Vec<f64>,
     /// Only every Nth row, from the first on
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -55,7 +60,10 @@ pub fn run(args: Args) -> Outcome {
     let ranker = ranker.as_ref().unwrap_or_else(|| Ranker::shipped());
     let mut rows = read(&args.data)?;
     if let Some(corpus) = &args.corpus {
-        let options = Options { seed: args.seed, ..Options::default() };
+        let options = Options {
+            seed: args.seed,
+            ..Options::default()
+        };
         rows = prompts(&rows, &read_corpus(corpus)?, &options);
     }
     let right = |row: &Example| row.gold.iter().filter(|&&gold| gold).count();
@@ -86,10 +94,14 @@ fn render(rows: usize, rates: &[f64], table: &[Recall]) -> String {
     ];
     for (title, of) in parts {
         out += &format!("\n{title:22}");
-        rates.iter().for_each(|rate| out += &format!("  {rate:<18}"));
+        rates
+            .iter()
+            .for_each(|rate| out += &format!("  {rate:<18}"));
         out = out.trim_end().to_string() + "\n";
         for recalls in table.chunks(rates.len().max(1)) {
-            let mut line = recalls.first().map_or(String::new(), |r| format!("{:22}", r.ranking.name()));
+            let mut line = recalls
+                .first()
+                .map_or(String::new(), |r| format!("{:22}", r.ranking.name()));
             for recall in recalls {
                 line += &of(recall).map_or(format!("  {:18}", "-"), |i| {
                     format!("  {:.3} [{:.3}, {:.3}]", i.mean, i.low, i.high)

@@ -27,8 +27,8 @@ mod prefill;
 mod score;
 mod soft;
 mod train;
-mod train_rank;
 mod train_progress;
+mod train_rank;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -4,7 +4,8 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use prefold::hard::{
-    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker, Reorder,
+    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker,
+    Reorder,
 };
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};

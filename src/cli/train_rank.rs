@@ -72,7 +72,12 @@ pub fn run(args: Args) -> Outcome {
     };
     options.check()?;
     let rows = read(&args.data)?;
-    let corpus = args.corpus.as_deref().map(read_corpus).transpose()?.unwrap_or_default();
+    let corpus = args
+        .corpus
+        .as_deref()
+        .map(read_corpus)
+        .transpose()?
+        .unwrap_or_default();
     let mut prompts = prompts(&rows, &corpus, &options);
     if let Some(every) = args.hold_out {
         let mut line = 0;
@@ -85,13 +90,26 @@ pub fn run(args: Args) -> Outcome {
     let card = format!(
         "Trained on {} prompts: {} hidden units, {} networks, {} passes, batch {}, lr {},\n\
          weight decay {}, dropout {}, titles in {}, seed {}. Loss {:.4}, then {:.4}.",
-        trained.prompts, args.hidden, args.seeds, args.epochs, args.batch, args.lr,
-        args.weight_decay, args.dropout, args.titled, args.seed, trained.loss[0], trained.loss[1],
+        trained.prompts,
+        args.hidden,
+        args.seeds,
+        args.epochs,
+        args.batch,
+        args.lr,
+        args.weight_decay,
+        args.dropout,
+        args.titled,
+        args.seed,
+        trained.loss[0],
+        trained.loss[1],
     );
     write_whole(&args.out, &trained.ranker.to_text(&card))?;
     eprintln!(
         "{}: {} weights from {} prompts; loss {:.4}, then {:.4}",
-        args.out.display(), trained.ranker.weights(), trained.prompts, trained.loss[0],
+        args.out.display(),
+        trained.ranker.weights(),
+        trained.prompts,
+        trained.loss[0],
         trained.loss[1],
     );
     Ok(())

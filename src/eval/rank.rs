@@ -131,7 +131,10 @@ fn worth(example: &Example, ranking: Ranking, ranker: &Ranker, mut random: Rando
         Ranking::Random => example.docs.iter().map(|_| random.unit()).collect(),
         Ranking::Oracle => example.gold.iter().map(|&gold| f64::from(gold)).collect(),
     };
-    Worth { sentences: prompt.sentences(&passages), passages }
+    Worth {
+        sentences: prompt.sentences(&passages),
+        passages,
+    }
 }
 
 /// What is left of an example.
@@ -162,7 +165,11 @@ impl<'e> Sized<'e> {
         Sized {
             example,
             // One for the blank line between passages.
-            docs: example.docs.iter().map(|doc| count_cl100k(doc) + 1).collect(),
+            docs: example
+                .docs
+                .iter()
+                .map(|doc| count_cl100k(doc) + 1)
+                .collect(),
             sentences,
         }
     }
@@ -182,7 +189,10 @@ impl<'e> Sized<'e> {
         }
         let gold = &self.example.gold;
         Kept {
-            whole: gold.iter().zip(&whole).all(|(&gold, &whole)| whole || !gold),
+            whole: gold
+                .iter()
+                .zip(&whole)
+                .all(|(&gold, &whole)| whole || !gold),
             answered: self.answered(worth, &whole, used, budget),
         }
     }
@@ -211,8 +221,11 @@ impl<'e> Sized<'e> {
             .collect();
         let of = |&(doc, s): &(usize, usize)| worth.sentences[doc][s];
         places.sort_by(|a, b| of(b).total_cmp(&of(a)));
-        let mut taken: Vec<Vec<bool>> =
-            self.sentences.iter().map(|all| vec![false; all.len()]).collect();
+        let mut taken: Vec<Vec<bool>> = self
+            .sentences
+            .iter()
+            .map(|all| vec![false; all.len()])
+            .collect();
         for (doc, s) in places {
             let tokens = self.sentences[doc][s].1;
             if (used + tokens) as f64 <= budget {
@@ -223,12 +236,18 @@ impl<'e> Sized<'e> {
         let text = |doc: usize| match whole[doc] {
             true => example.docs[doc].clone(),
             false => {
-                let kept = self.sentences[doc].iter().zip(&taken[doc]).filter(|(_, taken)| **taken);
+                let kept = self.sentences[doc]
+                    .iter()
+                    .zip(&taken[doc])
+                    .filter(|(_, taken)| **taken);
                 let parts = kept.map(|((range, _), _)| &example.docs[doc][range.clone()]);
                 parts.collect::<Vec<_>>().join(" ")
             }
         };
         let text: Vec<String> = (0..example.docs.len()).map(text).collect();
-        Some(said.iter().any(|answer| text.iter().any(|text| text.contains(answer))))
+        Some(
+            said.iter()
+                .any(|answer| text.iter().any(|text| text.contains(answer))),
+        )
     }
 }

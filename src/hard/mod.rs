@@ -16,7 +16,9 @@ mod structured;
 
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
-pub use options::{Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
+pub use options::{
+    Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 

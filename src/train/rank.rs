@@ -79,7 +79,13 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Example>> {
 
 impl Row {
     fn example(self) -> Result<Example, String> {
-        let Row { question, answers, mut docs, gold, context } = self;
+        let Row {
+            question,
+            answers,
+            mut docs,
+            gold,
+            context,
+        } = self;
         if question.trim().is_empty() {
             return Err("`question` is empty".into());
         }
@@ -106,8 +112,15 @@ impl Row {
                 .collect(),
         };
         match flags.contains(&true) {
-            true => Ok(Example { question, answers, docs, gold: flags }),
-            false => Err("no document is right; give `gold`, or `context` with the right ones".into()),
+            true => Ok(Example {
+                question,
+                answers,
+                docs,
+                gold: flags,
+            }),
+            false => {
+                Err("no document is right; give `gold`, or `context` with the right ones".into())
+            }
         }
     }
 }
@@ -125,7 +138,10 @@ pub fn read_corpus(path: &Path) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     while let Some(line) = lines.next_line()? {
         let text: Text = serde_json::from_slice(&line.bytes).map_err(|error| {
-            Error::format(path, format!("line {}: {}", line.number, json_error(&error)))
+            Error::format(
+                path,
+                format!("line {}: {}", line.number, json_error(&error)),
+            )
         })?;
         texts.push(text.text);
     }
@@ -183,13 +199,19 @@ const COMMON: f64 = 0.05;
 
 impl<'t> Index<'t> {
     fn new(texts: &'t [String]) -> Self {
-        let bags: Vec<Bag> = texts.par_iter().map(|text| Bag::new(&terms(text))).collect();
+        let bags: Vec<Bag> = texts
+            .par_iter()
+            .map(|text| Bag::new(&terms(text)))
+            .collect();
         let mean = mean_len(bags.iter());
         let mut postings: HashMap<Term, Vec<(u32, f32)>> = HashMap::new();
         for (i, bag) in bags.iter().enumerate() {
             for term in bag.terms() {
                 let share = saturated(bag.count(term), bag.len, mean);
-                postings.entry(term).or_default().push((i as u32, share as f32));
+                postings
+                    .entry(term)
+                    .or_default()
+                    .push((i as u32, share as f32));
             }
         }
         Index { texts, postings }
@@ -200,7 +222,9 @@ impl<'t> Index<'t> {
         let n = self.texts.len();
         let mut scores = vec![0.0_f32; n];
         for term in Bag::new(&terms(query)).terms() {
-            let Some(postings) = self.postings.get(&term) else { continue };
+            let Some(postings) = self.postings.get(&term) else {
+                continue;
+            };
             if postings.len() as f64 > n as f64 * COMMON {
                 continue;
             }
@@ -236,7 +260,11 @@ pub fn prompts(examples: &[Example], corpus: &[String], options: &Options) -> Ve
     let mut texts: Vec<String> = corpus.to_vec();
     let lacking = |example: &Example| example.docs.len() < FEWEST;
     let own = examples.iter().filter(|e| lacking(e)).flat_map(|e| &e.docs);
-    texts.extend(own.map(|doc| title(doc).map_or(doc.as_str(), |(_, body)| body).to_string()));
+    texts.extend(own.map(|doc| {
+        title(doc)
+            .map_or(doc.as_str(), |(_, body)| body)
+            .to_string()
+    }));
     texts.sort_unstable();
     texts.dedup();
     let index = match examples.iter().any(lacking) {
@@ -289,7 +317,9 @@ fn add_negatives(example: &mut Example, index: &Index<'_>, random: &mut Random) 
         let mut left = count;
         for i in index.top(&query, 2 * count + 8) {
             let text = index.texts[i].as_str();
-            let known = right.iter().any(|r| r.contains(&start(text)) || text.contains(&start(r)));
+            let known = right
+                .iter()
+                .any(|r| r.contains(&start(text)) || text.contains(&start(r)));
             if left > 0 && !known && !answered(text) && !found.contains(&text) {
                 found.push(text);
                 left -= 1;
@@ -303,7 +333,10 @@ fn add_negatives(example: &mut Example, index: &Index<'_>, random: &mut Random) 
     }
     let mut order: Vec<usize> = (0..example.docs.len()).collect();
     shuffle(&mut order, random);
-    example.docs = order.iter().map(|&i| std::mem::take(&mut example.docs[i])).collect();
+    example.docs = order
+        .iter()
+        .map(|&i| std::mem::take(&mut example.docs[i]))
+        .collect();
     example.gold = order.iter().map(|&i| example.gold[i]).collect();
 }
 
@@ -336,9 +369,7 @@ fn with_title(doc: &str, titled: bool) -> String {
 
 /// A prompt's passages with their sentences.
 pub(crate) fn passages(docs: &[String]) -> Vec<Passage<'_>> {
-    docs.iter()
-        .map(|doc| Passage::of(doc))
-        .collect()
+    docs.iter().map(|doc| Passage::of(doc)).collect()
 }
 
 /// What a step learns from: rows of features by passage, and which are right.
@@ -379,8 +410,10 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
         .par_iter()
         .map(|example| Prompt::new(&example.question, passages(&example.docs)))
         .collect();
-    let candidates: Vec<Candidates<'_>> =
-        prompts.par_iter().map(|prompt| prompt.candidates(usize::MAX)).collect();
+    let candidates: Vec<Candidates<'_>> = prompts
+        .par_iter()
+        .map(|prompt| prompt.candidates(usize::MAX))
+        .collect();
     let gold: Vec<Vec<bool>> = candidates
         .iter()
         .zip(&usable)
@@ -393,8 +426,11 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
             .collect(),
         gold: gold.to_vec(),
     };
-    let samples: Vec<Sample> =
-        columns.iter().zip(&gold).map(|(columns, gold)| sample(columns, gold)).collect();
+    let samples: Vec<Sample> = columns
+        .iter()
+        .zip(&gold)
+        .map(|(columns, gold)| sample(columns, gold))
+        .collect();
 
     // Each half is scored by networks that never saw it: the second stage learns from scores as they are
     // on new prompts.
@@ -402,7 +438,14 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
     let fit = |parts: &[&[Sample]], names: &[&str], stage: u64| {
         let all: Vec<&Sample> = parts.iter().flat_map(|part| part.iter()).collect();
         let nets: Vec<(Net, f64)> = (0..options.seeds)
-            .map(|seed| fit(&all, names, options, Random::of(options.seed, &[2, stage, seed])))
+            .map(|seed| {
+                fit(
+                    &all,
+                    names,
+                    options,
+                    Random::of(options.seed, &[2, stage, seed]),
+                )
+            })
             .collect();
         let loss = nets.iter().map(|(_, loss)| loss).sum::<f64>() / nets.len() as f64;
         let nets: Vec<Net> = nets.into_iter().map(|(net, _)| net).collect();
@@ -463,7 +506,10 @@ impl Options {
         }
         for (name, value) in [("lr", self.lr), ("weight_decay", self.weight_decay)] {
             if !(value.is_finite() && value >= 0.0) {
-                return refuse(format!("{name} {value}"), "expected a finite number, 0 or more");
+                return refuse(
+                    format!("{name} {value}"),
+                    "expected a finite number, 0 or more",
+                );
             }
         }
         Ok(())
@@ -484,7 +530,11 @@ impl Parameters {
             let values = (0..shape[0] * shape[1])
                 .map(|_| ((2.0 * random.unit() - 1.0) * bound) as f32)
                 .collect();
-            Tensor { name: name.into(), shape, values }
+            Tensor {
+                name: name.into(),
+                shape,
+                values,
+            }
         };
         Parameters {
             tensors: vec![
@@ -521,7 +571,9 @@ impl Parameters {
     /// Adds the gradients of a row whose score has the gradient `by`.
     fn backward(&self, row: &[f32], units: &[f64], by: f64, gradients: &mut [Vec<f64>]) {
         let output = &self.tensors[3].values;
-        let [g_linear, g_hidden, g_bias, g_output] = gradients else { return };
+        let [g_linear, g_hidden, g_bias, g_output] = gradients else {
+            return;
+        };
         let by_unit: Vec<f64> = units
             .iter()
             .zip(output)
@@ -534,7 +586,9 @@ impl Parameters {
             let x = f64::from(x);
             g_linear[i] += by * x;
             let own = &mut g_hidden[i * self.hidden..(i + 1) * self.hidden];
-            own.iter_mut().zip(&by_unit).for_each(|(g, unit)| *g += unit * x);
+            own.iter_mut()
+                .zip(&by_unit)
+                .for_each(|(g, unit)| *g += unit * x);
         }
         for (h, &unit) in units.iter().enumerate() {
             g_bias[h] += by_unit[h];
@@ -558,7 +612,10 @@ fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Rando
         })
         .collect();
     let mut parameters = Parameters::new(inputs, options.hidden, &mut random);
-    let optimiser = AdamW { weight_decay: options.weight_decay, ..AdamW::default() };
+    let optimiser = AdamW {
+        weight_decay: options.weight_decay,
+        ..AdamW::default()
+    };
     let mut moments = Moments::new(&parameters.tensors);
     let steps = options.epochs * samples.len().div_ceil(options.batch);
     let (mut step, mut last) = (0, 0.0);
@@ -567,15 +624,19 @@ fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Rando
         shuffle(&mut order, &mut random);
         last = 0.0;
         for batch in order.chunks(options.batch) {
-            let mut gradients: Vec<Vec<f64>> =
-                parameters.tensors.iter().map(|t| vec![0.0; t.values.len()]).collect();
+            let mut gradients: Vec<Vec<f64>> = parameters
+                .tensors
+                .iter()
+                .map(|t| vec![0.0; t.values.len()])
+                .collect();
             for &i in batch {
                 let rows: Vec<Vec<f32>> = standard[i]
                     .iter()
                     .map(|row| dropped(row, options.dropout, &mut random))
                     .collect();
                 let weight = 1.0 / batch.len() as f64;
-                last += sample_gradients(&parameters, &rows, &samples[i].gold, weight, &mut gradients);
+                last +=
+                    sample_gradients(&parameters, &rows, &samples[i].gold, weight, &mut gradients);
             }
             let gradients: Vec<Vec<f32>> = gradients
                 .iter()
@@ -599,7 +660,11 @@ fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Rando
             hidden: values(1)[i * options.hidden..(i + 1) * options.hidden].to_vec(),
         })
         .collect();
-    let net = Net { inputs, bias: values(2).clone(), output: values(3).clone() };
+    let net = Net {
+        inputs,
+        bias: values(2).clone(),
+        output: values(3).clone(),
+    };
     (net, last / samples.len() as f64)
 }
 
@@ -607,14 +672,19 @@ fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Rando
 fn moments(samples: &[&Sample], inputs: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = || samples.iter().flat_map(|sample| &sample.rows);
     let n = rows().count().max(1) as f64;
-    let mean: Vec<f64> =
-        (0..inputs).map(|i| rows().map(|row| f64::from(row[i])).sum::<f64>() / n).collect();
+    let mean: Vec<f64> = (0..inputs)
+        .map(|i| rows().map(|row| f64::from(row[i])).sum::<f64>() / n)
+        .collect();
     let scale = (0..inputs)
         .map(|i| {
             let squares = rows().map(|row| (f64::from(row[i]) - mean[i]).powi(2));
             let deviation = (squares.sum::<f64>() / n).sqrt();
             // A feature that never varies says nothing.
-            if deviation > 1e-6 { (1.0 / deviation) as f32 } else { 0.0 }
+            if deviation > 1e-6 {
+                (1.0 / deviation) as f32
+            } else {
+                0.0
+            }
         })
         .collect();
     (mean.into_iter().map(|mean| mean as f32).collect(), scale)
@@ -624,7 +694,13 @@ fn moments(samples: &[&Sample], inputs: usize) -> (Vec<f32>, Vec<f32>) {
 fn dropped(row: &[f32], share: f64, random: &mut Random) -> Vec<f32> {
     let scale = (1.0 / (1.0 - share)) as f32;
     row.iter()
-        .map(|&x| if random.unit() < share { 0.0 } else { x * scale })
+        .map(|&x| {
+            if random.unit() < share {
+                0.0
+            } else {
+                x * scale
+            }
+        })
         .collect()
 }
 
@@ -643,7 +719,13 @@ fn sample_gradients(
         .zip(&mut units)
         .map(|(row, units)| parameters.forward(row, units))
         .collect();
-    let others = || scores.iter().zip(gold).filter(|(_, gold)| !**gold).map(|(score, _)| *score);
+    let others = || {
+        scores
+            .iter()
+            .zip(gold)
+            .filter(|(_, gold)| !**gold)
+            .map(|(score, _)| *score)
+    };
     let most = others().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = others().map(|score| libm::exp(score - most)).sum();
     let all = most + libm::log(sum);

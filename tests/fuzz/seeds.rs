@@ -63,9 +63,13 @@ fn unigram() -> Vec<u8> {
 fn prefixes() -> Vec<Vec<u8>> {
     let dir = TempDir::new();
     let model = dir.write("model.gguf", tiny::gguf(Family::Llama).bytes());
-    let engine = prefold::open(&model, prefold::Device::Cpu).unwrap();
+    let engine = prefold::Engine::builder(&model)
+        .device(prefold::Device::Cpu)
+        .build()
+        .unwrap();
     let source = prefold::soft::Source::ids(vec![3, 1, 4, 1, 5]);
     let prefix = engine
+        .prefixes()
         .prefill(&source, &prefold::soft::PrefillOptions::default())
         .unwrap();
     let layout = prefold::prefix::llama_cpp::Layout::new(4).unwrap();

@@ -179,13 +179,13 @@ fn compress(request: &Request) {
 }
 
 /// A Llama of one layer whose tokens are bytes, with weights that are the same in every run.
-fn engine() -> &'static dyn Engine {
-    static ENGINE: OnceLock<Box<dyn Engine>> = OnceLock::new();
-    let engine = ENGINE.get_or_init(|| {
+fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| {
         let path = file("engine", "bytes.gguf", &byte_model());
-        prefold::open(&path, Device::Cpu).expect("the model is whole")
-    });
-    &**engine
+        let builder = Engine::builder(path).device(Device::Cpu).threads(1);
+        builder.build().expect("the model is whole")
+    })
 }
 
 fn byte_model() -> Vec<u8> {

@@ -7,5 +7,6 @@ mod c_abi;
 mod cli;
 mod docs;
 mod eval;
+mod hub;
 mod soft_cli;
 mod train_cli;

@@ -58,7 +58,10 @@ impl Exact<'_> {
             .iter()
             .map(|passage| {
                 let tokens = passage.tokens(parsed);
-                (passage.context, tokens.start..tokens.end.min(tokens.start + longest))
+                (
+                    passage.context,
+                    tokens.start..tokens.end.min(tokens.start + longest),
+                )
             })
             .filter(|(_, tokens)| tokens.len() > 1)
             .collect();

@@ -153,8 +153,10 @@ impl Exact<'_> {
         };
         // A context is as good as its best passage.
         let mut by_context = vec![f64::NEG_INFINITY; parsed.len()];
-        let mut by_sentence: Vec<Vec<f64>> =
-            parsed.iter().map(|p| vec![0.0; p.sentences.len()]).collect();
+        let mut by_sentence: Vec<Vec<f64>> = parsed
+            .iter()
+            .map(|p| vec![0.0; p.sentences.len()])
+            .collect();
         for (passage, &worth) in passages.iter().zip(&by_passage) {
             let own = &mut by_context[passage.context];
             *own = own.max(worth);
@@ -164,9 +166,19 @@ impl Exact<'_> {
         let enough = self.options.enough && method.is_none();
         let dispensable = by_sentence
             .iter()
-            .map(|own| own.iter().map(|worth| enough && *worth < best - FAR_BELOW).collect())
+            .map(|own| {
+                own.iter()
+                    .map(|worth| enough && *worth < best - FAR_BELOW)
+                    .collect()
+            })
             .collect();
-        Ok(Relevance { contexts: by_context, passages: by_sentence, sentences, dispensable, nll })
+        Ok(Relevance {
+            contexts: by_context,
+            passages: by_sentence,
+            sentences,
+            dispensable,
+            nll,
+        })
     }
 
     /// By the learned ranker; the model reads only where the effort lets it.
@@ -196,9 +208,20 @@ impl Exact<'_> {
         });
         let prompt = Prompt::new(question, texts.collect());
         let candidates = prompt.candidates(2 * budget / PASSAGE);
-        let ranker = self.options.ranker.as_ref().unwrap_or_else(|| Ranker::shipped());
+        let ranker = self
+            .options
+            .ranker
+            .as_ref()
+            .unwrap_or_else(|| Ranker::shipped());
         let mut worth = candidates.spread(&ranker.scores(&candidates));
-        let read = self.to_read(&worth, &candidates.chosen, parsed, passages, budget, prompt.unspaced());
+        let read = self.to_read(
+            &worth,
+            &candidates.chosen,
+            parsed,
+            passages,
+            budget,
+            prompt.unspaced(),
+        );
         if !read.is_empty() {
             let chosen: Vec<&Passage> = read.iter().map(|&i| &passages[i]).collect();
             let nll = self.question_nll(question, parsed, &chosen)?;
@@ -207,8 +230,10 @@ impl Exact<'_> {
                 worth[i] += NAT * (mean - nll);
             }
         }
-        let mut sentences: Vec<Vec<f64>> =
-            parsed.iter().map(|p| vec![0.0; p.sentences.len()]).collect();
+        let mut sentences: Vec<Vec<f64>> = parsed
+            .iter()
+            .map(|p| vec![0.0; p.sentences.len()])
+            .collect();
         for (passage, own) in passages.iter().zip(prompt.sentences(&worth)) {
             sentences[passage.context][passage.sentences.clone()].copy_from_slice(&own);
         }
@@ -287,17 +312,24 @@ impl Exact<'_> {
                 };
                 let order = descending(&passages.iter().map(worth).collect::<Vec<_>>());
                 let mut left = most;
-                let chosen = order.into_iter().map(|i| &passages[i]).take_while(|passage| {
-                    let tokens = passage.tokens(parsed).len();
-                    let fits = tokens <= left;
-                    left = left.saturating_sub(tokens);
-                    fits
-                });
+                let chosen = order
+                    .into_iter()
+                    .map(|i| &passages[i])
+                    .take_while(|passage| {
+                        let tokens = passage.tokens(parsed).len();
+                        let fits = tokens <= left;
+                        left = left.saturating_sub(tokens);
+                        fits
+                    });
                 self.surprise_of(parsed, &chosen.collect::<Vec<_>>(), nll)?;
             }
         }
         // What was read comes first, by what the model says of it.
-        let floor = sentences.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
+        let floor = sentences
+            .iter()
+            .flatten()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max);
         for (c, own) in sentences.iter_mut().enumerate() {
             let late = lateness(&contexts[c], &parsed[c].sentences);
             for (s, worth) in own.iter_mut().enumerate() {
@@ -322,7 +354,10 @@ impl Exact<'_> {
     ) -> Result<Worth> {
         let query = Bag::new(&terms(question));
         let bag = |text: &str| Bag::new(&terms(text));
-        let words: Vec<Bag> = passages.iter().map(|p| bag(p.text(contexts, parsed))).collect();
+        let words: Vec<Bag> = passages
+            .iter()
+            .map(|p| bag(p.text(contexts, parsed)))
+            .collect();
         let all: Vec<&Passage> = passages.iter().collect();
         let mut score = self.question_nll(question, parsed, &all)?;
         score.iter_mut().for_each(|nll| *nll = -*nll);
@@ -350,8 +385,10 @@ impl Exact<'_> {
             }
         }
         let own = standardised(&bm25(sentence_words.iter(), &query));
-        let mut sentences: Vec<Vec<f64>> =
-            parsed.iter().map(|p| vec![0.0; p.sentences.len()]).collect();
+        let mut sentences: Vec<Vec<f64>> = parsed
+            .iter()
+            .map(|p| vec![0.0; p.sentences.len()])
+            .collect();
         for ((p, c, s), own) in places.into_iter().zip(own) {
             sentences[c][s] = rank::PASSAGE_WEIGHT * by_passage[p] + own;
         }

@@ -21,7 +21,9 @@ pub(super) fn salience(contexts: &[String], parsed: &[Parsed]) -> Vec<Vec<f64>> 
         .zip(parsed)
         .map(|(text, p)| {
             let sentences = p.sentences.iter();
-            sentences.map(|range| Bag::new(&terms(&text[range.clone()]))).collect()
+            sentences
+                .map(|range| Bag::new(&terms(&text[range.clone()])))
+                .collect()
         })
         .collect();
     let mut holding: HashMap<Term, usize> = HashMap::new();
@@ -41,7 +43,10 @@ pub(super) fn salience(contexts: &[String], parsed: &[Parsed]) -> Vec<Vec<f64>> 
         .zip(parsed)
         .map(|(text, p)| {
             let late = lateness(text, &p.sentences);
-            late.into_iter().zip(rarities.by_ref()).map(|(late, own)| own / 2.0 - late).collect()
+            late.into_iter()
+                .zip(rarities.by_ref())
+                .map(|(late, own)| own / 2.0 - late)
+                .collect()
         })
         .collect()
 }

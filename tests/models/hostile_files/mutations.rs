@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use prefold::model::config::Family;
 
-use super::common::mutate::{mutate, mutate_text};
-use super::common::{self, Random, TempDir, gguf, tiny};
 use super::{alone, assert_says, read_all};
+use crate::common::mutate::{mutate, mutate_text};
+use crate::common::{self, Random, TempDir, gguf, tiny};
 
 /// Valid files whose structure is many times their size in memory if one is careless.
 #[test]

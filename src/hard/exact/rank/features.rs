@@ -16,16 +16,52 @@ pub(super) type Column = Vec<f64>;
 
 /// Features that do not depend on which passages are best, in the order of [`Lexical::columns`].
 pub(super) const LEXICAL: [&str; 23] = [
-    "bm25", "bm25_rank", "bm25_share", "tf", "cover", "cover_z", "bigrams", "grams", "sentence",
-    "first_sentence", "head_in_question", "head_whole", "mentioned", "mentions", "union", "names",
-    "length", "rare", "window", "run", "fuzzy", "figures", "kind",
+    "bm25",
+    "bm25_rank",
+    "bm25_share",
+    "tf",
+    "cover",
+    "cover_z",
+    "bigrams",
+    "grams",
+    "sentence",
+    "first_sentence",
+    "head_in_question",
+    "head_whole",
+    "mentioned",
+    "mentions",
+    "union",
+    "names",
+    "length",
+    "rare",
+    "window",
+    "run",
+    "fuzzy",
+    "figures",
+    "kind",
 ];
 
 /// Features by the passages that are best so far, in the order of [`Lexical::steps`].
 pub(super) const STEPS: [&str; 19] = [
-    "base", "like_1", "best_mentions_1", "mentions_best_1", "lacking_1", "lacking_rank_1", "is_1",
-    "like_2", "best_mentions_2", "mentions_best_2", "lacking_2", "lacking_rank_2", "is_2",
-    "best_mention", "best_mentioned", "pair", "shared_names", "compares_head", "compares_lacking",
+    "base",
+    "like_1",
+    "best_mentions_1",
+    "mentions_best_1",
+    "lacking_1",
+    "lacking_rank_1",
+    "is_1",
+    "like_2",
+    "best_mentions_2",
+    "mentions_best_2",
+    "lacking_2",
+    "lacking_rank_2",
+    "is_2",
+    "best_mention",
+    "best_mentioned",
+    "pair",
+    "shared_names",
+    "compares_head",
+    "compares_lacking",
 ];
 
 /// What the features of all steps are made of.
@@ -71,12 +107,20 @@ impl Overall {
             rarities.push(rarity);
             weights.push(1.0 - holding as f64 / n.max(1) as f64 + 0.3);
         }
-        Overall { bm25, tf, weights, rarities }
+        Overall {
+            bm25,
+            tf,
+            weights,
+            rarities,
+        }
     }
 
     /// How much of the question a passage covers, from 0 to 1.
     pub fn cover(&self, question: &Question, words: &Words) -> f64 {
-        covered(&self.weights, question.bag.terms().map(|t| words.bag.has(t)))
+        covered(
+            &self.weights,
+            question.bag.terms().map(|t| words.bag.has(t)),
+        )
     }
 }
 
@@ -121,7 +165,10 @@ impl<'w> Lexical<'w> {
             .map(|w| {
                 let found = w.head.iter().filter(|&&t| question.bag.has(t)).count();
                 let share = found as f64 / w.head.len().max(1) as f64;
-                (share, f64::from(!w.head.is_empty() && found == w.head.len()))
+                (
+                    share,
+                    f64::from(!w.head.is_empty() && found == w.head.len()),
+                )
             })
             .collect();
         let whole: Column = in_question.iter().map(|&(_, whole)| whole).collect();
@@ -134,7 +181,10 @@ impl<'w> Lexical<'w> {
         let base = (0..n)
             .map(|i| bm25_z[i] + 0.5 * cover_z[i] + 2.0 * whole[i])
             .collect();
-        let gram_lists = texts.iter().map(|text| word_grams(question, text)).collect::<Vec<_>>();
+        let gram_lists = texts
+            .iter()
+            .map(|text| word_grams(question, text))
+            .collect::<Vec<_>>();
         let mut columns = vec![
             bm25_z,
             inverse_ranks(&bm25),
@@ -173,8 +223,15 @@ impl<'w> Lexical<'w> {
             .map(|has| covered(&rarities, has.iter().copied()))
             .collect();
         columns.push(standardised(&rare));
-        columns.push(standardised(&sentences.iter().map(|s| s.2).collect::<Column>()));
-        columns.push(words.iter().map(|w| run(&question.terms, &w.terms)).collect());
+        columns.push(standardised(
+            &sentences.iter().map(|s| s.2).collect::<Column>(),
+        ));
+        columns.push(
+            words
+                .iter()
+                .map(|w| run(&question.terms, &w.terms))
+                .collect(),
+        );
         columns.push(standardised(&fuzzy(&gram_lists, &weights)));
         columns.push(words.iter().map(|w| figures(question, w)).collect());
         columns.push(sentences.iter().map(|s| s.3).collect());
@@ -220,8 +277,16 @@ impl<'w> Lexical<'w> {
                 .fold(-2.0, |most, i| f64::max(most, base[i]))
         };
         let lacking = columns[4].clone();
-        columns.push((0..n).map(|j| linked(&|i, j| self.mentions[i][j], j)).collect());
-        columns.push((0..n).map(|j| linked(&|i, j| self.mentions[j][i], j)).collect());
+        columns.push(
+            (0..n)
+                .map(|j| linked(&|i, j| self.mentions[i][j], j))
+                .collect(),
+        );
+        columns.push(
+            (0..n)
+                .map(|j| linked(&|i, j| self.mentions[j][i], j))
+                .collect(),
+        );
         columns.push(standardised(&self.pairs(&base)));
         columns.push(self.shared_names(order.first().copied()));
         columns.push(self.columns[11].iter().map(|x| x * self.compares).collect());
@@ -417,7 +482,10 @@ fn sentence_covers(
             }
             let (earlier, length) = before.take().unwrap_or((vec![false; has.len()], 0));
             let both = covered(weights, has.iter().zip(&earlier).map(|(a, b)| *a || *b));
-            window = f64::max(window, both / libm::pow((bag.len + length) as f64 + 8.0, 0.2));
+            window = f64::max(
+                window,
+                both / libm::pow((bag.len + length) as f64 + 8.0, 0.2),
+            );
             before = Some((has, bag.len));
         }
         (best, first, window, kind)
@@ -431,7 +499,11 @@ fn run(question: &[Term], passage: &[Term]) -> f64 {
     let mut longest = 0;
     for term in passage {
         for q in (0..question.len()).rev() {
-            lengths[q + 1] = if question[q] == *term { lengths[q] + 1 } else { 0 };
+            lengths[q + 1] = if question[q] == *term {
+                lengths[q] + 1
+            } else {
+                0
+            };
             longest = longest.max(lengths[q + 1]);
         }
     }
@@ -461,13 +533,22 @@ fn word_grams(question: &Question, text: &str) -> Vec<f64> {
 fn fuzzy(lists: &[Vec<f64>], weights: &[f64]) -> Column {
     lists
         .iter()
-        .map(|shares| shares.iter().zip(weights).map(|(share, weight)| share * weight).sum())
+        .map(|shares| {
+            shares
+                .iter()
+                .zip(weights)
+                .map(|(share, weight)| share * weight)
+                .sum()
+        })
         .collect()
 }
 
 /// Share of the question's figures that a passage has.
 fn figures(question: &Question, words: &Words) -> f64 {
-    let found = question.figures.iter().filter(|&&figure| words.bag.has(figure));
+    let found = question
+        .figures
+        .iter()
+        .filter(|&&figure| words.bag.has(figure));
     found.count() as f64 / question.figures.len().max(1) as f64
 }
 
@@ -555,16 +636,23 @@ mod tests {
     #[test]
     fn features_are_those_of_the_pilot() {
         let cases: Vec<Case> =
-            serde_json::from_str(include_str!("../../../../tests/data/rank_features.json")).unwrap();
+            serde_json::from_str(include_str!("../../../../tests/data/rank_features.json"))
+                .unwrap();
         for case in &cases {
             let passages = case.docs.iter().map(|doc| Passage::of(doc)).collect();
             let prompt = Prompt::new(&case.question, passages);
             let candidates = prompt.candidates(0);
             let compare = |names: &[&str], columns: &[Column], want: &HashMap<String, Vec<f64>>| {
                 for (name, column) in names.iter().zip(columns) {
-                    let Some(want) = want.get(*name) else { continue };
+                    let Some(want) = want.get(*name) else {
+                        continue;
+                    };
                     for (a, b) in column.iter().zip(want) {
-                        assert!((a - b).abs() < 1e-9, "{}: {name}: {column:?}, {want:?}", case.question);
+                        assert!(
+                            (a - b).abs() < 1e-9,
+                            "{}: {name}: {column:?}, {want:?}",
+                            case.question
+                        );
                     }
                 }
             };
@@ -573,7 +661,10 @@ mod tests {
             let second = candidates.second(first, &case.scores);
             let steps = second.len() - STEPS.len();
             compare(&STEPS, &second[steps..], &case.second);
-            let known = first_names().iter().filter(|name| case.first.contains_key(**name)).count();
+            let known = first_names()
+                .iter()
+                .filter(|name| case.first.contains_key(**name))
+                .count();
             assert_eq!(known, 36);
         }
     }

@@ -73,11 +73,25 @@ pub(crate) fn second_names() -> Vec<&'static str> {
 
 /// [`STEPS`] by the first stage's scores.
 const SECOND_STEPS: [&str; 19] = [
-    "second_base", "second_like_1", "second_best_mentions_1", "second_mentions_best_1",
-    "second_lacking_1", "second_lacking_rank_1", "second_is_1", "second_like_2",
-    "second_best_mentions_2", "second_mentions_best_2", "second_lacking_2",
-    "second_lacking_rank_2", "second_is_2", "second_best_mention", "second_best_mentioned",
-    "second_pair", "second_shared_names", "second_compares_head", "second_compares_lacking",
+    "second_base",
+    "second_like_1",
+    "second_best_mentions_1",
+    "second_mentions_best_1",
+    "second_lacking_1",
+    "second_lacking_rank_1",
+    "second_is_1",
+    "second_like_2",
+    "second_best_mentions_2",
+    "second_mentions_best_2",
+    "second_lacking_2",
+    "second_lacking_rank_2",
+    "second_is_2",
+    "second_best_mention",
+    "second_best_mentioned",
+    "second_pair",
+    "second_shared_names",
+    "second_compares_head",
+    "second_compares_lacking",
 ];
 
 /// Passages that are looked at closely where a caller does not ask for more.
@@ -225,7 +239,11 @@ impl Candidates<'_> {
         let most = self.worth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let mut all: Vec<f64> = match self.chosen.len() == self.words.len() {
             true => vec![0.0; self.words.len()],
-            false => self.worth.iter().map(|w| least - 1.0 + (w - most)).collect(),
+            false => self
+                .worth
+                .iter()
+                .map(|w| least - 1.0 + (w - most))
+                .collect(),
         };
         for (&i, &score) in self.chosen.iter().zip(scores) {
             all[i] = score;
@@ -237,7 +255,11 @@ impl Candidates<'_> {
 impl<'t> Passage<'t> {
     /// A text with its sentences.
     pub fn of(text: &'t str) -> Self {
-        Passage { text, sentences: sentences(text), heading: None }
+        Passage {
+            text,
+            sentences: sentences(text),
+            heading: None,
+        }
     }
 }
 
@@ -306,7 +328,8 @@ impl Ranker {
             .enumerate()
             .map(|(i, line)| (i + 1, line.trim()))
             .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-        let expect = |want: &str, lines: &mut dyn Iterator<Item = (usize, &str)>| match lines.next() {
+        let expect = |want: &str, lines: &mut dyn Iterator<Item = (usize, &str)>| match lines.next()
+        {
             Some((_, line)) if line == want => Ok(()),
             Some((number, line)) => Err(format!("line {number}: expected `{want}`, got `{line}`")),
             None => Err(format!("it ends before `{want}`")),
@@ -318,7 +341,9 @@ impl Ranker {
         let second = Net::parse(&mut lines, &second_names())?;
         match lines.next() {
             None => Ok(Ranker { first, second }),
-            Some((number, _)) => Err(format!("line {number}: nothing is expected after the weights")),
+            Some((number, _)) => Err(format!(
+                "line {number}: nothing is expected after the weights"
+            )),
         }
     }
 }
@@ -339,15 +364,20 @@ mod tests {
         let shipped = Ranker::shipped();
         let text = shipped.to_text("A card\n\nof two lines");
         assert_eq!(Ranker::parse(&text).as_ref(), Ok(shipped));
-        assert_eq!(Ranker::try_from(String::from(shipped.clone())).as_ref(), Ok(shipped));
+        assert_eq!(
+            Ranker::try_from(String::from(shipped.clone())).as_ref(),
+            Ok(shipped)
+        );
         assert!(Ranker::parse("").unwrap_err().contains("prefold-ranker 1"));
         assert!(Ranker::parse(&(text + "\nmore")).is_err());
     }
 
     #[test]
     fn a_second_step_is_found_through_the_first() {
-        let worth = Ranker::shipped()
-            .rank("Where was the author of the novel The Lighthouse born?", &DOCS);
+        let worth = Ranker::shipped().rank(
+            "Where was the author of the novel The Lighthouse born?",
+            &DOCS,
+        );
         let order = descending(&worth);
         let mut two = order[..2].to_vec();
         two.sort_unstable();
@@ -371,12 +401,26 @@ mod tests {
         let ranker = Ranker::shipped();
         assert!(ranker.rank("Who?", &[]).is_empty());
         let long = "word ".repeat(5000);
-        let texts = ["", " ", "x", "x", "\u{0}", "東京タワーは赤い。", long.as_str(), "#", ": :", "A: "];
+        let texts = [
+            "",
+            " ",
+            "x",
+            "x",
+            "\u{0}",
+            "東京タワーは赤い。",
+            long.as_str(),
+            "#",
+            ": :",
+            "A: ",
+        ];
         for question in ["", " ", "Who?", "東京タワーは何色？", "\"", &long] {
             for n in 0..=texts.len() {
                 let worth = ranker.rank(question, &texts[..n]);
                 assert_eq!(worth.len(), n);
-                assert!(worth.iter().all(|w| w.is_finite()), "{question:.20} {worth:?}");
+                assert!(
+                    worth.iter().all(|w| w.is_finite()),
+                    "{question:.20} {worth:?}"
+                );
             }
         }
     }
@@ -384,7 +428,12 @@ mod tests {
     #[test]
     fn of_many_passages_the_right_ones_are_looked_at() {
         let mut texts: Vec<String> = (0..3000)
-            .map(|i| format!("Village {i} is a village near river {}. It has a church.", i % 7))
+            .map(|i| {
+                format!(
+                    "Village {i} is a village near river {}. It has a church.",
+                    i % 7
+                )
+            })
             .collect();
         texts[1234] = DOCS[0].into();
         texts[2345] = DOCS[1].into();

@@ -75,7 +75,9 @@ impl Net {
         let share = 1.0 / nets.len() as f32;
         let mut nets = nets.iter();
         let mut all = nets.next()?.clone();
-        all.inputs.iter_mut().for_each(|input| input.linear *= share);
+        all.inputs
+            .iter_mut()
+            .for_each(|input| input.linear *= share);
         all.output.iter_mut().for_each(|weight| *weight *= share);
         for net in nets {
             for (input, other) in all.inputs.iter_mut().zip(&net.inputs) {
@@ -83,7 +85,8 @@ impl Net {
                 input.hidden.extend(&other.hidden);
             }
             all.bias.extend(&net.bias);
-            all.output.extend(net.output.iter().map(|weight| weight * share));
+            all.output
+                .extend(net.output.iter().map(|weight| weight * share));
         }
         Some(all)
     }
@@ -92,9 +95,19 @@ impl Net {
     /// biases and outputs. [`Net::parse`] gives the same bits.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        let list = |values: &[f32]| values.iter().fold(String::new(), |s, v| s + &format!(" {v}"));
+        let list = |values: &[f32]| {
+            values
+                .iter()
+                .fold(String::new(), |s, v| s + &format!(" {v}"))
+        };
         for input in &self.inputs {
-            let Input { name, mean, scale, linear, hidden } = input;
+            let Input {
+                name,
+                mean,
+                scale,
+                linear,
+                hidden,
+            } = input;
             let _ = writeln!(text, "{name} {mean} {scale} {linear}{}", list(hidden));
         }
         let _ = writeln!(text, "bias{}", list(&self.bias));
@@ -171,7 +184,10 @@ mod tests {
             hidden: hidden.to_vec(),
         };
         Net {
-            inputs: vec![input("a", 1.5, &[0.1, -0.7]), input("b", -1.0, &[0.3, 1e-7])],
+            inputs: vec![
+                input("a", 1.5, &[0.1, -0.7]),
+                input("b", -1.0, &[0.3, 1e-7]),
+            ],
             bias: vec![0.0, 1.0],
             output: vec![2.0, -0.3],
         }
@@ -189,7 +205,11 @@ mod tests {
         for (from, to, says) in [
             ("b 0.5", "c 0.5", "line 2: expected `b`, got `c`"),
             ("bias 0 1", "bias 0", "line 3: 1 values, expected 2"),
-            ("output 2", "output inf", "line 4: a value that is not a finite number"),
+            (
+                "output 2",
+                "output inf",
+                "line 4: a value that is not a finite number",
+            ),
             ("output 2 -0.3\n", "", "it ends before `output`"),
         ] {
             assert_eq!(parse(&text.replace(from, to)), Err(says.to_string()));

@@ -54,7 +54,9 @@ const LONGEST_SUBJECT: usize = 7;
 /// What a text is on: its title (`Title: text`, `# Title`, or a short first line), or what stands
 /// before the verb of its first sentence.
 pub(crate) fn head(text: &str) -> Option<&str> {
-    title(text).map(|(title, _)| title).or_else(|| subject(text))
+    title(text)
+        .map(|(title, _)| title)
+        .or_else(|| subject(text))
 }
 
 /// A title and the text after it.
@@ -147,7 +149,10 @@ pub(crate) fn frequent_name(text: &str) -> Option<&str> {
     let ranges = name_ranges(text);
     let count = |range: &Range<usize>| {
         let name = &text[range.clone()];
-        ranges.iter().filter(|other| &text[(*other).clone()] == name).count()
+        ranges
+            .iter()
+            .filter(|other| &text[(*other).clone()] == name)
+            .count()
     };
     let most = ranges.iter().rev().max_by_key(|range| count(range))?;
     (count(most) > 1).then(|| &text[most.clone()])
@@ -185,10 +190,19 @@ pub(super) enum Kind {
 impl Kind {
     fn of(question: &str) -> Option<Kind> {
         let lower = question.to_lowercase();
-        let has = |word: &str| lower.split(|c: char| !c.is_alphanumeric()).any(|w| w == word);
+        let has = |word: &str| {
+            lower
+                .split(|c: char| !c.is_alphanumeric())
+                .any(|w| w == word)
+        };
         if has("when") || has("year") || has("date") || has("century") {
             Some(Kind::Year)
-        } else if has("many") || has("much") || has("percentage") || has("percent") || has("population") {
+        } else if has("many")
+            || has("much")
+            || has("percentage")
+            || has("percent")
+            || has("population")
+        {
             Some(Kind::Figure)
         } else if has("who") || has("whom") || has("whose") || has("where") {
             Some(Kind::Name)
@@ -203,9 +217,9 @@ impl Kind {
             Kind::Year => sentence
                 .split(|c: char| !c.is_ascii_digit())
                 .any(|run| run.len() == 4 && !question.figures.contains(&term(run))),
-            Kind::Figure => sentence
-                .split(|c: char| !c.is_alphanumeric())
-                .any(|w| w.starts_with(|c: char| c.is_ascii_digit()) && !question.figures.contains(&term(w))),
+            Kind::Figure => sentence.split(|c: char| !c.is_alphanumeric()).any(|w| {
+                w.starts_with(|c: char| c.is_ascii_digit()) && !question.figures.contains(&term(w))
+            }),
             Kind::Name => sentence
                 .split_whitespace()
                 .skip(1)
