@@ -162,6 +162,21 @@ test-hosts: $(LLAMA_CPP) $(TRANSFORMERS) $(VLLM) $(SMOLLM2_HF) $(LLAMA_CPP_HOST)
 	PREFOLD_MODEL="$(abspath $(SMOLLM2))" PREFOLD_QWEN="$(abspath $(QWEN))" \
 	  $(CARGO) test --release --test hosts -- --include-ignored --nocapture --test-threads 1
 
+# The documentation as pages under target/docs; dead links and anchors fail. The option reference is made from the
+# program, the charts from the raw records.
+DOCS_VENV := .venv-docs
+$(DOCS_VENV):
+	rm -rf "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
+	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check \
+	  mkdocs==1.6.1 mkdocs-material==9.8.2 matplotlib==3.10.8
+	mv "$@.tmp" "$@"
+
+.PHONY: docs
+docs: $(DOCS_VENV)
+	$(CARGO) run --quiet -- reference --output docs/options.md
+	$(DOCS_VENV)/bin/python tools/plot_results.py benches/results/raw docs/img
+	$(DOCS_VENV)/bin/python -m mkdocs build --quiet
+
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings

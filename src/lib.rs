@@ -35,8 +35,8 @@ pub use engine::{Device, Engine, EngineBuilder, ModelInfo, Prefixes, Training};
 pub use error::{Error, Result};
 pub use gpu::Precision;
 pub use hard::{
-    Budget, Compressed, Condition, Count, Exact, Granularity, KeptContext, LlmLingua,
-    LlmLinguaResult, Mode, Piece, RankMethod, Reorder, Request,
+    Budget, Compressed, Condition, Count, Effort, Exact, Granularity, KeptContext, LlmLingua,
+    LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request,
 };
 pub use prefix::KvPrefix;
 pub use soft::Adapter;

@@ -30,6 +30,7 @@ pub struct Args {
 enum Which {
     Qa(Box<QaArgs>),
     Regen(Box<RegenArgs>),
+    Rank(Box<super::eval_rank::Args>),
 }
 
 /// What every task takes
@@ -152,6 +153,7 @@ pub fn run(args: Args) -> Outcome {
     match args.task {
         Which::Qa(args) => qa(*args),
         Which::Regen(args) => regen(*args),
+        Which::Rank(args) => super::eval_rank::run(*args),
     }
 }
 

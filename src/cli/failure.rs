@@ -64,35 +64,24 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<clap::Error> for Failure {
-    /// What clap says, without its usage block, unless that alone tells which option asks for the missing one.
-    fn from(error: clap::Error) -> Self {
-        let text = error.to_string();
-        let missing = error.kind() == clap::error::ErrorKind::MissingRequiredArgument;
-        let usage = match text.lines().find_map(|line| line.strip_prefix("Usage:")) {
-            Some(usage) if missing => format!("; expected{usage}"),
-            _ => String::new(),
-        };
-        let said: Vec<&str> = text
-            .lines()
-            .map(str::trim)
-            .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-            .filter(|line| !line.is_empty())
-            .collect();
-        let said = said.join("; ").replace(":; ", ": ");
-        let said = said.strip_prefix("error: ").unwrap_or(&said);
-        Failure::Usage(format!("{said}{usage} (see `{} --help`)", command(&text)))
-    }
-}
-
-/// The command that a usage line of clap's names.
-fn command(text: &str) -> String {
-    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
-    let words = usage.unwrap_or("prefold").split_whitespace();
-    let words: Vec<&str> = words
-        .take_while(|word| word.chars().all(|c| c.is_ascii_lowercase()))
+/// What clap says of the arguments of `command`, without its usage block, unless that alone tells which
+/// option asks for the missing one.
+pub fn malformed(error: &clap::Error, command: &str) -> Failure {
+    let text = error.to_string();
+    let missing = error.kind() == clap::error::ErrorKind::MissingRequiredArgument;
+    let usage = match text.lines().find_map(|line| line.strip_prefix("Usage:")) {
+        Some(usage) if missing => format!("; expected{usage}"),
+        _ => String::new(),
+    };
+    let said: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
         .collect();
-    words.join(" ")
+    let said = said.join("; ").replace(":; ", ": ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    Failure::Usage(format!("{said}{usage} (see `{command} --help`)"))
 }
 
 /// The flag of a field of the library's, where the program has one.

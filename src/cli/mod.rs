@@ -5,6 +5,7 @@ mod compress;
 mod config;
 mod encode;
 mod eval;
+mod eval_rank;
 mod eval_table;
 mod examples;
 mod export;
@@ -27,6 +28,7 @@ mod score;
 mod soft;
 mod train;
 mod train_progress;
+mod train_rank;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -103,12 +105,26 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         Err(error) if !error.use_stderr() => error.print().map_err(files::stdout_failure),
-        Err(error) => Err(Failure::from(error)),
+        Err(error) => Err(failure::malformed(&error, &asked())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
+}
+
+/// The command that the arguments name, as far as there is one.
+fn asked() -> String {
+    let mut name = String::from("prefold");
+    let mut command = command();
+    for word in std::env::args().skip(1) {
+        let Some(sub) = command.find_subcommand(&word) else {
+            break;
+        };
+        name = format!("{name} {word}");
+        command = sub.clone();
+    }
+    name
 }
 
 /// Says what went wrong, in one line, and gives the exit code for it.

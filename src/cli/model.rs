@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::gpu::Precision;
 use prefold::{Control, Device, Engine, EngineBuilder};
@@ -27,6 +28,7 @@ pub struct PathArgs {
         long,
         short,
         value_name = "MODEL",
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
         env = "PREFOLD_MODEL",
         hide_env_values = true,
         help_heading = "Model"

@@ -2,7 +2,8 @@
 //! switch that is on by default is turned off by `--no-…`.
 
 use prefold::hard::{
-    Budget, Condition, Count, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker,
+    Reorder,
 };
 
 /// A share as a number, `0.5`, or in per cent, `50%`.
@@ -45,6 +46,18 @@ pub struct Flags {
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
 
+    /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
+    /// chosen [default: balanced]
+    #[arg(long, value_name = "EFFORT", value_enum,
+        conflicts_with = "reference", help_heading = RANKING)]
+    effort: Option<Effort>,
+    /// Weights of a ranker of your own, by `prefold train rank`
+    #[arg(long, value_name = "FILE", value_parser = |path: &str| Ranker::open(path.as_ref()),
+        conflicts_with = "reference", help_heading = RANKING)]
+    ranker: Option<Ranker>,
+    /// Stop before the budget is full where what is left is far below the best
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    enough: bool,
     /// How contexts and sentences are ranked
     #[arg(long, value_name = "METHOD", value_enum, help_heading = RANKING)]
     rank_method: Option<RankMethod>,
@@ -142,6 +155,9 @@ impl Flags {
         let mut o = Exact::default();
         set(&mut o.granularity, self.granularity);
         set(&mut o.count, self.count);
+        set(&mut o.effort, self.effort);
+        o.enough = self.enough;
+        o.ranker = self.ranker;
         o.rank_method = self.rank_method;
         o.reorder = self.reorder_context;
         o.keep_question = !self.no_concate_question;
@@ -318,6 +334,7 @@ mod tests {
         }
         check::<Condition>();
         check::<Count>();
+        check::<Effort>();
         check::<Granularity>();
         check::<RankMethod>();
         check::<Reorder>();

@@ -44,6 +44,7 @@ enum TaskArgs {
     /// Rows: `question` and `answer`, or `question_ids` and `answer_ids`. The adapter is for `compress
     /// --adapter`, or for `merge`.
     Align(Box<RunArgs>),
+    Rank(Box<super::train_rank::Args>),
 }
 
 const ADAPTER: &str = "Adapter";
@@ -180,6 +181,7 @@ pub fn run(args: Args) -> Outcome {
         TaskArgs::Regen(args) => (Task::Regen, args),
         TaskArgs::Qa(args) => (Task::Qa, args),
         TaskArgs::Align(args) => (Task::Align, args),
+        TaskArgs::Rank(args) => return super::train_rank::run(*args),
     };
     let plan = args.plan(task)?;
     usage(plan.check())?;

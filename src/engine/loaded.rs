@@ -95,6 +95,7 @@ pub(super) fn load<B: Backend>(
         device,
         precision,
     };
+    log::info!("{}: {} on {}", info.name, info.architecture, info.device);
     let scoring = match scoring {
         Some(folder) => Some(LoraWeights::open(folder, config)?),
         None => None,

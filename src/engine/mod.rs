@@ -45,7 +45,8 @@ impl FromStr for Device {
     /// Reads `auto`, `cpu`, `cuda` or `cuda:N`.
     fn from_str(name: &str) -> Result<Self> {
         let device = match name {
-            "auto" => Some(Device::Auto),
+            // An empty variable is one that is not set.
+            "" | "auto" => Some(Device::Auto),
             "cpu" => Some(Device::Cpu),
             "cuda" => Some(Device::Cuda(0)),
             _ => name
@@ -148,6 +149,7 @@ impl EngineBuilder {
                 }
                 // Without a driver a GPU is not missed.
                 Err(error) => {
+                    log::info!("CUDA is not used: {error}");
                     why_not = Some(error).filter(|_| Cuda::driver_present());
                     None
                 }

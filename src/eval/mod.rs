@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod data;
 pub mod metrics;
 mod qa;
+pub mod rank;
 mod regenerate;
 mod run;
 

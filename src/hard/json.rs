@@ -303,6 +303,9 @@ impl Arguments {
             keep_sentence_number: self.or("keep_sentence_number", d.keep_sentence_number)?,
             high_priority_bonus: self.or("high_priority_bonus", d.high_priority_bonus)?,
             per_context: !self.or("use_context_level_filter", !d.per_context)?,
+            ranker: self.optional("ranker")?,
+            effort: self.or("effort", d.effort)?,
+            enough: self.or("enough", d.enough)?,
             trace: d.trace,
         })
     }

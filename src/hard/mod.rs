@@ -14,7 +14,11 @@ pub mod result;
 mod source;
 mod structured;
 
-pub use options::{Condition, Count, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
+pub use exact::rank::Ranker;
+pub(crate) use exact::{lexical, rank};
+pub use options::{
+    Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
+};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Ranker;
 use super::json::Arguments;
 use crate::error::{Error, Result};
 
@@ -134,6 +135,25 @@ pub enum Granularity {
     Token,
 }
 
+/// What the ranking of the exact mode may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// Words alone: the model is never run.
+    Fast,
+    /// Words; the model reads what lies close to the cut, and without a question about as many tokens
+    /// as the budget has.
+    #[default]
+    Balanced,
+    /// The model reads every passage that may still be chosen, and without a question everything.
+    Best,
+}
+
 /// Whose tokens the exact budget counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(
@@ -209,9 +229,17 @@ options! {
         pub granularity (with_granularity): Granularity = Granularity::default(),
         /// Whose tokens the budget and the result count.
         pub count (with_count): Count = Count::default(),
-        /// How contexts and sentences are ranked. `None`: `longllmlingua` with a question, `llmlingua`
-        /// without one.
+        /// How contexts and sentences are ranked. `None`: with a question by the learned ranker, which
+        /// reads words alone and asks the model where [`effort`](Self::effort) says so; without one
+        /// sentences by their surprisal, early ones of a paragraph a little more.
         pub rank_method (with_rank_method): Option<RankMethod> = None,
+        /// The ranker to use in place of the one that is shipped.
+        pub ranker (with_ranker): Option<Ranker> = None,
+        /// What the ranking may cost.
+        pub effort (with_effort): Effort = Effort::default(),
+        /// Stop before the budget is full, where what is left is far below the best: the budget is a
+        /// ceiling then, and the length a result. Without a question it has no effect.
+        pub enough (with_enough): bool = false,
         /// The order of contexts in the result. `None`: the best last with a question, next to it; as
         /// given without one.
         pub reorder (with_reorder): Option<Reorder> = None,

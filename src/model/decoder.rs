@@ -284,6 +284,11 @@ impl<B: Backend> Model<B> {
             });
         }
         let rows = got / width;
+        log::debug!(
+            "forward pass: {rows} tokens of {} sequences after {prefix} cached{}",
+            lengths.len(),
+            if estimate { ", estimated" } else { "" }
+        );
         let longest = lengths.iter().max().copied().unwrap_or(0);
         self.check_positions(next, longest)?;
         let positions: Vec<u32> = lengths

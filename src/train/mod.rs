@@ -27,6 +27,8 @@ mod plan;
 #[doc(hidden)]
 pub mod plot;
 #[doc(hidden)]
+pub mod rank;
+#[doc(hidden)]
 pub mod rows;
 #[doc(hidden)]
 pub mod run;

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod device;
 pub mod emu;
 pub mod gguf;
+pub mod mutate;
 pub mod oracle;
 pub mod tiny;
 pub mod unpacked;

@@ -5,6 +5,8 @@ mod common;
 
 mod c_abi;
 mod cli;
+mod docs;
 mod eval;
+mod hub;
 mod soft_cli;
 mod train_cli;

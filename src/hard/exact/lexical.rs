@@ -1,10 +1,11 @@
 //! Words in common: Okapi BM25 over words as a reader sees them.
 //!
 //! The reference's `bm25` splits at spaces and nothing else (see [`crate::hard::rank_text`]); here
-//! case, punctuation, English endings and English function words do not count, and scripts that put no
-//! space between words are taken by the character.
+//! case, punctuation, English endings and English function words do not count, and scripts that put
+//! no space between words are taken by pairs of characters.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use super::units::unspaced;
 
@@ -12,25 +13,95 @@ use super::units::unspaced;
 const K1: f64 = 1.5;
 const B: f64 = 0.75;
 
-/// English words that say nothing about what a text is on. Other languages rely on their rarity alone.
-const FUNCTION_WORDS: &str = " a about after all also an and any are as at be because been before being \
+/// English words that do not say what a text is on. Other languages rely on rarity alone.
+const FUNCTION_WORDS: &str = "a about after all also an and any are as at be because been before being \
     between both but by can could did do does during each for from had has have he her him his how i \
     if in into is it its more most no nor not of on one only or other our out over own same she so \
     some such than that the their them then there these they this those through to too under until up \
-    very was we were what when where which while who whom whose why will with would you your ";
+    very was we were what when where which while who whom whose why will with would you your";
 
-/// The words of a text that count, in order.
-pub(super) fn words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
+/// A word by its hash: FNV-1a, the same on every machine.
+pub(crate) type Term = u64;
+
+/// Hashes a word.
+pub(crate) fn term(word: &str) -> Term {
+    word.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// Calls `word` with each word of a text that counts, in order.
+pub(crate) fn each_word(text: &str, mut word: impl FnMut(&str)) {
+    static FUNCTION: LazyLock<HashSet<&str>> =
+        LazyLock::new(|| FUNCTION_WORDS.split_whitespace().collect());
     let lower = text.to_lowercase();
     for run in lower.split(|c: char| !c.is_alphanumeric()) {
-        if run.chars().any(unspaced) {
-            words.extend(run.chars().map(String::from));
-        } else if !run.is_empty() && !FUNCTION_WORDS.contains(&format!(" {run} ")) {
-            words.push(stem(run).to_string());
+        if run.is_empty() {
+            continue;
+        }
+        if !run.is_ascii() && run.chars().any(unspaced) {
+            pairs(run, &mut word);
+        } else if !FUNCTION.contains(run) {
+            word(stem(run));
         }
     }
+}
+
+/// Takes a run of letters of which some are of scripts without spaces: those by overlapping pairs, one
+/// that is alone by itself, and what is between as words.
+fn pairs(run: &str, word: &mut impl FnMut(&str)) {
+    let mut rest = run;
+    while let Some(first) = rest.chars().next() {
+        let dense = unspaced(first);
+        let end = rest
+            .find(|c: char| unspaced(c) != dense)
+            .unwrap_or(rest.len());
+        let part = &rest[..end];
+        rest = &rest[end..];
+        let starts: Vec<usize> = part.char_indices().map(|(at, _)| at).collect();
+        if !dense || starts.len() == 1 {
+            word(part);
+            continue;
+        }
+        for pair in 0..starts.len() - 1 {
+            word(&part[starts[pair]..*starts.get(pair + 2).unwrap_or(&part.len())]);
+        }
+    }
+}
+
+/// The words of a text that count, in order.
+#[cfg(test)]
+pub(crate) fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    each_word(text, |word| words.push(word.to_string()));
     words
+}
+
+/// The words of a text that count, in order, by their hashes.
+pub(crate) fn terms(text: &str) -> Vec<Term> {
+    let mut terms = Vec::with_capacity(text.len() / 8);
+    each_word(text, |word| terms.push(term(word)));
+    terms
+}
+
+/// Calls `gram` with each run of four characters of a word and the borders round it.
+pub(crate) fn each_gram(word: &str, mut gram: impl FnMut(Term)) {
+    let mut bounded = String::with_capacity(word.len() + 2);
+    bounded.push('#');
+    bounded.push_str(word);
+    bounded.push('#');
+    let starts: Vec<usize> = bounded.char_indices().map(|(at, _)| at).collect();
+    for first in 0..starts.len().saturating_sub(3) {
+        let end = starts.get(first + 4).copied().unwrap_or(bounded.len());
+        gram(term(&bounded[starts[first]..end]));
+    }
+}
+
+/// The runs of four characters of the words of a text that count.
+pub(crate) fn grams(text: &str) -> Vec<Term> {
+    let mut grams = Vec::with_capacity(text.len());
+    each_word(text, |word| each_gram(word, |gram| grams.push(gram)));
+    grams
 }
 
 /// A word without the commonest English endings, if enough of it is left.
@@ -38,47 +109,97 @@ fn stem(word: &str) -> &str {
     ["ing", "ed", "es", "s", "ly"]
         .iter()
         .filter_map(|ending| word.strip_suffix(ending))
-        .find(|rest| rest.chars().count() >= 4)
+        .find(|rest| rest.chars().nth(3).is_some())
         .unwrap_or(word)
 }
 
-/// How well each text answers to a query, by Okapi BM25 with an idf that is never negative.
-pub(super) fn bm25(texts: &[Vec<String>], query: &[String]) -> Vec<f64> {
-    let n = texts.len() as f64;
-    let mean = texts.iter().map(Vec::len).sum::<usize>() as f64 / n.max(1.0);
-    let query: HashSet<&str> = query.iter().map(String::as_str).collect();
-    let counts: Vec<HashMap<&str, f64>> = texts
-        .iter()
-        .map(|text| {
-            let mut counts = HashMap::new();
-            for word in text.iter().filter(|w| query.contains(w.as_str())) {
-                *counts.entry(word.as_str()).or_insert(0.0) += 1.0;
-            }
-            counts
-        })
-        .collect();
-    let mut holding: HashMap<&str, f64> = HashMap::new();
-    for word in counts.iter().flat_map(HashMap::keys) {
-        *holding.entry(word).or_insert(0.0) += 1.0;
+/// The words of a text without their order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bag {
+    /// Each word and how often it occurs, in the order of the hashes.
+    counts: Vec<(Term, u32)>,
+    /// Words in all.
+    pub len: usize,
+}
+
+impl Bag {
+    /// Counts words.
+    pub fn new(terms: &[Term]) -> Self {
+        let mut sorted = terms.to_vec();
+        sorted.sort_unstable();
+        let counts = sorted
+            .chunk_by(|a, b| a == b)
+            .map(|same| (same[0], same.len() as u32))
+            .collect();
+        Bag {
+            counts,
+            len: terms.len(),
+        }
     }
-    counts
-        .iter()
-        .zip(texts)
-        .map(|(counts, text)| {
-            let length = K1 * (1.0 - B + B * text.len() as f64 / mean.max(1.0));
-            // Summed in the order of the words, so that the same texts always give the same bits.
-            let mut terms: Vec<(&str, f64)> = counts.iter().map(|(w, n)| (*w, *n)).collect();
-            terms.sort_unstable_by(|a, b| a.0.cmp(b.0));
-            terms
-                .into_iter()
-                .map(|(word, count)| {
-                    let df = holding[word];
-                    let idf = (1.0 + (n - df + 0.5) / (df + 0.5)).ln();
-                    idf * count * (K1 + 1.0) / (count + length)
-                })
-                .sum()
-        })
-        .collect()
+
+    /// How often a word occurs.
+    pub fn count(&self, term: Term) -> u32 {
+        let found = self.counts.binary_search_by_key(&term, |&(term, _)| term);
+        found.map_or(0, |at| self.counts[at].1)
+    }
+
+    /// Whether a word occurs.
+    pub fn has(&self, term: Term) -> bool {
+        self.count(term) > 0
+    }
+
+    /// Each different word.
+    pub fn terms(&self) -> impl Iterator<Item = Term> + '_ {
+        self.counts.iter().map(|&(term, _)| term)
+    }
+}
+
+/// What a word weighs that `holding` of `of` texts have: an idf that is never negative.
+pub(crate) fn idf(holding: usize, of: usize) -> f64 {
+    let (holding, of) = (holding as f64, of as f64);
+    libm::log(1.0 + (of - holding + 0.5) / (holding + 0.5))
+}
+
+/// What a word that occurs so often adds to the score of a text of `len` words, where the mean text
+/// has `mean`.
+pub(crate) fn saturated(count: u32, len: usize, mean: f64) -> f64 {
+    let count = f64::from(count);
+    let length = K1 * (1.0 - B + B * len as f64 / mean.max(1.0));
+    count * (K1 + 1.0) / (count + length)
+}
+
+/// The mean length of texts.
+pub(crate) fn mean_len<'b>(texts: impl ExactSizeIterator<Item = &'b Bag>) -> f64 {
+    let n = texts.len().max(1) as f64;
+    texts.map(|bag| bag.len).sum::<usize>() as f64 / n
+}
+
+/// How well each text answers to a query, by Okapi BM25. Summed in the order of the hashes, so that
+/// the same texts always give the same bits.
+pub(crate) fn bm25<'b>(
+    texts: impl ExactSizeIterator<Item = &'b Bag> + Clone,
+    query: &Bag,
+) -> Vec<f64> {
+    let n = texts.len();
+    let mean = mean_len(texts.clone());
+    let mut scores = vec![0.0; n];
+    let mut counts = vec![0; n];
+    for term in query.terms() {
+        for (count, text) in counts.iter_mut().zip(texts.clone()) {
+            *count = text.count(term);
+        }
+        let holding = counts.iter().filter(|&&count| count > 0).count();
+        if holding == 0 {
+            continue;
+        }
+        let idf = idf(holding, n);
+        for ((score, &count), text) in scores.iter_mut().zip(&counts).zip(texts.clone()) {
+            if count > 0 {
+                *score += idf * saturated(count, text.len, mean);
+            }
+        }
+    }
+    scores
 }
 
 #[cfg(test)]
@@ -92,22 +213,29 @@ mod tests {
             ["keeper", "walk", "quick"]
         );
         assert_eq!(words("A red bus moved"), ["red", "bus", "moved"]);
-        assert_eq!(words("東京 Tower"), ["東", "京", "tower"]);
+        assert_eq!(words("東京 Tower"), ["東京", "tower"]);
+        assert_eq!(words("東京都の3人"), ["東京", "京都", "都の", "3", "人"]);
     }
 
     #[test]
     fn rare_words_weigh_more_and_long_texts_less() {
-        let texts: Vec<Vec<String>> = [
+        let bag = |text: &str| Bag::new(&terms(text));
+        let texts: Vec<Bag> = [
             "cat dog",
             "cat bird",
             "cat cat fish and very long tail of words",
         ]
-        .iter()
-        .map(|t| words(t))
-        .collect();
-        let scores = bm25(&texts, &words("cat dog"));
+        .map(bag)
+        .to_vec();
+        let scores = bm25(texts.iter(), &bag("cat dog"));
         assert!(scores[0] > scores[1] && scores[0] > scores[2], "{scores:?}");
-        assert_eq!(bm25(&[], &words("x")), Vec::<f64>::new());
-        assert_eq!(bm25(&texts, &words("zebra")), [0.0, 0.0, 0.0]);
+        assert_eq!(bm25([].iter(), &bag("x")), Vec::<f64>::new());
+        assert_eq!(bm25(texts.iter(), &bag("zebra")), [0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn hashes_are_those_of_fnv() {
+        assert_eq!(term(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(term("foobar"), 0x8594_4171_f739_67e8);
     }
 }

@@ -8,9 +8,12 @@
 
 mod finish;
 pub(super) mod fit;
-mod lexical;
+pub(crate) mod lexical;
+mod meaning;
 mod order;
+pub(crate) mod rank;
 mod relevance;
+mod salience;
 mod units;
 
 use crate::control;
@@ -93,6 +96,7 @@ impl Exact<'_> {
             (Budget::Rate(_), Some(segments)) => (self.target_of(&everything, segments)?, true),
         };
         if target >= origin
+            && !self.options.enough
             && self.options.keep_question
             && let Some(text) = self.fitting(&everything, target, segments)?
         {
@@ -121,7 +125,7 @@ impl Exact<'_> {
                 Parsed::new(self.tokenizer, text)
             })
             .collect::<Result<Vec<_>>>()?;
-        let relevance = self.relevance(prompt, contexts, &parsed)?;
+        let relevance = self.relevance(prompt, contexts, &parsed, target.saturating_sub(fixed))?;
         let plan = self.order(
             contexts,
             &parsed,

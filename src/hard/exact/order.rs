@@ -78,8 +78,12 @@ impl Exact<'_> {
                 .then(x.1.cmp(&y.1))
         });
 
-        // Forced atoms first; then groups with budgets of their own are dealt out evenly.
         let groups = self.groups(contexts, parsed, segments);
+        atoms.retain(|&(c, a)| {
+            groups.forced[c][a] || !relevance.dispensable[c][parsed[c].atoms[a].sentence]
+        });
+
+        // Forced atoms first; then groups with budgets of their own are dealt out evenly.
         let mut used = vec![0.0; groups.rates.len()];
         let mut keyed: Vec<(Key, (usize, usize))> = atoms
             .into_iter()

@@ -1,15 +1,17 @@
 //! What each context and sentence is worth: by what it tells about the question, or without one by
-//! surprise per token.
+//! surprisal per token.
 
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::hard::options::{Granularity, RankMethod};
+use crate::hard::options::{Effort, Granularity, RankMethod};
 use crate::hard::rank_text;
 use crate::hard::request::Request;
 
 use super::Exact;
-use super::lexical;
+use super::lexical::{Bag, bm25, terms};
+use super::rank::{self, Prompt, Ranker, descending, standardised};
+use super::salience::{lateness, salience};
 use super::units::{Atom, Parsed};
 
 /// Worth by unit: the higher, the rather it is kept.
@@ -18,6 +20,8 @@ pub(super) struct Relevance {
     /// For each sentence of each context the worth of the passage that it stands in.
     pub passages: Vec<Vec<f64>>,
     pub sentences: Vec<Vec<f64>>,
+    /// For each sentence of each context whether the ones before it in the order are enough.
+    pub dispensable: Vec<Vec<bool>>,
     /// Nll of each token of each context, where it was scored.
     pub nll: Vec<Vec<Option<f32>>>,
 }
@@ -57,35 +61,49 @@ fn mean(values: &[Option<f32>]) -> Option<f64> {
     (n > 0).then(|| sum / f64::from(n))
 }
 
-/// Tokens that are read together where a text is scored for itself.
-const WINDOW: usize = 1024;
-/// Tokens of a window that the next one reads again, to know what came before.
-const OVERLAP: usize = 128;
 /// Tokens of a passage, the unit that the question is put to: a context of up to twice that is one
 /// passage, a longer one is cut at sentence ends.
 const PASSAGE: usize = 160;
-/// How much the likeness to the best passage counts: what a question of two steps needs next is
-/// often named there and not in the question. (In standard deviations of the passages' scores.)
+/// How much the likeness to the best passage counts where the model ranks: what a question of two
+/// steps needs next is often named there and not in the question. (In standard deviations of the
+/// passages' scores.)
 const SECOND_STEP: f64 = 1.0;
-/// How much a sentence's passage counts against the sentence's own words.
-const PASSAGE_WEIGHT: f64 = 2.0;
+/// Tokens that the model reads of a prompt without a question, whatever the budget.
+const READ: usize = 2048;
+/// What a sentence that the model has not read is at least below those that it has read.
+const UNREAD: f64 = 100.0;
+/// Log-odds that a nat of the question's nll is worth beside the ranker's.
+const NAT: f64 = 2.0;
+/// Passages within so many log-odds of the cut could be on its other side.
+const UNSURE: f64 = 1.0;
+/// Passages that the model reads at a cut where little may be spent, and where more may be.
+const READ_UNSURE: usize = 6;
+const READ_BEST: usize = 48;
+/// What is so many log-odds below the best is not needed, where [`Options::enough`] asks.
+///
+/// [`Options::enough`]: crate::hard::Exact::enough
+const FAR_BELOW: f64 = 6.0;
 
 /// A run of sentences of one context.
-struct Passage {
-    context: usize,
-    sentences: Range<usize>,
+pub(super) struct Passage {
+    pub context: usize,
+    pub sentences: Range<usize>,
 }
 
 impl Passage {
-    fn text<'t>(&self, contexts: &'t [String], parsed: &[Parsed]) -> &'t str {
+    /// Its bytes of its context.
+    fn range(&self, parsed: &[Parsed]) -> Range<usize> {
         let sentences = &parsed[self.context].sentences[self.sentences.clone()];
         let start = sentences.first().map_or(0, |s| s.start);
-        let end = sentences.last().map_or(start, |s| s.end);
-        &contexts[self.context][start..end]
+        start..sentences.last().map_or(start, |s| s.end)
+    }
+
+    fn text<'t>(&self, contexts: &'t [String], parsed: &[Parsed]) -> &'t str {
+        &contexts[self.context][self.range(parsed)]
     }
 
     /// Its tokens in its context.
-    fn tokens(&self, parsed: &[Parsed]) -> Range<usize> {
+    pub fn tokens(&self, parsed: &[Parsed]) -> Range<usize> {
         let parsed = &parsed[self.context];
         let start = parsed.sentence_tokens(self.sentences.start).start;
         let end = parsed.sentence_tokens(self.sentences.end - 1).end;
@@ -93,39 +111,44 @@ impl Passage {
     }
 }
 
+/// The worth of passages, and that of the sentences of each context.
+type Worth = (Vec<f64>, Vec<Vec<f64>>);
+
 impl Exact<'_> {
-    /// Scores contexts and sentences by the rank method.
+    /// Scores contexts and sentences by the rank method; `budget` is what there is for them.
     pub(super) fn relevance(
         &self,
         prompt: &Request,
         contexts: &[String],
         parsed: &[Parsed],
+        budget: usize,
     ) -> Result<Relevance> {
-        let default = if prompt.question.is_empty() {
-            RankMethod::Llmlingua
-        } else {
-            RankMethod::Longllmlingua
-        };
-        let method = self.options.rank_method.unwrap_or(default);
-        let by_itself = method == RankMethod::Llmlingua
+        let question = prompt.question.as_str();
+        let mut nll: Vec<Vec<Option<f32>>> =
+            parsed.iter().map(|p| vec![None; p.ids.len()]).collect();
+        let method = self.options.rank_method;
+        if method == Some(RankMethod::Llmlingua)
             || self.options.granularity == Granularity::Token
-            || self.options.trace;
-        let nll = if by_itself {
-            self.surprise(parsed)?
-        } else {
-            parsed.iter().map(|p| vec![None; p.ids.len()]).collect()
-        };
+            || self.options.trace
+        {
+            nll = self.surprise(parsed)?;
+        }
         let passages = passages(parsed);
         let (by_passage, sentences) = match method {
-            RankMethod::Llmlingua => by_surprise(parsed, &passages, &nll),
-            RankMethod::Longllmlingua => {
-                self.by_question(&prompt.question, contexts, parsed, &passages)?
+            None if question.is_empty() => {
+                let sentences = self.by_salience(contexts, parsed, &passages, budget, &mut nll)?;
+                return Ok(Relevance::of_sentences(sentences, nll));
             }
-            RankMethod::Bm25 => by_rank(contexts, parsed, &passages, |texts| {
-                rank_text::bm25(texts, &prompt.question)
+            None => self.by_ranker(question, contexts, parsed, &passages, budget)?,
+            Some(RankMethod::Llmlingua) => by_surprise(parsed, &passages, &nll),
+            Some(RankMethod::Longllmlingua) => {
+                self.by_question(question, contexts, parsed, &passages)?
+            }
+            Some(RankMethod::Bm25) => by_rank(contexts, parsed, &passages, |texts| {
+                rank_text::bm25(texts, question)
             }),
-            RankMethod::Gzip => by_rank(contexts, parsed, &passages, |texts| {
-                rank_text::gzip(texts, &prompt.question)
+            Some(RankMethod::Gzip) => by_rank(contexts, parsed, &passages, |texts| {
+                rank_text::gzip(texts, question)
             }),
         };
         // A context is as good as its best passage.
@@ -139,37 +162,209 @@ impl Exact<'_> {
             *own = own.max(worth);
             by_sentence[passage.context][passage.sentences.clone()].fill(worth);
         }
+        let best = by_passage.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let enough = self.options.enough && method.is_none();
+        let dispensable = by_sentence
+            .iter()
+            .map(|own| {
+                own.iter()
+                    .map(|worth| enough && *worth < best - FAR_BELOW)
+                    .collect()
+            })
+            .collect();
         Ok(Relevance {
             contexts: by_context,
             passages: by_sentence,
             sentences,
+            dispensable,
             nll,
         })
     }
 
-    /// By what a text tells about the question: how much less surprising the question is after it
-    /// (LongLLMLingua, eq. 2), the words they share, and for the second step of a question the words
-    /// shared with the passage that answers to it best.
+    /// By the learned ranker; the model reads only where the effort lets it.
+    fn by_ranker(
+        &self,
+        question: &str,
+        contexts: &[String],
+        parsed: &[Parsed],
+        passages: &[Passage],
+        budget: usize,
+    ) -> Result<Worth> {
+        let texts = passages.iter().map(|p| {
+            let range = p.range(parsed);
+            let sentences = &parsed[p.context].sentences[p.sentences.clone()];
+            let text = &contexts[p.context];
+            rank::Passage {
+                text: &text[range.clone()],
+                sentences: sentences
+                    .iter()
+                    .map(|s| s.start - range.start..s.end - range.start)
+                    .collect(),
+                heading: match p.sentences.start {
+                    0 => None,
+                    _ => rank::title(text).map(|(title, _)| title),
+                },
+            }
+        });
+        let prompt = Prompt::new(question, texts.collect());
+        let candidates = prompt.candidates(2 * budget / PASSAGE);
+        let ranker = self
+            .options
+            .ranker
+            .as_ref()
+            .unwrap_or_else(|| Ranker::shipped());
+        let mut worth = candidates.spread(&ranker.scores(&candidates));
+        let read = self.to_read(
+            &worth,
+            &candidates.chosen,
+            parsed,
+            passages,
+            budget,
+            prompt.unspaced(),
+        );
+        if !read.is_empty() {
+            let chosen: Vec<&Passage> = read.iter().map(|&i| &passages[i]).collect();
+            let nll = self.question_nll(question, parsed, &chosen)?;
+            let mean = nll.iter().sum::<f64>() / nll.len() as f64;
+            for (&i, nll) in read.iter().zip(nll) {
+                worth[i] += NAT * (mean - nll);
+            }
+        }
+        let mut sentences: Vec<Vec<f64>> = parsed
+            .iter()
+            .map(|p| vec![0.0; p.sentences.len()])
+            .collect();
+        for (passage, own) in passages.iter().zip(prompt.sentences(&worth)) {
+            sentences[passage.context][passage.sentences.clone()].copy_from_slice(&own);
+        }
+        Ok((worth, sentences))
+    }
+
+    /// The passages that the model is to read: those close to where the budget ends, which the ranker
+    /// may have put on the wrong side of it.
+    fn to_read(
+        &self,
+        worth: &[f64],
+        chosen: &[usize],
+        parsed: &[Parsed],
+        passages: &[Passage],
+        budget: usize,
+        unspaced: bool,
+    ) -> Vec<usize> {
+        let most = match (self.options.effort, unspaced) {
+            (Effort::Fast, _) => return Vec::new(),
+            (Effort::Balanced, false) => READ_UNSURE,
+            (Effort::Balanced, true) => 2 * READ_UNSURE,
+            (Effort::Best, _) => READ_BEST,
+        };
+        let order = descending(worth);
+        let mut left = budget;
+        let fits = |&i: &usize| {
+            let tokens = passages[i].tokens(parsed).len();
+            let fits = tokens <= left;
+            left = left.saturating_sub(tokens);
+            fits
+        };
+        let kept = order.iter().copied().take_while(fits).count();
+        let (Some(inside), Some(outside)) = (kept.checked_sub(1), order.get(kept)) else {
+            return Vec::new();
+        };
+        let cut = (worth[order[inside]] + worth[*outside]) / 2.0;
+        let reach = match self.options.effort == Effort::Best || unspaced {
+            true => f64::INFINITY,
+            false => UNSURE,
+        };
+        let mut near: Vec<usize> = chosen
+            .iter()
+            .copied()
+            .filter(|&i| (worth[i] - cut).abs() <= reach)
+            .collect();
+        near.sort_by(|&a, &b| (worth[a] - cut).abs().total_cmp(&(worth[b] - cut).abs()));
+        near.truncate(most);
+        // One passage alone has nothing to be compared with.
+        if near.len() < 2 { Vec::new() } else { near }
+    }
+
+    /// Without a question: sentences by their surprisal, less a little for each that stands before them
+    /// in their paragraph. What the model does not read goes by the rarity of its words.
+    fn by_salience(
+        &self,
+        contexts: &[String],
+        parsed: &[Parsed],
+        passages: &[Passage],
+        budget: usize,
+        nll: &mut Vec<Vec<Option<f32>>>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let mut sentences = salience(contexts, parsed);
+        let most = match self.options.effort {
+            Effort::Fast => return Ok(sentences),
+            Effort::Balanced => READ.max(3 * budget / 2),
+            Effort::Best => usize::MAX,
+        };
+        let total: usize = parsed.iter().map(|p| p.ids.len()).sum();
+        if nll.iter().flatten().all(Option::is_none) {
+            if total <= most {
+                *nll = self.surprise(parsed)?;
+            } else {
+                let worth = |p: &Passage| {
+                    let own = &sentences[p.context][p.sentences.clone()];
+                    own.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+                };
+                let order = descending(&passages.iter().map(worth).collect::<Vec<_>>());
+                let mut left = most;
+                let chosen = order
+                    .into_iter()
+                    .map(|i| &passages[i])
+                    .take_while(|passage| {
+                        let tokens = passage.tokens(parsed).len();
+                        let fits = tokens <= left;
+                        left = left.saturating_sub(tokens);
+                        fits
+                    });
+                self.surprise_of(parsed, &chosen.collect::<Vec<_>>(), nll)?;
+            }
+        }
+        // What was read comes first, by what the model says of it.
+        let floor = sentences
+            .iter()
+            .flatten()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max);
+        for (c, own) in sentences.iter_mut().enumerate() {
+            let late = lateness(&contexts[c], &parsed[c].sentences);
+            for (s, worth) in own.iter_mut().enumerate() {
+                *worth = match mean(&nll[c][parsed[c].sentence_tokens(s)]) {
+                    Some(mean) => mean - late[s],
+                    None => *worth - floor - UNREAD,
+                };
+            }
+        }
+        Ok(sentences)
+    }
+
+    /// By what the model says: how much less surprising the question is after a text (LongLLMLingua, eq.
+    /// 2), the words they share, and for the second step of a question the words shared with the passage
+    /// that answers it best.
     fn by_question(
         &self,
         question: &str,
         contexts: &[String],
         parsed: &[Parsed],
         passages: &[Passage],
-    ) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
-        let query = lexical::words(question);
-        let words: Vec<Vec<String>> = passages
+    ) -> Result<Worth> {
+        let query = Bag::new(&terms(question));
+        let bag = |text: &str| Bag::new(&terms(text));
+        let words: Vec<Bag> = passages
             .iter()
-            .map(|p| lexical::words(p.text(contexts, parsed)))
+            .map(|p| bag(p.text(contexts, parsed)))
             .collect();
-        let mut score = self.question_nll(question, parsed, passages)?;
+        let all: Vec<&Passage> = passages.iter().collect();
+        let mut score = self.question_nll(question, parsed, &all)?;
         score.iter_mut().for_each(|nll| *nll = -*nll);
-        standardise(&mut score);
-        let mut shared = lexical::bm25(&words, &query);
-        standardise(&mut shared);
-        add(&mut score, &shared, 1.0);
-        if let Some(best) = (0..score.len()).max_by(|&a, &b| score[a].total_cmp(&score[b])) {
-            let mut likeness = lexical::bm25(&words, &words[best]);
+        let mut score = standardised(&score);
+        add(&mut score, &standardised(&bm25(words.iter(), &query)), 1.0);
+        if let Some(&best) = descending(&score).first() {
+            let mut likeness = bm25(words.iter(), &words[best]);
             likeness[best] = 0.0;
             let top = likeness.iter().copied().fold(0.0, f64::max);
             likeness[best] = top;
@@ -179,100 +374,40 @@ impl Exact<'_> {
         }
 
         // A sentence stands by its passage and its own words.
-        let by_passage = score.clone();
-        standardise(&mut score);
+        let by_passage = standardised(&score);
         let mut places = Vec::new();
         let mut sentence_words = Vec::new();
         for (p, passage) in passages.iter().enumerate() {
             for s in passage.sentences.clone() {
                 let range = parsed[passage.context].sentences[s].clone();
                 places.push((p, passage.context, s));
-                sentence_words.push(lexical::words(&contexts[passage.context][range]));
+                sentence_words.push(bag(&contexts[passage.context][range]));
             }
         }
-        let mut own = lexical::bm25(&sentence_words, &query);
-        standardise(&mut own);
+        let own = standardised(&bm25(sentence_words.iter(), &query));
         let mut sentences: Vec<Vec<f64>> = parsed
             .iter()
             .map(|p| vec![0.0; p.sentences.len()])
             .collect();
         for ((p, c, s), own) in places.into_iter().zip(own) {
-            sentences[c][s] = PASSAGE_WEIGHT * score[p] + own;
+            sentences[c][s] = rank::PASSAGE_WEIGHT * by_passage[p] + own;
         }
-        Ok((by_passage, sentences))
-    }
-
-    /// Mean nll of the question after each passage.
-    fn question_nll(
-        &self,
-        question: &str,
-        parsed: &[Parsed],
-        passages: &[Passage],
-    ) -> Result<Vec<f64>> {
-        let question = self
-            .tokenizer
-            .encode(&format!("\n{question}"), false, false)?
-            .ids;
-        let positions = self.lm.max_positions();
-        let question = &question[question.len().saturating_sub(positions / 2)..];
-        let sequences: Vec<Vec<u32>> = passages
-            .iter()
-            .map(|passage| {
-                let own = &parsed[passage.context].ids[passage.tokens(parsed)];
-                let own = &own[own.len().saturating_sub(positions - question.len())..];
-                [own, question].concat()
-            })
-            .collect();
-        let tails: Vec<(&[u32], usize)> = sequences
-            .iter()
-            .map(|ids| (ids.as_slice(), ids.len() - question.len()))
-            .collect();
-        let nlls = self.lm.estimate_tails(&tails)?;
-        let mean = |nll: Vec<f32>| {
-            nll.iter().map(|&x| f64::from(x)).sum::<f64>() / nll.len().max(1) as f64
-        };
-        Ok(nlls.into_iter().map(mean).collect())
-    }
-
-    /// Nll of every token, each context for itself, in overlapping windows.
-    fn surprise(&self, parsed: &[Parsed]) -> Result<Vec<Vec<Option<f32>>>> {
-        let longest = WINDOW.min(self.lm.max_positions());
-        let overlap = OVERLAP.min(longest / 2);
-        let mut windows: Vec<(usize, usize, &[u32])> = Vec::new();
-        for (c, p) in parsed.iter().enumerate() {
-            windows.extend(
-                windows_of(p.ids.len(), longest, overlap)
-                    .map(|range| (c, range.start, &p.ids[range])),
-            );
-        }
-        // Only the first window of a context needs its beginning scored: the window before knew more.
-        let tails: Vec<(&[u32], usize)> = windows
-            .iter()
-            .map(|&(_, start, ids)| (ids, if start == 0 { 1 } else { overlap.max(1) }))
-            .collect();
-        let nlls = self.lm.estimate_tails(&tails)?;
-        let mut all: Vec<Vec<Option<f32>>> =
-            parsed.iter().map(|p| vec![None; p.ids.len()]).collect();
-        for (((c, start, _), (_, from)), nll) in windows.iter().zip(&tails).zip(nlls) {
-            for (slot, value) in all[*c][start + from..].iter_mut().zip(nll) {
-                *slot = Some(value);
-            }
-        }
-        Ok(all)
+        Ok((score, sentences))
     }
 }
 
-/// As few windows of at most `longest` tokens as cover so many, each with `overlap` of the one before, and
-/// all about as long: attention costs the square of a length.
-fn windows_of(tokens: usize, longest: usize, overlap: usize) -> impl Iterator<Item = Range<usize>> {
-    let fresh = longest.saturating_sub(overlap).max(1);
-    let count = tokens.saturating_sub(overlap).div_ceil(fresh).max(1);
-    let length = (tokens + (count - 1) * overlap).div_ceil(count);
-    (0..count).filter_map(move |i| {
-        let start = i * (length - overlap.min(length));
-        let end = tokens.min(start + length);
-        (start < end).then_some(start..end)
-    })
+impl Relevance {
+    /// Where each sentence is a passage of its own.
+    fn of_sentences(sentences: Vec<Vec<f64>>, nll: Vec<Vec<Option<f32>>>) -> Self {
+        let most = |own: &Vec<f64>| own.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        Relevance {
+            contexts: sentences.iter().map(most).collect(),
+            passages: sentences.clone(),
+            dispensable: sentences.iter().map(|own| vec![false; own.len()]).collect(),
+            sentences,
+            nll,
+        }
+    }
 }
 
 /// Cuts contexts into passages at sentence ends.
@@ -347,54 +482,8 @@ fn by_rank(
     (worth(&passages), sentences)
 }
 
-/// To mean 0 and standard deviation 1; equal values become 0.
-fn standardise(values: &mut [f64]) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
-    for value in values {
-        *value = if deviation > 0.0 {
-            (*value - mean) / deviation
-        } else {
-            0.0
-        };
-    }
-}
-
 fn add(to: &mut [f64], values: &[f64], weight: f64) {
     for (to, value) in to.iter_mut().zip(values) {
         *to += weight * value;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::windows_of;
-
-    #[test]
-    fn windows_cover_everything_and_are_about_as_long() {
-        for tokens in [0, 1, 127, 128, 129, 1023, 1024, 1025, 1213, 5000] {
-            let windows: Vec<_> = windows_of(tokens, 1024, 128).collect();
-            assert_eq!(windows.is_empty(), tokens == 0);
-            let (mut end, mut lengths) = (0, Vec::new());
-            for window in &windows {
-                assert!(
-                    window.start == 0 || window.start + 128 == end,
-                    "{windows:?}"
-                );
-                assert!(window.end > end && window.len() <= 1024, "{windows:?}");
-                end = window.end;
-                lengths.push(window.len());
-            }
-            assert_eq!(end, tokens);
-            let shortest = lengths.iter().min().copied().unwrap_or(0);
-            let longest = lengths.iter().max().copied().unwrap_or(0);
-            assert!(longest - shortest <= windows.len(), "{windows:?}");
-        }
-        assert_eq!(windows_of(1213, 1024, 128).count(), 2);
-        // A model of one position, and one of two.
-        for longest in [1, 2] {
-            assert!(windows_of(7, longest, longest / 2).all(|w| w.len() <= longest));
-        }
     }
 }

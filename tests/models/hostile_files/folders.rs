@@ -3,9 +3,9 @@
 use prefold::model::config::Family;
 use serde_json::{Value, json};
 
-use super::common::TempDir;
-use super::common::tiny::{self, Tensors};
 use super::{alone, assert_says, read_all, refused};
+use crate::common::TempDir;
+use crate::common::tiny::{self, Tensors};
 
 /// What a message contains, and the change that provokes it.
 type Case<'a> = (&'a str, &'a dyn Fn(&mut Value, &mut Tensors));

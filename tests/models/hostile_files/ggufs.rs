@@ -2,9 +2,9 @@
 
 use prefold::model::config::Family;
 
-use super::common::gguf::{self, Writer};
-use super::common::{TempDir, tiny};
 use super::{alone, assert_says, refused};
+use crate::common::gguf::{self, Writer};
+use crate::common::{TempDir, tiny};
 
 /// What a message contains, and the change that provokes it.
 type Case<'a> = (&'a str, &'a dyn Fn(&mut Writer));

@@ -1,15 +1,12 @@
 //! Models by name: a local server stands for the hub, and the program downloads from it.
-#![cfg(all(feature = "cli", feature = "hub"))]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Random, TempDir, tiny};
+use crate::common::{self, Random, TempDir, tiny};
 use prefold::model::config::Family;
 use prefold::model::weights::Weights;
 use serde_json::Value;

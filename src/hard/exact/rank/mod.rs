@@ -1,0 +1,451 @@
+//! Ranks passages by a question without a forward pass: words, heads and names, in two stages.
+//!
+//! The first stage scores passages by what they share with the question and with those that answer it
+//! best by words; the second takes the first one's scores to find the best anew, so that a passage
+//! which a question of two steps needs, but does not name, is found through the one that names it.
+//!
+//! The weights are few and shipped as text; `CARD.md` says what they were trained on and what they
+//! reach. `prefold train rank` makes others.
+
+mod features;
+mod net;
+mod passage;
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use features::{Column, LEXICAL, Lexical, Overall, STEPS, inverse_ranks};
+pub(crate) use features::{descending, standardised};
+pub(crate) use net::{Input, Net, activation, slope};
+pub(crate) use passage::{Passage, frequent_name, head, title};
+use passage::{Question, Words};
+
+use super::lexical::{Bag, bm25, terms};
+use super::units::unspaced;
+use crate::error::Error;
+use crate::text::sentences::sentences;
+
+/// A learned ranker of passages: two small networks over words, heads and names.
+///
+/// ```
+/// use prefold::hard::Ranker;
+///
+/// let worth = Ranker::shipped().rank(
+///     "Who built the lighthouse?",
+///     &["The lighthouse was built by Ada Roy.", "The town has a market."],
+/// );
+/// assert!(worth[0] > worth[1]);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Ranker {
+    /// Over [`first_names`] and [`second_names`].
+    pub(crate) first: Net,
+    pub(crate) second: Net,
+}
+
+impl From<Ranker> for String {
+    fn from(ranker: Ranker) -> String {
+        ranker.to_text("")
+    }
+}
+
+impl TryFrom<String> for Ranker {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ranker::parse(&text)
+    }
+}
+
+/// The features of the first stage.
+pub(crate) fn first_names() -> Vec<&'static str> {
+    [&LEXICAL[..], &STEPS[..]].concat()
+}
+
+/// The features of the second stage: those of the first, then the steps from the first one's scores.
+pub(crate) fn second_names() -> Vec<&'static str> {
+    [&first_names()[..], &["score", "score_rank"], &SECOND_STEPS].concat()
+}
+
+/// [`STEPS`] by the first stage's scores.
+const SECOND_STEPS: [&str; 19] = [
+    "second_base",
+    "second_like_1",
+    "second_best_mentions_1",
+    "second_mentions_best_1",
+    "second_lacking_1",
+    "second_lacking_rank_1",
+    "second_is_1",
+    "second_like_2",
+    "second_best_mentions_2",
+    "second_mentions_best_2",
+    "second_lacking_2",
+    "second_lacking_rank_2",
+    "second_is_2",
+    "second_best_mention",
+    "second_best_mentioned",
+    "second_pair",
+    "second_shared_names",
+    "second_compares_head",
+    "second_compares_lacking",
+];
+
+/// Passages that are looked at closely where a caller does not ask for more.
+pub(crate) const CHOSEN: usize = 64;
+/// The most that are: pairs of them are compared.
+const MOST_CHOSEN: usize = 512;
+/// Passages from which a large prompt's second steps are sought.
+const SEEDS: usize = 4;
+
+/// How much a sentence's passage counts against the sentence's own words.
+pub(crate) const PASSAGE_WEIGHT: f64 = 2.0;
+
+/// A prompt's passages, ready to be scored.
+pub(crate) struct Candidates<'p> {
+    words: &'p [Words],
+    lexical: Lexical<'p>,
+    /// The passages that were chosen, and by words alone the worth of all.
+    pub chosen: Vec<usize>,
+    pub worth: Vec<f64>,
+}
+
+/// The words of a prompt's passages.
+pub(crate) struct Prompt<'t> {
+    question: Question,
+    passages: Vec<Passage<'t>>,
+    words: Vec<Words>,
+}
+
+impl<'t> Prompt<'t> {
+    /// Reads the words of all passages.
+    pub fn new(question: &str, passages: Vec<Passage<'t>>) -> Self {
+        Prompt {
+            question: Question::new(question),
+            words: passages.par_iter().map(Words::new).collect(),
+            passages,
+        }
+    }
+
+    /// Chooses at most `most` passages (64 at least, 512 at most) to look at closely: those that share
+    /// most with the question, and those that the best of them lead to.
+    pub fn candidates(&self, most: usize) -> Candidates<'_> {
+        let overall = Overall::new(&self.question, &self.words);
+        let cover: Column = self
+            .words
+            .par_iter()
+            .map(|words| overall.cover(&self.question, words))
+            .collect();
+        let mut worth = standardised(&overall.bm25);
+        for ((worth, cover), words) in worth.iter_mut().zip(standardised(&cover)).zip(&self.words) {
+            let named = words.head.iter().all(|&term| self.question.bag.has(term));
+            *worth += 0.5 * cover + 2.0 * f64::from(named && !words.head.is_empty());
+        }
+        let most = most.clamp(CHOSEN, MOST_CHOSEN);
+        let chosen = match self.words.len() <= most {
+            true => (0..self.words.len()).collect(),
+            false => self.choose(&worth, most),
+        };
+        let (question, passages) = (&self.question, &self.passages);
+        Candidates {
+            lexical: Lexical::new(question, passages, &self.words, &overall, &chosen),
+            words: &self.words,
+            chosen,
+            worth,
+        }
+    }
+
+    /// The worth of each passage's sentences: by the worth of their passage and by their own words.
+    pub fn sentences(&self, worth: &[f64]) -> Vec<Vec<f64>> {
+        let bags: Vec<Vec<Bag>> = self
+            .passages
+            .par_iter()
+            .map(|passage| {
+                let sentences = passage.sentences.iter();
+                sentences
+                    .map(|range| Bag::new(&terms(&passage.text[range.clone()])))
+                    .collect()
+            })
+            .collect();
+        let all: Vec<&Bag> = bags.iter().flatten().collect();
+        let own = standardised(&bm25(all.iter().copied(), &self.question.bag));
+        let mut own = own.into_iter();
+        standardised(worth)
+            .into_iter()
+            .zip(&bags)
+            .map(|(passage, bags)| {
+                let own = own.by_ref().take(bags.len());
+                own.map(|own| PASSAGE_WEIGHT * passage + own).collect()
+            })
+            .collect()
+    }
+
+    /// Whether most of it is in scripts that put no space between words: heads, names and links are not
+    /// seen there.
+    pub fn unspaced(&self) -> bool {
+        let (mut dense, mut letters) = (0, 0);
+        for c in self.passages.iter().flat_map(|p| p.text.chars().take(400)) {
+            letters += usize::from(c.is_alphabetic());
+            dense += usize::from(unspaced(c));
+        }
+        2 * dense > letters
+    }
+
+    fn choose(&self, worth: &[f64], most: usize) -> Vec<usize> {
+        let order = descending(worth);
+        // A passage stands by its own words or by its likeness to one of the best.
+        let mut by_step = worth.to_vec();
+        for &seed in order.iter().take(SEEDS) {
+            let mut like = bm25(self.words.iter().map(|w| &w.bag), &self.words[seed].bag);
+            like[seed] = 0.0;
+            for (step, (like, own)) in by_step.iter_mut().zip(like.into_iter().zip(worth)) {
+                *step = f64::max(*step, own + like);
+            }
+        }
+        let mut chosen = order[..most / 2].to_vec();
+        let mut taken = vec![false; worth.len()];
+        chosen.iter().for_each(|&i| taken[i] = true);
+        let further = descending(&by_step).into_iter().filter(|&i| !taken[i]);
+        chosen.extend(further.take(most - most / 2));
+        chosen.sort_unstable();
+        chosen
+    }
+}
+
+impl Candidates<'_> {
+    /// Feature columns of the first stage.
+    pub fn first(&self) -> Vec<Column> {
+        let mut columns = self.lexical.columns().to_vec();
+        columns.extend(self.lexical.steps(None));
+        columns
+    }
+
+    /// Feature columns of the second stage, given those and the scores of the first.
+    pub fn second(&self, first: Vec<Column>, scores: &[f64]) -> Vec<Column> {
+        let mut columns = first;
+        columns.push(standardised(scores));
+        columns.push(inverse_ranks(scores));
+        columns.extend(self.lexical.steps(Some(scores)));
+        columns
+    }
+
+    /// The worth of every passage from the scores of those that were chosen: the others follow, by
+    /// words alone.
+    pub fn spread(&self, scores: &[f64]) -> Vec<f64> {
+        let least = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.worth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut all: Vec<f64> = match self.chosen.len() == self.words.len() {
+            true => vec![0.0; self.words.len()],
+            false => self
+                .worth
+                .iter()
+                .map(|w| least - 1.0 + (w - most))
+                .collect(),
+        };
+        for (&i, &score) in self.chosen.iter().zip(scores) {
+            all[i] = score;
+        }
+        all
+    }
+}
+
+impl<'t> Passage<'t> {
+    /// A text with its sentences.
+    pub fn of(text: &'t str) -> Self {
+        Passage {
+            text,
+            sentences: sentences(text),
+            heading: None,
+        }
+    }
+}
+
+impl Ranker {
+    /// Gives the weights that are embedded in the library.
+    pub fn shipped() -> &'static Ranker {
+        static SHIPPED: LazyLock<Ranker> = LazyLock::new(|| {
+            Ranker::parse(include_str!("ranker.txt")).expect("the embedded weights are well-formed")
+        });
+        &SHIPPED
+    }
+
+    /// Scores of the chosen passages: differences of them are log-odds that one answers rather than
+    /// the other.
+    pub(crate) fn scores(&self, candidates: &Candidates<'_>) -> Vec<f64> {
+        let first = candidates.first();
+        let scores = self.first.scores(&first);
+        self.second.scores(&candidates.second(first, &scores))
+    }
+
+    /// Reads the weights that `prefold train rank` wrote.
+    ///
+    /// # Errors
+    /// [`Error::Format`] that names the line that is malformed; [`Error::Io`].
+    pub fn open(path: &Path) -> crate::Result<Ranker> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        Ranker::parse(&text).map_err(|reason| Error::format(path, reason))
+    }
+
+    /// Scores passages by a question, the best highest; a title may stand in front (`Title: text`).
+    ///
+    /// A difference of scores is about the log-odds that one answers rather than the other. Of many
+    /// passages 64 are compared closely; the others follow, by their words in common.
+    pub fn rank(&self, question: &str, passages: &[&str]) -> Vec<f64> {
+        let passages = passages.iter().map(|text| Passage::of(text));
+        let prompt = Prompt::new(question, passages.collect());
+        let candidates = prompt.candidates(0);
+        candidates.spread(&self.scores(&candidates))
+    }
+
+    /// Writes the weights as text, the lines of `card` in front as comments.
+    pub fn to_text(&self, card: &str) -> String {
+        let mut text = String::from("prefold-ranker 1\n");
+        for line in card.lines() {
+            text += format!("# {line}").trim_end();
+            text.push('\n');
+        }
+        for (name, net) in [("first", &self.first), ("second", &self.second)] {
+            text += &format!("stage {name}\n{}", net.to_text());
+        }
+        text
+    }
+
+    /// Numbers that training found.
+    pub fn weights(&self) -> usize {
+        self.first.weights() + self.second.weights()
+    }
+
+    /// Reads what [`Ranker::to_text`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with which line.
+    pub fn parse(text: &str) -> Result<Ranker, String> {
+        let mut lines = text
+            .lines()
+            .enumerate()
+            .map(|(i, line)| (i + 1, line.trim()))
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let expect = |want: &str, lines: &mut dyn Iterator<Item = (usize, &str)>| match lines.next()
+        {
+            Some((_, line)) if line == want => Ok(()),
+            Some((number, line)) => Err(format!("line {number}: expected `{want}`, got `{line}`")),
+            None => Err(format!("it ends before `{want}`")),
+        };
+        expect("prefold-ranker 1", &mut lines)?;
+        expect("stage first", &mut lines)?;
+        let first = Net::parse(&mut lines, &first_names())?;
+        expect("stage second", &mut lines)?;
+        let second = Net::parse(&mut lines, &second_names())?;
+        match lines.next() {
+            None => Ok(Ranker { first, second }),
+            Some((number, _)) => Err(format!(
+                "line {number}: nothing is expected after the weights"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCS: [&str; 4] = [
+        "Ada Roy: Ada Roy is a novelist. She was born in Lyon in 1950.",
+        "The Lighthouse is a novel by Ada Roy. It won a prize in 1990.",
+        "Lyon is a city in France. It has a river.",
+        "Bread is baked from flour. It is old.",
+    ];
+
+    #[test]
+    fn the_shipped_weights_survive_text() {
+        let shipped = Ranker::shipped();
+        let text = shipped.to_text("A card\n\nof two lines");
+        assert_eq!(Ranker::parse(&text).as_ref(), Ok(shipped));
+        assert_eq!(
+            Ranker::try_from(String::from(shipped.clone())).as_ref(),
+            Ok(shipped)
+        );
+        assert!(Ranker::parse("").unwrap_err().contains("prefold-ranker 1"));
+        assert!(Ranker::parse(&(text + "\nmore")).is_err());
+    }
+
+    #[test]
+    fn a_second_step_is_found_through_the_first() {
+        let worth = Ranker::shipped().rank(
+            "Where was the author of the novel The Lighthouse born?",
+            &DOCS,
+        );
+        let order = descending(&worth);
+        let mut two = order[..2].to_vec();
+        two.sort_unstable();
+        assert_eq!(two, [0, 1], "{worth:?}");
+    }
+
+    #[test]
+    fn the_order_of_passages_changes_no_score() {
+        let question = "Where was the author of the novel The Lighthouse born?";
+        let worth = Ranker::shipped().rank(question, &DOCS);
+        let turned: Vec<&str> = DOCS.iter().rev().copied().collect();
+        let mut again = Ranker::shipped().rank(question, &turned);
+        again.reverse();
+        for (a, b) in worth.iter().zip(&again) {
+            assert!((a - b).abs() < 1e-9, "{worth:?} {again:?}");
+        }
+    }
+
+    #[test]
+    fn anything_can_be_ranked() {
+        let ranker = Ranker::shipped();
+        assert!(ranker.rank("Who?", &[]).is_empty());
+        let long = "word ".repeat(5000);
+        let texts = [
+            "",
+            " ",
+            "x",
+            "x",
+            "\u{0}",
+            "東京タワーは赤い。",
+            long.as_str(),
+            "#",
+            ": :",
+            "A: ",
+        ];
+        for question in ["", " ", "Who?", "東京タワーは何色？", "\"", &long] {
+            for n in 0..=texts.len() {
+                let worth = ranker.rank(question, &texts[..n]);
+                assert_eq!(worth.len(), n);
+                assert!(
+                    worth.iter().all(|w| w.is_finite()),
+                    "{question:.20} {worth:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_passages_the_right_ones_are_looked_at() {
+        let mut texts: Vec<String> = (0..3000)
+            .map(|i| {
+                format!(
+                    "Village {i} is a village near river {}. It has a church.",
+                    i % 7
+                )
+            })
+            .collect();
+        texts[1234] = DOCS[0].into();
+        texts[2345] = DOCS[1].into();
+        let passages: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let question = "Where was the author of the novel The Lighthouse born?";
+        let worth = Ranker::shipped().rank(question, &passages);
+        let order = descending(&worth);
+        let mut two = order[..2].to_vec();
+        two.sort_unstable();
+        assert_eq!(two, [1234, 2345]);
+        let prompt = Prompt::new(question, passages.iter().map(|t| Passage::of(t)).collect());
+        assert_eq!(prompt.candidates(0).chosen.len(), CHOSEN);
+        assert_eq!(prompt.candidates(usize::MAX).chosen.len(), MOST_CHOSEN);
+    }
+}

@@ -1,0 +1,750 @@
+//! Training of the ranker: prompts out of rows and a corpus, and a listwise loss over their passages.
+//!
+//! Everything is drawn from one seed and summed in a fixed order, so that the same rows and options give
+//! the same weights to the bit.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::adamw::{AdamW, Moments};
+use super::objective::Tensor;
+use super::rows::{LONGEST_LINE, Lines, json_error};
+use crate::error::{Error, Result};
+use crate::hard::lexical::{Bag, Term, idf, mean_len, saturated, terms};
+use crate::hard::rank::{
+    Candidates, Input, Net, Passage, Prompt, Ranker, activation, first_names, frequent_name, head,
+    second_names, slope, title,
+};
+use crate::random::Random;
+
+/// A question and passages, of which some answer it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// The question.
+    pub question: String,
+    /// Right answers; may be empty.
+    pub answers: Vec<String>,
+    /// The passages, each with its title in front (`Title: text`) where it has one.
+    pub docs: Vec<String>,
+    /// Which of them are needed for the answer.
+    pub gold: Vec<bool>,
+}
+
+/// A row as it stands in a file.
+#[derive(Deserialize)]
+struct Row {
+    question: String,
+    #[serde(default)]
+    answers: Vec<String>,
+    #[serde(default)]
+    docs: Vec<String>,
+    #[serde(default)]
+    gold: Option<Gold>,
+    #[serde(default)]
+    context: String,
+}
+
+/// Indices of the right documents.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Gold {
+    One(usize),
+    All(Vec<usize>),
+}
+
+/// Reads examples: rows with `question` and either `docs` and `gold` (an index, or several), or `docs` and
+/// `context` (those documents are right that `context` holds), or `context` alone.
+///
+/// # Errors
+/// [`Error::Format`] that names the line of a row without a question or a right passage; [`Error::Io`].
+pub fn read(paths: &[PathBuf]) -> Result<Vec<Example>> {
+    let mut lines = Lines::new(paths);
+    let mut examples = Vec::new();
+    while let Some(line) = lines.next_line()? {
+        let example = match line.bytes.len() <= LONGEST_LINE {
+            true => serde_json::from_slice::<Row>(&line.bytes)
+                .map_err(|error| json_error(&error))
+                .and_then(Row::example),
+            false => Err(format!("longer than {LONGEST_LINE} bytes")),
+        };
+        examples.push(example.map_err(|reason| {
+            Error::format(&paths[line.file], format!("line {}: {reason}", line.number))
+        })?);
+    }
+    Ok(examples)
+}
+
+impl Row {
+    fn example(self) -> Result<Example, String> {
+        let Row {
+            question,
+            answers,
+            mut docs,
+            gold,
+            context,
+        } = self;
+        if question.trim().is_empty() {
+            return Err("`question` is empty".into());
+        }
+        if docs.is_empty() && !context.trim().is_empty() {
+            docs.push(context.clone());
+        }
+        let flags: Vec<bool> = match gold {
+            Some(gold) => {
+                let gold = match gold {
+                    Gold::One(one) => vec![one],
+                    Gold::All(all) => all,
+                };
+                if let Some(index) = gold.iter().find(|&&index| index >= docs.len()) {
+                    return Err(format!("`gold` {index} of {} documents", docs.len()));
+                }
+                (0..docs.len()).map(|i| gold.contains(&i)).collect()
+            }
+            None => docs
+                .iter()
+                .map(|doc| {
+                    let body = title(doc).map_or(doc.as_str(), |(_, body)| body);
+                    context.contains(doc.as_str()) || context.contains(body)
+                })
+                .collect(),
+        };
+        match flags.contains(&true) {
+            true => Ok(Example {
+                question,
+                answers,
+                docs,
+                gold: flags,
+            }),
+            false => {
+                Err("no document is right; give `gold`, or `context` with the right ones".into())
+            }
+        }
+    }
+}
+
+/// The texts of a corpus: `text` of each row.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_corpus(path: &Path) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+    }
+    let mut lines = Lines::new(&[path.to_owned()]);
+    let mut texts = Vec::new();
+    while let Some(line) = lines.next_line()? {
+        let text: Text = serde_json::from_slice(&line.bytes).map_err(|error| {
+            Error::format(
+                path,
+                format!("line {}: {}", line.number, json_error(&error)),
+            )
+        })?;
+        texts.push(text.text);
+    }
+    Ok(texts)
+}
+
+/// What training does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Hidden units of each network.
+    pub hidden: usize,
+    /// Networks of each stage, which are averaged; the first stage has as many for each half of the rows.
+    pub seeds: u64,
+    /// Passes over the rows.
+    pub epochs: usize,
+    /// Prompts of a step.
+    pub batch: usize,
+    /// Learning rate of the first step; it falls to zero.
+    pub lr: f64,
+    /// Decay of AdamW.
+    pub weight_decay: f64,
+    /// Share of features that a step does not see.
+    pub dropout: f64,
+    /// Share of prompts whose passages have their titles in front.
+    pub titled: f64,
+    /// All draws come from it.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            hidden: 8,
+            seeds: 2,
+            epochs: 12,
+            batch: 32,
+            lr: 3e-3,
+            weight_decay: 0.05,
+            dropout: 0.1,
+            titled: 0.6,
+            seed: 1,
+        }
+    }
+}
+
+/// An inverted index of a corpus.
+struct Index<'t> {
+    texts: &'t [String],
+    /// For each word the texts that hold it, and what it adds to their scores but for its rarity.
+    postings: HashMap<Term, Vec<(u32, f32)>>,
+}
+
+/// Words that more of the corpus holds say too little to be looked up.
+const COMMON: f64 = 0.05;
+
+impl<'t> Index<'t> {
+    fn new(texts: &'t [String]) -> Self {
+        let bags: Vec<Bag> = texts
+            .par_iter()
+            .map(|text| Bag::new(&terms(text)))
+            .collect();
+        let mean = mean_len(bags.iter());
+        let mut postings: HashMap<Term, Vec<(u32, f32)>> = HashMap::new();
+        for (i, bag) in bags.iter().enumerate() {
+            for term in bag.terms() {
+                let share = saturated(bag.count(term), bag.len, mean);
+                postings
+                    .entry(term)
+                    .or_default()
+                    .push((i as u32, share as f32));
+            }
+        }
+        Index { texts, postings }
+    }
+
+    /// The texts that answer best to a query, best first.
+    fn top(&self, query: &str, count: usize) -> Vec<usize> {
+        let n = self.texts.len();
+        let mut scores = vec![0.0_f32; n];
+        for term in Bag::new(&terms(query)).terms() {
+            let Some(postings) = self.postings.get(&term) else {
+                continue;
+            };
+            if postings.len() as f64 > n as f64 * COMMON {
+                continue;
+            }
+            let rarity = idf(postings.len(), n) as f32;
+            for &(i, share) in postings {
+                scores[i as usize] += rarity * share;
+            }
+        }
+        let mut order: Vec<usize> = (0..n).filter(|&i| scores[i] > 0.0).collect();
+        let better = |&a: &usize, &b: &usize| scores[b].total_cmp(&scores[a]).then(a.cmp(&b));
+        if order.len() > count {
+            order.select_nth_unstable_by(count, better);
+            order.truncate(count);
+        }
+        order.sort_unstable_by(better);
+        order
+    }
+}
+
+/// Sizes of prompts, in passages: as many draws each.
+const SIZES: [usize; 10] = [8, 9, 10, 10, 10, 11, 12, 16, 20, 32];
+/// A prompt of fewer passages gets others from the corpus.
+const FEWEST: usize = 6;
+/// Bytes of a right passage that are its query.
+const QUERY: usize = 300;
+/// Shorter answers stand in many texts by chance.
+const SHORTEST_ANSWER: usize = 4;
+
+/// Prompts to train on: rows that bring few passages get those of the corpus and of other rows that
+/// answer best to the question, and to the right passages, by BM25; the passages' titles are there in a
+/// share of the prompts.
+pub fn prompts(examples: &[Example], corpus: &[String], options: &Options) -> Vec<Example> {
+    let mut texts: Vec<String> = corpus.to_vec();
+    let lacking = |example: &Example| example.docs.len() < FEWEST;
+    let own = examples.iter().filter(|e| lacking(e)).flat_map(|e| &e.docs);
+    texts.extend(own.map(|doc| {
+        title(doc)
+            .map_or(doc.as_str(), |(_, body)| body)
+            .to_string()
+    }));
+    texts.sort_unstable();
+    texts.dedup();
+    let index = match examples.iter().any(lacking) {
+        true => Some(Index::new(&texts)),
+        false => None,
+    };
+    examples
+        .par_iter()
+        .enumerate()
+        .map(|(i, example)| {
+            let mut random = Random::of(options.seed, &[1, i as u64]);
+            let mut example = example.clone();
+            if let Some(index) = index.as_ref().filter(|_| lacking(&example)) {
+                add_negatives(&mut example, index, &mut random);
+            }
+            let titled = random.unit() < options.titled;
+            for doc in &mut example.docs {
+                *doc = with_title(doc, titled);
+            }
+            example
+        })
+        .collect()
+}
+
+/// Fills a prompt up with passages that are like the right ones and are not right.
+fn add_negatives(example: &mut Example, index: &Index<'_>, random: &mut Random) {
+    let size = SIZES[random.below(SIZES.len())];
+    let right: Vec<String> = (0..example.docs.len())
+        .filter(|&i| example.gold[i])
+        .map(|i| example.docs[i].clone())
+        .collect();
+    // In a question of one step what holds the answer may be right too.
+    let answers: Vec<&str> = match right.len() {
+        1 => example.answers.iter().map(String::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let answered = |text: &str| {
+        let mut long = answers.iter().filter(|a| a.len() >= SHORTEST_ANSWER);
+        long.any(|answer| text.contains(answer))
+    };
+    let start = |text: &str| text.chars().take(60).collect::<String>();
+    let wanted = size.saturating_sub(example.docs.len());
+    let mut queries = vec![(example.question.clone(), wanted)];
+    queries.extend(right.iter().map(|text| {
+        let end = text.floor_char_boundary(QUERY);
+        (text[..end].to_string(), wanted / 2)
+    }));
+    let mut found: Vec<&str> = Vec::new();
+    for (query, count) in queries {
+        let mut left = count;
+        for i in index.top(&query, 2 * count + 8) {
+            let text = index.texts[i].as_str();
+            let known = right
+                .iter()
+                .any(|r| r.contains(&start(text)) || text.contains(&start(r)));
+            if left > 0 && !known && !answered(text) && !found.contains(&text) {
+                found.push(text);
+                left -= 1;
+            }
+        }
+    }
+    shuffle(&mut found, random);
+    for text in found.into_iter().take(wanted) {
+        example.docs.push(text.to_string());
+        example.gold.push(false);
+    }
+    let mut order: Vec<usize> = (0..example.docs.len()).collect();
+    shuffle(&mut order, random);
+    example.docs = order
+        .iter()
+        .map(|&i| std::mem::take(&mut example.docs[i]))
+        .collect();
+    example.gold = order.iter().map(|&i| example.gold[i]).collect();
+}
+
+fn shuffle<T>(items: &mut [T], random: &mut Random) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, random.below(i + 1));
+    }
+}
+
+/// Takes the titles off an example's passages.
+pub fn without_titles(example: &mut Example) {
+    for doc in &mut example.docs {
+        *doc = with_title(doc, false);
+    }
+}
+
+/// A passage with its title in front, or without it. A passage that has none gets what stands before its
+/// first verb, or the name that it repeats.
+fn with_title(doc: &str, titled: bool) -> String {
+    match (titled, title(doc)) {
+        (true, Some(_)) => doc.to_string(),
+        (false, Some((_, body))) => body.to_string(),
+        (false, None) => doc.to_string(),
+        (true, None) => match head(doc).or_else(|| frequent_name(doc)) {
+            Some(head) => format!("{head}: {doc}"),
+            None => doc.to_string(),
+        },
+    }
+}
+
+/// A prompt's passages with their sentences.
+pub(crate) fn passages(docs: &[String]) -> Vec<Passage<'_>> {
+    docs.iter().map(|doc| Passage::of(doc)).collect()
+}
+
+/// What a step learns from: rows of features by passage, and which are right.
+struct Sample {
+    rows: Vec<Vec<f32>>,
+    gold: Vec<bool>,
+}
+
+/// What training found, and how it went.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// Its weights.
+    pub ranker: Ranker,
+    /// Mean loss of the last pass of each stage.
+    pub loss: [f64; 2],
+    /// Prompts that were trained on.
+    pub prompts: usize,
+}
+
+/// Trains a ranker on prompts.
+///
+/// # Errors
+/// [`Error::Input`] where there are fewer than two prompts that hold both right and other passages, or
+/// for an option out of its range.
+pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
+    options.check()?;
+    let usable: Vec<&Example> = examples
+        .iter()
+        .filter(|e| e.gold.contains(&true) && e.gold.contains(&false))
+        .collect();
+    if usable.len() < 2 {
+        return Err(Error::input(
+            format!("{} prompts", usable.len()),
+            "expected two or more that hold right and other passages; give more rows, or a corpus",
+        ));
+    }
+    let prompts: Vec<Prompt<'_>> = usable
+        .par_iter()
+        .map(|example| Prompt::new(&example.question, passages(&example.docs)))
+        .collect();
+    let candidates: Vec<Candidates<'_>> = prompts
+        .par_iter()
+        .map(|prompt| prompt.candidates(usize::MAX))
+        .collect();
+    let gold: Vec<Vec<bool>> = candidates
+        .iter()
+        .zip(&usable)
+        .map(|(candidates, example)| candidates.chosen.iter().map(|&i| example.gold[i]).collect())
+        .collect();
+    let columns: Vec<_> = candidates.par_iter().map(Candidates::first).collect();
+    let sample = |columns: &Vec<Vec<f64>>, gold: &[bool]| Sample {
+        rows: (0..gold.len())
+            .map(|row| columns.iter().map(|column| column[row] as f32).collect())
+            .collect(),
+        gold: gold.to_vec(),
+    };
+    let samples: Vec<Sample> = columns
+        .iter()
+        .zip(&gold)
+        .map(|(columns, gold)| sample(columns, gold))
+        .collect();
+
+    // Each half is scored by networks that never saw it: the second stage learns from scores as they are
+    // on new prompts.
+    let (front, back) = samples.split_at(samples.len() / 2);
+    let fit = |parts: &[&[Sample]], names: &[&str], stage: u64| {
+        let all: Vec<&Sample> = parts.iter().flat_map(|part| part.iter()).collect();
+        let nets: Vec<(Net, f64)> = (0..options.seeds)
+            .map(|seed| {
+                fit(
+                    &all,
+                    names,
+                    options,
+                    Random::of(options.seed, &[2, stage, seed]),
+                )
+            })
+            .collect();
+        let loss = nets.iter().map(|(_, loss)| loss).sum::<f64>() / nets.len() as f64;
+        let nets: Vec<Net> = nets.into_iter().map(|(net, _)| net).collect();
+        (Net::mean_of(&nets), loss)
+    };
+    let names = first_names();
+    let ((of_front, front_loss), (of_back, back_loss)) =
+        rayon::join(|| fit(&[front], &names, 0), || fit(&[back], &names, 1));
+    let (Some(of_front), Some(of_back)) = (of_front, of_back) else {
+        return Err(Error::input("seeds 0", "expected 1 or more"));
+    };
+    let half = front.len();
+    drop(samples);
+    let samples: Vec<Sample> = candidates
+        .par_iter()
+        .zip(columns)
+        .zip(&gold)
+        .enumerate()
+        .map(|(i, ((candidates, columns), gold))| {
+            let net = if i < half { &of_back } else { &of_front };
+            let scores = net.scores(&columns);
+            sample(&candidates.second(columns, &scores), gold)
+        })
+        .collect();
+    let first = Net::mean_of(&[of_front, of_back]);
+    let (second, loss) = fit(&[&samples], &second_names(), 2);
+    match (first, second) {
+        (Some(first), Some(second)) => Ok(Trained {
+            ranker: Ranker { first, second },
+            loss: [(front_loss + back_loss) / 2.0, loss],
+            prompts: usable.len(),
+        }),
+        _ => Err(Error::input("seeds 0", "expected 1 or more")),
+    }
+}
+
+impl Options {
+    /// Refuses values outside their range.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the option, its value and the range.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: String, reason: &str| Err(Error::input(what, reason));
+        for (name, value, most) in [
+            ("hidden", self.hidden, 4096),
+            ("seeds", self.seeds as usize, 64),
+            ("epochs", self.epochs, 100_000),
+            ("batch", self.batch, 1 << 20),
+        ] {
+            if value == 0 || value > most {
+                return refuse(format!("{name} {value}"), &format!("expected 1 to {most}"));
+            }
+        }
+        for (name, value) in [("dropout", self.dropout), ("titled", self.titled)] {
+            if !(0.0..=1.0).contains(&value) || (name == "dropout" && value == 1.0) {
+                return refuse(format!("{name} {value}"), "expected a share");
+            }
+        }
+        for (name, value) in [("lr", self.lr), ("weight_decay", self.weight_decay)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return refuse(
+                    format!("{name} {value}"),
+                    "expected a finite number, 0 or more",
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The network's parameters as tensors: linear, hidden, bias, output.
+struct Parameters {
+    tensors: Vec<Tensor>,
+    hidden: usize,
+}
+
+impl Parameters {
+    /// Uniform within one by the root of the inputs, as PyTorch's linear layers begin.
+    fn new(inputs: usize, hidden: usize, random: &mut Random) -> Self {
+        let mut tensor = |name: &str, shape: [usize; 2], fan: usize| {
+            let bound = 1.0 / (fan as f64).sqrt();
+            let values = (0..shape[0] * shape[1])
+                .map(|_| ((2.0 * random.unit() - 1.0) * bound) as f32)
+                .collect();
+            Tensor {
+                name: name.into(),
+                shape,
+                values,
+            }
+        };
+        Parameters {
+            tensors: vec![
+                tensor("linear", [inputs, 1], inputs),
+                tensor("hidden", [inputs, hidden], inputs),
+                tensor("bias", [1, hidden], inputs),
+                tensor("output", [1, hidden], hidden),
+            ],
+            hidden,
+        }
+    }
+
+    /// The score of a row and the hidden units before their activation.
+    fn forward(&self, row: &[f32], units: &mut Vec<f64>) -> f64 {
+        let [linear, hidden, bias, output] = [0, 1, 2, 3].map(|i| &self.tensors[i].values);
+        units.clear();
+        units.extend(bias.iter().map(|&b| f64::from(b)));
+        let mut score = 0.0;
+        for ((&x, &w), weights) in row.iter().zip(linear).zip(hidden.chunks(self.hidden)) {
+            if x == 0.0 {
+                continue;
+            }
+            score += f64::from(x) * f64::from(w);
+            for (unit, &weight) in units.iter_mut().zip(weights) {
+                *unit += f64::from(x) * f64::from(weight);
+            }
+        }
+        for (&unit, &weight) in units.iter().zip(output) {
+            score += f64::from(weight) * activation(unit);
+        }
+        score
+    }
+
+    /// Adds the gradients of a row whose score has the gradient `by`.
+    fn backward(&self, row: &[f32], units: &[f64], by: f64, gradients: &mut [Vec<f64>]) {
+        let output = &self.tensors[3].values;
+        let [g_linear, g_hidden, g_bias, g_output] = gradients else {
+            return;
+        };
+        let by_unit: Vec<f64> = units
+            .iter()
+            .zip(output)
+            .map(|(&unit, &weight)| by * f64::from(weight) * slope(unit))
+            .collect();
+        for (i, &x) in row.iter().enumerate() {
+            if x == 0.0 {
+                continue;
+            }
+            let x = f64::from(x);
+            g_linear[i] += by * x;
+            let own = &mut g_hidden[i * self.hidden..(i + 1) * self.hidden];
+            own.iter_mut()
+                .zip(&by_unit)
+                .for_each(|(g, unit)| *g += unit * x);
+        }
+        for (h, &unit) in units.iter().enumerate() {
+            g_bias[h] += by_unit[h];
+            g_output[h] += by * activation(unit);
+        }
+    }
+}
+
+/// Trains one network; gives it and the mean loss of the last pass.
+fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Random) -> (Net, f64) {
+    let inputs = names.len();
+    let (mean, scale) = moments(samples, inputs);
+    let standard: Vec<Vec<Vec<f32>>> = samples
+        .iter()
+        .map(|sample| {
+            let row = |row: &Vec<f32>| {
+                let all = row.iter().zip(&mean).zip(&scale);
+                all.map(|((x, mean), scale)| (x - mean) * scale).collect()
+            };
+            sample.rows.iter().map(row).collect()
+        })
+        .collect();
+    let mut parameters = Parameters::new(inputs, options.hidden, &mut random);
+    let optimiser = AdamW {
+        weight_decay: options.weight_decay,
+        ..AdamW::default()
+    };
+    let mut moments = Moments::new(&parameters.tensors);
+    let steps = options.epochs * samples.len().div_ceil(options.batch);
+    let (mut step, mut last) = (0, 0.0);
+    let mut order: Vec<usize> = (0..samples.len()).collect();
+    for _ in 0..options.epochs {
+        shuffle(&mut order, &mut random);
+        last = 0.0;
+        for batch in order.chunks(options.batch) {
+            let mut gradients: Vec<Vec<f64>> = parameters
+                .tensors
+                .iter()
+                .map(|t| vec![0.0; t.values.len()])
+                .collect();
+            for &i in batch {
+                let rows: Vec<Vec<f32>> = standard[i]
+                    .iter()
+                    .map(|row| dropped(row, options.dropout, &mut random))
+                    .collect();
+                let weight = 1.0 / batch.len() as f64;
+                last +=
+                    sample_gradients(&parameters, &rows, &samples[i].gold, weight, &mut gradients);
+            }
+            let gradients: Vec<Vec<f32>> = gradients
+                .iter()
+                .map(|all| all.iter().map(|&g| g as f32).collect())
+                .collect();
+            let lr = options.lr * (1.0 - step as f64 / steps as f64);
+            step += 1;
+            // Their shapes are those of the parameters.
+            let _ = optimiser.step(&mut parameters.tensors, &gradients, &mut moments, lr);
+        }
+    }
+    let values = |tensor: usize| &parameters.tensors[tensor].values;
+    let inputs = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| Input {
+            name: name.to_string(),
+            mean: mean[i],
+            scale: scale[i],
+            linear: values(0)[i],
+            hidden: values(1)[i * options.hidden..(i + 1) * options.hidden].to_vec(),
+        })
+        .collect();
+    let net = Net {
+        inputs,
+        bias: values(2).clone(),
+        output: values(3).clone(),
+    };
+    (net, last / samples.len() as f64)
+}
+
+/// Mean of each feature, and one by its standard deviation.
+fn moments(samples: &[&Sample], inputs: usize) -> (Vec<f32>, Vec<f32>) {
+    let rows = || samples.iter().flat_map(|sample| &sample.rows);
+    let n = rows().count().max(1) as f64;
+    let mean: Vec<f64> = (0..inputs)
+        .map(|i| rows().map(|row| f64::from(row[i])).sum::<f64>() / n)
+        .collect();
+    let scale = (0..inputs)
+        .map(|i| {
+            let squares = rows().map(|row| (f64::from(row[i]) - mean[i]).powi(2));
+            let deviation = (squares.sum::<f64>() / n).sqrt();
+            // A feature that never varies says nothing.
+            if deviation > 1e-6 {
+                (1.0 / deviation) as f32
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    (mean.into_iter().map(|mean| mean as f32).collect(), scale)
+}
+
+/// A row of which a share is not seen; the rest is scaled up.
+fn dropped(row: &[f32], share: f64, random: &mut Random) -> Vec<f32> {
+    let scale = (1.0 / (1.0 - share)) as f32;
+    row.iter()
+        .map(|&x| {
+            if random.unit() < share {
+                0.0
+            } else {
+                x * scale
+            }
+        })
+        .collect()
+}
+
+/// The loss of a prompt, mean over its right passages of softplus(logsumexp(others) − score), and its
+/// gradients times `weight`.
+fn sample_gradients(
+    parameters: &Parameters,
+    rows: &[Vec<f32>],
+    gold: &[bool],
+    weight: f64,
+    gradients: &mut [Vec<f64>],
+) -> f64 {
+    let mut units = vec![Vec::new(); rows.len()];
+    let scores: Vec<f64> = rows
+        .iter()
+        .zip(&mut units)
+        .map(|(row, units)| parameters.forward(row, units))
+        .collect();
+    let others = || {
+        scores
+            .iter()
+            .zip(gold)
+            .filter(|(_, gold)| !**gold)
+            .map(|(score, _)| *score)
+    };
+    let most = others().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = others().map(|score| libm::exp(score - most)).sum();
+    let all = most + libm::log(sum);
+    let right = gold.iter().filter(|&&gold| gold).count() as f64;
+    let mut loss = 0.0;
+    let mut pull = 0.0;
+    let mut by = vec![0.0; rows.len()];
+    for (i, &score) in scores.iter().enumerate().filter(|&(i, _)| gold[i]) {
+        let gap = all - score;
+        loss += (f64::max(gap, 0.0) + libm::log1p(libm::exp(-gap.abs()))) / right;
+        let share = 1.0 / (1.0 + libm::exp(-gap)) / right;
+        by[i] = -share;
+        pull += share;
+    }
+    for (i, &score) in scores.iter().enumerate().filter(|&(i, _)| !gold[i]) {
+        by[i] = pull * libm::exp(score - most) / sum;
+    }
+    for ((row, units), by) in rows.iter().zip(&units).zip(by) {
+        parameters.backward(row, units, by * weight, gradients);
+    }
+    loss
+}
