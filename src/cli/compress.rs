@@ -138,8 +138,13 @@ impl Report {
         } else {
             format!(" ({:.1}% kept, {:.1}x)", c.rate() * 100.0, c.ratio())
         };
+        // Words and lines are whole, so that the budget is seldom met to the token.
+        let distance = match self.compressed.target {
+            Some(target) if target > after + 1 => format!(", {} below the budget", target - after),
+            _ => String::new(),
+        };
         format!(
-            "{before} -> {after} tokens{shares} in {:.2} s, {:.0} tokens/s, by {}",
+            "{before} -> {after} tokens{shares}{distance} in {:.2} s, {:.0} tokens/s, by {}",
             self.seconds, self.tokens_per_second, self.model,
         )
     }
@@ -205,6 +210,9 @@ pub fn run(args: Args) -> Outcome {
         let _ = writeln!(std::io::stderr(), "prefold: {warning}");
     }
     if !args.quiet {
+        for warning in &report.compressed.warnings {
+            let _ = writeln!(std::io::stderr(), "prefold: warning: {warning}");
+        }
         let _ = writeln!(std::io::stderr(), "prefold: {}", report.summary());
     }
     Ok(())

@@ -2,8 +2,8 @@
 //! switch that is on by default is turned off by `--no-…`.
 
 use prefold::hard::{
-    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker,
-    Reorder,
+    Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod,
+    Ranker, Reorder,
 };
 
 /// A share as a number, `0.5`, or in per cent, `50%`.
@@ -45,6 +45,20 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
+    /// What the contexts are, instead of what each looks like
+    #[arg(long = "as", value_name = "KIND", value_enum,
+        conflicts_with = "reference", help_heading = EXACT)]
+    as_kind: Option<ContentKind>,
+    /// Put TEXT where something was dropped; empty: not even `…` in code
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
+        conflicts_with = "reference", help_heading = EXACT)]
+    mark: Option<String>,
+    /// Treat copies of documents and passages as anything else
+    #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
+    no_dedupe: bool,
+    /// Spend the last token of the budget, at the price of half a word
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    fill: bool,
 
     /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
     /// chosen [default: balanced]
@@ -164,6 +178,10 @@ impl Flags {
         set(&mut o.force_contexts, self.force_context_ids);
         o.force_tokens = self.force_token;
         o.force_digits = self.force_digits;
+        o.as_kind = self.as_kind;
+        o.mark = self.mark;
+        o.dedupe = !self.no_dedupe;
+        o.fill = self.fill;
         set(&mut o.keep_first_sentence, self.keep_first_sentence);
         set(&mut o.keep_last_sentence, self.keep_last_sentence);
         set(&mut o.keep_sentence_number, self.keep_sentence_number);
@@ -306,8 +324,16 @@ mod tests {
             "--keep-sentence-number=4",
             "--high-priority-bonus=50",
             "--no-concate-question",
+            "--as=csv",
+            "--mark=[…]",
+            "--no-dedupe",
+            "--fill",
         ]);
         let want = Exact::default()
+            .with_as_kind(Some(ContentKind::Csv))
+            .with_mark(Some("[…]".into()))
+            .with_dedupe(false)
+            .with_fill(true)
             .with_granularity(Granularity::Token)
             .with_count(Count::Scorer)
             .with_force_tokens(vec!["\n".into(), "-".into()])
@@ -333,6 +359,7 @@ mod tests {
             }
         }
         check::<Condition>();
+        check::<ContentKind>();
         check::<Count>();
         check::<Effort>();
         check::<Granularity>();
@@ -353,6 +380,10 @@ mod tests {
             "--count=scorer",
             "--force-token=x",
             "--force-digits",
+            "--as=csv",
+            "--mark=x",
+            "--no-dedupe",
+            "--fill",
         ] {
             assert!(Line::try_parse_from(["prefold", "--reference", flag]).is_err());
         }

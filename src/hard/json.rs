@@ -306,6 +306,10 @@ impl Arguments {
             ranker: self.optional("ranker")?,
             effort: self.or("effort", d.effort)?,
             enough: self.or("enough", d.enough)?,
+            as_kind: self.optional("as_kind")?,
+            dedupe: self.or("dedupe", d.dedupe)?,
+            mark: self.optional("mark")?,
+            fill: self.or("fill", d.fill)?,
             trace: d.trace,
         })
     }

@@ -14,6 +14,7 @@ pub mod result;
 mod source;
 mod structured;
 
+pub use exact::kinds::ContentKind;
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
 pub use options::{
