@@ -15,7 +15,7 @@ use std::sync::Arc;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, in_rounds};
 use super::expect_len;
 use super::panels::{LINE, Panels, RowSource, Values, to_line};
 use super::simd::simd_fn;
@@ -336,10 +336,11 @@ impl Cpu {
                 tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        tasks
-            .into_par_iter()
-            .for_each(|task| linear_task(self.arch, task));
-        Ok(())
+        in_rounds(tasks, 2 * rows * inputs * outputs, |tasks| {
+            tasks
+                .into_par_iter()
+                .for_each(|task| linear_task(self.arch, task));
+        })
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, in_rounds};
 use super::gemm::{Linear, Split};
 use super::pages::Pages;
 use super::panels::Panels;
@@ -167,9 +167,12 @@ impl Cpu {
                 tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        tasks
-            .into_par_iter()
-            .for_each(|task| with_kernel!(operands.kernel, dot => dot.linear(task)));
+        let flop = 2 * shape.rows * shape.inputs * shape.outputs;
+        in_rounds(tasks, flop, |tasks| {
+            tasks
+                .into_par_iter()
+                .for_each(|task| with_kernel!(operands.kernel, dot => dot.linear(task)));
+        })?;
         Ok(true)
     }
 }
