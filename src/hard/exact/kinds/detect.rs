@@ -21,6 +21,8 @@ pub(super) fn kind(text: &str) -> ContentKind {
         ContentKind::Jsonl
     } else if csv_form::delimiter(text).is_some() {
         ContentKind::Csv
+    } else if are_dated(&shown) {
+        ContentKind::Log
     } else if has_fence(&shown) {
         ContentKind::Markdown
     } else if are_code(&shown) {
@@ -149,6 +151,17 @@ fn key(line: &str) -> Option<String> {
         key.push(' ');
     }
     None
+}
+
+/// Whether most lines begin with a time or with the place where they were found, whatever follows.
+fn are_dated(lines: &[&str]) -> bool {
+    let dated = |line: &&&str| {
+        let shape = shape(line.split_whitespace().next().unwrap_or_default());
+        shape.matches('9').count() >= 3 || shape == "path:9"
+    };
+    let starts = lines.iter().take(SAMPLE).filter(|line| indent(line) == 0);
+    let (all, with) = starts.fold((0, 0), |(all, with), line| (all + 1, with + usize::from(dated(&line))));
+    all >= 3 && with * 10 >= all * 6
 }
 
 /// Whether most lines begin in one form that prose does not begin in: a time, a path, a key.
