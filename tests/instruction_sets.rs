@@ -93,7 +93,9 @@ fn program(prefix: &[&str], model: &Path, arguments: &[&str], text: &Path) -> St
 fn the_program_runs_on_a_processor_without_avx() {
     const EMULATOR: &str = "qemu-x86_64";
     if Command::new(EMULATOR).arg("--version").output().is_err() {
-        common::say(&format!("skipped: {EMULATOR} is not there (apt: qemu-user)"));
+        common::say(&format!(
+            "skipped: {EMULATOR} is not there (apt: qemu-user)"
+        ));
         return;
     }
     let folder = tiny::byte_model(512);
@@ -102,7 +104,14 @@ fn the_program_runs_on_a_processor_without_avx() {
         let score: serde_json::Value = serde_json::from_str(score).unwrap();
         score["mean_nll"].as_f64().unwrap()
     };
-    let reference = ["compress", "--reference", "--rate", "0.5", "--iterative-size", "20"];
+    let reference = [
+        "compress",
+        "--reference",
+        "--rate",
+        "0.5",
+        "--iterative-size",
+        "20",
+    ];
     let want = program(&[], folder.path(), &reference, &text);
     assert!(!want.is_empty() && want.len() < TEXT.len(), "{want}");
     let score = mean(&program(&[], folder.path(), &["score", "--json"], &text));
@@ -115,6 +124,9 @@ fn the_program_runs_on_a_processor_without_avx() {
         assert!((there - score).abs() < 1e-5, "{cpu}: {there}, not {score}");
         // The default mode, whose estimates are made in f32 there.
         let shorter = run(&["compress", "--rate", "0.5"]);
-        assert!(!shorter.is_empty() && shorter.len() < TEXT.len(), "{cpu}: {shorter}");
+        assert!(
+            !shorter.is_empty() && shorter.len() < TEXT.len(),
+            "{cpu}: {shorter}"
+        );
     }
 }

@@ -44,7 +44,9 @@ impl Request {
             (None, None) => Budget::default(),
             (Some(rate), None) => Budget::Rate(rate),
             (None, Some(tokens)) => Budget::Tokens(tokens),
-            (Some(_), Some(_)) => return Err(bad("rate", "give this or `target_tokens`, not both")),
+            (Some(_), Some(_)) => {
+                return Err(bad("rate", "give this or `target_tokens`, not both"));
+            }
         };
         let mut request = Request {
             contexts: args.texts("contexts")?,
@@ -71,7 +73,10 @@ impl Request {
                 });
             }
         };
-        args.refuse(other, &format!("it has no effect in mode `{own}`; leave it out"))?;
+        args.refuse(
+            other,
+            &format!("it has no effect in mode `{own}`; leave it out"),
+        )?;
         args.finish()?;
         Ok(request)
     }
@@ -422,11 +427,19 @@ mod tests {
                 json!({"context": "a", "force_context_ids": [-1]}),
                 "force_context_ids",
             ),
-            (python, json!({"context": "a", "keep_split": 1}), "keep_split"),
+            (
+                python,
+                json!({"context": "a", "keep_split": 1}),
+                "keep_split",
+            ),
             (python, json!({"context": "a", "budget": "loose"}), "budget"),
             (python, json!({"context": "a", "ratio": 0.5}), "ratio"),
             (ours, json!({"context": "a"}), "contexts"),
-            (ours, json!({"contexts": "a", "target_token": 5}), "target_token"),
+            (
+                ours,
+                json!({"contexts": "a", "target_token": 5}),
+                "target_token",
+            ),
             (
                 ours,
                 json!({"contexts": "a", "target_tokens": -1}),
@@ -446,7 +459,10 @@ mod tests {
         }
         for target in [90.5, -2.0] {
             let said = python(json!({"context": "a", "target_token": target})).unwrap_err();
-            assert!(said.to_string().starts_with(&format!("target_token {target}: ")));
+            assert!(
+                said.to_string()
+                    .starts_with(&format!("target_token {target}: "))
+            );
         }
     }
 
@@ -455,7 +471,10 @@ mod tests {
         let complaint = |read: fn(Value) -> Result<Request>, mut arguments: Value, name: &str| {
             arguments[name] = json!(1);
             let said = read(arguments).unwrap_err().to_string();
-            assert!(said.starts_with(&format!("argument `{name}`: it has ")), "{said}");
+            assert!(
+                said.starts_with(&format!("argument `{name}`: it has ")),
+                "{said}"
+            );
         };
         for &name in LlmLingua::NAMES {
             if !Exact::NAMES.contains(&name) {
@@ -467,7 +486,12 @@ mod tests {
                 complaint(ours, json!({"contexts": "a", "mode": "llmlingua"}), name);
             }
         }
-        for name in ["iterative_size", "condition_compare", "keep_split", "word_sep"] {
+        for name in [
+            "iterative_size",
+            "condition_compare",
+            "keep_split",
+            "word_sep",
+        ] {
             complaint(python, json!({"context": "a", "budget": "exact"}), name);
         }
         for name in ["granularity", "count"] {

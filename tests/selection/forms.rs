@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crate::common::fake::{AnyScores, byte_tokenizer};
-use prefold::hard::{self, Budget, Compressed, ContentKind, Exact, Granularity, Request};
+use prefold::hard::{self, Budget, Compressed, ContentKind, Effort, Exact, Granularity, Request};
 use prefold::text::count_cl100k;
 
 const PROSE: &str = include_str!("../data/gallery/prose.txt");
@@ -334,7 +334,10 @@ fn the_last_token_is_spent_on_request() {
             let result = compress(
                 &[&text],
                 "",
-                (Budget::Tokens(want), Exact::default().with_fill(true)),
+                (
+                    Budget::Tokens(want),
+                    Exact::default().with_fill(true).with_dedupe(false),
+                ),
             );
             let got = result.tokens_after;
             assert!(
@@ -585,17 +588,19 @@ fn named_kinds_override_what_a_text_looks_like() {
 
 #[test]
 fn long_and_odd_texts_take_linear_time() {
-    let start = std::time::Instant::now();
-    let breaks = "\n".repeat(900_000);
-    compress(&[&format!("a{breaks}b")], "", rate(0.5));
-    let lines = "a\n".repeat(300_000);
-    compress(&[&lines], "", rate(0.5));
-    let words = "some more text here ".repeat(50_000);
-    let options = (
-        Budget::Rate(0.8),
-        Exact::default().with_force_tokens(vec!["e".into()]),
-    );
-    compress(&[&words], "", options);
-    let seconds = start.elapsed().as_secs_f64();
-    assert!(seconds < 60.0, "{seconds} s");
+    // Ten times the text takes about ten times as long; a square would take a hundred times.
+    let seconds = |length: usize| {
+        let start = std::time::Instant::now();
+        let fast = || Exact::default().with_effort(Effort::Fast);
+        let breaks = format!("a{}b", "\n".repeat(length * 3));
+        compress(&[&breaks], "", (Budget::Rate(0.5), fast()));
+        let lines = "a\n".repeat(length);
+        compress(&[&lines], "", (Budget::Rate(0.5), fast()));
+        let words = "some more text here ".repeat(length / 4);
+        let options = fast().with_force_tokens(vec!["e".into()]);
+        compress(&[&words], "", (Budget::Rate(0.8), options));
+        start.elapsed().as_secs_f64()
+    };
+    let (short, long) = (seconds(10_000), seconds(100_000));
+    assert!(long < 40.0 * short, "{short} s, then {long} s");
 }

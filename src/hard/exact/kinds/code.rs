@@ -100,11 +100,14 @@ impl Syntax {
 
     /// Whether a line holds nothing but a comment.
     fn is_comment(&self, line: &str) -> bool {
-        let line = line.trim_start();
+        let line = line.trim();
+        let docs =
+            |quotes: &str| line.len() >= 6 && line.starts_with(quotes) && line.ends_with(quotes);
         match self.comment {
-            Some("#") => line.starts_with('#') && !line.starts_with("#!"),
+            Some("#") if line.starts_with('#') => !line.starts_with("#!"),
+            Some("#") => docs("\"\"\"") || docs("'''"),
             Some(mark) if line.starts_with(mark) => true,
-            _ => self.block_comments && line.starts_with("/*") && line.trim_end().ends_with("*/"),
+            _ => self.block_comments && line.starts_with("/*") && line.ends_with("*/"),
         }
     }
 

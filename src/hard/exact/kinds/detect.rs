@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::text::LONG_SENTENCE;
 use super::{ContentKind, csv_form, indent};
 
 /// Lines that are looked at.
@@ -21,13 +22,15 @@ pub(super) fn kind(text: &str) -> ContentKind {
         ContentKind::Jsonl
     } else if csv_form::delimiter(text).is_some() {
         ContentKind::Csv
+    } else if are_dated(&shown) || is_diff(&shown) {
+        ContentKind::Log
     } else if has_fence(&shown) {
         ContentKind::Markdown
-    } else if are_code(&shown) {
+    } else if are_code(&shown) || are_nested_keys(&shown) {
         ContentKind::Code
     } else if is_markdown(&shown) {
         ContentKind::Markdown
-    } else if are_records(&shown) {
+    } else if are_records(&shown) && are_short(&shown) {
         ContentKind::Log
     } else {
         ContentKind::Text
@@ -161,6 +164,57 @@ fn key(line: &str) -> Option<String> {
         key.push(' ');
     }
     None
+}
+
+/// A hunk of a unified diff and the name of its file.
+pub(super) fn is_diff(lines: &[&str]) -> bool {
+    lines.iter().any(|line| line.starts_with("@@ -"))
+        && lines.iter().any(|line| line.starts_with("+++ "))
+}
+
+/// Keys with values under keys, as in YAML.
+fn are_nested_keys(lines: &[&str]) -> bool {
+    let keyed = |line: &&&str| {
+        let own = line.trim_start();
+        let item = own.strip_prefix("- ").unwrap_or(own);
+        let key = item
+            .split_once(':')
+            .filter(|(_, value)| value.is_empty() || value.starts_with(' '));
+        own.starts_with('#')
+            || item.len() < own.len()
+            || key.is_some_and(|(key, _)| !key.is_empty() && !key.contains(' '))
+    };
+    let nested = lines
+        .iter()
+        .any(|line| indent(line) > 0 && line.contains(": "));
+    let opens = lines.iter().any(|line| line.ends_with(':'));
+    lines.len() >= 3
+        && nested
+        && opens
+        && lines.iter().filter(keyed).count() * 10 >= lines.len() * 9
+}
+
+/// Whether lines are short enough to be kept or dropped whole.
+fn are_short(lines: &[&str]) -> bool {
+    lines
+        .iter()
+        .filter(|line| line.len() > LONG_SENTENCE)
+        .count()
+        * 10
+        <= lines.len()
+}
+
+/// Whether most lines begin with a time or with the place where they were found, whatever follows.
+fn are_dated(lines: &[&str]) -> bool {
+    let dated = |line: &&&str| {
+        let shape = shape(line.split_whitespace().next().unwrap_or_default());
+        shape.matches('9').count() >= 3 || shape == "path:9"
+    };
+    let starts = lines.iter().take(SAMPLE).filter(|line| indent(line) == 0);
+    let (all, with) = starts.fold((0, 0), |(all, with), line| {
+        (all + 1, with + usize::from(dated(&line)))
+    });
+    all >= 3 && with * 10 >= all * 6
 }
 
 /// Whether most lines begin in one form that prose does not begin in: a time, a path, a key.
@@ -384,6 +438,18 @@ mod tests {
             "#include <stdio.h>\n\nint main(void)\n{\n    printf(\"x\");\n    return 0;\n}\n",
         );
         is(ContentKind::Code, include_str!("detect.rs"));
+        is(
+            ContentKind::Code,
+            "version: 2\njobs:\n  build:\n    image: rust\n    steps:\n      - checkout\n      - run: make\n",
+        );
+        is(
+            ContentKind::Log,
+            "--- a/x.rs\n+++ b/x.rs\n@@ -1,3 +1,3 @@\n fn f() {\n-    a();\n+    b();\n }\n",
+        );
+        is(
+            ContentKind::Log,
+            "Ann: Where is it?\nBob: In the shed.\nAnn: Which one?\nBob: The red one.\n",
+        );
         is(
             ContentKind::Log,
             "2024-03-01T10:00:00Z INFO a b\n2024-03-01T10:00:01Z INFO c d\n2024-03-01T10:00:02Z ERROR e\n",
