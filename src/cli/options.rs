@@ -33,8 +33,22 @@ pub fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Reads whose tokens are counted: a name, or the path of a tokenizer.json.
+fn whose(name: &str) -> Result<Count, prefold::Error> {
+    match Count::from_name(name) {
+        Some(count) => Ok(count),
+        None if name.contains(['/', '\\', '.']) => Count::from_file(name.as_ref()),
+        None => Err(prefold::Error::Unsupported {
+            what: format!("`{name}`"),
+            have: format!(
+                "{}, and any tokenizer.json by its path",
+                Count::NAMES.join(", ")
+            ),
+        }),
+    }
+}
+
 const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
-const COUNTS: &[&str] = &["cl100k", "scorer"];
 const EFFORTS: &[&str] = &["fast", "balanced", "best"];
 const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
 const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
@@ -63,8 +77,8 @@ pub struct Flags {
     #[arg(long, value_name = "UNIT", value_parser = named::<Granularity>(GRANULARITIES),
         conflicts_with = "reference", help_heading = EXACT)]
     granularity: Option<Granularity>,
-    /// Whose tokens the budget counts [default: cl100k]
-    #[arg(long, value_name = "WHOSE", value_parser = named::<Count>(COUNTS),
+    /// Whose tokens the budget counts: cl100k, o200k, scorer, or those of a tokenizer.json [default: cl100k]
+    #[arg(long, value_name = "WHOSE|FILE", value_parser = whose,
         conflicts_with = "reference", help_heading = EXACT)]
     count: Option<Count>,
     /// A string that is kept wherever it stands; may be repeated
@@ -364,7 +378,18 @@ mod tests {
             );
         }
         all::<Granularity>(GRANULARITIES);
-        all::<Count>(COUNTS);
+        for name in Count::NAMES {
+            assert_eq!(whose(name).unwrap().name(), name);
+            assert_eq!(serde_json::to_value(whose(name).unwrap()).unwrap(), name);
+            assert_eq!(
+                serde_json::from_value::<Count>(name.into()).unwrap().name(),
+                name
+            );
+        }
+        for (name, says) in [("gpt4", "o200k"), ("no/such.json", "no/such.json")] {
+            let error = whose(name).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
         all::<RankMethod>(RANK_METHODS);
         all::<Reorder>(REORDERS);
         all::<Condition>(CONDITIONS);

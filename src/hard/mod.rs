@@ -1,6 +1,7 @@
 //! Hard compression: a shorter text. LLMLingua (arXiv 2310.05736) and LongLLMLingua (2310.06839).
 
 mod context_budget;
+mod count;
 mod exact;
 pub mod json;
 pub(crate) mod json_text;
@@ -14,11 +15,10 @@ pub mod result;
 mod source;
 mod structured;
 
+pub use count::Count;
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
-pub use options::{
-    Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
-};
+pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Ranker;
+use super::count::Count;
 use super::json::Arguments;
 use crate::error::{Error, Result};
 
@@ -127,17 +128,6 @@ pub enum Effort {
     Balanced,
     /// The model reads every passage that may still be chosen, and without a question everything.
     Best,
-}
-
-/// Whose tokens the exact budget counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Count {
-    /// OpenAI's cl100k_base, as the reference's results count.
-    #[default]
-    Cl100k,
-    /// The scoring model's own.
-    Scorer,
 }
 
 /// Declares a struct of options: fields with defaults, a setter each, and their names in JSON.

@@ -19,9 +19,9 @@ mod units;
 use crate::control;
 use crate::error::{Error, Result};
 use crate::model::Scorer;
-use crate::text::{Tokenizer, counts::count_cl100k};
+use crate::text::Tokenizer;
 
-use super::options::{Count, Exact as Options};
+use super::options::Exact as Options;
 use super::python::strip;
 use super::request::{Budget, Request};
 use super::result::Compressed;
@@ -230,10 +230,7 @@ impl Exact<'_> {
     /// Tokens of a text by whom the options name.
     fn count(&self, text: &str) -> Result<usize> {
         control::check()?;
-        match self.options.count {
-            Count::Cl100k => Ok(count_cl100k(text)),
-            Count::Scorer => Ok(self.tokenizer.encode(text, false, false)?.ids.len()),
-        }
+        self.options.count.tokens(text, self.tokenizer)
     }
 }
 
