@@ -33,6 +33,7 @@ impl Mapped {
         // mapped model, that would end this process by a signal, and the docs of `open` say so.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        refuse_pointer(path, &map)?;
         Ok(Arc::new(Mapped {
             path: path.to_owned(),
             map,
@@ -81,11 +82,24 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<
     if text.len() as u64 > limit {
         return Err(Error::format(path, format!("longer than {limit} bytes")));
     }
+    refuse_pointer(path, &text)?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::format(path, one_line(&format!("not the JSON expected: {e}"))))
 }
 
-fn regular_file(path: &Path) -> Result<()> {
+/// Refuses the note that Git leaves in place of a large file.
+pub(crate) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    match bytes.starts_with(b"version https://git-lfs.github.com/") {
+        true => Err(Error::format(
+            path,
+            "a pointer of Git LFS, not the file itself; `git lfs pull` fetches that",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what is not a regular file, before opening a pipe could block.
+pub(crate) fn regular_file(path: &Path) -> Result<()> {
     if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
         return Err(Error::format(path, "not a regular file"));
     }

@@ -24,7 +24,6 @@ pub(super) enum PreTokenizer {
     Cl100k,
     /// OpenAI's o200k_base: words begin anew where an upper-case letter follows a lower-case one, marks
     /// are letters, a contraction ends its word, and slashes follow other marks.
-    /// `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
     Gpt4o,
     /// Mistral's Tekken: as GPT-4o, but every digit alone and no contractions.
     Tekken,
@@ -57,6 +56,50 @@ impl PreTokenizer {
         }
     }
 
+    /// The expressions that cut a text, each what those before it left, in the words of Hugging Face.
+    pub(super) fn expressions(self) -> Vec<String> {
+        const GPT2: &str =
+            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+        const CONTRACTION: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+        let llama3 = |digits: &str| {
+            format!(
+                r"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            )
+        };
+        let gpt4o = |end: &str, digits: &str| {
+            let lead = r"[^\r\n\p{L}\p{N}]?";
+            let (upper, lower) = (
+                r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]",
+                r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]",
+            );
+            format!(
+                r"{lead}{upper}*{lower}+{end}|{lead}{upper}+{lower}*{end}|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            )
+        };
+        match self {
+            PreTokenizer::Gpt2 => vec![GPT2.into()],
+            PreTokenizer::SmolLm => vec![r"\p{N}".into(), GPT2.into()],
+            PreTokenizer::Llama3 => vec![llama3("{1,3}")],
+            PreTokenizer::Qwen2 => vec![llama3("")],
+            // White space at the end is the one difference.
+            PreTokenizer::Cl100k => {
+                vec![llama3("{1,3}").replace(r"|\s*[\r\n]+", r"|\s+$|\s*[\r\n]+")]
+            }
+            PreTokenizer::Gpt4o => vec![gpt4o(&format!("{CONTRACTION}?"), "{1,3}")],
+            PreTokenizer::Tekken => vec![gpt4o("", "")],
+            PreTokenizer::DeepSeekLlm => deepseek_llm().into(),
+            PreTokenizer::Default => {
+                let [marks, numbers, threes] = DEFAULT.map(String::from);
+                vec![marks, GPT2.into(), numbers, threes]
+            }
+        }
+    }
+
+    /// Whether a word that is a token is read as that, whatever its merges.
+    pub(super) fn whole_words(self) -> bool {
+        matches!(self, PreTokenizer::Llama3 | PreTokenizer::Tekken)
+    }
+
     /// Calls `word` with the byte range of every word of `text`: ascending, gapless, never empty.
     pub(super) fn split(self, text: &str, mut word: impl FnMut(Range<usize>)) {
         let classes = Classes {
@@ -71,11 +114,11 @@ impl PreTokenizer {
         };
         match self {
             PreTokenizer::DeepSeekLlm => {
-                let stages: Vec<Stage> = DEEPSEEK_LLM.iter().map(isolate).collect();
+                let stages: Vec<Stage> = DEEPSEEK_LLM_STAGES.iter().map(isolate).collect();
                 return staged(text, &stages, &mut word);
             }
             PreTokenizer::Default => {
-                let [marks, numbers, threes] = &*DEFAULT;
+                let [marks, numbers, threes] = &*DEFAULT_STAGES;
                 let stages = [
                     isolate(marks),
                     Box::new(gpt2),
@@ -263,44 +306,47 @@ fn isolate(found: &Regex) -> Stage<'_> {
 
 /// Letters that have a case, as DeepSeek lists them.
 const CASED: &str = concat!(
-    r"A-Za-z\u{b5}\u{c0}-\u{d6}\u{d8}-\u{f6}\u{f8}-\u{1ba}\u{1bc}-\u{1bf}\u{1c4}-\u{293}",
-    r"\u{295}-\u{2af}\u{370}-\u{373}\u{376}\u{377}\u{37b}-\u{37d}\u{37f}\u{386}\u{388}-\u{38a}",
-    r"\u{38c}\u{38e}-\u{3a1}\u{3a3}-\u{3f5}\u{3f7}-\u{481}\u{48a}-\u{52f}\u{531}-\u{556}",
-    r"\u{10a0}-\u{10c5}\u{13a0}-\u{13f5}\u{13f8}-\u{13fd}\u{1c90}-\u{1cba}\u{1cbd}-\u{1cbf}",
-    r"\u{1d00}-\u{1d2b}\u{1d6b}-\u{1d77}\u{1d79}-\u{1d9a}\u{1e00}-\u{1f15}\u{1f18}-\u{1f1d}",
-    r"\u{1f20}-\u{1f45}\u{1f48}-\u{1f4d}\u{1f50}-\u{1f57}\u{1f59}\u{1f5b}\u{1f5d}",
-    r"\u{1f5f}-\u{1f7d}\u{1f80}-\u{1fb4}\u{1fb6}-\u{1fbc}\u{1fbe}\u{1fc2}-\u{1fc4}",
-    r"\u{1fc6}-\u{1fcc}\u{1fd0}-\u{1fd3}\u{1fd6}-\u{1fdb}\u{1fe0}-\u{1fec}\u{1ff2}-\u{1ff4}",
-    r"\u{1ff6}-\u{1ffc}\u{2102}\u{2107}\u{210a}-\u{2113}\u{2115}\u{2119}-\u{211d}\u{2124}",
-    r"\u{2126}\u{2128}\u{212a}-\u{212d}\u{212f}-\u{2134}\u{2139}\u{213c}-\u{213f}",
-    r"\u{2145}-\u{2149}\u{214e}\u{2183}\u{2184}\u{2c00}-\u{2c7b}\u{2c7e}-\u{2ce4}",
-    r"\u{2ceb}-\u{2cee}\u{2cf2}\u{2cf3}\u{a640}-\u{a66d}\u{a680}-\u{a69b}\u{a722}-\u{a76f}",
-    r"\u{a771}-\u{a787}\u{a78b}-\u{a78e}\u{ab70}-\u{abbf}\u{fb00}-\u{fb06}\u{fb13}-\u{fb17}",
-    r"\u{ff21}-\u{ff3a}\u{ff41}-\u{ff5a}\u{10400}-\u{1044f}\u{104b0}-\u{104d3}",
-    r"\u{104d8}-\u{104fb}\u{10c80}-\u{10cb2}\u{10cc0}-\u{10cf2}\u{118a0}-\u{118df}",
-    r"\u{1e900}-\u{1e943}",
+    r"A-Za-z\x{b5}\x{c0}-\x{d6}\x{d8}-\x{f6}\x{f8}-\x{1ba}\x{1bc}-\x{1bf}\x{1c4}-\x{293}",
+    r"\x{295}-\x{2af}\x{370}-\x{373}\x{376}\x{377}\x{37b}-\x{37d}\x{37f}\x{386}\x{388}-\x{38a}",
+    r"\x{38c}\x{38e}-\x{3a1}\x{3a3}-\x{3f5}\x{3f7}-\x{481}\x{48a}-\x{52f}\x{531}-\x{556}",
+    r"\x{10a0}-\x{10c5}\x{13a0}-\x{13f5}\x{13f8}-\x{13fd}\x{1c90}-\x{1cba}\x{1cbd}-\x{1cbf}",
+    r"\x{1d00}-\x{1d2b}\x{1d6b}-\x{1d77}\x{1d79}-\x{1d9a}\x{1e00}-\x{1f15}\x{1f18}-\x{1f1d}",
+    r"\x{1f20}-\x{1f45}\x{1f48}-\x{1f4d}\x{1f50}-\x{1f57}\x{1f59}\x{1f5b}\x{1f5d}",
+    r"\x{1f5f}-\x{1f7d}\x{1f80}-\x{1fb4}\x{1fb6}-\x{1fbc}\x{1fbe}\x{1fc2}-\x{1fc4}",
+    r"\x{1fc6}-\x{1fcc}\x{1fd0}-\x{1fd3}\x{1fd6}-\x{1fdb}\x{1fe0}-\x{1fec}\x{1ff2}-\x{1ff4}",
+    r"\x{1ff6}-\x{1ffc}\x{2102}\x{2107}\x{210a}-\x{2113}\x{2115}\x{2119}-\x{211d}\x{2124}",
+    r"\x{2126}\x{2128}\x{212a}-\x{212d}\x{212f}-\x{2134}\x{2139}\x{213c}-\x{213f}",
+    r"\x{2145}-\x{2149}\x{214e}\x{2183}\x{2184}\x{2c00}-\x{2c7b}\x{2c7e}-\x{2ce4}",
+    r"\x{2ceb}-\x{2cee}\x{2cf2}\x{2cf3}\x{a640}-\x{a66d}\x{a680}-\x{a69b}\x{a722}-\x{a76f}",
+    r"\x{a771}-\x{a787}\x{a78b}-\x{a78e}\x{ab70}-\x{abbf}\x{fb00}-\x{fb06}\x{fb13}-\x{fb17}",
+    r"\x{ff21}-\x{ff3a}\x{ff41}-\x{ff5a}\x{10400}-\x{1044f}\x{104b0}-\x{104d3}",
+    r"\x{104d8}-\x{104fb}\x{10c80}-\x{10cb2}\x{10cc0}-\x{10cf2}\x{118a0}-\x{118df}",
+    r"\x{1e900}-\x{1e943}",
 );
 
-/// Chinese, Japanese and Korean, as DeepSeek lists them.
-const CJK: &str = r"[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+";
+/// What DeepSeek cuts out, in order; `{}` is [`CASED`].
+const DEEPSEEK_LLM: [&str; 6] = [
+    r"[\r\n]",
+    r"\s?[{}]+",
+    r"\s?[!-/:-~\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff5e}\x{2018}-\x{201f}\x{3000}-\x{3002}]+",
+    r"\s+$",
+    r"[\x{4e00}-\x{9fa5}\x{800}-\x{4e00}\x{ac00}-\x{d7ff}]+",
+    r"\p{N}+",
+];
 
-static DEEPSEEK_LLM: LazyLock<[Regex; 6]> = LazyLock::new(|| {
-    let marks = r"\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+";
-    [
-        r"[\r\n]",
-        &format!(r"\s?[{CASED}]+"),
-        marks,
-        r"\s+$",
-        CJK,
-        r"\p{N}+",
-    ]
-    .map(|pattern| Regex::new(pattern).expect("a constant pattern"))
+/// What llama.cpp's default cuts out, in order, GPT-2's words between the first and the second.
+const DEFAULT: [&str; 3] = [r"[\p{P}$+<=>^~|]+", r"\p{N}+", "[0-9]{3}"];
+
+fn deepseek_llm() -> [String; 6] {
+    DEEPSEEK_LLM.map(|pattern| pattern.replace("{}", CASED))
+}
+
+static DEEPSEEK_LLM_STAGES: LazyLock<[Regex; 6]> = LazyLock::new(|| {
+    deepseek_llm().map(|pattern| Regex::new(&pattern).expect("a constant pattern"))
 });
 
-static DEFAULT: LazyLock<[Regex; 3]> = LazyLock::new(|| {
-    [r"[\p{P}$+<=>^~|]+", r"\p{N}+", "[0-9]{3}"]
-        .map(|pattern| Regex::new(pattern).expect("a constant pattern"))
-});
+static DEFAULT_STAGES: LazyLock<[Regex; 3]> =
+    LazyLock::new(|| DEFAULT.map(|pattern| Regex::new(pattern).expect("a constant pattern")));
 
 /// Length in bytes of the first word of a text that is not empty.
 fn cl100k_word(text: &str, classes: &Classes) -> usize {
