@@ -19,6 +19,7 @@ pub use count::Count;
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
 pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
+pub use messages::{MessagesOptions, MessagesResult};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 
@@ -63,4 +64,23 @@ pub fn compress_many(
     requests: &[Request],
 ) -> Vec<Result<Compressed>> {
     together(lm, requests, |lm, request| compress(lm, tokenizer, request))
+}
+
+/// Shortens a conversation, the body of a request to a chat model; `lm` scores its texts.
+///
+/// Out comes the same JSON, byte for byte, except for the strings that were shortened.
+///
+/// # Errors
+/// [`crate::Error::Input`] for an option out of its range or a body that is not a conversation,
+/// [`crate::Error::Budget`] when what must not change is longer than the target, and whatever the model
+/// reports.
+pub fn compress_messages(
+    lm: &dyn Scorer,
+    tokenizer: &Tokenizer,
+    body: &[u8],
+    options: &MessagesOptions,
+) -> Result<MessagesResult> {
+    messages::compress_by(body, options, tokenizer, &|requests| {
+        compress_many(lm, tokenizer, requests)
+    })
 }
