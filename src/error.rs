@@ -99,6 +99,18 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
+    /// The same error about something that stands in a file.
+    pub(crate) fn in_file(self, file: &std::path::Path) -> Self {
+        match self {
+            Error::Input { what, reason } => Error::format(file, format!("{what}: {reason}")),
+            Error::Unsupported { what, have } => Error::Unsupported {
+                what: format!("{}: {what}", file.display()),
+                have,
+            },
+            other => other,
+        }
+    }
+
     /// An argument out of its range.
     pub(crate) fn input(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Input {

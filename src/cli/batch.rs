@@ -1,17 +1,18 @@
 //! `prefold batch`: many calls, one a line, with the model loaded once.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use prefold::hard::json::Arguments;
 use prefold::hard::{Compressed, Request};
+use prefold::train::rows::read_line;
 use prefold::{Engine, Error};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::failure::{Failure, Outcome};
-use super::files::{say_that_a_terminal_is_read, stdout_failure};
+use super::files::{longest_text, say_that_a_terminal_is_read, stdout_failure};
 use super::interrupt;
 use super::model;
 
@@ -80,8 +81,14 @@ pub fn run(args: Args) -> Outcome {
     let mut out = io::stdout().lock();
     let together = model.engine.at_a_time();
     let (mut rows, mut failed) = (0, 0);
+    let longest = usize::try_from(longest_text()).unwrap_or(usize::MAX);
+    let mut begun = false;
     loop {
-        let lines = lines(&mut input, together).map_err(Error::io(name))?;
+        let mut lines = lines(&mut input, together, longest).map_err(Error::io(name))?;
+        if let Some(first) = lines.first_mut().filter(|_| !begun) {
+            first.drain(..prefold::files::mark(name, first)?);
+            begun = true;
+        }
         if lines.is_empty() {
             break;
         }
@@ -106,11 +113,15 @@ pub fn run(args: Args) -> Outcome {
 
 /// The next line that is not blank, and up to `count` with those behind it that are there already: who
 /// writes a row and waits for its answer gets it, and a whole file comes in groups. None at the end.
-fn lines(input: &mut BufReader<impl Read>, count: usize) -> io::Result<Vec<Vec<u8>>> {
+fn lines(
+    input: &mut BufReader<impl Read>,
+    count: usize,
+    longest: usize,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut lines = Vec::new();
     while lines.is_empty() || (lines.len() < count && input.buffer().contains(&b'\n')) {
         let mut line = Vec::new();
-        if input.read_until(b'\n', &mut line)? == 0 {
+        if !read_line(input, &mut line, longest)? {
             break;
         }
         if !line.trim_ascii().is_empty() {
@@ -176,6 +187,11 @@ fn answers(engine: &Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
 
 /// A row's name and what it asks for.
 fn task(engine: &Engine, line: &[u8]) -> (Value, Task) {
+    let longest = longest_text();
+    if line.len() as u64 > longest {
+        let said = format!("this row is longer than {longest} bytes; --max-bytes raises the limit");
+        return (Value::Null, Task::Said(Said::Error(said)));
+    }
     let row: Map<String, Value> = match serde_json::from_slice(line) {
         Ok(row) => row,
         Err(error) => {
@@ -280,7 +296,10 @@ mod tests {
         let groups = |count| {
             let pieces = vec!["a\n \nb\nc", "\nd\ne\nf\n", "g"];
             let mut input = BufReader::with_capacity(64, Pieces(pieces.into_iter()));
-            let next = || Some(lines(&mut input, count).unwrap()).filter(|rows| !rows.is_empty());
+            let next = || {
+                let rows = lines(&mut input, count, 9).unwrap();
+                Some(rows).filter(|rows| !rows.is_empty())
+            };
             std::iter::from_fn(next)
                 .map(|rows| String::from_utf8(rows.concat()).unwrap().replace('\n', ""))
                 .collect::<Vec<_>>()

@@ -66,15 +66,24 @@ pub(super) trait Runtime: Send + Sync {
     ) -> Result<Vec<Reply>>;
 }
 
-/// Brings a model to a device; `scoring` is the adapter that is on when it scores.
+/// What does not lie in a model's own files.
+#[derive(Clone, Copy)]
+pub(super) struct Beside<'a> {
+    /// The adapter that is on when it scores.
+    pub scoring: Option<&'a Path>,
+    /// A `tokenizer.json` in place of its own tokenizer.
+    pub tokenizer: Option<&'a Path>,
+}
+
+/// Brings a model to a device.
 pub(super) fn load<B: Backend>(
     path: &Path,
     weights: &Weights,
     backend: B,
     device: String,
-    scoring: Option<&Path>,
+    beside: Beside,
 ) -> Result<Box<dyn Runtime>> {
-    let tokenizer = tokenizer(weights)?;
+    let tokenizer = tokenizer(weights, beside.tokenizer)?;
     let config = weights.config();
     let name = path.file_name().unwrap_or(path.as_os_str());
     let info = ModelInfo {
@@ -91,8 +100,8 @@ pub(super) fn load<B: Backend>(
         device,
     };
     log::info!("{}: {} on {}", info.name, info.architecture, info.device);
-    let scoring = match scoring {
-        Some(folder) => Some(LoraWeights::open(folder, config)?),
+    let scoring = match beside.scoring {
+        Some(folder) => Some(LoraWeights::open_without_memory(folder, config)?),
         None => None,
     };
     let model = Model::load(backend, weights)?;
@@ -110,12 +119,14 @@ pub(super) fn load<B: Backend>(
     }))
 }
 
-/// The tokenizer that comes with the weights, if one does.
-fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
-    let tokenizer = match (weights.gguf(), weights.tokenizer_path()) {
-        (Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)?,
-        (None, Some(path)) => Tokenizer::from_file(&path)?,
-        (None, None) => return Ok(None),
+/// The tokenizer in `file`, or else the one that comes with the weights, if one does.
+fn tokenizer(weights: &Weights, file: Option<&Path>) -> Result<Option<Tokenizer>> {
+    let tokenizer = match (file, weights.gguf(), weights.tokenizer_path()) {
+        (Some(file), ..) => Tokenizer::from_file(file)?,
+        (None, Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)
+            .map_err(|error| error.in_file(weights.path()))?,
+        (None, None, Some(path)) => Tokenizer::from_file(&path)?,
+        (None, None, None) => return Ok(None),
     };
     if tokenizer.vocab_size() > weights.config().vocab {
         return Err(Error::format(

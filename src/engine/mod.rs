@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::control::{Call, Control};
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
+use crate::hard::messages::{self, MessagesOptions, MessagesResult};
 use crate::hard::{Compressed, Request};
 use crate::model::weights::Weights;
 use crate::ops::Cpu;
@@ -97,6 +98,7 @@ pub struct EngineBuilder {
     precision: Precision,
     threads: usize,
     adapter: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
 }
 
 impl EngineBuilder {
@@ -122,6 +124,13 @@ impl EngineBuilder {
     /// section 4.3). Prefixes and generated text stay the model's own.
     pub fn adapter(mut self, folder: impl Into<PathBuf>) -> Self {
         self.adapter = Some(folder.into());
+        self
+    }
+
+    /// Takes a `tokenizer.json` instead of the model's own tokenizer: for a GGUF whose tokenizer is not
+    /// built, or was converted wrongly.
+    pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tokenizer = Some(file.into());
         self
     }
 
@@ -187,8 +196,11 @@ impl EngineBuilder {
         backend: B,
         device: String,
     ) -> Result<Engine> {
-        let scoring = self.adapter.as_deref();
-        let load = || loaded::load(&self.path, weights, backend, device, scoring);
+        let beside = loaded::Beside {
+            scoring: self.adapter.as_deref(),
+            tokenizer: self.tokenizer.as_deref(),
+        };
+        let load = || loaded::load(&self.path, weights, backend, device, beside);
         let runtime = threads.install(load)?;
         Ok(Engine {
             runtime,
@@ -242,6 +254,7 @@ impl Engine {
             precision: Precision::default(),
             threads: 0,
             adapter: None,
+            tokenizer: None,
         }
     }
 
@@ -336,6 +349,28 @@ impl Engine {
         control: &Control,
     ) -> Vec<Result<Compressed>> {
         self.call(control, || self.runtime.compress_many(requests))
+    }
+
+    /// Shortens a conversation: the body of a request to a chat model (OpenAI's chat completions and
+    /// responses, Anthropic's messages), or the list of its messages.
+    ///
+    /// Tool results, documents and older turns may become shorter; every other byte is copied.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an option out of its range or a body that is not a conversation,
+    /// [`Error::Budget`] when what must not change is longer than the target, and what ends a call
+    /// ([`Control`]).
+    pub fn compress_messages(
+        &self,
+        body: &[u8],
+        options: &MessagesOptions,
+        control: &Control,
+    ) -> Result<MessagesResult> {
+        let tokenizer = self.tokenizer()?;
+        self.call(control, || {
+            let compress = |requests: &[Request]| self.runtime.compress_many(requests);
+            messages::compress_by(body, options, tokenizer, &compress)
+        })
     }
 
     /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device

@@ -18,8 +18,8 @@ mod structured;
 pub use count::Count;
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
-pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
 pub use messages::{MessagesOptions, MessagesResult};
+pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::quant::DType;
 use crate::error::{Error, Result};
+pub(crate) use crate::files::one_line;
+use crate::files::{refuse_pointer, regular_file};
 
 /// A whole file, mapped.
 #[derive(Debug)]
@@ -85,37 +87,4 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<
     refuse_pointer(path, &text)?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::format(path, one_line(&format!("not the JSON expected: {e}"))))
-}
-
-/// Refuses the note that Git leaves in place of a large file.
-pub(crate) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    match bytes.starts_with(b"version https://git-lfs.github.com/") {
-        true => Err(Error::format(
-            path,
-            "a pointer of Git LFS, not the file itself; `git lfs pull` fetches that",
-        )),
-        false => Ok(()),
-    }
-}
-
-/// Refuses what is not a regular file, before opening a pipe could block.
-pub(crate) fn regular_file(path: &Path) -> Result<()> {
-    if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
-        return Err(Error::format(path, "not a regular file"));
-    }
-    Ok(())
-}
-
-/// Text out of a file made fit for a message: short, and without control characters.
-pub(crate) fn one_line(text: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut line: String = text
-        .chars()
-        .take(LONGEST)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if text.chars().nth(LONGEST).is_some() {
-        line.push('…');
-    }
-    line
 }

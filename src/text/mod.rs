@@ -8,6 +8,8 @@ mod hf;
 #[cfg(not(feature = "tokenizer-json"))]
 #[path = "no_hf.rs"]
 mod hf;
+#[cfg(feature = "tokenizer-json")]
+mod hf_file;
 mod merge;
 mod pretokenize;
 mod punkt;

@@ -219,7 +219,11 @@ impl Writer<'_> {
                 start = shown.start;
                 self.gap(done..start, done == inside.start);
             }
-            done = if part.end == inside.end { part.end } else { shown.end };
+            done = if part.end == inside.end {
+                part.end
+            } else {
+                shown.end
+            };
             self.copy(start..done);
         }
         if done < inside.end {

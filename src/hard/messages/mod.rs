@@ -15,9 +15,9 @@ pub use parts::{Content, Role};
 pub use policy::{MessagesOptions, Policy, Reason};
 
 use super::json_text::Tree;
+use super::json_text::tree::encode_like;
 use super::request::Request;
 use super::result::Compressed;
-use super::json_text::tree::encode_like;
 use parts::{Conversation, Part};
 use policy::Plan;
 

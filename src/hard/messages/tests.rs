@@ -278,7 +278,8 @@ fn a_target_holds_for_the_whole_conversation() {
     }
     assert_eq!(run(&body, &with(162)).body, body.as_bytes());
     for target in [0, 41, 43] {
-        let error = shorten_parts(body.as_bytes(), &with(target), &words, &first_words).unwrap_err();
+        let error =
+            shorten_parts(body.as_bytes(), &with(target), &words, &first_words).unwrap_err();
         let needed = if target == 43 {
             "is 44 tokens"
         } else {
@@ -380,7 +381,7 @@ fn bodies_that_are_none_are_refused_in_a_line() {
     assert_eq!(run("{\"messages\": []}", &options()).decisions, []);
     for bad in [0.0, 1.5, f64::NAN] {
         let rate = MessagesOptions {
-            rate: bad,
+            budget: Budget::Rate(bad),
             ..options()
         };
         let policy = MessagesOptions {
