@@ -142,8 +142,13 @@ impl Report {
         } else {
             format!(" ({:.1}% kept, {:.1}x)", c.rate() * 100.0, c.ratio())
         };
+        // Words and lines are whole, so that the budget is seldom met to the token.
+        let distance = match self.compressed.target {
+            Some(target) if target > after + 1 => format!(", {} below the budget", target - after),
+            _ => String::new(),
+        };
         format!(
-            "{before} -> {after} tokens{shares} in {:.2} s, {:.0} tokens/s, by {}",
+            "{before} -> {after} tokens{shares}{distance} in {:.2} s, {:.0} tokens/s, by {}",
             self.seconds, self.tokens_per_second, self.model,
         )
     }
@@ -218,10 +223,10 @@ pub fn run(args: Args) -> Outcome {
         Some(path) => write_whole(path, &text)?,
         None => write_stdout(&text)?,
     }
-    for warning in &report.compressed.warnings {
-        say(warning);
-    }
     if !args.quiet {
+        for warning in &report.compressed.warnings {
+            say(&format!("warning: {warning}"));
+        }
         say(&report.summary());
     }
     Ok(())

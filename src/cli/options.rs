@@ -4,8 +4,8 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use prefold::hard::{
-    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker,
-    Reorder,
+    Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
+    RankMethod, Ranker, Reorder,
 };
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as NameError, StrDeserializer};
@@ -49,6 +49,10 @@ fn whose(name: &str) -> Result<Count, prefold::Error> {
 }
 
 const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
+const OMISSIONS: &[&str] = &["silent", "element", "count"];
+const KINDS: &[&str] = &[
+    "text", "markdown", "json", "jsonl", "code", "log", "csv", "html",
+];
 const EFFORTS: &[&str] = &["fast", "balanced", "best"];
 const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
 const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
@@ -88,6 +92,25 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
+    /// What the contexts are, instead of what each looks like
+    #[arg(long = "as", value_name = "KIND", value_parser = named::<ContentKind>(KINDS),
+        conflicts_with = "reference", help_heading = EXACT)]
+    as_kind: Option<ContentKind>,
+    /// Put TEXT where something was dropped; empty: not even `…` in code
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
+        conflicts_with = "reference", help_heading = EXACT)]
+    mark: Option<String>,
+    /// Treat copies of documents and passages as anything else
+    #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
+    no_dedupe: bool,
+    /// Spend the last token of the budget, at the price of half a word
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    fill: bool,
+    /// What stands for the items that a JSON array lost: nothing, the string "…", or their number
+    /// [default: silent]
+    #[arg(long, value_name = "WHAT", value_parser = named::<Omission>(OMISSIONS),
+        conflicts_with = "reference", help_heading = EXACT)]
+    omitted_items: Option<Omission>,
 
     /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
     /// chosen [default: balanced]
@@ -207,6 +230,11 @@ impl Flags {
         set(&mut o.force_contexts, self.force_context_ids);
         o.force_tokens = self.force_token;
         o.force_digits = self.force_digits;
+        o.as_kind = self.as_kind;
+        o.mark = self.mark;
+        o.dedupe = !self.no_dedupe;
+        o.fill = self.fill;
+        set(&mut o.omitted_items, self.omitted_items);
         set(&mut o.keep_first_sentence, self.keep_first_sentence);
         set(&mut o.keep_last_sentence, self.keep_last_sentence);
         set(&mut o.keep_sentence_number, self.keep_sentence_number);
@@ -345,8 +373,18 @@ mod tests {
             "--keep-sentence-number=4",
             "--high-priority-bonus=50",
             "--no-concate-question",
+            "--as=csv",
+            "--mark=[…]",
+            "--no-dedupe",
+            "--fill",
+            "--omitted-items=count",
         ]);
         let want = Exact::default()
+            .with_as_kind(Some(ContentKind::Csv))
+            .with_mark(Some("[…]".into()))
+            .with_dedupe(false)
+            .with_fill(true)
+            .with_omitted_items(Omission::Count)
             .with_granularity(Granularity::Token)
             .with_count(Count::Scorer)
             .with_force_tokens(vec!["\n".into(), "-".into()])
@@ -390,6 +428,8 @@ mod tests {
             let error = whose(name).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
+        all::<ContentKind>(KINDS);
+        all::<Omission>(OMISSIONS);
         all::<RankMethod>(RANK_METHODS);
         all::<Reorder>(REORDERS);
         all::<Condition>(CONDITIONS);
@@ -402,6 +442,11 @@ mod tests {
             "--count=scorer",
             "--force-token=x",
             "--force-digits",
+            "--as=csv",
+            "--mark=x",
+            "--no-dedupe",
+            "--fill",
+            "--omitted-items=count",
         ] {
             assert!(Line::try_parse_from(["prefold", "--reference", flag]).is_err());
         }

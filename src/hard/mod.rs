@@ -16,8 +16,10 @@ mod source;
 mod structured;
 
 pub use count::Count;
+pub use exact::kinds::ContentKind;
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
+pub use json_text::Omission;
 pub use messages::{MessagesOptions, MessagesResult};
 pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
 pub use request::{Budget, Request, check_rate};

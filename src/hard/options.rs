@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Ranker;
 use super::count::Count;
 use super::json::Arguments;
+use super::{ContentKind, Omission, Ranker};
 use crate::error::{Error, Result};
 
 /// How contexts and sentences are ranked.
@@ -221,6 +221,17 @@ options! {
         pub high_priority_bonus (with_high_priority_bonus): f64 = 100.0,
         /// Give every context the same share of the budget, so that none is dropped whole.
         pub per_context (with_per_context): bool = false,
+        /// The form of the contexts. `None`: what each looks like.
+        pub as_kind (with_as_kind): Option<ContentKind> = None,
+        /// Drop copies of documents and passages before anything else; the one in the better place stays.
+        pub dedupe (with_dedupe): bool = true,
+        /// Put where something was dropped. `None`: in code a comment of `…`, elsewhere nothing; empty:
+        /// nothing at all.
+        pub mark (with_mark): Option<String> = None,
+        /// Spend the last token of the budget, at the price of half a word.
+        pub fill (with_fill): bool = false,
+        /// What stands for the items that a JSON array lost.
+        pub omitted_items (with_omitted_items): Omission = Omission::default(),
         /// Score every token, also where the choice does not need it, so that
         /// [`Piece::nll`](super::Piece::nll) can be shown.
         pub trace (with_trace): bool = false,
@@ -289,9 +300,8 @@ options! {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Mode {
-    /// prefold's own: coarse to fine under one exact budget. The result has as many tokens as it was
-    /// given, to one token; fewer only where the next character (a flag, a family of emoji) takes more
-    /// than are left, as it is kept or dropped whole.
+    /// prefold's own: coarse to fine under one exact budget, a ceiling that is never passed. Words,
+    /// figures, lines and rows are kept or dropped whole, so that a few tokens may be left.
     Exact(Exact),
     /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
     LlmLingua(LlmLingua),

@@ -26,22 +26,6 @@ impl Rendered {
             spans: vec![range],
         }
     }
-
-    /// Without the white space at its end, but for the first `fixed` bytes.
-    pub fn truncated(mut self, fixed: usize) -> Self {
-        let mut cut = self.text.len() - self.text.trim_end().len().max(fixed);
-        self.text.truncate(self.text.len() - cut);
-        // The end of the text is the end of the last spans: white space is only put in front of one.
-        while let Some(last) = self.spans.last_mut().filter(|_| cut > 0) {
-            let own = last.len().min(cut);
-            last.end -= own;
-            cut -= own;
-            if last.start == last.end {
-                self.spans.pop();
-            }
-        }
-        self
-    }
 }
 
 /// Every context as `text` has it, which is `everything` with or without the white space around it.

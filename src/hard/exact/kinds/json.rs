@@ -106,7 +106,8 @@ impl Builder<'_> {
     /// Adds the units of a string's text.
     fn string(&mut self, node: usize, decoded: &Decoded, inner: Layout) {
         let start = self.tree.nodes[node].value.start;
-        let raw = |range: &Range<usize>| start + decoded.raw(range.start)..start + decoded.raw(range.end);
+        let raw =
+            |range: &Range<usize>| start + decoded.raw(range.start)..start + decoded.raw(range.end);
         self.between(start + 1);
         let first = self.layout.units.len();
         for unit in inner.units {
@@ -152,7 +153,10 @@ impl Builder<'_> {
     /// Makes the longer members of a record need its short ones, which say what it is.
     fn bind_to_head(&mut self, members: Range<usize>) {
         let size = |&member: &usize| self.tree.nodes[member].element().len();
-        let short: Vec<usize> = members.clone().filter(|member| size(member) < SHORT).collect();
+        let short: Vec<usize> = members
+            .clone()
+            .filter(|member| size(member) < SHORT)
+            .collect();
         let bytes: usize = short.iter().map(size).sum();
         if short.is_empty() || short.len() > FIELDS || bytes > HEAD {
             return;

@@ -38,11 +38,13 @@ fn is_left_of(part: &Value, whole: &Value) -> bool {
             .all(|(key, value)| whole.get(key).is_some_and(|own| is_left_of(value, own))),
         (Value::Array(part), Value::Array(whole)) => {
             let mut rest = whole.iter();
-            part.iter().all(|value| rest.any(|own| is_left_of(value, own)))
+            part.iter()
+                .all(|value| rest.any(|own| is_left_of(value, own)))
         }
         (Value::String(part), Value::String(whole)) => {
             let mut rest = whole.split_whitespace();
-            part.split_whitespace().all(|word| rest.any(|own| own == word))
+            part.split_whitespace()
+                .all(|word| rest.any(|own| own == word))
         }
         _ => part == whole,
     }
@@ -61,9 +63,21 @@ fn generate(random: &mut Random, depth: usize, repeat: bool, out: &mut String) {
             for _ in 0..random.below(60) {
                 out.push_str(
                     [
-                        "word ", "27,000 ", "caf\u{e9} ", "\\u00e9t\\u00e9 ", "end. ", "\\\"quote\\\" ",
-                        "line\\n", "\\ud83d\\ude00 ", "stop.\\n\\n", "\u{6771}\u{4eac} ", "a/b\\\\c ", "- item\\n",
-                        "\\t\\t\\t\\t\\t\\t\\t\\t", "# Head\\n", "`code` ",
+                        "word ",
+                        "27,000 ",
+                        "caf\u{e9} ",
+                        "\\u00e9t\\u00e9 ",
+                        "end. ",
+                        "\\\"quote\\\" ",
+                        "line\\n",
+                        "\\ud83d\\ude00 ",
+                        "stop.\\n\\n",
+                        "\u{6771}\u{4eac} ",
+                        "a/b\\\\c ",
+                        "- item\\n",
+                        "\\t\\t\\t\\t\\t\\t\\t\\t",
+                        "# Head\\n",
+                        "`code` ",
                     ][random.below(15)],
                 );
             }
@@ -110,7 +124,12 @@ fn choose(random: &mut Random, text: &str, layout: &Layout, percent: usize) -> V
         let mut parts = words(own, &glued);
         parts.retain(|_| random.below(2) == 0);
         let base = unit.range.start;
-        Stay::Parts(parts.iter().map(|part| base + part.start..base + part.end).collect())
+        Stay::Parts(
+            parts
+                .iter()
+                .map(|part| base + part.start..base + part.end)
+                .collect(),
+        )
     };
     layout.units.iter().zip(&form.places).map(choose).collect()
 }
@@ -138,7 +157,10 @@ fn whatever_stays_is_json_of_the_source_s_own_bytes() {
         let value: Value = serde_json::from_str(&text).unwrap();
         for percent in [0, 5, 20, 50, 80, 95, 100] {
             let stays = choose(&mut random, &text, &layout, percent);
-            parts += stays.iter().filter(|stay| matches!(stay, Stay::Parts(p) if !p.is_empty())).count();
+            parts += stays
+                .iter()
+                .filter(|stay| matches!(stay, Stay::Parts(p) if !p.is_empty()))
+                .count();
             let got = render(&text, &layout, &stays, Marks::default());
             let after: Value = serde_json::from_str(&got.text)
                 .unwrap_or_else(|error| panic!("{error}: {} of {text}", got.text));
@@ -148,7 +170,11 @@ fn whatever_stays_is_json_of_the_source_s_own_bytes() {
             for span in &got.spans {
                 let own = &text[span.clone()];
                 let at = rest.find(own).expect("verbatim");
-                assert!([" ", "\\n", "\\n\\n", ""].contains(&&rest[..at]), "{}", &rest[..at]);
+                assert!(
+                    [" ", "\\n", "\\n\\n", ""].contains(&&rest[..at]),
+                    "{}",
+                    &rest[..at]
+                );
                 rest = &rest[at + own.len()..];
             }
             assert_eq!(rest, "");
@@ -160,9 +186,15 @@ fn whatever_stays_is_json_of_the_source_s_own_bytes() {
             }
             cut += usize::from(got.text != text);
             for omission in [Omission::Element, Omission::Count] {
-                let marks = Marks { mark: Some("[\"…\"]"), omission };
+                let marks = Marks {
+                    mark: Some("[\"…\"]"),
+                    omission,
+                };
                 let marked = render(&text, &layout, &stays, marks).text;
-                assert!(serde_json::from_str::<Value>(&marked).is_ok(), "{marked} of {text}");
+                assert!(
+                    serde_json::from_str::<Value>(&marked).is_ok(),
+                    "{marked} of {text}"
+                );
             }
         }
     }
@@ -178,12 +210,28 @@ fn items_and_members_go_with_their_commas() {
     let silent = Marks::default();
     let some = |wanted: &[&str]| left(&text, wanted, silent);
     assert_eq!(some(&["\"n\""]), r#"{"n": 3}"#);
-    assert_eq!(some(&["rows"]), r#"{"rows": [{"id": 987654, "t": "a b"}, {"id": 2, "t": "c"}, {"id": 3}]}"#);
+    assert_eq!(
+        some(&["rows"]),
+        r#"{"rows": [{"id": 987654, "t": "a b"}, {"id": 2, "t": "c"}, {"id": 3}]}"#
+    );
     assert_eq!(some(&[]), "{}");
 
-    let rows = |n: usize| (0..n).map(|i| format!(r#"{{"id": {i}, "name": "name {i}"}}"#)).collect::<Vec<_>>();
+    let rows = |n: usize| {
+        (0..n)
+            .map(|i| format!(r#"{{"id": {i}, "name": "name {i}"}}"#))
+            .collect::<Vec<_>>()
+    };
     let text = format!("[{}]", rows(9).join(", "));
-    let noted = |omission| left(&text, &["name 2", "name 7"], Marks { mark: None, omission });
+    let noted = |omission| {
+        left(
+            &text,
+            &["name 2", "name 7"],
+            Marks {
+                mark: None,
+                omission,
+            },
+        )
+    };
     assert_eq!(
         noted(Omission::Silent),
         r#"[{"id": 2, "name": "name 2"}, {"id": 7, "name": "name 7"}]"#
@@ -196,20 +244,36 @@ fn items_and_members_go_with_their_commas() {
         noted(Omission::Count),
         r#"["… 7 of 9 items omitted", {"id": 2, "name": "name 2"}, {"id": 7, "name": "name 7"}]"#
     );
-    let first = left(&text, &["name 0"], Marks { mark: None, omission: Omission::Count });
-    assert_eq!(first, r#"[{"id": 0, "name": "name 0"}, "… 8 of 9 items omitted"]"#);
+    let first = left(
+        &text,
+        &["name 0"],
+        Marks {
+            mark: None,
+            omission: Omission::Count,
+        },
+    );
+    assert_eq!(
+        first,
+        r#"[{"id": 0, "name": "name 0"}, "… 8 of 9 items omitted"]"#
+    );
 }
 
 #[test]
 fn strings_lose_sentences_and_keep_escapes_and_lines() {
     let text = r#"{"id": 7, "text": "The \"caf\u00e9\" opens at 9. It closes at 17,000 hours.\nNo dogs. - One\n- Two "}"#;
     let silent = Marks::default();
-    assert_eq!(left(text, &["opens"], silent), r#"{"text": "The \"caf\u00e9\" opens at 9."}"#);
+    assert_eq!(
+        left(text, &["opens"], silent),
+        r#"{"text": "The \"caf\u00e9\" opens at 9."}"#
+    );
     assert_eq!(
         left(text, &["opens", "No dogs", "\"id\""], silent),
         r#"{"id": 7, "text": "The \"caf\u00e9\" opens at 9.\nNo dogs."}"#
     );
-    let marked = Marks { mark: Some("[…]"), omission: Omission::Silent };
+    let marked = Marks {
+        mark: Some("[…]"),
+        omission: Omission::Silent,
+    };
     assert_eq!(
         left(text, &["opens", "No dogs"], marked),
         r#"{"text": "The \"caf\u00e9\" opens at 9.\n[…]\nNo dogs.\n[…]"}"#
@@ -218,7 +282,12 @@ fn strings_lose_sentences_and_keep_escapes_and_lines() {
 
 #[test]
 fn a_root_of_any_kind_stays_one() {
-    for (text, left_of_it) in [("\"\"", "\"\""), ("7", "7"), (" [1, 2] ", " [] "), ("{ }", "{ }")] {
+    for (text, left_of_it) in [
+        ("\"\"", "\"\""),
+        ("7", "7"),
+        (" [1, 2] ", " [] "),
+        ("{ }", "{ }"),
+    ] {
         assert_eq!(left(text, &[], Marks::default()), left_of_it);
     }
     let text = "\"One two three. Four five six.\"";
@@ -236,14 +305,23 @@ fn a_part_of_a_record_brings_what_says_which() {
     let text = format!(r#"{{"count": 3, "rows": [{}, {}]}}"#, record(1), record(2));
     let second = text.rfind("It was").unwrap();
     let layout = layout(&text).unwrap();
-    let unit = layout.units.iter().position(|u| u.range.contains(&second)).unwrap();
-    let needs: Vec<&str> = layout.units[unit].needs.iter().map(|&n| &text[layout.units[n].range.clone()]).collect();
+    let unit = layout
+        .units
+        .iter()
+        .position(|u| u.range.contains(&second))
+        .unwrap();
+    let needs: Vec<&str> = layout.units[unit]
+        .needs
+        .iter()
+        .map(|&n| &text[layout.units[n].range.clone()])
+        .collect();
     assert_eq!(needs, ["}, {\"id\": 2", "\", \"name\": \"mill 2\""]);
 }
 
 #[test]
 fn json_in_a_string_is_not_cut() {
-    let inner = serde_json::to_string(&serde_json::json!({"a": "word. ".repeat(40), "b": [1, 2]})).unwrap();
+    let inner =
+        serde_json::to_string(&serde_json::json!({"a": "word. ".repeat(40), "b": [1, 2]})).unwrap();
     let text = serde_json::to_string(&serde_json::json!({"body": inner, "n": 1})).unwrap();
     let layout = layout(&text).unwrap();
     assert_eq!(layout.units.len(), 3);
