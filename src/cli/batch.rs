@@ -9,8 +9,10 @@ use prefold::hard::{Compressed, Request};
 use prefold::train::rows::read_line;
 use prefold::{Engine, Error};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::batch_calls;
 use super::failure::{Failure, Outcome};
 use super::files::{longest_text, say_that_a_terminal_is_read, stdout_failure};
 use super::interrupt;
@@ -62,7 +64,7 @@ struct Answer {
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Said {
-    Result(Value),
+    Result(Box<RawValue>),
     Error(String),
 }
 
@@ -147,10 +149,10 @@ enum Form {
 }
 
 impl Form {
-    fn of(self, result: Compressed) -> Result<Value, Error> {
+    fn of(self, result: Compressed) -> Result<Box<RawValue>, Error> {
         match self {
-            Form::Own => to_json(result),
-            Form::LlmLingua => to_json(result.llmlingua()),
+            Form::Own => batch_calls::raw(&result),
+            Form::LlmLingua => batch_calls::raw(&result.llmlingua()),
         }
     }
 }
@@ -200,14 +202,14 @@ fn task(engine: &Engine, line: &[u8]) -> (Value, Task) {
         }
     };
     let name = row.get("name").cloned().unwrap_or(Value::Null);
-    let task = call(engine, row);
+    let task = call(engine, row, line);
     (
         name,
         task.unwrap_or_else(|error| Task::Said(said(Err(error)))),
     )
 }
 
-fn said(result: Result<Value, Error>) -> Said {
+fn said(result: Result<Box<RawValue>, Error>) -> Said {
     match result {
         Ok(result) => Said::Result(result),
         Err(error) => Said::Error(error.to_string()),
@@ -215,7 +217,7 @@ fn said(result: Result<Value, Error>) -> Said {
 }
 
 /// What a row asks for; what is no compression is done.
-fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
+fn call(engine: &Engine, mut row: Map<String, Value>, line: &[u8]) -> Result<Task, Error> {
     let mut field = |name: &str| {
         row.remove(name)
             .ok_or_else(|| bad_row(format!("field `{name}` is missing")))
@@ -238,7 +240,7 @@ fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
             let parse_special = args.optional("parse_special")?.unwrap_or(false);
             args.finish()?;
             let encoding = engine.tokenizer()?.encode(&text, false, parse_special)?;
-            Ok(Task::Said(Said::Result(json!({ "ids": encoding.ids }))))
+            done(batch_calls::raw(&json!({ "ids": encoding.ids })))
         }
         Some("token_logprobs") => {
             let mut args = Arguments::new(args);
@@ -252,20 +254,23 @@ fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
             };
             let nll = engine.score(&ids, &interrupt::control())?;
             let logprobs: Vec<f32> = nll.into_iter().map(|nll| -nll).collect();
-            let result = json!({ "ids": ids, "logprobs": logprobs });
-            Ok(Task::Said(Said::Result(result)))
+            done(batch_calls::raw(&json!({ "ids": ids, "logprobs": logprobs })))
         }
+        Some("compress_json") => done(batch_calls::compress_json(engine, args, line)),
+        Some("compress_messages") => done(batch_calls::compress_messages(engine, args, line)),
+        Some("recover") => done(batch_calls::recovered(args)),
         _ => Err(Error::Unsupported {
             what: format!("call {call}"),
-            have: "compress, compress_prompt, structured_compress_prompt, tokenize, token_logprobs"
+            have: "compress, compress_messages, compress_prompt, structured_compress_prompt, compress_json, \
+                   recover, tokenize, token_logprobs"
                 .into(),
         }),
     }
 }
 
-/// A library type as JSON.
-fn to_json(value: impl Serialize) -> Result<Value, Error> {
-    serde_json::to_value(value).map_err(|error| bad_row(error.to_string()))
+/// A row that is done.
+fn done(result: Result<Box<RawValue>, Error>) -> Result<Task, Error> {
+    Ok(Task::Said(Said::Result(result?)))
 }
 
 /// A row that cannot be run.

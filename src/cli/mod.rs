@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch, errors and exit codes.
 
 mod batch;
+mod batch_calls;
 mod compress;
 mod config;
 mod encode;

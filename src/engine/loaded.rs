@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::ModelInfo;
 use crate::control;
 use crate::error::{Error, Result};
-use crate::hard::{self, Compressed, Request};
+use crate::hard::{self, Compressed, JsonRequest, Request};
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
@@ -29,6 +29,7 @@ pub(super) trait Runtime: Send + Sync {
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
     fn compress(&self, request: &Request) -> Result<Compressed>;
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
+    fn compress_json(&self, request: &JsonRequest) -> Result<Compressed>;
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -199,6 +200,10 @@ impl<B: Backend> Runtime for Loaded<B> {
 
     fn compress(&self, request: &Request) -> Result<Compressed> {
         hard::compress(&self.scorer(), self.tokenizer()?, request)
+    }
+
+    fn compress_json(&self, request: &JsonRequest) -> Result<Compressed> {
+        hard::compress_json(&self.scorer(), self.tokenizer()?, request)
     }
 
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>> {

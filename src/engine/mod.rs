@@ -16,7 +16,7 @@ use crate::control::{Call, Control};
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::messages::{self, MessagesOptions, MessagesResult};
-use crate::hard::{Compressed, Request};
+use crate::hard::{Compressed, JsonRequest, Request};
 use crate::model::weights::Weights;
 use crate::ops::Cpu;
 use crate::text::Tokenizer;
@@ -371,6 +371,16 @@ impl Engine {
             let compress = |requests: &[Request]| self.runtime.compress_many(requests);
             messages::compress_by(body, options, tokenizer, &compress)
         })
+    }
+
+    /// Shortens a JSON object whose members have rates of their own: llmlingua's `compress_json`, valid by
+    /// construction.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for what is not an object or does not fit its configuration, [`Error::Budget`] when
+    /// what must stay is longer than the target, and what ends a call ([`Control`]).
+    pub fn compress_json(&self, request: &JsonRequest, control: &Control) -> Result<Compressed> {
+        self.call(control, || self.runtime.compress_json(request))
     }
 
     /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device

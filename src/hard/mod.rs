@@ -1,5 +1,6 @@
 //! Hard compression: a shorter text. LLMLingua (arXiv 2310.05736) and LongLLMLingua (2310.06839).
 
+pub mod compress_json;
 mod context_budget;
 mod count;
 mod exact;
@@ -9,12 +10,14 @@ pub mod messages;
 pub mod options;
 mod python;
 pub mod rank_text;
+pub mod recover;
 mod reference;
 pub mod request;
 pub mod result;
 mod source;
 mod structured;
 
+pub use compress_json::{JsonConfig, JsonEntry, JsonRequest};
 pub use count::Count;
 pub use exact::kinds::ContentKind;
 pub use exact::rank::Ranker;
@@ -85,4 +88,36 @@ pub fn compress_messages(
     messages::compress_by(body, options, tokenizer, &|requests| {
         compress_many(lm, tokenizer, requests)
     })
+}
+
+/// Shortens an object whose members have rates of their own; `lm` scores it.
+///
+/// The result's text is JSON, and names, numbers, `true`, `false` and `null` in it are the given ones.
+///
+/// # Errors
+/// [`crate::Error::Input`] for what is not an object or does not fit its configuration,
+/// [`crate::Error::Budget`] when what must stay is longer than the target, and whatever the model reports.
+pub fn compress_json(
+    lm: &dyn Scorer,
+    tokenizer: &Tokenizer,
+    request: &JsonRequest,
+) -> Result<Compressed> {
+    let segments = request.segments()?;
+    let options = request
+        .exact
+        .clone()
+        .with_keep_question(false)
+        .with_as_kind(Some(ContentKind::Json));
+    let budget = request.target.map_or(Budget::default(), Budget::Tokens);
+    let prompt = Request::new([request.json.as_str()])
+        .with_question(request.question.as_str())
+        .with_budget(budget)
+        .with_mode(options.clone());
+    prompt.check()?;
+    let exact = exact::Exact {
+        lm,
+        tokenizer,
+        options: &options,
+    };
+    exact.compress_segments(&prompt, &[segments])
 }

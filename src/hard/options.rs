@@ -164,6 +164,16 @@ macro_rules! options {
                 }
             )*
 
+            /// Takes the options out of a call's arguments by their names here; an absent one keeps its
+            /// default.
+            ///
+            /// # Errors
+            /// [`Error::Input`] naming the one of the wrong type.
+            #[doc(hidden)]
+            pub fn from_arguments(arguments: &mut Arguments) -> Result<Self> {
+                Self::take(arguments)
+            }
+
             /// Takes the options out of a call's arguments; an absent one keeps its default.
             pub(super) fn take(arguments: &mut Arguments) -> Result<Self> {
                 let default = Self::default();

@@ -77,33 +77,19 @@ fn chunks(text: &str) -> HashSet<&str> {
 fn check_any(text: &str, kind: ContentKind, result: &Compressed, what: &str) {
     let out = &result.text;
     let limit = result.target.expect("an exact budget");
-    assert!(
-        result.tokens_after <= limit,
-        "{what}: {} of {limit} tokens",
-        result.tokens_after
-    );
+    assert!(result.tokens_after <= limit, "{what}: {} of {limit} tokens", result.tokens_after);
     assert_eq!(result.tokens_after, count_cl100k(out), "{what}");
     let pieces: String = result.pieces.iter().map(|p| p.text.as_str()).collect();
-    assert_eq!(
-        pieces.trim(),
-        text.trim(),
-        "{what}: the pieces are the prompt"
-    );
+    assert_eq!(pieces.trim(), text.trim(), "{what}: the pieces are the prompt");
     // Spans are verbatim, in order, and nothing but white space and marks stands between them.
     let mut last = 0;
     for kept in &result.contexts {
         let mut rest = kept.text.as_str();
         for span in &kept.spans {
-            assert!(
-                span.start >= last && span.start < span.end,
-                "{what}: {:?}",
-                kept.spans
-            );
+            assert!(span.start >= last && span.start < span.end, "{what}: {:?}", kept.spans);
             last = span.end;
             let own = text[span.clone()].trim_end();
-            let at = rest
-                .find(own)
-                .unwrap_or_else(|| panic!("{what}: {own:?} is not in {rest:?}"));
+            let at = rest.find(own).unwrap_or_else(|| panic!("{what}: {own:?} is not in {rest:?}"));
             check_invented(&rest[..at], kind, what);
             rest = &rest[at + own.len()..];
         }
@@ -116,37 +102,22 @@ fn check_any(text: &str, kind: ContentKind, result: &Compressed, what: &str) {
 fn check_invented(between: &str, kind: ContentKind, what: &str) {
     for line in between.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let code = matches!(kind, ContentKind::Code | ContentKind::Markdown);
-        assert!(
-            code && matches!(line, "# …" | "// …" | "-- …"),
-            "{what}: {line:?} was invented"
-        );
+        assert!(code && matches!(line, "# …" | "// …" | "-- …"), "{what}: {line:?} was invented");
     }
 }
 
 /// No word or figure is cut.
 fn check_edges(text: &str, spans: &[std::ops::Range<usize>], what: &str) {
-    let unspaced = |c: char| {
-        !c.is_ascii()
-            && c.is_alphabetic()
-            && !matches!(c, '\u{80}'..='\u{8ff}' | '\u{900}'..='\u{dff}')
-    };
+    let unspaced = |c: char| !c.is_ascii() && c.is_alphabetic() && !matches!(c, '\u{80}'..='\u{8ff}' | '\u{900}'..='\u{dff}');
     for span in spans {
         for at in [span.start, span.end] {
             let (before, after) = (text[..at].chars().next_back(), text[at..].chars().next());
-            let (Some(before), Some(after)) = (before, after) else {
-                continue;
-            };
+            let (Some(before), Some(after)) = (before, after) else { continue };
             let space = before.is_whitespace() || after.is_whitespace();
-            let figure = before.is_numeric()
-                && (after.is_alphanumeric() || matches!(after, '%' | '.' | ',' | ':'));
+            let figure = before.is_numeric() && (after.is_alphanumeric() || matches!(after, '%' | '.' | ',' | ':'));
             let joins = before.is_alphanumeric() && after.is_alphanumeric();
             let parted = space || (!figure && (!joins || unspaced(before) || unspaced(after)));
-            assert!(
-                parted,
-                "{what}: cut at {:?}|{:?}",
-                &text[text.floor_char_boundary(at.saturating_sub(12))..at],
-                after
-            );
+            assert!(parted, "{what}: cut at {:?}|{:?}", &text[text.floor_char_boundary(at.saturating_sub(12))..at], after);
         }
     }
 }
@@ -156,10 +127,7 @@ fn check_lines(text: &str, out: &str, what: &str) {
     let lines: HashSet<&str> = text.lines().map(str::trim_end).collect();
     for line in out.lines() {
         let mark = matches!(line.trim(), "# …" | "// …" | "");
-        assert!(
-            mark || lines.contains(line.trim_end()),
-            "{what}: {line:?} is no line of the text"
-        );
+        assert!(mark || lines.contains(line.trim_end()), "{what}: {line:?} is no line of the text");
     }
 }
 
@@ -168,14 +136,8 @@ fn check_balance(out: &str, what: &str) {
     let mut open: Vec<String> = Vec::new();
     for part in out.split('<').skip(1) {
         let tag = part.split('>').next().unwrap_or_default();
-        let name: String = tag
-            .trim_start_matches('/')
-            .chars()
-            .take_while(|c| c.is_alphanumeric())
-            .collect();
-        if tag.starts_with('!')
-            || ["meta", "link", "br", "hr", "img", "p", "li", "input"].contains(&name.as_str())
-        {
+        let name: String = tag.trim_start_matches('/').chars().take_while(|c| c.is_alphanumeric()).collect();
+        if tag.starts_with('!') || ["meta", "link", "br", "hr", "img", "p", "li", "input"].contains(&name.as_str()) {
             continue;
         }
         if tag.starts_with('/') {
@@ -190,55 +152,33 @@ fn check_balance(out: &str, what: &str) {
 /// Holds a result against the form of its kind.
 fn check_kind(text: &str, kind: ContentKind, out: &str, what: &str) {
     match kind {
-        ContentKind::Code | ContentKind::Log | ContentKind::Csv | ContentKind::Jsonl => {
-            check_lines(text, out, what)
-        }
+        ContentKind::Code | ContentKind::Log | ContentKind::Csv | ContentKind::Jsonl => check_lines(text, out, what),
         ContentKind::Html => check_balance(out, what),
         _ => {}
     }
     match kind {
         ContentKind::Csv if !out.is_empty() => {
-            assert_eq!(
-                out.lines().next(),
-                text.lines().next(),
-                "{what}: the header is kept"
-            );
+            assert_eq!(out.lines().next(), text.lines().next(), "{what}: the header is kept");
         }
         ContentKind::Jsonl => {
             for line in out.lines() {
-                serde_json::from_str::<serde_json::Value>(line)
-                    .unwrap_or_else(|e| panic!("{what}: {line}: {e}"));
+                serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|e| panic!("{what}: {line}: {e}"));
             }
         }
         ContentKind::Markdown => {
-            let fences = out
-                .lines()
-                .filter(|l| l.trim_start().starts_with("```"))
-                .count();
+            let fences = out.lines().filter(|l| l.trim_start().starts_with("```")).count();
             assert_eq!(fences % 2, 0, "{what}: fences balance: {out}");
             let rows: Vec<&str> = out.lines().filter(|l| l.starts_with('|')).collect();
             let whole: HashSet<&str> = text.lines().collect();
-            assert!(
-                rows.iter().all(|row| whole.contains(row)),
-                "{what}: rows are whole"
-            );
+            assert!(rows.iter().all(|row| whole.contains(row)), "{what}: rows are whole");
         }
         ContentKind::Code => {
             // Whatever is indented has something above it that is not.
-            let mut shown = out
-                .lines()
-                .filter(|l| !l.trim().is_empty() && !l.trim().ends_with('…'));
-            assert!(
-                shown.next().is_none_or(|l| !l.starts_with(' ')),
-                "{what}: {out}"
-            );
+            let mut shown = out.lines().filter(|l| !l.trim().is_empty() && !l.trim().ends_with('…'));
+            assert!(shown.next().is_none_or(|l| !l.starts_with(' ')), "{what}: {out}");
             for (a, b) in [('{', '}'), ('(', ')'), ('[', ']')] {
                 if text.matches(a).count() == text.matches(b).count() {
-                    assert_eq!(
-                        out.matches(a).count(),
-                        out.matches(b).count(),
-                        "{what}: {out}"
-                    );
+                    assert_eq!(out.matches(a).count(), out.matches(b).count(), "{what}: {out}");
                 }
             }
         }
@@ -253,12 +193,7 @@ fn check_kind(text: &str, kind: ContentKind, out: &str, what: &str) {
 #[test]
 fn kinds_are_found() {
     for (kind, text) in texts() {
-        assert_eq!(
-            ContentKind::of(&text),
-            kind,
-            "{}",
-            &text[..text.floor_char_boundary(200)]
-        );
+        assert_eq!(ContentKind::of(&text), kind, "{}", &text[..text.floor_char_boundary(200)]);
     }
 }
 
@@ -266,17 +201,9 @@ fn kinds_are_found() {
 fn every_kind_keeps_its_form_at_every_rate() {
     for (i, (kind, text)) in texts().into_iter().enumerate() {
         for share in [0.05, 0.1, 0.2, 0.33, 0.5, 0.66, 0.8, 0.95] {
-            for granularity in [
-                Granularity::Passage,
-                Granularity::Sentence,
-                Granularity::Token,
-                Granularity::Context,
-            ] {
+            for granularity in [Granularity::Passage, Granularity::Sentence, Granularity::Token, Granularity::Context] {
                 let what = format!("{i}: {kind:?} at {share}, {granularity:?}");
-                let options = (
-                    Budget::Rate(share),
-                    Exact::default().with_granularity(granularity),
-                );
+                let options = (Budget::Rate(share), Exact::default().with_granularity(granularity));
                 let result = compress(&[&text], "", options);
                 let want = (count_cl100k(text.trim()) as f64 * share).round() as usize;
                 assert_eq!(result.target, Some(want), "{what}");
@@ -290,9 +217,7 @@ fn every_kind_keeps_its_form_at_every_rate() {
 #[test]
 fn every_kind_keeps_its_form_at_every_budget() {
     for (i, (kind, text)) in texts().into_iter().enumerate() {
-        for tokens in [
-            5, 7, 10, 16, 25, 40, 64, 100, 160, 250, 400, 640, 1000, 5000,
-        ] {
+        for tokens in [5, 7, 10, 16, 25, 40, 64, 100, 160, 250, 400, 640, 1000, 5000] {
             let what = format!("{i}: {kind:?} at {tokens} tokens");
             let result = compress(&[&text], "", target(tokens));
             check_any(&text, kind, &result, &what);
@@ -312,9 +237,7 @@ fn the_question_does_not_change_the_form() {
         for share in [0.2, 0.5] {
             let what = format!("{i}: {kind:?} at {share} with a question");
             let result = compress(&[&text], "What is the number of the office?", rate(share));
-            let out = result
-                .text
-                .strip_suffix("What is the number of the office?");
+            let out = result.text.strip_suffix("What is the number of the office?");
             check_kind(&text, kind, out.expect("the question").trim_end(), &what);
             assert!(result.tokens_after <= result.target.unwrap_or(0), "{what}");
         }
@@ -324,24 +247,13 @@ fn the_question_does_not_change_the_form() {
 /// The first of two runs with `fill` comes near the budget, and is never over it.
 #[test]
 fn the_last_token_is_spent_on_request() {
-    for (kind, text) in texts()
-        .into_iter()
-        .filter(|(kind, _)| *kind == ContentKind::Text)
-    {
+    for (kind, text) in texts().into_iter().filter(|(kind, _)| *kind == ContentKind::Text) {
         let whole = count_cl100k(text.trim());
         for share in [0.1, 0.3, 0.5, 0.9] {
             let want = (whole as f64 * share) as usize;
-            let result = compress(
-                &[&text],
-                "",
-                (Budget::Tokens(want), Exact::default().with_fill(true)),
-            );
+            let result = compress(&[&text], "", (Budget::Tokens(want), Exact::default().with_fill(true)));
             let got = result.tokens_after;
-            assert!(
-                got <= want && got + 3 >= want,
-                "{kind:?} at {want}: {got}, {:?}",
-                result.text
-            );
+            assert!(got <= want && got + 3 >= want, "{kind:?} at {want}: {got}, {:?}", result.text);
         }
     }
 }
@@ -350,16 +262,8 @@ fn the_last_token_is_spent_on_request() {
 fn figures_and_words_are_whole_or_absent() {
     for (text, tokens, whole) in [
         ("The flat is number 27b.", 5, "The flat is number"),
-        (
-            "Take 2 pills a day, never 200000.",
-            10,
-            "Take 2 pills a day, never",
-        ),
-        (
-            "Cora works in office 14 on floor 2.",
-            6,
-            "Cora works in office",
-        ),
+        ("Take 2 pills a day, never 200000.", 10, "Take 2 pills a day, never"),
+        ("Cora works in office 14 on floor 2.", 6, "Cora works in office"),
     ] {
         let out = compress(&[text], "", target(tokens)).text;
         assert_eq!(out, whole, "{text}");
@@ -367,10 +271,7 @@ fn figures_and_words_are_whole_or_absent() {
     #[cfg(feature = "segmenter")]
     {
         let out = compress(&["桜の公園へ散歩に行きました。"], "", target(5)).text;
-        assert!(
-            "桜の公園へ散歩に".starts_with(&out) && out.ends_with(['の', 'へ', 'に']),
-            "{out}"
-        );
+        assert!("桜の公園へ散歩に".starts_with(&out) && out.ends_with(['の', 'へ', 'に']), "{out}");
     }
     // Budgets from nothing to everything, in scripts that are cut at spaces.
     for text in [
@@ -392,9 +293,7 @@ fn token_granularity_changes_no_figure_and_joins_no_words() {
     let rows = "id,price\n1,129.95\n2,0.05\n3,12.5\n4,7.25\n5,3.75\n";
     for share in [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9] {
         for digits in [false, true] {
-            let exact = Exact::default()
-                .with_granularity(Granularity::Token)
-                .with_force_digits(digits);
+            let exact = Exact::default().with_granularity(Granularity::Token).with_force_digits(digits);
             let options = (Budget::Rate(share), exact);
             let out = compress(&[text], "", options.clone()).text;
             assert!(chunks(&out).is_subset(&chunks(text)), "{share}: {out}");
@@ -412,35 +311,21 @@ const TOWN: &str = "The town hall was built in 1901. It has a clock and two towe
 fn a_single_document_is_cut_by_what_its_sentences_are_worth() {
     for share in [0.3, 0.4, 0.5, 0.6] {
         let out = compress(&[TOWN], "Who is the mayor?", rate(share)).text;
-        assert!(
-            out.contains("The mayor is called Ilse Brandt."),
-            "{share}: {out}"
-        );
+        assert!(out.contains("The mayor is called Ilse Brandt."), "{share}: {out}");
         let out = compress(&[TOWN], "When does the baker open?", rate(share)).text;
         assert!(out.contains("The baker opens at six."), "{share}: {out}");
     }
     // What stays does so in the order of the document, a line apart where it stood lines apart.
-    let out = compress(
-        &[TOWN],
-        "When was the town hall built, and who is the mayor?",
-        rate(0.6),
-    )
-    .text;
+    let out = compress(&[TOWN], "When was the town hall built, and who is the mayor?", rate(0.6)).text;
     let (hall, mayor) = (out.find("town hall was"), out.find("The mayor is"));
-    assert!(
-        hall.is_some() && hall < mayor && out[..mayor.unwrap_or(0)].ends_with('\n'),
-        "{out}"
-    );
+    assert!(hall.is_some() && hall < mayor && out[..mayor.unwrap_or(0)].ends_with('\n'), "{out}");
 }
 
 fn served() -> String {
     (0..12)
         .map(|i| match i {
-            7 => "2024-03-01T10:00:07Z ERROR worker-1 lost the database, no more pool left\n"
-                .to_string(),
-            i => format!(
-                "2024-03-01T10:00:{i:02}Z INFO worker-1 served request 1{i:02} in {i:02} ms\n"
-            ),
+            7 => "2024-03-01T10:00:07Z ERROR worker-1 lost the database, no more pool left\n".to_string(),
+            i => format!("2024-03-01T10:00:{i:02}Z INFO worker-1 served request 1{i:02} in {i:02} ms\n"),
         })
         .collect()
 }
@@ -451,19 +336,8 @@ fn lines_of_a_log_are_whole_and_copies_come_last() {
     for share in [0.1, 0.2, 0.5, 0.8] {
         let result = compress(&[&log], "Why did the database fail?", rate(share));
         let out = &result.text;
-        check_lines(
-            &log,
-            out.strip_suffix("\n\nWhy did the database fail?")
-                .unwrap_or(""),
-            out,
-        );
-        assert!(
-            share < 0.2
-                || out.contains(
-                    "2024-03-01T10:00:07Z ERROR worker-1 lost the database, no more pool left\n"
-                ),
-            "{out}"
-        );
+        check_lines(&log, out.strip_suffix("\n\nWhy did the database fail?").unwrap_or(""), out);
+        assert!(share < 0.2 || out.contains("2024-03-01T10:00:07Z ERROR worker-1 lost the database, no more pool left\n"), "{out}");
         // Without a question the line unlike the others comes with the first.
         let out = compress(&[&log], "", rate(share)).text;
         assert!(share < 0.2 || out.contains("ERROR"), "{out}");
@@ -475,30 +349,19 @@ fn a_rate_never_fails_and_says_what_it_could_not_do() {
     let question = "Please tell me in one full sentence what this note is about.";
     let result = compress(&["A short note."], question, rate(0.5));
     assert!(result.text.ends_with(question));
-    assert!(
-        result
-            .warnings
-            .iter()
-            .any(|w| w.contains("instruction and question alone are")),
-        "{:?}",
-        result.warnings
-    );
+    assert!(result.warnings.iter().any(|w| w.contains("instruction and question alone are")), "{:?}", result.warnings);
     let result = compress(&[], question, rate(0.5));
     assert_eq!(result.text, question);
     let result = compress(&[], "", rate(0.5));
     assert_eq!((result.text.as_str(), result.warnings.len()), ("", 0));
     // What is forced stays too.
-    let exact = Exact::default()
-        .with_force_tokens(vec!["note".into()])
-        .with_force_contexts(vec![0]);
+    let exact = Exact::default().with_force_tokens(vec!["note".into()]).with_force_contexts(vec![0]);
     let options = (Budget::Rate(0.1), exact);
     let result = compress(&["A short note."], "", options);
     assert_eq!(result.text, "A short note.");
     assert_eq!(result.warnings.len(), 1, "{:?}", result.warnings);
     // A target is a promise.
-    let request = Request::new(["A short note."])
-        .with_question(question)
-        .with_tokens(5);
+    let request = Request::new(["A short note."]).with_question(question).with_tokens(5);
     hard::compress(&AnyScores, byte_tokenizer(), &request).unwrap_err();
 }
 
@@ -507,10 +370,7 @@ fn white_space_does_not_eat_the_budget() {
     let text = format!("a{}b", " ".repeat(3000));
     assert_eq!(compress(&[&text], "", rate(0.5)).text, "a b");
     let text = format!("One line.{}Another line.", "\n".repeat(3000));
-    assert_eq!(
-        compress(&[&text], "", rate(0.5)).text,
-        "One line.\n\nAnother line."
-    );
+    assert_eq!(compress(&[&text], "", rate(0.5)).text, "One line.\n\nAnother line.");
 }
 
 #[test]
@@ -518,18 +378,9 @@ fn copies_cost_nothing() {
     let other = "The river rises in the hills of the north. It runs through three towns. Its water is cold in May.";
     let three = [TOWN, other, TOWN];
     let result = compress(&three, "", rate(0.6));
-    assert_eq!(
-        result.text.matches("Ilse Brandt").count(),
-        1,
-        "{}",
-        result.text
-    );
+    assert_eq!(result.text.matches("Ilse Brandt").count(), 1, "{}", result.text);
     assert!(result.text.contains("cold in May"), "{}", result.text);
-    let result = compress(
-        &three,
-        "",
-        (Budget::Rate(0.9), Exact::default().with_dedupe(false)),
-    );
+    let result = compress(&three, "", (Budget::Rate(0.9), Exact::default().with_dedupe(false)));
     assert_eq!(result.text.matches("town hall").count(), 2);
     // Whatever fits whole is left as it is.
     let result = compress(&three, "", rate(1.0));
@@ -538,12 +389,7 @@ fn copies_cost_nothing() {
 
 #[test]
 fn gaps_are_marked_on_request_and_the_marks_are_counted() {
-    let options = |mark: &str, share: f64| {
-        (
-            Budget::Rate(share),
-            Exact::default().with_mark(Some(mark.into())),
-        )
-    };
+    let options = |mark: &str, share: f64| (Budget::Rate(share), Exact::default().with_mark(Some(mark.into())));
     let result = compress(&[TOWN], "Who is the mayor?", options("[…]", 0.5));
     assert!(result.text.contains("[…]"), "{}", result.text);
     assert!(result.tokens_after <= result.target.unwrap_or(0));
@@ -558,28 +404,14 @@ fn gaps_are_marked_on_request_and_the_marks_are_counted() {
 #[test]
 fn comments_go_before_code() {
     let code = "import os\n\n# Adds two numbers and gives back what comes out of that.\ndef add(a, b):\n    \"\"\"Gives a and b together, as anybody would.\"\"\"\n    total = a + b\n    return total\n";
-    let out = compress(
-        &[code],
-        "",
-        (
-            Budget::Rate(0.6),
-            Exact::default().with_mark(Some(String::new())),
-        ),
-    )
-    .text;
-    assert_eq!(
-        out,
-        "import os\n\ndef add(a, b):\n    total = a + b\n    return total"
-    );
+    let out = compress(&[code], "", (Budget::Rate(0.6), Exact::default().with_mark(Some(String::new())))).text;
+    assert_eq!(out, "import os\n\ndef add(a, b):\n    total = a + b\n    return total");
 }
 
 #[test]
 fn named_kinds_override_what_a_text_looks_like() {
     let text = "One line of words, and more. Another one.\nA second line of words, too. And on.\nA third, shorter.\n";
-    let options = (
-        Budget::Rate(0.5),
-        Exact::default().with_as_kind(Some(ContentKind::Log)),
-    );
+    let options = (Budget::Rate(0.5), Exact::default().with_as_kind(Some(ContentKind::Log)));
     check_lines(text, &compress(&[text], "", options).text, "as a log");
 }
 
@@ -591,10 +423,7 @@ fn long_and_odd_texts_take_linear_time() {
     let lines = "a\n".repeat(300_000);
     compress(&[&lines], "", rate(0.5));
     let words = "some more text here ".repeat(50_000);
-    let options = (
-        Budget::Rate(0.8),
-        Exact::default().with_force_tokens(vec!["e".into()]),
-    );
+    let options = (Budget::Rate(0.8), Exact::default().with_force_tokens(vec!["e".into()]));
     compress(&[&words], "", options);
     let seconds = start.elapsed().as_secs_f64();
     assert!(seconds < 60.0, "{seconds} s");

@@ -30,16 +30,8 @@ pub(super) fn find(
     question: &str,
     dedupe: bool,
 ) -> Copies {
-    let none = || {
-        parsed
-            .iter()
-            .map(|p| vec![false; p.units.len()])
-            .collect::<Vec<_>>()
-    };
-    let mut copies = Copies {
-        exact: none(),
-        near: none(),
-    };
+    let none = || parsed.iter().map(|p| vec![false; p.units.len()]).collect::<Vec<_>>();
+    let mut copies = Copies { exact: none(), near: none() };
     if !dedupe {
         return copies;
     }
@@ -128,8 +120,7 @@ fn shape(text: &str, figures: &[&str]) -> u64 {
             word.hash(&mut hasher);
         } else if word.contains(char::is_alphabetic) && !is_hex(word) {
             // `worker1`: the letters count.
-            word.split(|c: char| c.is_numeric())
-                .for_each(|part| part.hash(&mut hasher));
+            word.split(|c: char| c.is_numeric()).for_each(|part| part.hash(&mut hasher));
         } else {
             0.hash(&mut hasher);
         }
@@ -180,17 +171,8 @@ mod tests {
 
     #[test]
     fn lines_of_code_are_copies_by_the_block() {
-        let function = |name: &str| {
-            format!(
-                "def {name}(a, b):\n    x = a + b * 2 + 1\n    y = x * x - a - b\n    z = x + y + a + b\n    return x, y, z\n\n"
-            )
-        };
-        let text = format!(
-            "{}x = 1\nx = 1\n{}{}",
-            function("f"),
-            function("f"),
-            function("g")
-        );
+        let function = |name: &str| format!("def {name}(a, b):\n    x = a + b * 2 + 1\n    y = x * x - a - b\n    z = x + y + a + b\n    return x, y, z\n\n");
+        let text = format!("{}x = 1\nx = 1\n{}{}", function("f"), function("f"), function("g"));
         let found = run(&[&text], ContentKind::Code, &[0], "");
         let exact = &found.exact[0];
         // The second `f` is a copy as a whole; the assignments are not, and `g` shares its body alone.
@@ -202,10 +184,7 @@ mod tests {
     #[test]
     fn records_that_differ_in_figures_alone_are_near_copies() {
         let log = "10:00:01 GET /a 200 in 5 ms\n10:00:02 GET /a 200 in 7 ms\n10:00:03 GET /b 500 in 7 ms\n10:00:04 GET /a 404 in 9 ms\n";
-        assert_eq!(
-            run(&[log], ContentKind::Log, &[0], "").near[0],
-            [false, true, false, true]
-        );
+        assert_eq!(run(&[log], ContentKind::Log, &[0], "").near[0], [false, true, false, true]);
         let near = run(&[log], ContentKind::Log, &[0], "Why 404?").near;
         assert_eq!(near[0], [false, true, false, false]);
     }

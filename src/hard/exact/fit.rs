@@ -113,10 +113,7 @@ mod tests {
         let count = |n: usize| n.div_ceil(2) + usize::from(n % 7 == 3);
         for target in 0..=52 {
             let (n, tokens) = longest(100, target, 0, count);
-            assert!(
-                tokens <= target && tokens == count(n),
-                "{target}: {n}, {tokens}"
-            );
+            assert!(tokens <= target && tokens == count(n), "{target}: {n}, {tokens}");
             assert!(target > 50 || tokens + 2 >= target, "{target}: {tokens}");
         }
     }

@@ -27,7 +27,6 @@ use crate::error::{Error, Result};
 use crate::model::Scorer;
 use crate::text::Tokenizer;
 
-use super::json_text::Tree;
 use super::options::Exact as Options;
 use super::python::strip;
 use super::request::{Budget, Request};
@@ -35,6 +34,7 @@ use super::result::Compressed;
 use super::source::Source;
 use super::structured::{self, Segment};
 use finish::{Rendered, whole_contexts};
+use super::json_text::Tree;
 use kinds::{ContentKind, Layout};
 use relevance::Relevance;
 use render::{Style, render};
@@ -82,6 +82,11 @@ impl Exact<'_> {
         self.run(prompt, &stripped, Some(&segments))
     }
 
+    /// A shorter prompt whose contexts are cut into segments with rates of their own.
+    pub fn compress_segments(&self, prompt: &Request, segments: &[Vec<Segment>]) -> Result<Compressed> {
+        self.run(prompt, &prompt.contexts, Some(segments))
+    }
+
     fn run(
         &self,
         prompt: &Request,
@@ -124,11 +129,7 @@ impl Exact<'_> {
             source.keep_all();
             return self.finish(source, text.into(), tokens, kept, segments);
         }
-        let mut target = Target {
-            tokens,
-            rated,
-            warnings: Vec::new(),
-        };
+        let mut target = Target { tokens, rated, warnings: Vec::new() };
         let fixed = self.count(&frame.around([]))?;
         target.must_hold(fixed, "instruction and question alone are", "shorten them")?;
 
@@ -137,11 +138,7 @@ impl Exact<'_> {
             .enumerate()
             .map(|(c, text)| {
                 control::check()?;
-                Parsed::new(
-                    self.tokenizer,
-                    text,
-                    self.layout(text, segments.map(|s| &s[c][..])),
-                )
+                Parsed::new(self.tokenizer, text, self.layout(text, segments.map(|s| &s[c][..])))
             })
             .collect::<Result<Vec<_>>>()?;
         let budget = target.tokens.saturating_sub(fixed);
@@ -166,17 +163,7 @@ impl Exact<'_> {
                 let partial = chosen.partial.filter(|(atom, _)| atoms.contains(atom));
                 let partial = partial.map(|(atom, end)| (atom - bases[c], end));
                 let own = &chosen.mask[atoms];
-                (
-                    c,
-                    render(
-                        &contexts[c],
-                        &parsed[c],
-                        own,
-                        partial,
-                        &plan.verbatim[c],
-                        style,
-                    ),
-                )
+                (c, render(&contexts[c], &parsed[c], own, partial, &plan.verbatim[c], style))
             };
             plan.contexts.iter().map(of).collect()
         };
@@ -185,11 +172,10 @@ impl Exact<'_> {
         };
         let mut failed = None;
         let mut count = |chosen: &Chosen| {
-            self.count(&text_of(&render_each(chosen)))
-                .unwrap_or_else(|error| {
-                    failed.get_or_insert(error);
-                    0
-                })
+            self.count(&text_of(&render_each(chosen))).unwrap_or_else(|error| {
+                failed.get_or_insert(error);
+                0
+            })
         };
         let ids = parsed.iter().map(|p| p.ids.len()).sum::<usize>();
         let mut selection = Selection {
@@ -225,10 +211,7 @@ impl Exact<'_> {
         }
         let text = text_of(&kept);
         let result = self.finish(marked, text, target.tokens, kept, segments)?;
-        Ok(Compressed {
-            warnings: target.warnings,
-            ..result
-        })
+        Ok(Compressed { warnings: target.warnings, ..result })
     }
 
     /// A context by its kind; where it has segments each is a text of its own.
@@ -311,10 +294,7 @@ fn mark_pieces(
     base: usize,
 ) {
     for (a, atom) in parsed.atoms.iter().enumerate() {
-        let partial = chosen
-            .partial
-            .filter(|&(at, _)| at == base + a)
-            .map(|(_, end)| end);
+        let partial = chosen.partial.filter(|&(at, _)| at == base + a).map(|(_, end)| end);
         let kept_to = match (chosen.mask[base + a], partial) {
             (true, _) => atom.range.end,
             (false, Some(end)) => end,

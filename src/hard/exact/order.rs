@@ -209,8 +209,7 @@ impl Exact<'_> {
                 }
                 groups.forced[c][a] = kept;
                 let space = atom.visible_end..atom.range.end;
-                let lead =
-                    text[atom.range.clone()].len() - text[atom.range.clone()].trim_start().len();
+                let lead = text[atom.range.clone()].len() - text[atom.range.clone()].trim_start().len();
                 for span in touching(&spaces, &mut at_space, &atom.range) {
                     let in_lead = span.start < atom.range.start + lead;
                     groups.verbatim[c][a] |= in_lead || span.end > space.start;
@@ -259,9 +258,7 @@ struct Groups {
 /// about it, so the worths of the passages are dealt out to the records in the order of theirs.
 fn passage_worth(parsed: &Parsed, passages: &[f64], sentences: &[f64]) -> Vec<f64> {
     let mut worth = passages.to_vec();
-    let records: Vec<usize> = (0..worth.len())
-        .filter(|&u| parsed.units[u].record)
-        .collect();
+    let records: Vec<usize> = (0..worth.len()).filter(|&u| parsed.units[u].record).collect();
     let mut values: Vec<f64> = records.iter().map(|&u| passages[u]).collect();
     values.sort_by(|a, b| b.total_cmp(a));
     let mut by_worth = records;
@@ -276,9 +273,7 @@ fn passage_worth(parsed: &Parsed, passages: &[f64], sentences: &[f64]) -> Vec<f6
 fn wanted_spans(text: &str, wanted: &[String]) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
     let (mut spans, mut spaces) = (Vec::new(), Vec::new());
     for wanted in wanted.iter().filter(|w| !w.is_empty()) {
-        let found = text
-            .match_indices(wanted.as_str())
-            .map(|(at, w)| at..at + w.len());
+        let found = text.match_indices(wanted.as_str()).map(|(at, w)| at..at + w.len());
         match wanted.trim().is_empty() {
             true => spaces.extend(found),
             false => spans.extend(found),

@@ -54,10 +54,7 @@ pub(super) fn render(
     if let Some(form) = &parsed.json {
         return render_json(form, context, parsed, mask, style);
     }
-    let mut out = Rendered {
-        text: String::new(),
-        spans: Vec::new(),
-    };
+    let mut out = Rendered { text: String::new(), spans: Vec::new() };
     // What was dropped since the last kept atom.
     let mut gap = Gap::default();
     // White space after the last kept atom: it stays if the next one does.
@@ -103,10 +100,7 @@ pub(super) fn render(
             if lead < own.len() {
                 out.push(context, atom.range.start..atom.range.start + lead);
             }
-            out.push(
-                context,
-                atom.visible_end.max(atom.range.start)..atom.range.end,
-            );
+            out.push(context, atom.visible_end.max(atom.range.start)..atom.range.end);
         }
         let blank = atom.visible_end <= atom.range.start;
         gap.add(atom.space, i, !blank);
@@ -118,13 +112,7 @@ pub(super) fn render(
 }
 
 /// Gives the JSON that the kept atoms of a JSON text leave.
-fn render_json(
-    form: &Form,
-    context: &str,
-    parsed: &Parsed,
-    mask: &[bool],
-    style: Style,
-) -> Rendered {
+fn render_json(form: &Form, context: &str, parsed: &Parsed, mask: &[bool], style: Style) -> Rendered {
     let stay = |(atoms, place): (&Range<usize>, &Place)| {
         let kept = mask[atoms.clone()].iter().filter(|&&kept| kept).count();
         if kept == 0 {
@@ -138,15 +126,9 @@ fn render_json(
     };
     let stays: Vec<Stay> = parsed.atoms_of.iter().zip(&form.places).map(stay).collect();
     if !style.sole && stays.iter().all(|stay| *stay == Stay::Nothing) {
-        return Rendered {
-            text: String::new(),
-            spans: Vec::new(),
-        };
+        return Rendered { text: String::new(), spans: Vec::new() };
     }
-    let marks = Marks {
-        mark: style.mark,
-        omission: style.omission,
-    };
+    let marks = Marks { mark: style.mark, omission: style.omission };
     let Spliced { text, spans } = form.render(context, &stays, marks);
     Rendered { text, spans }
 }
@@ -216,14 +198,7 @@ impl Gap {
     }
 
     /// The mark for the gap, which may be none.
-    fn mark(
-        &self,
-        context: &str,
-        parsed: &Parsed,
-        next: Option<usize>,
-        style: Style,
-        start: bool,
-    ) -> String {
+    fn mark(&self, context: &str, parsed: &Parsed, next: Option<usize>, style: Style, start: bool) -> String {
         let unit = |atom: usize| &parsed.units[parsed.atoms[atom].sentence];
         let comment = |atom: usize| unit(atom).comment;
         let before = self.first.checked_sub(1).filter(|_| !start).map(comment);
@@ -255,9 +230,6 @@ fn touch(before: Option<char>, after: Option<char>) -> bool {
     let (Some(before), Some(after)) = (before, after) else {
         return false;
     };
-    let figure =
-        |a: char, b: char| a.is_numeric() && !matches!(b, '。' | '、' | '，' | '」' | '）' | ')');
-    before.is_alphanumeric() && after.is_alphanumeric()
-        || figure(before, after)
-        || figure(after, before)
+    let figure = |a: char, b: char| a.is_numeric() && !matches!(b, '。' | '、' | '，' | '」' | '）' | ')');
+    before.is_alphanumeric() && after.is_alphanumeric() || figure(before, after) || figure(after, before)
 }

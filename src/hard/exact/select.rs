@@ -58,20 +58,13 @@ impl Selection<'_> {
     /// beginning of one sentence.
     ///
     /// `forced` counts `at_none` tokens, at most the target; `count` gives the tokens of a choice.
-    pub fn run(
-        &self,
-        forced: &Chosen,
-        at_none: usize,
-        count: &mut dyn FnMut(&Chosen) -> usize,
-    ) -> Chosen {
+    pub fn run(&self, forced: &Chosen, at_none: usize, count: &mut dyn FnMut(&Chosen) -> usize) -> Chosen {
         let steps = &self.plan.steps;
         let (order, ends) = self.closure(&forced.mask);
         let of = |n: usize| {
             let mut chosen = forced.clone();
             let end = n.checked_sub(1).map_or(0, |last| ends[last]);
-            order[..end]
-                .iter()
-                .for_each(|&atom| chosen.mask[atom] = true);
+            order[..end].iter().for_each(|&atom| chosen.mask[atom] = true);
             chosen
         };
         let (n, mut tokens) = longest(steps.len(), self.target, at_none, |n| count(&of(n)));
@@ -89,9 +82,7 @@ impl Selection<'_> {
                 .then(b.worth.total_cmp(&a.worth))
         });
         let cut = self.cut(&chosen, tokens, first, count);
-        let most = cut
-            .as_ref()
-            .is_some_and(|(_, _, share)| *share >= MOST_OF_IT);
+        let most = cut.as_ref().is_some_and(|(_, _, share)| *share >= MOST_OF_IT);
         match cut.filter(|_| most) {
             Some((cut, after, _)) => (chosen, tokens) = (cut, after),
             None => {
@@ -144,8 +135,7 @@ impl Selection<'_> {
             let own = parsed.atoms_of[need].clone();
             let base = self.bases[context];
             let own = base + own.start..base + own.end;
-            if seen.contains(&need) || mask[own.clone()].iter().all(|&kept| kept) && !own.is_empty()
-            {
+            if seen.contains(&need) || mask[own.clone()].iter().all(|&kept| kept) && !own.is_empty() {
                 continue;
             }
             seen.push(need);
@@ -173,8 +163,7 @@ impl Selection<'_> {
         self.needs(&chosen.mask, step.context, step.unit, atoms);
         atoms.extend(base + step.atoms.start..base + step.atoms.end);
         let own = atoms.iter().filter(|&&atom| !chosen.mask[atom]);
-        own.map(|&atom| self.parsed[step.context].atoms[atom - base].tokens.len())
-            .sum()
+        own.map(|&atom| self.parsed[step.context].atoms[atom - base].tokens.len()).sum()
     }
 
     /// Adds whole units that fit into what is left, in their order.
@@ -215,11 +204,7 @@ impl Selection<'_> {
     fn words(&self, chosen: &Chosen, step: &Step) -> usize {
         let unit = &self.parsed[step.context].units[step.unit];
         let base = self.bases[step.context];
-        let open = step
-            .atoms
-            .clone()
-            .filter(|&a| !chosen.mask[base + a])
-            .count();
+        let open = step.atoms.clone().filter(|&a| !chosen.mask[base + a]).count();
         match unit.whole || open < step.atoms.len() {
             true => 0,
             false => open,
@@ -273,17 +258,11 @@ impl Selection<'_> {
         let open: Vec<&Step> = open.take(8).copied().collect();
         for step in open {
             let base = self.bases[step.context];
-            let missing: Vec<usize> = step
-                .atoms
-                .clone()
-                .filter(|&a| !chosen.mask[base + a])
-                .collect();
+            let missing: Vec<usize> = step.atoms.clone().filter(|&a| !chosen.mask[base + a]).collect();
             let with = |n: usize, partial: Option<(usize, usize)>| {
                 let mut more = chosen.clone();
                 self.add_needs(&mut more.mask, step.context, step.unit);
-                missing[..n]
-                    .iter()
-                    .for_each(|&a| more.mask[base + a] = true);
+                missing[..n].iter().for_each(|&a| more.mask[base + a] = true);
                 more.partial = partial.or(more.partial);
                 more
             };
@@ -296,16 +275,9 @@ impl Selection<'_> {
             if let Some(&next) = missing.get(n).filter(|_| chosen.partial.is_none()) {
                 let atom = &self.parsed[step.context].atoms[next];
                 let shown = &self.contexts[step.context][atom.range.start..atom.visible_end];
-                let ends: Vec<usize> = shown
-                    .grapheme_indices(true)
-                    .map(|(at, g)| at + g.len())
-                    .collect();
+                let ends: Vec<usize> = shown.grapheme_indices(true).map(|(at, g)| at + g.len()).collect();
                 let part = |k: usize| {
-                    with(
-                        n,
-                        k.checked_sub(1)
-                            .map(|k| (base + next, atom.range.start + ends[k])),
-                    )
+                    with(n, k.checked_sub(1).map(|k| (base + next, atom.range.start + ends[k])))
                 };
                 let (k, after) = longest(ends.len(), self.target, best.1, |k| count(&part(k)));
                 best = (part(k), after);

@@ -105,8 +105,7 @@ impl Parsed {
         for atom in &mut atoms {
             let first = token;
             while let Some(span) = encoding.spans.get(token) {
-                let piece =
-                    &text[text.ceil_char_boundary(span.start)..text.ceil_char_boundary(span.end)];
+                let piece = &text[text.ceil_char_boundary(span.start)..text.ceil_char_boundary(span.end)];
                 let space = piece.len() - piece.trim_start().len();
                 let shown = span.start + if space < piece.len() { space } else { 0 };
                 if shown >= atom.range.end {

@@ -15,8 +15,7 @@ const LONG_ADDRESS: usize = 2048;
 const LONG_PHRASE: usize = 16;
 
 /// Marks that belong to the figure after them, even over a space.
-const SIGNS: &str =
-    " - + ± ~ ≈ < > ≤ ≥ = $ € £ ¥ ₹ ₽ ₩ № # No. no. Nr. US$ USD EUR GBP JPY CHF CNY INR ";
+const SIGNS: &str = " - + ± ~ ≈ < > ≤ ≥ = $ € £ ¥ ₹ ₽ ₩ № # No. no. Nr. US$ USD EUR GBP JPY CHF CNY INR ";
 
 /// Units and scale words that belong to the figure before them.
 const UNITS: &str = " % ‰ ° °C °F $ € £ ¥ ₹ ₽ ₩ USD EUR GBP JPY CHF CNY INR kr zł \
@@ -37,13 +36,9 @@ pub(super) fn words(text: &str, glued: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut starts = Vec::new();
     let mut before: Option<Range<usize>> = None;
     for run in runs(text) {
-        let joined = before.as_ref().is_some_and(|b| {
-            continues(
-                &text[b.clone()],
-                &text[b.end..run.start],
-                &text[run.clone()],
-            )
-        });
+        let joined = before
+            .as_ref()
+            .is_some_and(|b| continues(&text[b.clone()], &text[b.end..run.start], &text[run.clone()]));
         if !joined {
             starts.push(run.start);
         }
@@ -61,12 +56,7 @@ pub(super) fn words(text: &str, glued: &[Range<usize>]) -> Vec<Range<usize>> {
         glued.peek().is_none_or(|g| start <= g.start)
     });
     let ends = starts.iter().skip(1).copied().chain([text.len()]);
-    starts
-        .iter()
-        .copied()
-        .zip(ends)
-        .map(|(a, b)| a..b)
-        .collect()
+    starts.iter().copied().zip(ends).map(|(a, b)| a..b).collect()
 }
 
 /// Runs of characters that are not white space.
@@ -154,22 +144,15 @@ fn starts_word(all: &str, before: &str, here: &str, phrase: usize) -> bool {
     let (Some(last), Some(next)) = (all.chars().next_back(), here.chars().next()) else {
         return false;
     };
-    let opens = |c: char| {
-        matches!(
-            c,
-            '(' | '[' | '{' | '（' | '「' | '『' | '《' | '〈' | '【' | '“' | '‘'
-        )
-    };
+    let opens = |c: char| matches!(c, '(' | '[' | '{' | '（' | '「' | '『' | '《' | '〈' | '【' | '“' | '‘');
     let mark = |c: char| !c.is_alphanumeric();
     if opens(last) || (mark(next) && !opens(next)) {
         return false;
     }
     if !unspaced(last) && !unspaced(next) {
         // Inside a long run of another script: at punctuation that stands in no figure or name.
-        return matches!(
-            last,
-            ',' | ';' | '(' | ')' | '{' | '}' | '[' | ']' | '&' | '?' | '=' | '|' | '>' | '"' | '/'
-        ) && (next.is_alphabetic() || opens(next))
+        return matches!(last, ',' | ';' | '(' | ')' | '{' | '}' | '[' | ']' | '&' | '?' | '=' | '|' | '>' | '"' | '/')
+            && (next.is_alphabetic() || opens(next))
             && all.len() > 1
             || mark(last) && !last.is_ascii() && !next.is_numeric();
     }
@@ -177,9 +160,7 @@ fn starts_word(all: &str, before: &str, here: &str, phrase: usize) -> bool {
     if last.is_numeric() || before.chars().all(is_han_number) {
         return false;
     }
-    if (next.is_numeric() || is_han_number(next))
-        && matches!(last, '第' | '约' | '約' | '-' | '+' | '¥' | '$')
-    {
+    if (next.is_numeric() || is_han_number(next)) && matches!(last, '第' | '约' | '約' | '-' | '+' | '¥' | '$') {
         return false;
     }
     // A Japanese phrase keeps its endings, the negation among them.
@@ -256,49 +237,21 @@ mod tests {
     #[test]
     fn figures_are_one_word() {
         for figure in [
-            "27b.",
-            "129.95",
-            "0.05%",
-            "3.2.1",
-            "-5",
-            "1,234.5",
-            "10:00:07",
-            "12 500 000",
-            "5 million",
-            "20 %",
-            "$ 5",
-            "€ 1 200,50",
-            "5 mg",
-            "2024-03-01T10:00:07Z",
-            "(42)",
-            "0x1f",
-            "5\u{a0}kg",
-            "100 km/h",
+            "27b.", "129.95", "0.05%", "3.2.1", "-5", "1,234.5", "10:00:07", "12 500 000", "5 million",
+            "20 %", "$ 5", "€ 1 200,50", "5 mg", "2024-03-01T10:00:07Z", "(42)", "0x1f", "5\u{a0}kg", "100 km/h",
         ] {
             let text = format!("It is {figure} here");
             let whole = if figure == "100 km/h" { "100 " } else { figure };
-            assert!(
-                shown(&text)
-                    .iter()
-                    .any(|w| w.trim_end() == whole.trim_end()),
-                "{:?}",
-                shown(&text)
-            );
+            assert!(shown(&text).iter().any(|w| w.trim_end() == whole.trim_end()), "{:?}", shown(&text));
         }
         // Figures in a row are not one: a year and a count.
-        assert_eq!(
-            shown("in 2024 500 people"),
-            ["in ", "2024 ", "500 ", "people"]
-        );
+        assert_eq!(shown("in 2024 500 people"), ["in ", "2024 ", "500 ", "people"]);
     }
 
     #[test]
     fn nothing_is_cut_inside_what_is_glued() {
         let text = "see [a b](c d) now";
-        let words: Vec<&str> = words(text, &[4..14])
-            .into_iter()
-            .map(|r| &text[r])
-            .collect();
+        let words: Vec<&str> = words(text, &[4..14]).into_iter().map(|r| &text[r]).collect();
         assert_eq!(words, ["see ", "[a b](c d) ", "now"]);
     }
 
@@ -310,10 +263,7 @@ mod tests {
         assert_eq!(cut.concat(), run);
         for word in &cut {
             let bare = word.trim_start_matches(|c: char| !c.is_alphanumeric() && c != '-');
-            assert!(
-                !word.is_empty() && !bare.starts_with("34") && !bare.starts_with("5,"),
-                "{cut:?}"
-            );
+            assert!(!word.is_empty() && !bare.starts_with("34") && !bare.starts_with("5,"), "{cut:?}");
         }
         let hex = "9f8e7d".repeat(100);
         assert_eq!(shown(&hex).len(), 1);
@@ -324,25 +274,11 @@ mod tests {
     #[cfg(feature = "segmenter")]
     #[test]
     fn scripts_without_spaces_have_words_too() {
-        assert_eq!(
-            shown("桜の公園へ散歩に行きました。"),
-            ["桜の", "公園へ", "散歩に", "行きました。"]
-        );
-        assert_eq!(
-            shown("1958年に完成した。高さは333メートル、三十五人。").concat(),
-            "1958年に完成した。高さは333メートル、三十五人。"
-        );
-        assert!(
-            shown("高さは333メートルで").contains(&"333メートルで"),
-            "{:?}",
-            shown("高さは333メートルで")
-        );
+        assert_eq!(shown("桜の公園へ散歩に行きました。"), ["桜の", "公園へ", "散歩に", "行きました。"]);
+        assert_eq!(shown("1958年に完成した。高さは333メートル、三十五人。").concat(), "1958年に完成した。高さは333メートル、三十五人。");
+        assert!(shown("高さは333メートルで").contains(&"333メートルで"), "{:?}", shown("高さは333メートルで"));
         assert_eq!(shown("中文没有空格"), ["中文", "没有", "空格"]);
-        assert!(
-            shown("ราคา 250บาท").contains(&"250บาท"),
-            "{:?}",
-            shown("ราคา 250บาท")
-        );
+        assert!(shown("ราคา 250บาท").contains(&"250บาท"), "{:?}", shown("ราคา 250บาท"));
         assert!(shown("ฉันรักภาษาไทยมาก").len() > 3);
     }
 

@@ -38,16 +38,10 @@ impl Syntax {
     fn of(text: &str) -> Syntax {
         let (mut hash, mut slash, mut dash, mut none) = (0, 0, 0, 0);
         for line in text.lines().map(str::trim).take(2000) {
-            let first = line
-                .split(|c: char| !c.is_alphanumeric())
-                .next()
-                .unwrap_or_default();
+            let first = line.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
             if line.starts_with("# ") || line.starts_with("#!") || line == "#" {
                 hash += 3;
-            } else if line.starts_with("//")
-                || line.starts_with("#include")
-                || line.starts_with("#[")
-            {
+            } else if line.starts_with("//") || line.starts_with("#include") || line.starts_with("#[") {
                 slash += 3;
             } else if line.starts_with("-- ") {
                 dash += 3;
@@ -55,17 +49,9 @@ impl Syntax {
                 none += 1;
             } else if line.ends_with(';') || line.ends_with('{') || line.starts_with('}') {
                 slash += 1;
-            } else if line.ends_with(':')
-                || matches!(
-                    first,
-                    "import" | "from" | "elif" | "fi" | "done" | "echo" | "end" | "def"
-                )
-            {
+            } else if line.ends_with(':') || matches!(first, "import" | "from" | "elif" | "fi" | "done" | "echo" | "end" | "def") {
                 hash += 1;
-            } else if matches!(
-                first,
-                "SELECT" | "INSERT" | "CREATE" | "UPDATE" | "FROM" | "local" | "WHERE"
-            ) {
+            } else if matches!(first, "SELECT" | "INSERT" | "CREATE" | "UPDATE" | "FROM" | "local" | "WHERE") {
                 dash += 1;
             } else if line.starts_with('<') && line.ends_with('>') {
                 none += 1;
@@ -201,17 +187,12 @@ fn statements(text: &str, syntax: &Syntax) -> Vec<Statement> {
                 }
                 _ => {}
             }
-            while !literal
-                && end < all.len()
-                && end - i < LONG_STATEMENT
-                && continues(line(end - 1), line(end))
-            {
+            while !literal && end < all.len() && end - i < LONG_STATEMENT && continues(line(end - 1), line(end)) {
                 end += 1;
             }
         }
         let start = line(i).trim_start();
-        let docs = literal
-            && (start.starts_with("\"\"\"") || start.starts_with("'''") || start.starts_with("/*"));
+        let docs = literal && (start.starts_with("\"\"\"") || start.starts_with("'''") || start.starts_with("/*"));
         // A brace on its own line belongs to the line that it opens the block of.
         if line(i).trim() == "{"
             && let Some(last) = out.last_mut()
@@ -228,11 +209,7 @@ fn statements(text: &str, syntax: &Syntax) -> Vec<Statement> {
             for (j, range) in all[i..end].iter().enumerate() {
                 let blank = text[range.clone()].trim().is_empty();
                 let inner = (j > 0 || blank).then_some((first, last));
-                out.push(Statement {
-                    range: range.clone(),
-                    comment: false,
-                    literal: inner,
-                });
+                out.push(Statement { range: range.clone(), comment: false, literal: inner });
             }
         } else {
             out.push(Statement {
@@ -247,13 +224,7 @@ fn statements(text: &str, syntax: &Syntax) -> Vec<Statement> {
 }
 
 /// The line that closes what is open after line `i`, if it is near and no block is in between.
-fn bracket_end(
-    all: &[Range<usize>],
-    text: &str,
-    i: usize,
-    depth: isize,
-    syntax: &Syntax,
-) -> Option<usize> {
+fn bracket_end(all: &[Range<usize>], text: &str, i: usize, depth: isize, syntax: &Syntax) -> Option<usize> {
     let mut depth = depth;
     for (j, range) in all.iter().enumerate().skip(i + 1).take(LONG_STATEMENT) {
         let line = text[range.clone()].trim_end();
@@ -271,13 +242,10 @@ fn bracket_end(
 /// Whether a statement goes on over the end of a line.
 fn continues(line: &str, next: &str) -> bool {
     let next = next.trim_start();
-    let chain =
-        next.starts_with('.') && next[1..].starts_with(|c: char| c.is_alphabetic() || c == '.');
+    let chain = next.starts_with('.') && next[1..].starts_with(|c: char| c.is_alphabetic() || c == '.');
     line.ends_with('\\')
         || chain
-        || ["?.", "&&", "||", "??", "|>", "and ", "or "]
-            .iter()
-            .any(|mark| next.starts_with(mark))
+        || ["?.", "&&", "||", "??", "|>", "and ", "or "].iter().any(|mark| next.starts_with(mark))
 }
 
 /// What a statement does in its block.
@@ -294,34 +262,14 @@ enum Role {
 
 fn role(statement: &str) -> Role {
     let start = statement.trim_start();
-    let word = start
-        .split(|c: char| !c.is_alphanumeric())
-        .next()
-        .unwrap_or_default();
+    let word = start.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
     if start.starts_with(['}', ')', ']']) || start.starts_with("</") {
         Role::Closes
-    } else if matches!(
-        word,
-        "end" | "fi" | "done" | "esac" | "endif" | "endfunction" | "endfor" | "endwhile" | "END"
-    ) {
+    } else if matches!(word, "end" | "fi" | "done" | "esac" | "endif" | "endfunction" | "endfor" | "endwhile" | "END") {
         Role::Closes
-    } else if matches!(
-        word,
-        "else"
-            | "elif"
-            | "elsif"
-            | "elseif"
-            | "except"
-            | "finally"
-            | "catch"
-            | "rescue"
-            | "ensure"
-            | "then"
-    ) {
+    } else if matches!(word, "else" | "elif" | "elsif" | "elseif" | "except" | "finally" | "catch" | "rescue" | "ensure" | "then") {
         Role::Continues
-    } else if start.starts_with("#[")
-        || (start.starts_with('@') && start[1..].starts_with(|c: char| c.is_alphabetic()))
-    {
+    } else if start.starts_with("#[") || (start.starts_with('@') && start[1..].starts_with(|c: char| c.is_alphabetic())) {
         Role::Decorates
     } else {
         Role::Plain
@@ -336,11 +284,7 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
             range: s.range.clone(),
             whole: true,
             class: if s.comment { Class::Low } else { Class::Normal },
-            comment: if s.literal.is_some() {
-                None
-            } else {
-                syntax.comment
-            },
+            comment: if s.literal.is_some() { None } else { syntax.comment },
             ..Unit::default()
         })
         .collect();
@@ -369,19 +313,14 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
             units[i].needs.extend(parent.map(|&(parent, _)| parent));
             continue;
         }
-        if let Some(rest) = start
-            .strip_prefix('#')
-            .filter(|_| syntax.comment == Some("//"))
-        {
+        if let Some(rest) = start.strip_prefix('#').filter(|_| syntax.comment == Some("//")) {
             let directive = rest.trim_start();
             if directive.starts_with("if") {
                 conditions.push(i);
                 continue;
             }
             let closes = directive.starts_with("endif");
-            if (closes || directive.starts_with("el"))
-                && let Some(before) = conditions.pop()
-            {
+            if (closes || directive.starts_with("el")) && let Some(before) = conditions.pop() {
                 both(&mut units, before, i);
                 if !closes {
                     conditions.push(i);
@@ -393,14 +332,10 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
             open.pop();
         }
         let role = role(own);
-        let peer = open
-            .pop_if(|&mut (_, at)| at == width)
-            .map(|(peer, _)| peer);
+        let peer = open.pop_if(|&mut (_, at)| at == width).map(|(peer, _)| peer);
         if let Some(peer) = peer {
             let bracket = start.starts_with(['}', ')', ']', '<']);
-            let attempt = text[statements[peer].range.clone()]
-                .trim_start()
-                .starts_with("try");
+            let attempt = text[statements[peer].range.clone()].trim_start().starts_with("try");
             match role {
                 Role::Closes => both(&mut units, peer, i),
                 Role::Continues if attempt || bracket => both(&mut units, peer, i),
@@ -416,11 +351,7 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
         if role == Role::Closes && shown.chars().all(|c| "{}()[];,".contains(c)) {
             units[i].class = Class::Form;
         }
-        if width == 0
-            && shown.starts_with('[')
-            && shown.ends_with(']')
-            && !shown.contains([',', '"'])
-        {
+        if width == 0 && shown.starts_with('[') && shown.ends_with(']') && !shown.contains([',', '"']) {
             // A section of a configuration file holds what follows, at the same indentation.
             units[i].needs.clear();
             section = Some(i);
@@ -455,8 +386,7 @@ mod tests {
             }
         }
         let kept = layout.units.iter().zip(kept).filter(|(_, k)| *k);
-        kept.map(|(u, _)| text[u.range.clone()].trim_end_matches('\n').to_string() + "\n")
-            .collect()
+        kept.map(|(u, _)| text[u.range.clone()].trim_end_matches('\n').to_string() + "\n").collect()
     }
 
     #[test]
@@ -472,33 +402,20 @@ mod tests {
             "class A:\n    def f(self):\n        if x:\n        else:\n            return 2\n"
         );
         let c = "int f(void)\n{\n    if (x) {\n        a();\n    } else {\n        b();\n    }\n    return 0;\n}\n";
-        assert_eq!(
-            with_needs(c, "a();"),
-            "int f(void)\n{\n    if (x) {\n        a();\n    } else {\n    }\n}\n"
-        );
+        assert_eq!(with_needs(c, "a();"), "int f(void)\n{\n    if (x) {\n        a();\n    } else {\n    }\n}\n");
         let shell = "for x in a b; do\n  echo $x\n  ls\ndone\n";
-        assert_eq!(
-            with_needs(shell, "echo"),
-            "for x in a b; do\n  echo $x\ndone\n"
-        );
+        assert_eq!(with_needs(shell, "echo"), "for x in a b; do\n  echo $x\ndone\n");
         let toml = "[a]\nx = 1\ny = 2\n\n[b]\nz = 3\n";
         assert_eq!(with_needs(toml, "z = 3"), "[b]\nz = 3\n");
         let yaml = "a:\n  b:\n    - c: 1\n      d: 2\n  e: 3\n";
-        assert_eq!(
-            with_needs(yaml, "d: 2"),
-            "a:\n  b:\n    - c: 1\n      d: 2\n"
-        );
+        assert_eq!(with_needs(yaml, "d: 2"), "a:\n  b:\n    - c: 1\n      d: 2\n");
     }
 
     #[test]
     fn a_statement_over_several_lines_is_one_unit() {
         let text = "x = f(\n    a,\n    b,\n)\ny = (z\n    .a()\n    .b())\ndef g():\n    \"\"\"Does g.\n\n    Well.\n    \"\"\"\n    s = '''\n  a\n'''\n    return 1\n";
         let layout = layout(text).finish(text);
-        let units: Vec<&str> = layout
-            .units
-            .iter()
-            .map(|u| &text[u.range.clone()])
-            .collect();
+        let units: Vec<&str> = layout.units.iter().map(|u| &text[u.range.clone()]).collect();
         assert_eq!(
             units,
             [

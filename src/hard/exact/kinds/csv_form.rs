@@ -12,10 +12,7 @@ pub(super) fn delimiter(text: &str) -> Option<u8> {
     let sample = match text.len() <= SAMPLE {
         true => text,
         false => {
-            let cut = (0..=SAMPLE)
-                .rev()
-                .find(|&i| text.is_char_boundary(i))
-                .unwrap_or(0);
+            let cut = (0..=SAMPLE).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
             // Whole lines only.
             &text[..text[..cut].rfind('\n').unwrap_or(0)]
         }
@@ -26,9 +23,7 @@ pub(super) fn delimiter(text: &str) -> Option<u8> {
             return false;
         };
         let equal = counts.iter().filter(|&&n| n == width).count();
-        let spaced = sample
-            .matches(&format!("{} ", char::from(delimiter)))
-            .count();
+        let spaced = sample.matches(&format!("{} ", char::from(delimiter))).count();
         let all = sample.bytes().filter(|&b| b == delimiter).count().max(1);
         let enough = match width {
             0 | 1 => false,
@@ -37,18 +32,14 @@ pub(super) fn delimiter(text: &str) -> Option<u8> {
         };
         // In prose a comma has a space after it.
         let tight = match delimiter {
-            b',' | b';' => {
-                spaced * 4 <= all
-                    || (width >= 4
-                        && counts.len() >= 5
-                        && sample.len() <= 24 * (all + counts.len()))
-            }
+            b',' | b';' => spaced * 4 <= all || (width >= 4 && counts.len() >= 5 && sample.len() <= 24 * (all + counts.len())),
             b'|' => !sample.trim_start().starts_with('|'),
             _ => true,
         };
         // Rows may leave out empty fields at their end.
-        let ragged =
-            width >= 4 && counts.len() >= 5 && counts.iter().all(|&n| n <= width && n * 2 >= width);
+        let ragged = width >= 4
+            && counts.len() >= 5
+            && counts.iter().all(|&n| n <= width && n * 2 >= width);
         enough && tight && (equal * 100 >= counts.len() * 97 || ragged)
     })
 }
@@ -64,8 +55,7 @@ fn each_row(text: &str, delimiter: u8, mut row: impl FnMut(usize, usize)) {
     // The fields themselves are not wanted, so their buffers are used again and again.
     let (mut out, mut ends) = ([0; 4096], [0; 256]);
     loop {
-        let (result, read, _, ended) =
-            reader.read_record(&text.as_bytes()[at..], &mut out, &mut ends);
+        let (result, read, _, ended) = reader.read_record(&text.as_bytes()[at..], &mut out, &mut ends);
         at += read;
         count += ended;
         match result {
@@ -111,11 +101,7 @@ pub(super) fn has_header(text: &str, rows: &[Range<usize>], delimiter: u8) -> bo
         .split(char::from(delimiter))
         .map(|name| name.trim().trim_matches('"'))
         .collect();
-    let figure = |name: &&str| {
-        name.is_empty()
-            || name
-                .starts_with(|c: char| c.is_numeric() || matches!(c, '-' | '+' | '.' | '$' | '€'))
-    };
+    let figure = |name: &&str| name.is_empty() || name.starts_with(|c: char| c.is_numeric() || matches!(c, '-' | '+' | '.' | '$' | '€'));
     if names.iter().any(figure) || names.len() < 2 {
         return false;
     }
@@ -131,13 +117,7 @@ mod tests {
 
     #[test]
     fn prose_has_no_fields() {
-        for text in [
-            "Yes, sir.\nNo, madam.\nWell, then.\n",
-            "",
-            "a\nb\nc\n",
-            "One, two, three.\nFour, five, six.\n",
-            "| a | b |\n|---|---|\n| 1 | 2 |\n",
-        ] {
+        for text in ["Yes, sir.\nNo, madam.\nWell, then.\n", "", "a\nb\nc\n", "One, two, three.\nFour, five, six.\n", "| a | b |\n|---|---|\n| 1 | 2 |\n"] {
             assert_eq!(delimiter(text), None, "{text}");
         }
     }

@@ -48,22 +48,15 @@ fn is_html(text: &str) -> bool {
     }
     let sample: String = text.chars().take(20_000).collect();
     let sample = sample.to_ascii_lowercase();
-    let closing = [
-        "</p>", "</div>", "</li>", "</td>", "</h1>", "</h2>", "</ul>", "</table>", "</body>",
-    ];
-    closing
-        .iter()
-        .map(|tag| sample.matches(tag).count())
-        .sum::<usize>()
-        >= 3
+    let closing = ["</p>", "</div>", "</li>", "</td>", "</h1>", "</h2>", "</ul>", "</table>", "</body>"];
+    closing.iter().map(|tag| sample.matches(tag).count()).sum::<usize>() >= 3
 }
 
 /// Two lines or more, each a JSON object or array.
 fn is_jsonl(lines: &[&str]) -> bool {
     let value = |line: &&str| {
         let line = line.trim();
-        (line.starts_with('{') && line.ends_with('}')
-            || line.starts_with('[') && line.ends_with(']'))
+        (line.starts_with('{') && line.ends_with('}') || line.starts_with('[') && line.ends_with(']'))
             && serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok()
     };
     lines.len() >= 2 && lines.iter().all(value)
@@ -96,9 +89,7 @@ fn is_markdown(lines: &[&str]) -> bool {
             && start.contains("--")
             && start.chars().all(|c| matches!(c, '|' | '-' | ':' | ' '));
         let link = line.contains("](") || start.starts_with('[') && line.contains("]: ");
-        let item = ["- ", "* ", "+ "]
-            .iter()
-            .any(|mark| start.starts_with(mark));
+        let item = ["- ", "* ", "+ "].iter().any(|mark| start.starts_with(mark));
         let bold = line.matches("**").count() >= 2;
         marks += match () {
             () if heading || delimiter => 3,
@@ -142,10 +133,7 @@ fn shape(token: &str) -> String {
 
 /// Whether a token's shape is that of a word in prose.
 fn is_plain(shape: &str) -> bool {
-    let bare = shape.trim_matches([
-        '"', '\'', '(', ')', '.', ',', ';', '!', '?', '“', '”', '’', '‘', '«', '»', '*', '_', '–',
-        '—',
-    ]);
+    let bare = shape.trim_matches(['"', '\'', '(', ')', '.', ',', ';', '!', '?', '“', '”', '’', '‘', '«', '»', '*', '_', '–', '—']);
     // Words with an apostrophe or a hyphen are words.
     bare.chars().all(|c| matches!(c, 'a' | '\'' | '’' | '-')) && bare != "-"
 }
@@ -201,11 +189,7 @@ fn are_columns(lines: &[&str]) -> bool {
     let (mut all, mut columns) = (0, 0);
     for line in shown {
         all += 1;
-        let gaps = line
-            .trim()
-            .split("  ")
-            .filter(|part| !part.is_empty())
-            .count();
+        let gaps = line.trim().split("  ").filter(|part| !part.is_empty()).count();
         columns += usize::from(gaps > 2 || line.trim().matches('\t').count() >= 2);
     }
     all >= 3 && columns * 10 >= all * 7
@@ -217,16 +201,8 @@ pub(super) fn table_header(lines: &[&str]) -> Option<usize> {
     let figures = |line: &str| line.contains(|c: char| c.is_numeric());
     let at = lines.iter().take(3).position(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let capitals = words
-            .iter()
-            .filter(|w| w.chars().all(|c| !c.is_lowercase()))
-            .count();
-        let columns = line
-            .trim()
-            .split("  ")
-            .filter(|part| !part.is_empty())
-            .count()
-            > 2;
+        let capitals = words.iter().filter(|w| w.chars().all(|c| !c.is_lowercase())).count();
+        let columns = line.trim().split("  ").filter(|part| !part.is_empty()).count() > 2;
         words.len() >= 3 && !figures(line) && (capitals * 2 > words.len() || columns)
     })?;
     let rest = &lines[at + 1..];
@@ -242,10 +218,7 @@ pub(super) fn are_code(lines: &[&str]) -> bool {
     for line in lines.iter().filter(|l| !l.trim().is_empty()).take(SAMPLE) {
         let trimmed = line.trim();
         // Comments say nothing about it, whatever their language.
-        if inside
-            || trimmed.starts_with("/*")
-            || trimmed.starts_with('*') && trimmed.len() < 120 && code > 0
-        {
+        if inside || trimmed.starts_with("/*") || trimmed.starts_with('*') && trimmed.len() < 120 && code > 0 {
             inside = !trimmed.contains("*/");
             continue;
         }
@@ -267,51 +240,24 @@ const STATEMENTS: &str = " def class import from fn pub let const var function f
 
 /// Whether a line looks like code, and whether it cannot be anything else.
 fn code_line(line: &str) -> (bool, bool) {
-    let comment = line.starts_with("//")
-        || line.starts_with("# ")
-        || line.starts_with("#!")
-        || line.starts_with("-- ");
+    let comment = line.starts_with("//") || line.starts_with("# ") || line.starts_with("#!") || line.starts_with("-- ");
     if comment {
         return (true, line.starts_with("//") || line.starts_with("#!"));
     }
     let bracket = line.chars().all(|c| "{}()[];,:".contains(c));
-    let ends = line.ends_with(['{', '}', ';'])
-        || line.ends_with(");")
-        || line.ends_with("),")
-        || line.ends_with("](");
-    let first = line
-        .split(|c: char| c.is_whitespace() || matches!(c, '(' | ':' | '{' | ';'))
-        .next()
-        .unwrap_or_default();
+    let ends = line.ends_with(['{', '}', ';']) || line.ends_with(");") || line.ends_with("),") || line.ends_with("](");
+    let first = line.split(|c: char| c.is_whitespace() || matches!(c, '(' | ':' | '{' | ';')).next().unwrap_or_default();
     let statement = STATEMENTS.contains(&format!(" {first} ")) && !first.is_empty();
-    let formed =
-        line.contains(['(', '{', '=', ';', '[']) || line.ends_with(':') || line.contains("::");
-    let assigns = line
-        .split_once(" = ")
-        .or_else(|| line.split_once(" := "))
-        .or_else(|| line.split_once(" += "))
-        .is_some_and(|(left, _)| {
-            left.split_whitespace().count() <= 3
-                && left
-                    .chars()
-                    .all(|c| c.is_alphanumeric() || "_.[]:\"'$ ,*&<>@".contains(c))
-        });
-    let call = line
-        .find('(')
-        .is_some_and(|at| at > 0 && !line[..at].contains(' ') && line.ends_with([')', '(', ',']));
+    let formed = line.contains(['(', '{', '=', ';', '[']) || line.ends_with(':') || line.contains("::");
+    let assigns = line.split_once(" = ").or_else(|| line.split_once(" := ")).or_else(|| line.split_once(" += ")).is_some_and(|(left, _)| {
+        left.split_whitespace().count() <= 3 && left.chars().all(|c| c.is_alphanumeric() || "_.[]:\"'$ ,*&<>@".contains(c))
+    });
+    let call = line.find('(').is_some_and(|at| at > 0 && !line[..at].contains(' ') && line.ends_with([')', '(', ',']));
     let decorator = line.starts_with('@') && !line.contains(' ') || line.starts_with("#[");
     let tag = line.starts_with('<') && line.ends_with('>');
-    let sure = bracket && !line.is_empty()
-        || ends
-        || (statement && formed && !line.ends_with('.'))
-        || assigns
-        || call
-        || decorator;
-    let bare =
-        statement && line.split_whitespace().count() <= 4 && !line.ends_with(['.', ',', '?', '!']);
-    let field = line.ends_with(',')
-        && line.split_whitespace().count() <= 4
-        && line.contains(['"', '\'', ':', '=', '.', '_']);
+    let sure = bracket && !line.is_empty() || ends || (statement && formed && !line.ends_with('.')) || assigns || call || decorator;
+    let bare = statement && line.split_whitespace().count() <= 4 && !line.ends_with(['.', ',', '?', '!']);
+    let field = line.ends_with(',') && line.split_whitespace().count() <= 4 && line.contains(['"', '\'', ':', '=', '.', '_']);
     (sure || bare || field || tag, sure)
 }
 
@@ -327,22 +273,10 @@ mod tests {
     fn prose_is_text() {
         is(ContentKind::Text, "");
         is(ContentKind::Text, "A short note.");
-        is(
-            ContentKind::Text,
-            "The town hall was built in 1901. It has a clock.\nThe school stands by the river.\n",
-        );
-        is(
-            ContentKind::Text,
-            "Ilse Brandt: Ilse Brandt (born 1950) is a mayor, a sailor, and a baker.",
-        );
-        is(
-            ContentKind::Text,
-            "桜の公園へ散歩に行きました。\n今日は晴れです。\n明日も。",
-        );
-        is(
-            ContentKind::Text,
-            "One, two, three.\nFour, five, six.\nSeven, eight, nine of them.",
-        );
+        is(ContentKind::Text, "The town hall was built in 1901. It has a clock.\nThe school stands by the river.\n");
+        is(ContentKind::Text, "Ilse Brandt: Ilse Brandt (born 1950) is a mayor, a sailor, and a baker.");
+        is(ContentKind::Text, "桜の公園へ散歩に行きました。\n今日は晴れです。\n明日も。");
+        is(ContentKind::Text, "One, two, three.\nFour, five, six.\nSeven, eight, nine of them.");
         is(
             ContentKind::Text,
             "To Sherlock Holmes she is always the woman. I have seldom heard him\n\
@@ -354,49 +288,19 @@ mod tests {
 
     #[test]
     fn forms_are_told_apart() {
-        is(
-            ContentKind::Html,
-            "<!DOCTYPE html>\n<html><body><p>Hi</p></body></html>",
-        );
+        is(ContentKind::Html, "<!DOCTYPE html>\n<html><body><p>Hi</p></body></html>");
         is(ContentKind::Html, "<div><p>One</p><p>Two</p></div>");
         is(ContentKind::Jsonl, "{\"a\": 1}\n{\"a\": 2}\n");
-        is(
-            ContentKind::Csv,
-            "name,year,city\nIlse,1950,Bonn\nOlaf,1960,Kiel\n\"Doe, J.\",1970,Ulm\n",
-        );
+        is(ContentKind::Csv, "name,year,city\nIlse,1950,Bonn\nOlaf,1960,Kiel\n\"Doe, J.\",1970,Ulm\n");
         is(ContentKind::Csv, "a\tb\n1\t2\n3\t4\n");
-        is(
-            ContentKind::Markdown,
-            "# Title\n\nText with a [link](http://x.org).\n",
-        );
-        is(
-            ContentKind::Markdown,
-            "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n\n**Note** that.",
-        );
-        is(
-            ContentKind::Code,
-            "def f(x):\n    # twice\n    y = x * 2\n    return y\n\nprint(f(3))\n",
-        );
-        is(
-            ContentKind::Code,
-            "fn main() {\n    let x = 3;\n    println!(\"{x}\");\n}\n",
-        );
-        is(
-            ContentKind::Code,
-            "#include <stdio.h>\n\nint main(void)\n{\n    printf(\"x\");\n    return 0;\n}\n",
-        );
+        is(ContentKind::Markdown, "# Title\n\nText with a [link](http://x.org).\n");
+        is(ContentKind::Markdown, "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n\n**Note** that.");
+        is(ContentKind::Code, "def f(x):\n    # twice\n    y = x * 2\n    return y\n\nprint(f(3))\n");
+        is(ContentKind::Code, "fn main() {\n    let x = 3;\n    println!(\"{x}\");\n}\n");
+        is(ContentKind::Code, "#include <stdio.h>\n\nint main(void)\n{\n    printf(\"x\");\n    return 0;\n}\n");
         is(ContentKind::Code, include_str!("detect.rs"));
-        is(
-            ContentKind::Log,
-            "2024-03-01T10:00:00Z INFO a b\n2024-03-01T10:00:01Z INFO c d\n2024-03-01T10:00:02Z ERROR e\n",
-        );
-        is(
-            ContentKind::Log,
-            "total 32\n-rw-r--r--  1 root root  120 Nov 29 17:02 a.txt\ndrwxr-xr-x 13 root root 4096 Nov 29 17:02 api\n-rw-r--r--  1 root root 1200 Nov 29 17:02 b.md\n",
-        );
-        is(
-            ContentKind::Log,
-            "src/a.rs:12:    let x = 3\nsrc/b/c.rs:7:fn main\nsrc/a.rs:40:}\nsrc/b/d.rs:9: // no\n",
-        );
+        is(ContentKind::Log, "2024-03-01T10:00:00Z INFO a b\n2024-03-01T10:00:01Z INFO c d\n2024-03-01T10:00:02Z ERROR e\n");
+        is(ContentKind::Log, "total 32\n-rw-r--r--  1 root root  120 Nov 29 17:02 a.txt\ndrwxr-xr-x 13 root root 4096 Nov 29 17:02 api\n-rw-r--r--  1 root root 1200 Nov 29 17:02 b.md\n");
+        is(ContentKind::Log, "src/a.rs:12:    let x = 3\nsrc/b/c.rs:7:fn main\nsrc/a.rs:40:}\nsrc/b/d.rs:9: // no\n");
     }
 }

@@ -76,11 +76,7 @@ fn parts(text: &str) -> Vec<Part> {
         let (span, kind, name) = match token {
             Token::StartTag(tag) => {
                 let name = name(&tag.name);
-                let kind = if tag.self_closing || is(VOID, &name) {
-                    Kind::Void
-                } else {
-                    Kind::Start
-                };
+                let kind = if tag.self_closing || is(VOID, &name) { Kind::Void } else { Kind::Start };
                 (tag.span, kind, name)
             }
             Token::EndTag(tag) => (tag.span, Kind::End, name(&tag.name)),
@@ -90,10 +86,7 @@ fn parts(text: &str) -> Vec<Part> {
             Token::Error(_) => continue,
         };
         let from = parts.last().map_or(0, |p| p.range.end);
-        let (start, end) = (
-            span.start.clamp(from, text.len()),
-            span.end.clamp(from, text.len()),
-        );
+        let (start, end) = (span.start.clamp(from, text.len()), span.end.clamp(from, text.len()));
         if start >= end || !text.is_char_boundary(start) || !text.is_char_boundary(end) {
             continue;
         }
@@ -103,11 +96,7 @@ fn parts(text: &str) -> Vec<Part> {
             Kind::Start => open.push(index),
             Kind::End => {
                 // The innermost of that name, if it is near: others in between were never closed.
-                let found = open
-                    .iter()
-                    .rev()
-                    .take(32)
-                    .position(|&o| parts[o].name == name);
+                let found = open.iter().rev().take(32).position(|&o| parts[o].name == name);
                 if let Some(depth) = found {
                     let own = open.len() - 1 - depth;
                     partner = Some(open[own]);
@@ -117,12 +106,7 @@ fn parts(text: &str) -> Vec<Part> {
             }
             _ => {}
         }
-        parts.push(Part {
-            range: start..end,
-            kind,
-            name,
-            partner,
-        });
+        parts.push(Part { range: start..end, kind, name, partner });
     }
     parts
 }
@@ -150,14 +134,7 @@ impl Walk<'_> {
             Kind::Void => self.add_glued(part.range.clone()),
             Kind::Other => {
                 self.close_flow();
-                self.unit(
-                    part.range.clone(),
-                    if part.name == "comment" {
-                        Class::Blank
-                    } else {
-                        Class::Low
-                    },
-                );
+                self.unit(part.range.clone(), if part.name == "comment" { Class::Blank } else { Class::Low });
             }
             Kind::Start => {
                 if let Some(end) = whole {
@@ -183,10 +160,7 @@ impl Walk<'_> {
                     }
                 }
                 self.close_flow();
-                if is(
-                    CLOSED_BY_BLOCK,
-                    self.open.last().map_or("", |&(p, _)| &self.parts[p].name),
-                ) {
+                if is(CLOSED_BY_BLOCK, self.open.last().map_or("", |&(p, _)| &self.parts[p].name)) {
                     self.open.pop();
                 }
                 let unit = self.unit(part.range.clone(), Class::Form);
@@ -199,9 +173,7 @@ impl Walk<'_> {
             }
             Kind::End => {
                 self.close_flow();
-                let depth = part
-                    .partner
-                    .and_then(|p| self.open.iter().rposition(|&(o, _)| o == p));
+                let depth = part.partner.and_then(|p| self.open.iter().rposition(|&(o, _)| o == p));
                 let opened = depth.map(|depth| self.open[depth].1);
                 if let Some(depth) = depth {
                     self.open.truncate(depth);
@@ -221,12 +193,7 @@ impl Walk<'_> {
         let index = self.layout.units.len();
         self.layout.units.push(Unit {
             range,
-            needs: self
-                .open
-                .last()
-                .map(|&(_, unit)| unit)
-                .into_iter()
-                .collect(),
+            needs: self.open.last().map(|&(_, unit)| unit).into_iter().collect(),
             whole: true,
             class,
             ..Unit::default()
@@ -235,11 +202,7 @@ impl Walk<'_> {
     }
 
     fn class(&self) -> Class {
-        match self
-            .open
-            .iter()
-            .any(|&(p, _)| is(AROUND, &self.parts[p].name))
-        {
+        match self.open.iter().any(|&(p, _)| is(AROUND, &self.parts[p].name)) {
             true => Class::Low,
             false => Class::Normal,
         }
@@ -291,9 +254,7 @@ impl Walk<'_> {
     /// Adds preformatted text by its lines: the first holds the tag, the last its end.
     fn preformatted(&mut self, range: Range<usize>) {
         let own = &self.text[range.clone()];
-        let all: Vec<Range<usize>> = lines(own)
-            .map(|l| range.start + l.start..range.start + l.end)
-            .collect();
+        let all: Vec<Range<usize>> = lines(own).map(|l| range.start + l.start..range.start + l.end).collect();
         if all.len() <= 3 {
             self.unit(range, self.class());
             return;
@@ -319,18 +280,9 @@ mod tests {
     /// The text of the units that contain `wanted` and of what they need.
     fn with_needs(text: &str, wanted: &str) -> String {
         let layout = layout(text).finish(text);
-        assert_eq!(
-            layout
-                .units
-                .iter()
-                .map(|u| &text[u.range.clone()])
-                .collect::<String>(),
-            text
-        );
+        assert_eq!(layout.units.iter().map(|u| &text[u.range.clone()]).collect::<String>(), text);
         let mut kept = vec![false; layout.units.len()];
-        let mut stack: Vec<usize> = (0..kept.len())
-            .filter(|&i| text[layout.units[i].range.clone()].contains(wanted))
-            .collect();
+        let mut stack: Vec<usize> = (0..kept.len()).filter(|&i| text[layout.units[i].range.clone()].contains(wanted)).collect();
         assert!(!stack.is_empty(), "{wanted}");
         while let Some(i) = stack.pop() {
             if !std::mem::replace(&mut kept[i], true) {
@@ -351,10 +303,7 @@ mod tests {
             with_needs(PAGE, "Two"),
             "<html><body><div class=\"x\"><p>Two <a href=\"/a b\">link. x</a> too.</p></div></body></html>"
         );
-        assert_eq!(
-            with_needs(PAGE, "here"),
-            "<html><body><div class=\"x\"><p>One is <b>here. Now</b> ends.</p></div></body></html>"
-        );
+        assert_eq!(with_needs(PAGE, "here"), "<html><body><div class=\"x\"><p>One is <b>here. Now</b> ends.</p></div></body></html>");
         assert_eq!(
             with_needs(PAGE, "<td>2"),
             "<html><body><table><tr><th>a</th></tr><tr><td>2</td></tr></table></body></html>"
@@ -372,20 +321,10 @@ mod tests {
             "",
         ] {
             let layout = layout(text).finish(text);
-            assert_eq!(
-                layout
-                    .units
-                    .iter()
-                    .map(|u| &text[u.range.clone()])
-                    .collect::<String>(),
-                text
-            );
+            assert_eq!(layout.units.iter().map(|u| &text[u.range.clone()]).collect::<String>(), text);
         }
         let layout = layout(PAGE).finish(PAGE);
-        let nav = layout
-            .units
-            .iter()
-            .find(|u| PAGE[u.range.clone()].contains("Home"));
+        let nav = layout.units.iter().find(|u| PAGE[u.range.clone()].contains("Home"));
         assert_eq!(nav.map(|u| u.class), Some(Class::Low));
     }
 }

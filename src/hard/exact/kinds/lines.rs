@@ -17,12 +17,8 @@ pub(super) fn log(text: &str) -> Layout {
             continue;
         }
         let index = units.len();
-        let continues = indent(line) > 0
-            && indent(line) > units.first().map_or(0, |u| indent(&text[u.range.clone()]));
-        let heads = Some(number) == first_header
-            || (line.trim_end().ends_with(':')
-                && !continues
-                && line.split_whitespace().count() == 1);
+        let continues = indent(line) > 0 && indent(line) > units.first().map_or(0, |u| indent(&text[u.range.clone()]));
+        let heads = Some(number) == first_header || (line.trim_end().ends_with(':') && !continues && line.split_whitespace().count() == 1);
         let mut unit = Unit {
             range,
             whole: true,
@@ -42,10 +38,7 @@ pub(super) fn log(text: &str) -> Layout {
         }
         units.push(unit);
     }
-    Layout {
-        units,
-        ..Layout::default()
-    }
+    Layout { units, ..Layout::default() }
 }
 
 /// Takes rows of fields apart: every row is whole and needs the header, if there is one.
@@ -60,19 +53,12 @@ pub(super) fn csv(text: &str) -> Layout {
             range,
             needs: if header && i > 0 { vec![0] } else { Vec::new() },
             whole: true,
-            class: if header && i == 0 {
-                Class::Low
-            } else {
-                Class::Normal
-            },
+            class: if header && i == 0 { Class::Low } else { Class::Normal },
             record: !(header && i == 0),
             comment: None,
         })
         .collect();
-    Layout {
-        units,
-        ..Layout::default()
-    }
+    Layout { units, ..Layout::default() }
 }
 
 #[cfg(test)]
@@ -83,20 +69,8 @@ mod tests {
     fn rows_need_their_header_and_quoted_breaks_end_no_row() {
         let text = "name,note\nIlse,\"two\nlines\"\r\nOlaf,x\n\nUlf,y";
         let layout = csv(text).finish(text);
-        let rows: Vec<&str> = layout
-            .units
-            .iter()
-            .map(|u| &text[u.range.clone()])
-            .collect();
-        assert_eq!(
-            rows,
-            [
-                "name,note\n",
-                "Ilse,\"two\nlines\"\r\n",
-                "Olaf,x\n\n",
-                "Ulf,y"
-            ]
-        );
+        let rows: Vec<&str> = layout.units.iter().map(|u| &text[u.range.clone()]).collect();
+        assert_eq!(rows, ["name,note\n", "Ilse,\"two\nlines\"\r\n", "Olaf,x\n\n", "Ulf,y"]);
         assert!(layout.units[1..].iter().all(|u| u.needs == [0] && u.whole));
         // Figures in the first row: it is no header.
         let text = "1,2\n3,4\n5,6\n";

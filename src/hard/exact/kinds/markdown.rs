@@ -81,10 +81,7 @@ impl Reader<'_> {
         match event {
             Event::Start(tag) => return self.start(tag, range),
             Event::End(end) => self.end(end, range),
-            Event::Code(_)
-            | Event::InlineHtml(_)
-            | Event::FootnoteReference(_)
-            | Event::InlineMath(_) => self.glue(range),
+            Event::Code(_) | Event::InlineHtml(_) | Event::FootnoteReference(_) | Event::InlineMath(_) => self.glue(range),
             Event::Rule => {
                 let unit = self.unit(range, Class::Form);
                 self.layout.units[unit].whole = true;
@@ -125,11 +122,7 @@ impl Reader<'_> {
                 return Some(range.end);
             }
             Tag::HtmlBlock | Tag::MetadataBlock(_) => {
-                let class = if matches!(tag, Tag::HtmlBlock) {
-                    Class::Normal
-                } else {
-                    Class::Low
-                };
+                let class = if matches!(tag, Tag::HtmlBlock) { Class::Normal } else { Class::Low };
                 let unit = self.unit(range.clone(), class);
                 self.layout.units[unit].whole = true;
                 return Some(range.end);
@@ -147,10 +140,7 @@ impl Reader<'_> {
             }
             Tag::Emphasis | Tag::Strong | Tag::Strikethrough => self.glue(range),
             Tag::Link { link_type, id, .. } | Tag::Image { link_type, id, .. } => {
-                if matches!(
-                    link_type,
-                    LinkType::Reference | LinkType::Collapsed | LinkType::Shortcut
-                ) {
+                if matches!(link_type, LinkType::Reference | LinkType::Collapsed | LinkType::Shortcut) {
                     self.links.push((range.start, id.to_lowercase()));
                 }
                 self.glue(range);
@@ -183,22 +173,13 @@ impl Reader<'_> {
         // Indentation and the marks of a quotation belong to the line.
         let own = lead.chars().all(|c| matches!(c, ' ' | '\t' | '>'));
         let before = self.layout.units.last().map_or(0, |u| u.range.start + 1);
-        let start = if own {
-            line.max(before.min(range.start))
-        } else {
-            range.start
-        };
+        let start = if own { line.max(before.min(range.start)) } else { range.start };
         self.push(start..range.end, class)
     }
 
     fn push(&mut self, range: Range<usize>, class: Class) -> usize {
         let index = self.layout.units.len();
-        let mut needs: Vec<usize> = self
-            .headings
-            .last()
-            .map(|&(_, unit)| unit)
-            .into_iter()
-            .collect();
+        let mut needs: Vec<usize> = self.headings.last().map(|&(_, unit)| unit).into_iter().collect();
         needs.extend(self.items.iter().rev().flatten().next());
         self.layout.units.push(Unit {
             range,
@@ -222,14 +203,7 @@ impl Reader<'_> {
     fn item_text(&mut self, range: Range<usize>) {
         let last = self.layout.units.len().checked_sub(1);
         let item = self.items.last().copied().flatten();
-        if item.is_some()
-            && last != item
-            && self
-                .layout
-                .units
-                .last()
-                .is_some_and(|u| u.range.end <= range.start)
-        {
+        if item.is_some() && last != item && self.layout.units.last().is_some_and(|u| u.range.end <= range.start) {
             let unit = self.unit(range, Class::Normal);
             self.layout.units[unit].whole = true;
         }
@@ -264,11 +238,7 @@ impl Reader<'_> {
     fn code(&mut self, range: Range<usize>) {
         let block = &self.text[range.clone()];
         let fenced = super::detect::is_fence(block);
-        let open = if fenced {
-            block.find('\n').map_or(block.len(), |at| at + 1)
-        } else {
-            0
-        };
+        let open = if fenced { block.find('\n').map_or(block.len(), |at| at + 1) } else { 0 };
         let last = block.trim_end().rfind('\n').map_or(0, |at| at + 1);
         let closed = fenced && last >= open && last > 0 && {
             let line = block[last..].trim_start_matches(['>', ' ', '\t']);
@@ -314,16 +284,8 @@ impl Reader<'_> {
 
     /// Adds the definition of a link.
     fn definition(&mut self, span: Range<usize>) {
-        let label = self
-            .spans
-            .iter()
-            .find(|(_, s)| **s == span)
-            .map(|(label, _)| label.clone());
-        let after = self
-            .layout
-            .units
-            .last()
-            .is_none_or(|u| u.range.start < span.start);
+        let label = self.spans.iter().find(|(_, s)| **s == span).map(|(label, _)| label.clone());
+        let after = self.layout.units.last().is_none_or(|u| u.range.start < span.start);
         if let Some(label) = label.filter(|_| after) {
             let unit = self.unit(span, Class::Low);
             self.layout.units[unit].whole = true;
@@ -334,11 +296,7 @@ impl Reader<'_> {
 
     fn finish(mut self) -> Layout {
         for (at, label) in &self.links {
-            let unit = self
-                .layout
-                .units
-                .partition_point(|u| u.range.start <= *at)
-                .checked_sub(1);
+            let unit = self.layout.units.partition_point(|u| u.range.start <= *at).checked_sub(1);
             if let (Some(unit), Some(&definition)) = (unit, self.definitions.get(label)) {
                 self.layout.units[unit].needs.push(definition);
             }
@@ -354,11 +312,7 @@ mod tests {
     /// Each unit with the units that it needs.
     fn units(text: &str) -> Vec<(&str, Vec<usize>)> {
         let layout = layout(text).finish(text);
-        let all: Vec<_> = layout
-            .units
-            .iter()
-            .map(|u| (&text[u.range.clone()], u.needs.clone()))
-            .collect();
+        let all: Vec<_> = layout.units.iter().map(|u| (&text[u.range.clone()], u.needs.clone())).collect();
         assert_eq!(all.iter().map(|u| u.0).collect::<String>(), text);
         all
     }
@@ -404,16 +358,12 @@ mod tests {
 
     #[test]
     fn links_are_whole_and_keep_their_definition() {
-        let text =
-            "See [the. Docs](http://x.org/ab). Then [this][that] here.\n\n[that]: http://y.org\n";
+        let text = "See [the. Docs](http://x.org/ab). Then [this][that] here.\n\n[that]: http://y.org\n";
         let all = units(text);
         assert_eq!(all[0].0, "See [the. Docs](http://x.org/ab). ");
         assert_eq!(all[1], ("Then [this][that] here.\n\n", vec![2]));
         let text = "It is **very. Bold** here. `a. b` there.\n";
-        assert_eq!(
-            units(text).iter().map(|u| u.0).collect::<Vec<_>>(),
-            ["It is **very. Bold** here. ", "`a. b` there.\n"]
-        );
+        assert_eq!(units(text).iter().map(|u| u.0).collect::<Vec<_>>(), ["It is **very. Bold** here. ", "`a. b` there.\n"]);
     }
 
     #[test]

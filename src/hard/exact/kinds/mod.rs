@@ -14,7 +14,6 @@ mod markdown;
 mod text;
 
 use std::ops::Range;
-
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -106,7 +105,7 @@ pub(crate) fn layout(text: &str, kind: Option<ContentKind>) -> Layout {
         return layout;
     }
     let layout = match kind {
-        // Nothing that is said to be JSON and is not comes here from a request.
+        // A request that calls something JSON that is not was refused before.
         ContentKind::Text | ContentKind::Json => text::layout(text),
         ContentKind::Markdown => markdown::layout(text),
         ContentKind::Code => code::layout(text),
@@ -173,9 +172,7 @@ impl Layout {
             }
             index.push(units.len());
             if end - visible >= LONG_SPACE {
-                let cut = text[visible..end]
-                    .find('\n')
-                    .map_or(visible, |at| visible + at + 1);
+                let cut = text[visible..end].find('\n').map_or(visible, |at| visible + at + 1);
                 unit.range.end = cut;
                 units.push(unit);
                 if cut < end {
@@ -206,11 +203,5 @@ fn lines(text: &str) -> impl Iterator<Item = Range<usize>> {
 fn indent(line: &str) -> usize {
     line.chars()
         .take_while(|c| matches!(c, ' ' | '\t'))
-        .fold(0, |width, c| {
-            if c == '\t' {
-                width / 4 * 4 + 4
-            } else {
-                width + 1
-            }
-        })
+        .fold(0, |width, c| if c == '\t' { width / 4 * 4 + 4 } else { width + 1 })
 }

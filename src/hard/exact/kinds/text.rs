@@ -21,56 +21,31 @@ pub(super) fn layout(text: &str) -> Layout {
         let shown: Vec<&str> = lines.iter().map(|r| own[r.clone()].trim_end()).collect();
         let records = detect::are_records(&shown);
         if records || detect::are_code(&shown) {
-            let shown = lines
-                .into_iter()
-                .filter(|line| !own[line.clone()].trim().is_empty());
+            let shown = lines.into_iter().filter(|line| !own[line.clone()].trim().is_empty());
             for line in shown {
-                record(
-                    text,
-                    block.start + line.start..block.start + line.end,
-                    records,
-                    &mut units,
-                );
+                record(text, block.start + line.start..block.start + line.end, records, &mut units);
             }
         } else {
             units.extend(prose(text, block, &wrap).into_iter().map(sentence));
         }
     }
-    Layout {
-        units,
-        ..Layout::default()
-    }
+    Layout { units, ..Layout::default() }
 }
 
 fn sentence(range: Range<usize>) -> Unit {
-    Unit {
-        range,
-        ..Unit::default()
-    }
+    Unit { range, ..Unit::default() }
 }
 
 /// Adds a line as one unit; a long one by its sentences, of which the first says whose line it is.
 fn record(text: &str, line: Range<usize>, record: bool, units: &mut Vec<Unit>) {
     if line.len() <= LONG_SENTENCE {
-        units.push(Unit {
-            range: line,
-            whole: true,
-            record,
-            ..Unit::default()
-        });
+        units.push(Unit { range: line, whole: true, record, ..Unit::default() });
         return;
     }
     let first = units.len();
-    for (i, range) in prose(text, line, &Wrap { width: None })
-        .into_iter()
-        .enumerate()
-    {
+    for (i, range) in prose(text, line, &Wrap { width: None }).into_iter().enumerate() {
         let needs = if i == 0 { Vec::new() } else { vec![first] };
-        units.push(Unit {
-            range,
-            needs,
-            ..Unit::default()
-        });
+        units.push(Unit { range, needs, ..Unit::default() });
     }
 }
 
@@ -96,11 +71,7 @@ fn blocks(text: &str) -> Vec<Range<usize>> {
         shown = true;
     }
     starts.push(text.len());
-    starts
-        .windows(2)
-        .map(|w| w[0]..w[1])
-        .filter(|r| !r.is_empty())
-        .collect()
+    starts.windows(2).map(|w| w[0]..w[1]).filter(|r| !r.is_empty()).collect()
 }
 
 /// Lines wider than this (characters) are not wrapped; a text of longer ones has a line a paragraph.
@@ -135,13 +106,10 @@ impl Wrap {
             if wrap.continues(pair[0], pair[1]) {
                 let first = pair[1].trim_start().chars().next().unwrap_or(' ');
                 inside += usize::from(first.is_lowercase());
-                cased +=
-                    usize::from(first.is_lowercase() || first.is_uppercase() || first.is_ascii());
+                cased += usize::from(first.is_lowercase() || first.is_uppercase() || first.is_ascii());
             }
         }
-        Wrap {
-            width: width.filter(|_| inside * 3 >= cased),
-        }
+        Wrap { width: width.filter(|_| inside * 3 >= cased) }
     }
 
     /// True where the break after `line` is only there because the next word did not fit any more:
@@ -277,10 +245,7 @@ mod tests {
 
     #[test]
     fn sentences_cover_the_text_in_any_language() {
-        assert_eq!(
-            texts("One. Two!\n\n* a\n* b"),
-            ["One. ", "Two!\n\n", "* a\n", "* b"]
-        );
+        assert_eq!(texts("One. Two!\n\n* a\n* b"), ["One. ", "Two!\n\n", "* a\n", "* b"]);
         assert_eq!(texts("東京です。晴れ！"), ["東京です。", "晴れ！"]);
         assert_eq!(texts("「東京です。」晴れ！"), ["「東京です。」", "晴れ！"]);
         assert_eq!(texts("  "), ["  "]);
@@ -291,10 +256,7 @@ mod tests {
         // No clause ends inside of a figure.
         let figures = "at 10:00:07 it was 1,234.5, then ".repeat(40);
         for part in texts(&figures) {
-            assert!(
-                part.ends_with(' ') && !part.starts_with(|c: char| c.is_numeric() && c != '1'),
-                "{part}"
-            );
+            assert!(part.ends_with(' ') && !part.starts_with(|c: char| c.is_numeric() && c != '1'), "{part}");
         }
     }
 
