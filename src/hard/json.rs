@@ -310,6 +310,7 @@ impl Arguments {
             dedupe: self.or("dedupe", d.dedupe)?,
             mark: self.optional("mark")?,
             fill: self.or("fill", d.fill)?,
+            omitted_items: self.or("omitted_items", d.omitted_items)?,
             trace: d.trace,
         })
     }

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::count::Count;
 use super::json::Arguments;
-use super::{ContentKind, Ranker};
+use super::{ContentKind, Omission, Ranker};
 use crate::error::{Error, Result};
 
 /// How contexts and sentences are ranked.
@@ -154,22 +155,6 @@ pub enum Effort {
     Best,
 }
 
-/// Whose tokens the exact budget counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(
-    feature = "cli",
-    derive(clap::ValueEnum),
-    value(rename_all = "snake_case")
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Count {
-    /// OpenAI's cl100k_base, as the reference's results count.
-    #[default]
-    Cl100k,
-    /// The scoring model's own.
-    Scorer,
-}
-
 /// Declares a struct of options: fields with defaults, a setter each, and their names in JSON.
 macro_rules! options {
     (
@@ -203,6 +188,16 @@ macro_rules! options {
                     self
                 }
             )*
+
+            /// Takes the options out of a call's arguments by their names here; an absent one keeps its
+            /// default.
+            ///
+            /// # Errors
+            /// [`Error::Input`] naming the one of the wrong type.
+            #[doc(hidden)]
+            pub fn from_arguments(arguments: &mut Arguments) -> Result<Self> {
+                Self::take(arguments)
+            }
 
             /// Takes the options out of a call's arguments; an absent one keeps its default.
             pub(super) fn take(arguments: &mut Arguments) -> Result<Self> {
@@ -270,6 +265,8 @@ options! {
         pub mark (with_mark): Option<String> = None,
         /// Spend the last token of the budget, at the price of half a word.
         pub fill (with_fill): bool = false,
+        /// What stands for the items that a JSON array lost.
+        pub omitted_items (with_omitted_items): Omission = Omission::default(),
         /// Score every token, also where the choice does not need it, so that
         /// [`Piece::nll`](super::Piece::nll) can be shown.
         pub trace (with_trace): bool = false,

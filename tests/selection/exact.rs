@@ -53,11 +53,8 @@ fn texts() -> Vec<(&'static str, String)> {
 }
 
 /// The count that the options name.
-fn tokens(tokenizer: &Tokenizer, count: Count, text: &str) -> usize {
-    match count {
-        Count::Cl100k => count_cl100k(text),
-        Count::Scorer => tokenizer.encode(text, false, false).unwrap().ids.len(),
-    }
+fn tokens(tokenizer: &Tokenizer, count: &Count, text: &str) -> usize {
+    count.tokens(text, tokenizer).unwrap()
 }
 
 fn compress(request: &Request) -> prefold::Result<Compressed> {
@@ -88,7 +85,7 @@ fn check_contexts(request: &Request, result: &Compressed) {
     let tokenizer = tokenizer().expect("the caller looked");
     for kept in &result.contexts {
         let given = &request.contexts[kept.index];
-        assert_eq!(kept.tokens, tokens(tokenizer, options.count, &kept.text));
+        assert_eq!(kept.tokens, tokens(tokenizer, &options.count, &kept.text));
         let mut rest = kept.text.as_str();
         let mut end = 0;
         for span in &kept.spans {
@@ -105,7 +102,7 @@ fn check_contexts(request: &Request, result: &Compressed) {
         assert!(is_gap(rest), "{rest:?} of {given:?}");
     }
     assert_eq!(
-        tokens(tokenizer, options.count, &result.text),
+        tokens(tokenizer, &options.count, &result.text),
         result.tokens_after
     );
 }
@@ -125,14 +122,14 @@ fn check(request: &Request, what: &str) {
         .chain([&request.question]);
     let whole = parts.map(String::as_str).collect::<Vec<_>>().join("\n\n");
     let whole = whole.trim();
-    let origin = tokens(tokenizer, options.count, whole);
+    let origin = tokens(tokenizer, &options.count, whole);
     let target = match request.budget {
         Budget::Tokens(target) => target,
         Budget::Rate(rate) => (origin as f64 * rate).round() as usize,
         other => unreachable!("{other:?}"),
     };
     let result = compress(request).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let got = tokens(tokenizer, options.count, &result.text);
+    let got = tokens(tokenizer, &options.count, &result.text);
     let want = target.min(origin);
     assert!(
         got <= want,

@@ -156,6 +156,7 @@ mod tests {
             atoms: Vec::new(),
             sentences: layout.units.iter().map(|u| u.range.clone()).collect(),
             atoms_of: Vec::new(),
+            json: None,
             units: layout.units,
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::hard::options::Count;
+use crate::hard::count::Count;
 use crate::hard::python::strip;
 use crate::hard::result::{Compressed, KeptContext};
 use crate::hard::source::Source;

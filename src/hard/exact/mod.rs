@@ -25,16 +25,17 @@ mod words;
 use crate::control;
 use crate::error::{Error, Result};
 use crate::model::Scorer;
-use crate::text::{Tokenizer, counts::count_cl100k};
+use crate::text::Tokenizer;
 
-use super::options::{Count, Exact as Options};
+use super::json_text::Tree;
+use super::options::Exact as Options;
 use super::python::strip;
 use super::request::{Budget, Request};
 use super::result::Compressed;
 use super::source::Source;
 use super::structured::{self, Segment};
 use finish::{Rendered, whole_contexts};
-use kinds::Layout;
+use kinds::{ContentKind, Layout};
 use relevance::Relevance;
 use render::{Style, render};
 use select::{Chosen, Selection};
@@ -81,12 +82,29 @@ impl Exact<'_> {
         self.run(prompt, &stripped, Some(&segments))
     }
 
+    /// A shorter prompt whose contexts are cut into segments with rates of their own.
+    pub fn compress_segments(
+        &self,
+        prompt: &Request,
+        segments: &[Vec<Segment>],
+    ) -> Result<Compressed> {
+        self.run(prompt, &prompt.contexts, Some(segments))
+    }
+
     fn run(
         &self,
         prompt: &Request,
         contexts: &[String],
         segments: Option<&[Vec<Segment>]>,
     ) -> Result<Compressed> {
+        if self.options.as_kind == Some(ContentKind::Json) {
+            for (index, context) in contexts.iter().enumerate().filter(|(_, c)| !c.is_empty()) {
+                Tree::parse(context).map_err(|error| {
+                    let reason = format!("context {index} is not JSON: {error}");
+                    Error::input("as_kind json", reason)
+                })?;
+            }
+        }
         let source = Source::new(&prompt.instruction, contexts, &prompt.question);
         let whole = strip(source.text());
         let origin = self.count(whole)?;
@@ -148,6 +166,8 @@ impl Exact<'_> {
             .collect();
         let style = Style {
             mark: self.options.mark.as_deref(),
+            omission: self.options.omitted_items,
+            sole: contexts.len() == 1,
         };
         let render_each = |chosen: &Chosen| -> Vec<(usize, Rendered)> {
             let of = |&c: &usize| {
@@ -223,7 +243,9 @@ impl Exact<'_> {
     /// A context by its kind; where it has segments each is a text of its own.
     fn layout(&self, context: &str, segments: Option<&[Segment]>) -> Layout {
         let kind = self.options.as_kind;
-        let Some(segments) = segments else {
+        let json = kind.unwrap_or_else(|| ContentKind::of(context)) == ContentKind::Json;
+        // A part of a JSON text is none.
+        let Some(segments) = segments.filter(|_| !json) else {
             return kinds::layout(context, kind);
         };
         let mut layout = Layout::default();
@@ -266,10 +288,7 @@ impl Exact<'_> {
     /// Tokens of a text by whom the options name.
     fn count(&self, text: &str) -> Result<usize> {
         control::check()?;
-        match self.options.count {
-            Count::Cl100k => Ok(count_cl100k(text)),
-            Count::Scorer => Ok(self.tokenizer.encode(text, false, false)?.ids.len()),
-        }
+        self.options.count.tokens(text, self.tokenizer)
     }
 }
 

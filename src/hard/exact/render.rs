@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::hard::json_text::Omission;
+use crate::hard::json_text::render::{Form, Marks, Place, Spliced, Stay};
 use crate::hard::source::push_span;
 
 use super::finish::Rendered;
@@ -12,6 +14,10 @@ use super::units::{Parsed, Space};
 pub(super) struct Style<'a> {
     /// Put where something was dropped; `None`: only in code, as a comment.
     pub mark: Option<&'a str>,
+    /// Put where a JSON array lost items.
+    pub omission: Omission,
+    /// The context is the only one: of JSON something stays, however little.
+    pub sole: bool,
 }
 
 /// What is put into a comment where lines of code were dropped.
@@ -44,6 +50,9 @@ pub(super) fn render(
 ) -> Rendered {
     if mask.iter().all(|&kept| kept) {
         return Rendered::verbatim(context, 0..context.len());
+    }
+    if let Some(form) = &parsed.json {
+        return render_json(form, context, parsed, mask, style);
     }
     let mut out = Rendered {
         text: String::new(),
@@ -106,6 +115,40 @@ pub(super) fn render(
         gap.end(&mut out, context, parsed, style);
     }
     out
+}
+
+/// Gives the JSON that the kept atoms of a JSON text leave.
+fn render_json(
+    form: &Form,
+    context: &str,
+    parsed: &Parsed,
+    mask: &[bool],
+    style: Style,
+) -> Rendered {
+    let stay = |(atoms, place): (&Range<usize>, &Place)| {
+        let kept = mask[atoms.clone()].iter().filter(|&&kept| kept).count();
+        if kept == 0 {
+            Stay::Nothing
+        } else if kept == atoms.len() || !place.in_string {
+            Stay::All
+        } else {
+            let own = atoms.clone().filter(|&atom| mask[atom]);
+            Stay::Parts(own.map(|atom| parsed.atoms[atom].range.clone()).collect())
+        }
+    };
+    let stays: Vec<Stay> = parsed.atoms_of.iter().zip(&form.places).map(stay).collect();
+    if !style.sole && stays.iter().all(|stay| *stay == Stay::Nothing) {
+        return Rendered {
+            text: String::new(),
+            spans: Vec::new(),
+        };
+    }
+    let marks = Marks {
+        mark: style.mark,
+        omission: style.omission,
+    };
+    let Spliced { text, spans } = form.render(context, &stays, marks);
+    Rendered { text, spans }
 }
 
 /// A stretch of dropped atoms.

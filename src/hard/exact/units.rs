@@ -1,8 +1,10 @@
 //! A context taken apart: units by its kind, and the words in them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::Result;
+use crate::hard::json_text::render::Form;
 use crate::text::Tokenizer;
 
 use super::kinds::{Layout, Unit};
@@ -60,6 +62,8 @@ pub(super) struct Parsed {
     pub sentences: Vec<Range<usize>>,
     /// For each unit its atoms.
     pub atoms_of: Vec<Range<usize>>,
+    /// How the units of a JSON text make one again.
+    pub json: Option<Arc<Form>>,
 }
 
 impl Parsed {
@@ -122,6 +126,7 @@ impl Parsed {
             sentences: layout.units.iter().map(|u| u.range.clone()).collect(),
             units: layout.units,
             atoms_of,
+            json: layout.json,
         })
     }
 

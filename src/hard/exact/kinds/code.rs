@@ -16,7 +16,7 @@ pub(super) fn layout(text: &str) -> Layout {
     let statements = statements(text, &syntax);
     Layout {
         units: link(text, &statements, &syntax),
-        glued: Vec::new(),
+        ..Layout::default()
     }
 }
 

@@ -16,7 +16,9 @@ pub(super) fn kind(text: &str) -> ContentKind {
         .take(SAMPLE)
         .map(str::trim_end)
         .collect();
-    if is_html(text) {
+    if super::json::is_json(text) {
+        ContentKind::Json
+    } else if is_html(text) {
         ContentKind::Html
     } else if is_jsonl(&shown) {
         ContentKind::Jsonl

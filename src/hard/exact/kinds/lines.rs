@@ -47,7 +47,7 @@ pub(super) fn log(text: &str) -> Layout {
     }
     Layout {
         units,
-        glued: Vec::new(),
+        ..Layout::default()
     }
 }
 
@@ -103,7 +103,7 @@ fn diff(text: &str) -> Layout {
     }
     Layout {
         units,
-        glued: Vec::new(),
+        ..Layout::default()
     }
 }
 
@@ -130,7 +130,7 @@ pub(super) fn csv(text: &str) -> Layout {
         .collect();
     Layout {
         units,
-        glued: Vec::new(),
+        ..Layout::default()
     }
 }
 

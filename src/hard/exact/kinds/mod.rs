@@ -8,13 +8,17 @@ mod code;
 mod csv_form;
 mod detect;
 mod html;
+pub(crate) mod json;
 mod lines;
 mod markdown;
 mod text;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use crate::hard::json_text::render::Form;
 
 /// The form of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,9 @@ pub enum ContentKind {
     Log,
     /// Rows of fields by commas, semicolons, tabs or bars; a header stays.
     Csv,
+    /// One JSON value: units are members, items and the sentences of long strings, and what is left is
+    /// JSON.
+    Json,
     /// One JSON value a line.
     Jsonl,
     /// HTML: units are the sentences of each element; tags stay balanced.
@@ -87,6 +94,8 @@ pub(crate) struct Layout {
     pub units: Vec<Unit>,
     /// Stretches inside units that are never cut, as links: ascending, not overlapping.
     pub glued: Vec<Range<usize>>,
+    /// How the units of a JSON text make one again.
+    pub json: Option<Arc<Form>>,
 }
 
 /// White space of this many bytes is a unit of its own, which goes first.
@@ -94,8 +103,15 @@ const LONG_SPACE: usize = 64;
 
 /// Takes a text apart as what it is said to be, or else as what it looks like.
 pub(crate) fn layout(text: &str, kind: Option<ContentKind>) -> Layout {
-    let layout = match kind.unwrap_or_else(|| ContentKind::of(text)) {
-        ContentKind::Text => text::layout(text),
+    let kind = kind.unwrap_or_else(|| ContentKind::of(text));
+    if kind == ContentKind::Json
+        && let Some(layout) = json::layout(text)
+    {
+        return layout;
+    }
+    let layout = match kind {
+        // A request that calls something JSON that is not was refused before.
+        ContentKind::Text | ContentKind::Json => text::layout(text),
         ContentKind::Markdown => markdown::layout(text),
         ContentKind::Code => code::layout(text),
         ContentKind::Log | ContentKind::Jsonl => lines::log(text),
@@ -176,10 +192,7 @@ impl Layout {
         for unit in &mut units {
             unit.needs.iter_mut().for_each(|need| *need = index[*need]);
         }
-        Layout {
-            units,
-            glued: self.glued,
-        }
+        Layout { units, ..self }
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn layout(text: &str) -> Layout {
     }
     Layout {
         units,
-        glued: Vec::new(),
+        ..Layout::default()
     }
 }
 
