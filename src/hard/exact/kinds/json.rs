@@ -32,7 +32,7 @@ pub(super) fn is_json(text: &str) -> bool {
 }
 
 /// Takes a JSON text apart; `None` where it is not one.
-pub(super) fn layout(text: &str) -> Option<Layout> {
+pub(in crate::hard) fn layout(text: &str) -> Option<Layout> {
     let tree = Tree::parse(text).ok()?;
     let mut builder = Builder {
         layout: Layout::default(),
