@@ -169,7 +169,7 @@ fn the_budget_is_a_ceiling_and_met_on_request() {
                         .unwrap_or(text.len());
                     for fill in [false, true] {
                         let options = Exact::default()
-                            .with_count(count)
+                            .with_count(count.clone())
                             .with_granularity(granularity)
                             .with_dedupe(false)
                             .with_fill(fill);
