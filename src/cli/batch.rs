@@ -154,7 +154,10 @@ fn answers(engine: &Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
         let outcome = match task {
             Task::Said(said) => said,
             Task::Compress(call) => match compressed.next() {
-                Some(result) => said(result.and_then(|result| call.answer(&result))),
+                Some(result) => {
+                    let answer = result.and_then(|result| call.answer(&result));
+                    said(answer.and_then(|answer| batch_calls::raw(&answer)))
+                }
                 None => Said::Error("this row was passed over".into()),
             },
         };
