@@ -55,6 +55,18 @@ pub fn run(args: Args) -> Outcome {
     if args.to != Host::LlamaCpp && args.template.is_some() {
         return Err(Failure::Usage("--template is for llama.cpp only".into()));
     }
+    let same = |path: &PathBuf| std::fs::canonicalize(path).ok();
+    if same(&args.prefix).is_some_and(|prefix| same(&args.output) == Some(prefix)) {
+        let message = "--output is the prefix itself, which would be lost; name another file";
+        return Err(Failure::Usage(message.into()));
+    }
+    if i32::try_from(args.placeholder).is_err() {
+        let message = format!(
+            "--placeholder {}: token ids are below 2^31",
+            args.placeholder
+        );
+        return Err(Failure::Usage(message));
+    }
     let (prefix, dtype) = read_prefix(&args.prefix)?;
     let report = match args.to {
         Host::LlamaCpp => {

@@ -1,8 +1,10 @@
 //! Why the program stops, and with which exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use prefold::Error;
+use prefold::files::steers;
 
 /// Every way in which a command can fail.
 #[derive(Debug)]
@@ -164,11 +166,18 @@ fn quoted(text: &str) -> Option<(&str, &str, &str)> {
     Some((before, name, after))
 }
 
-/// Control characters, which a file's name or content may have brought along, are shown escaped.
-fn one_line(text: &str) -> String {
+/// Says something on standard error, in one line.
+pub fn say(line: &str) {
+    // With standard error gone there is nothing left to say it on.
+    let _ = writeln!(std::io::stderr(), "prefold: {}", one_line(line));
+}
+
+/// Control characters and marks of direction, which a file's name or content may have brought along, are
+/// shown escaped.
+pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
+        if steers(c) {
             line.extend(c.escape_default());
         } else {
             line.push(c);
@@ -205,10 +214,10 @@ mod tests {
     #[test]
     fn a_message_stays_on_one_line_whatever_a_file_is_called() {
         let failure = Failure::from(Error::Format {
-            file: "a\nb\u{1b}[2J.gguf".into(),
+            file: "a\nb\u{1b}[2J\u{202e}.gguf".into(),
             reason: "bad\r\nmagic".into(),
         });
         let line = failure.line();
-        assert_eq!(line, "a\\nb\\u{1b}[2J.gguf: bad\\r\\nmagic");
+        assert_eq!(line, "a\\nb\\u{1b}[2J\\u{202e}.gguf: bad\\r\\nmagic");
     }
 }

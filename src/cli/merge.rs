@@ -6,7 +6,7 @@ use prefold::model::weights::Weights;
 use prefold::prefix::Dtype;
 use prefold::train::merge::{Tokens, merge};
 
-use super::failure::Outcome;
+use super::failure::{Outcome, say};
 use super::model::{self, Busy};
 
 /// Merges an adapter into its model: a new Hugging Face folder that needs no adapter
@@ -33,9 +33,15 @@ pub fn run(args: Args) -> Outcome {
     drop(busy);
     let out = args.output.display();
     match tokens {
-        Tokens::Copied => eprintln!("{out}: the merged model, with the source's tokenizer"),
-        Tokens::Made => eprintln!("{out}: the merged model, with the GGUF's tokenizer"),
-        Tokens::None(why) => eprintln!("{out}: the merged model; it serves ids only, as {why}"),
+        Tokens::Copied => say(&format!(
+            "{out}: the merged model, with the source's tokenizer"
+        )),
+        Tokens::Made => say(&format!(
+            "{out}: the merged model, with the GGUF's tokenizer"
+        )),
+        Tokens::None(why) => say(&format!(
+            "{out}: the merged model; it serves ids only, as {why}"
+        )),
     }
     Ok(())
 }

@@ -83,6 +83,9 @@ pub struct Args {
     path: PathArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// A tokenizer.json to take instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    tokenizer: Option<PathBuf>,
     /// Element type of matrix products on a CUDA device; the CPU uses f32 [default: `precision` of
     /// prefold.toml, or bf16]
     #[arg(long, value_enum, help_heading = "Model")]
@@ -135,9 +138,13 @@ impl Args {
             })?,
             (None, None) => Precision::default(),
         };
-        Ok(Engine::builder(path)
+        let builder = Engine::builder(path)
             .device(self.device.device()?)
-            .precision(precision))
+            .precision(precision);
+        Ok(match &self.tokenizer {
+            Some(file) => builder.tokenizer(file),
+            None => builder,
+        })
     }
 }
 

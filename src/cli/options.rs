@@ -2,8 +2,8 @@
 //! switch that is on by default is turned off by `--no-…`.
 
 use prefold::hard::{
-    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker,
-    Reorder,
+    Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
+    RankMethod, Ranker, Reorder,
 };
 
 /// A share as a number, `0.5`, or in per cent, `50%`.
@@ -15,6 +15,21 @@ pub fn share(text: &str) -> Result<f64, String> {
     match number.trim().parse::<f64>() {
         Ok(number) => Ok(number / scale),
         Err(_) => Err("expected a number or a percentage, as 0.5 or 50%".into()),
+    }
+}
+
+/// Reads whose tokens are counted: a name, or the path of a tokenizer.json.
+fn whose(name: &str) -> Result<Count, prefold::Error> {
+    match Count::from_name(name) {
+        Some(count) => Ok(count),
+        None if name.contains(['/', '\\', '.']) => Count::from_file(name.as_ref()),
+        None => Err(prefold::Error::Unsupported {
+            what: format!("`{name}`"),
+            have: format!(
+                "{}, and any tokenizer.json by its path",
+                Count::NAMES.join(", ")
+            ),
+        }),
     }
 }
 
@@ -34,8 +49,8 @@ pub struct Flags {
     #[arg(long, value_name = "UNIT", value_enum,
         conflicts_with = "reference", help_heading = EXACT)]
     granularity: Option<Granularity>,
-    /// Whose tokens the budget counts [default: cl100k]
-    #[arg(long, value_name = "WHOSE", value_enum,
+    /// Whose tokens the budget counts: cl100k, o200k, scorer, or those of a tokenizer.json [default: cl100k]
+    #[arg(long, value_name = "WHOSE|FILE", value_parser = whose,
         conflicts_with = "reference", help_heading = EXACT)]
     count: Option<Count>,
     /// A string that is kept wherever it stands; may be repeated
@@ -45,6 +60,25 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
+    /// What the contexts are, instead of what each looks like
+    #[arg(long = "as", value_name = "KIND", value_enum,
+        conflicts_with = "reference", help_heading = EXACT)]
+    as_kind: Option<ContentKind>,
+    /// Put TEXT where something was dropped; empty: not even `…` in code
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
+        conflicts_with = "reference", help_heading = EXACT)]
+    mark: Option<String>,
+    /// Treat copies of documents and passages as anything else
+    #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
+    no_dedupe: bool,
+    /// Spend the last token of the budget, at the price of half a word
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    fill: bool,
+    /// What stands for the items that a JSON array lost: nothing, the string "…", or their number
+    /// [default: silent]
+    #[arg(long, value_name = "WHAT", value_enum,
+        conflicts_with = "reference", help_heading = EXACT)]
+    omitted_items: Option<Omission>,
 
     /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
     /// chosen [default: balanced]
@@ -164,6 +198,11 @@ impl Flags {
         set(&mut o.force_contexts, self.force_context_ids);
         o.force_tokens = self.force_token;
         o.force_digits = self.force_digits;
+        o.as_kind = self.as_kind;
+        o.mark = self.mark;
+        o.dedupe = !self.no_dedupe;
+        o.fill = self.fill;
+        set(&mut o.omitted_items, self.omitted_items);
         set(&mut o.keep_first_sentence, self.keep_first_sentence);
         set(&mut o.keep_last_sentence, self.keep_last_sentence);
         set(&mut o.keep_sentence_number, self.keep_sentence_number);
@@ -306,8 +345,18 @@ mod tests {
             "--keep-sentence-number=4",
             "--high-priority-bonus=50",
             "--no-concate-question",
+            "--as=csv",
+            "--mark=[…]",
+            "--no-dedupe",
+            "--fill",
+            "--omitted-items=count",
         ]);
         let want = Exact::default()
+            .with_as_kind(Some(ContentKind::Csv))
+            .with_mark(Some("[…]".into()))
+            .with_dedupe(false)
+            .with_fill(true)
+            .with_omitted_items(Omission::Count)
             .with_granularity(Granularity::Token)
             .with_count(Count::Scorer)
             .with_force_tokens(vec!["\n".into(), "-".into()])
@@ -333,7 +382,8 @@ mod tests {
             }
         }
         check::<Condition>();
-        check::<Count>();
+        check::<ContentKind>();
+        check::<Omission>();
         check::<Effort>();
         check::<Granularity>();
         check::<RankMethod>();
@@ -344,6 +394,18 @@ mod tests {
         check::<Method>();
         check::<Precision>();
         check::<Schedule>();
+        for name in Count::NAMES {
+            assert_eq!(whose(name).unwrap().name(), name);
+            assert_eq!(serde_json::to_value(whose(name).unwrap()).unwrap(), name);
+            assert_eq!(
+                serde_json::from_value::<Count>(name.into()).unwrap().name(),
+                name
+            );
+        }
+        for (name, says) in [("gpt4", "o200k"), ("no/such.json", "no/such.json")] {
+            let error = whose(name).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]
@@ -353,6 +415,11 @@ mod tests {
             "--count=scorer",
             "--force-token=x",
             "--force-digits",
+            "--as=csv",
+            "--mark=x",
+            "--no-dedupe",
+            "--fill",
+            "--omitted-items=count",
         ] {
             assert!(Line::try_parse_from(["prefold", "--reference", flag]).is_err());
         }

@@ -12,7 +12,7 @@ use prefold::train::{
 use prefold::{Engine, Error};
 use serde_json::json;
 
-use super::failure::{Failure, Outcome, usage};
+use super::failure::{Failure, Outcome, say, usage};
 use super::files::write_stdout;
 use super::interrupt;
 use super::model;
@@ -271,14 +271,14 @@ impl RunArgs {
             Some(loss) => format!(", {name} {loss:.4}"),
             None => String::new(),
         };
-        eprintln!(
-            "prefold: {} steps{}{}, {} tokens in {:.0} s; the adapter is in {out}",
+        say(&format!(
+            "{} steps{}{}, {} tokens in {:.0} s; the adapter is in {out}",
             done.step,
             loss("loss", done.loss),
             loss("dev loss", done.dev_loss),
             done.tokens,
             done.seconds,
-        );
+        ));
         Ok(())
     }
 }

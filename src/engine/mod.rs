@@ -15,7 +15,8 @@ use serde::Serialize;
 use crate::control::{Call, Control};
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
-use crate::hard::{Compressed, Request};
+use crate::hard::messages::{self, MessagesOptions, MessagesResult};
+use crate::hard::{Compressed, JsonRequest, Request};
 use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::ops::Cpu;
@@ -100,6 +101,7 @@ pub struct EngineBuilder {
     precision: Precision,
     threads: usize,
     adapter: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
 }
 
 impl EngineBuilder {
@@ -125,6 +127,13 @@ impl EngineBuilder {
     /// section 4.3). Prefixes and generated text stay the model's own.
     pub fn adapter(mut self, folder: impl Into<PathBuf>) -> Self {
         self.adapter = Some(folder.into());
+        self
+    }
+
+    /// Takes a `tokenizer.json` instead of the model's own tokenizer: for a GGUF whose tokenizer is not
+    /// built, or was converted wrongly.
+    pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tokenizer = Some(file.into());
         self
     }
 
@@ -192,8 +201,11 @@ impl EngineBuilder {
         device: String,
         precision: Precision,
     ) -> Result<Engine> {
-        let scoring = self.adapter.as_deref();
-        let load = || loaded::load(&self.path, weights, backend, device, precision, scoring);
+        let beside = loaded::Beside {
+            scoring: self.adapter.as_deref(),
+            tokenizer: self.tokenizer.as_deref(),
+        };
+        let load = || loaded::load(&self.path, weights, backend, device, precision, beside);
         let runtime = threads.install(load)?;
         Ok(Engine {
             runtime,
@@ -247,6 +259,7 @@ impl Engine {
             precision: Precision::default(),
             threads: 0,
             adapter: None,
+            tokenizer: None,
         }
     }
 
@@ -341,6 +354,38 @@ impl Engine {
         control: &Control,
     ) -> Vec<Result<Compressed>> {
         self.call(control, || self.runtime.compress_many(requests))
+    }
+
+    /// Shortens a conversation: the body of a request to a chat model (OpenAI's chat completions and
+    /// responses, Anthropic's messages), or the list of its messages.
+    ///
+    /// Tool results, documents and older turns may become shorter; every other byte is copied.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an option out of its range or a body that is not a conversation,
+    /// [`Error::Budget`] when what must not change is longer than the target, and what ends a call
+    /// ([`Control`]).
+    pub fn compress_messages(
+        &self,
+        body: &[u8],
+        options: &MessagesOptions,
+        control: &Control,
+    ) -> Result<MessagesResult> {
+        let tokenizer = self.tokenizer()?;
+        self.call(control, || {
+            let compress = |requests: &[Request]| self.runtime.compress_many(requests);
+            messages::compress_by(body, options, tokenizer, &compress)
+        })
+    }
+
+    /// Shortens a JSON object whose members have rates of their own: llmlingua's `compress_json`, valid by
+    /// construction.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for what is not an object or does not fit its configuration, [`Error::Budget`] when
+    /// what must stay is longer than the target, and what ends a call ([`Control`]).
+    pub fn compress_json(&self, request: &JsonRequest, control: &Control) -> Result<Compressed> {
+        self.call(control, || self.runtime.compress_json(request))
     }
 
     /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device

@@ -306,6 +306,11 @@ impl Arguments {
             ranker: self.optional("ranker")?,
             effort: self.or("effort", d.effort)?,
             enough: self.or("enough", d.enough)?,
+            as_kind: self.optional("as_kind")?,
+            dedupe: self.or("dedupe", d.dedupe)?,
+            mark: self.optional("mark")?,
+            fill: self.or("fill", d.fill)?,
+            omitted_items: self.or("omitted_items", d.omitted_items)?,
             trace: d.trace,
         })
     }

@@ -342,6 +342,10 @@ impl Reader<'_> {
             tokens,
             head_dim,
         };
+        // Before anything is cut into heads.
+        if shape.elements().is_none_or(|elements| elements == 0) {
+            return Err(self.bad(format!("sizes {shape:?}")));
+        }
         let stored = first.dtype();
         let dtype = match stored {
             safetensors::Dtype::F32 => Dtype::F32,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family, RopeScaling};
+use crate::model::lora::refuse_memory;
 use crate::model::mapped;
 use crate::model::weights::Weights;
 use crate::prefix::Dtype;
@@ -65,6 +66,7 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Res
             "it is there already; name another folder",
         ));
     }
+    refuse_memory(adapter)?;
     let parameters = Parameters::open(adapter, weights.config(), false)?;
     let mut deltas: HashMap<String, Delta<'_>> = HashMap::new();
     for pair in parameters.tensors.chunks_exact(2) {
