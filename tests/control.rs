@@ -3,6 +3,8 @@
 //!
 //! One test, so that no other thread of this process computes meanwhile.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
 use std::sync::Arc;
