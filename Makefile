@@ -168,14 +168,14 @@ DOCS_VENV := .venv-docs
 $(DOCS_VENV):
 	rm -rf "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
 	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check \
-	  mkdocs==1.6.1 mkdocs-material==9.8.2 matplotlib==3.10.8
+	  zensical==0.0.73 matplotlib==3.10.8
 	mv "$@.tmp" "$@"
 
 .PHONY: docs
 docs: $(DOCS_VENV)
 	$(CARGO) run --quiet -- reference --output docs/options.md
 	$(DOCS_VENV)/bin/python tools/plot_results.py benches/results/raw docs/img
-	$(DOCS_VENV)/bin/python -m mkdocs build --quiet
+	$(DOCS_VENV)/bin/python -m zensical build --strict
 
 check:
 	$(CARGO) fmt --check

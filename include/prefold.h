@@ -36,7 +36,9 @@ enum {
     PREFOLD_DEVICE = 6,
     PREFOLD_BUFFER = 7,      /* your buffer is too short */
     PREFOLD_HANDLE = 8,      /* no open handle of that kind */
-    PREFOLD_PANIC = 9        /* a bug in prefold; nothing of yours is harmed */
+    PREFOLD_PANIC = 9,       /* a bug in prefold; nothing of yours is harmed */
+    PREFOLD_CANCELLED = 10,  /* prefold_control_cancel */
+    PREFOLD_DEADLINE = 11    /* the time of a control has passed */
 };
 
 typedef uint64_t prefold_handle;
@@ -51,8 +53,39 @@ const char *prefold_last_error(void);
 /* Closes a handle of any kind, which frees what it stands for. Any thread; once a handle. */
 int32_t prefold_close(prefold_handle handle);
 
+typedef struct {
+    size_t struct_size;
+    double timeout_seconds; /* from now on; 0: none */
+    /* Gets the tokens that went through the model, and those of the stage, on the thread of the call, which waits meanwhile. Of
+     * prefold it may call prefold_control_cancel alone. NULL: none. */
+    void (*progress)(void *user, size_t done, size_t total);
+    void *user; /* handed to progress, and not looked at */
+} prefold_control_options;
+
+/* What ends calls. *out: a control, yours to prefold_close. Any thread. */
+int32_t prefold_control_open(const prefold_control_options *options, prefold_handle *out);
+
+/* Ends every call that is done under a control, now and later, with PREFOLD_CANCELLED: within 200 ms on a CPU that is not busy
+ * elsewhere, and with the engine as it was. Nothing to free; any thread. */
+int32_t prefold_control_cancel(prefold_handle control);
+
+/* Does the calls that this thread makes from now on under a control; 0: under none. Nothing to free. Any thread; each has its
+ * own. */
+int32_t prefold_control_use(prefold_handle control);
+
 /* Opens a GGUF file or a Hugging Face folder. *out: an engine, yours to prefold_close. Any thread. */
 int32_t prefold_engine_open(const char *path, prefold_handle *out);
+
+typedef struct {
+    size_t struct_size;
+    const char *device;  /* "auto", "cpu", "cuda", "cuda:1"; NULL: auto */
+    uint32_t precision;  /* of a CUDA device. 0: the default; 1: bf16; 2: f32 */
+    size_t threads;      /* the engine's own CPU threads; 0: one per core */
+    const char *adapter; /* the folder of an adapter to score with, as `prefold train align` makes it; NULL: none */
+} prefold_engine_options;
+
+/* The same, with options. */
+int32_t prefold_engine_open_with(const char *path, const prefold_engine_options *options, prefold_handle *out);
 
 /* Token ids of a text. add_special: with what the tokenizer puts round a text (BOS); parse_special: <|im_start|> is one token.
  * ids is yours; nothing to free. Any thread. */
@@ -62,9 +95,23 @@ int32_t prefold_tokenize(prefold_handle engine, const char *text, uint32_t add_s
 /* Negative log-likelihoods (nats) of ids[1..]: ids_count - 1 of them. nll is yours; nothing to free. Any thread. */
 int32_t prefold_score(prefold_handle engine, const uint32_t *ids, size_t ids_count, float *nll, size_t capacity, size_t *count);
 
-/* A shorter prompt. request: a JSON object with the arguments of llmlingua's compress_prompt and prefold's own, at least
- * {"context": ["…"]}; it does what llmlingua does, and with "budget": "exact" keeps the budget to the token. result: a JSON
- * object with compressed_prompt among others, and its zero, which count includes. result is yours; nothing to free. Any thread. */
+/* A shorter prompt. call and request, a JSON object:
+ *   "compress"                    {"contexts": ["…"]} and, if you like, question, instruction, structured, rate or target_tokens, mode
+ *                                 ("exact" or "llmlingua") and the options of that mode. The result has text, tokens_before,
+ *                                 tokens_after, target, warnings, and for each context that is left its index, text, tokens and spans
+ *                                 (of bytes).
+ *   "compress_prompt"             {"context": ["…"]} and the other arguments of llmlingua's function of that name, whose result it
+ *                                 gives; with "budget": "exact" it keeps the budget to the token.
+ *   "structured_compress_prompt"  the same with <llmlingua, rate=…, compress=…> tags in the contexts.
+ * *out: a text, for prefold_text_read, yours to prefold_close. Any thread. */
+int32_t prefold_compress_call(prefold_handle engine, const char *call, const char *request, prefold_handle *out);
+
+/* Copies a text and its zero, which count includes. buffer is yours; nothing to free. Any thread. */
+int32_t prefold_text_read(prefold_handle text, char *buffer, size_t capacity, size_t *count);
+
+/* "compress_prompt" without a handle: result is a JSON object and its zero, which count includes. When the answer is PREFOLD_BUFFER,
+ * the result is kept for this thread's next call: with the same engine and request it is answered from there. result is yours;
+ * nothing to free. Any thread. */
 int32_t prefold_compress(prefold_handle engine, const char *request, char *result, size_t capacity, size_t *count);
 
 /* A text, or ids if text is NULL. */

@@ -99,6 +99,18 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
+    /// What is wrong with something that a file holds, as an error of that file.
+    pub(crate) fn in_file(self, file: impl Into<PathBuf>) -> Self {
+        match self {
+            Error::Input { what, reason } => Error::format(file, format!("{what}: {reason}")),
+            Error::Unsupported { what, have } => Error::Unsupported {
+                what: format!("{}: {what}", file.into().display()),
+                have,
+            },
+            error => error,
+        }
+    }
+
     /// An argument out of its range.
     pub(crate) fn input(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Error::Input {

@@ -20,9 +20,10 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
             (target, Some(found.permissions()))
         }
         Ok(_) => return fs::write(path, bytes).map_err(Error::io(path)),
-        Err(_) => (path.to_path_buf(), None),
+        Err(_) => (link_target(path).map_err(Error::io(path))?, None),
     };
-    let (mut file, scratch) = scratch(&target).map_err(Error::io(path))?;
+    let private = permissions.is_some();
+    let (mut file, scratch) = scratch(&target, private).map_err(Error::io(path))?;
     let written = (|| {
         file.write_all(bytes)?;
         if let Some(permissions) = permissions {
@@ -37,22 +38,125 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Reads bytes as the text of `path`, without the byte order mark that may stand in front.
+///
+/// # Errors
+/// [`Error::Format`] that names `path` for what is not UTF-8; UTF-16 is called by its name.
+pub fn text(path: &Path, mut bytes: Vec<u8>) -> Result<String> {
+    bytes.drain(..mark(path, &bytes)?);
+    if is_utf16(&bytes) {
+        return Err(Error::format(
+            path,
+            format!("{UTF16}, without a byte order mark; {TO_UTF8}"),
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::format(path, format!("not UTF-8 at byte {at}; save it as UTF-8"))
+    })
+}
+
+const UTF16: &str = "is UTF-16";
+const TO_UTF8: &str = "convert it, as by `iconv -f UTF-16 -t UTF-8`";
+
+/// Bytes of the UTF-8 byte order mark that `bytes`, the beginning of `path`, begin with: 3 or 0.
+///
+/// # Errors
+/// [`Error::Format`] for the mark of UTF-16.
+pub fn mark(path: &Path, bytes: &[u8]) -> Result<usize> {
+    match bytes {
+        [0xef, 0xbb, 0xbf, ..] => Ok(3),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            Err(Error::format(path, format!("{UTF16}; {TO_UTF8}")))
+        }
+        _ => Ok(0),
+    }
+}
+
+/// Whether a text looks like UTF-16 without a mark: most of every other byte are zeros.
+fn is_utf16(bytes: &[u8]) -> bool {
+    let sample = &bytes[..bytes.len().min(4096)];
+    let zeros = |from: usize| {
+        sample
+            .iter()
+            .skip(from)
+            .step_by(2)
+            .filter(|&&b| b == 0)
+            .count()
+    };
+    let pairs = sample.len() / 2;
+    pairs >= 2
+        && (zeros(0) * 10 > pairs * 7 || zeros(1) * 10 > pairs * 7)
+        && zeros(0).min(zeros(1)) * 10 < pairs
+}
+
+/// Refuses what is not a regular file: opening a pipe could block, and a device has no end.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::Format`] for a folder, a pipe or a device.
+pub fn regular_file(path: &Path) -> Result<()> {
+    match fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        true => Ok(()),
+        false => Err(Error::format(path, "not a regular file")),
+    }
+}
+
+/// Refuses the note that Git leaves in place of a large file.
+pub(crate) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    match bytes.starts_with(b"version https://git-lfs.github.com/") {
+        true => Err(Error::format(
+            path,
+            "a pointer of Git LFS, not the file itself; `git lfs pull` fetches that",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Text out of a file made fit for a message: short, and without control characters.
+pub(crate) fn one_line(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut line: String = text
+        .chars()
+        .take(LONGEST)
+        .map(|c| if steers(c) { ' ' } else { c })
+        .collect();
+    if text.chars().nth(LONGEST).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// Whether a terminal takes a character for an order: to move, to colour, to write from right to left.
+pub fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Bytes of whole lines of a file that grows by lines, the last of which a kill may have cut short.
 pub(crate) fn whole_lines(bytes: &[u8]) -> usize {
     let end = bytes.iter().rposition(|&b| b == b'\n');
     end.map_or(0, |at| at + 1)
 }
 
-/// A new file beside `target`. A name may be taken: by another thread that writes the same file, or by
-/// a process of the same number that was killed.
-fn scratch(target: &Path) -> io::Result<(File, PathBuf)> {
+/// A new file beside `target`, for its owner alone where `private`. A name may be taken: by another thread
+/// that writes the same file, or by a process of the same number that was killed.
+fn scratch(target: &Path, private: bool) -> io::Result<(File, PathBuf)> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    // A name of the longest length has no room for more.
+    let short: String = name.chars().take(LONGEST_NAME).collect();
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    if private {
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    }
+    #[cfg(not(unix))]
+    let _ = private;
     let mut attempt = 0u32;
     loop {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        name.push(format!(".{}-{attempt}.tmp", std::process::id()));
+        let name = format!(".{short}.{}-{attempt}.tmp", std::process::id());
         let path = target.with_file_name(name);
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
+        match options.open(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < MOST_SCRATCHES => {
                 attempt += 1;
             }
@@ -61,6 +165,22 @@ fn scratch(target: &Path) -> io::Result<(File, PathBuf)> {
     }
 }
 
+/// Where a symlink that leads to no file yet will have one; `path` itself otherwise.
+fn link_target(path: &Path) -> io::Result<PathBuf> {
+    let mut target = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&target) {
+            Ok(next) => target = target.parent().unwrap_or(Path::new("")).join(next),
+            Err(_) => return Ok(target),
+        }
+    }
+    Err(io::Error::other("too many symlinks"))
+}
+
+/// Symlinks that are followed, as Linux does.
+const MOST_LINKS: usize = 40;
+/// Characters of a file's name that its scratch file bears; each may take four bytes of 255.
+const LONGEST_NAME: usize = 50;
 /// Names beside a file that may be taken.
 const MOST_SCRATCHES: u32 = 1000;
 
@@ -74,7 +194,7 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("file");
         // What a killed process left.
-        let (_, left) = scratch(&path).unwrap();
+        let (_, left) = scratch(&path, false).unwrap();
         std::thread::scope(|scope| {
             for value in 0..4 {
                 let path = &path;
@@ -94,5 +214,78 @@ mod tests {
         names.sort();
         assert_eq!(names, [left, path]);
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn long_names_fit_and_links_stay_links() {
+        let folder = std::env::temp_dir().join(format!("prefold-names-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for name in ["n".repeat(255), "\u{e9}".repeat(127)] {
+            write_whole(&folder.join(&name), b"x").unwrap();
+            assert_eq!(fs::read(folder.join(&name)).unwrap(), b"x");
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{PermissionsExt, symlink};
+            // One that leads to a link that leads to no file yet.
+            symlink("two", folder.join("one")).unwrap();
+            symlink("three", folder.join("two")).unwrap();
+            for text in [b"first", b"again"] {
+                write_whole(&folder.join("one"), text).unwrap();
+                assert!(
+                    fs::symlink_metadata(folder.join("one"))
+                        .unwrap()
+                        .is_symlink()
+                );
+                assert!(
+                    fs::symlink_metadata(folder.join("two"))
+                        .unwrap()
+                        .is_symlink()
+                );
+                assert_eq!(fs::read(folder.join("three")).unwrap(), text);
+            }
+            symlink("round", folder.join("round")).unwrap();
+            assert!(write_whole(&folder.join("round"), b"x").is_err());
+            let secret = folder.join("secret");
+            fs::write(&secret, "old").unwrap();
+            fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+            write_whole(&secret, b"new").unwrap();
+            assert_eq!(
+                fs::metadata(&secret).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+            let (file, _) = scratch(&secret, true).unwrap();
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0);
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn texts_lose_their_mark_and_utf16_is_called_so() {
+        let read = |bytes: &[u8]| text(Path::new("t.txt"), bytes.to_vec());
+        assert_eq!(read(b"\xef\xbb\xbfa\xef\xbb\xbfb").unwrap(), "a\u{feff}b");
+        assert_eq!(read(b"").unwrap(), "");
+        let utf16 = |mark: &[u16], little: bool| -> Vec<u8> {
+            let units = mark.iter().copied().chain("A text. \u{e9}".encode_utf16());
+            let bytes = |unit: u16| {
+                if little {
+                    unit.to_le_bytes()
+                } else {
+                    unit.to_be_bytes()
+                }
+            };
+            units.flat_map(bytes).collect()
+        };
+        for little in [true, false] {
+            for mark in [&[0xfeff][..], &[]] {
+                let error = read(&utf16(mark, little)).unwrap_err().to_string();
+                assert!(
+                    error.contains("t.txt: is UTF-16") && error.contains("iconv"),
+                    "{error}"
+                );
+            }
+        }
+        let error = read(b"ab\xff").unwrap_err().to_string();
+        assert!(error.contains("not UTF-8 at byte 2"), "{error}");
     }
 }

@@ -12,35 +12,50 @@
 //! # Ok::<(), prefold::Error>(())
 //! ```
 //!
-//! The floors, top down: [`eval`] measures; [`engine`] chooses a backend; [`hard`] selects text, [`soft`] makes KV
-//! prefixes and [`train`] their adapters; [`model`] runs; [`ops`] computes; [`text`], [`prefix`] and [`error`] stand on the ground.
-//! No arrow runs back up.
+//! An [`Engine`] is an open model. It compresses a [`Request`] to a [`Compressed`] text, makes KV
+//! prefixes ([`Engine::prefixes`]), and trains the adapters that such prefixes need
+//! ([`Engine::training`]). A [`Control`] ends long calls and reports their progress.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 // A list of ranges may well hold one.
 #![allow(clippy::single_range_in_vec_init)]
 
 mod control;
-pub mod engine;
-pub mod error;
+mod engine;
+mod error;
 pub mod eval;
 mod ffi;
-pub mod files;
-pub mod gpu;
-pub mod hard;
-#[cfg(any(feature = "cli", feature = "hub"))]
-#[doc(hidden)]
-pub mod hub;
-pub mod model;
-pub mod ops;
 pub mod prefix;
 mod random;
 mod rope;
-pub mod soft;
-pub mod text;
 pub mod train;
 
 pub use control::{CancelToken, Control, Progress};
 pub use engine::{Device, Engine, EngineBuilder, ModelInfo, Prefixes, Training};
 pub use error::{Error, Result};
-pub use hard::Request;
+pub use gpu::Precision;
+pub use hard::{
+    Budget, Compressed, Condition, Count, Effort, Exact, Granularity, KeptContext, LlmLingua,
+    LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request,
+};
+pub use prefix::KvPrefix;
+pub use soft::Adapter;
+
+// For the program, its tests and benches. Unstable: anything here may change in any version.
+#[doc(hidden)]
+pub mod files;
+#[doc(hidden)]
+pub mod gpu;
+#[doc(hidden)]
+pub mod hard;
+#[cfg(any(feature = "cli", feature = "hub"))]
+#[doc(hidden)]
+pub mod hub;
+#[doc(hidden)]
+pub mod model;
+#[doc(hidden)]
+pub mod ops;
+#[doc(hidden)]
+pub mod soft;
+#[doc(hidden)]
+pub mod text;

@@ -1,17 +1,19 @@
 //! `prefold batch`: many calls, one a line, with the model loaded once.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use prefold::hard::json::Arguments;
-use prefold::hard::{Compressed, Request};
+use prefold::hard::json::{Arguments, Call};
+use prefold::train::rows::read_line;
 use prefold::{Engine, Error};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::batch_calls;
 use super::failure::{Failure, Outcome};
-use super::files::{say_that_a_terminal_is_read, stdout_failure};
+use super::files::{longest_text, say_that_a_terminal_is_read, stdout_failure};
 use super::interrupt;
 use super::model;
 
@@ -61,7 +63,7 @@ struct Answer {
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Said {
-    Result(Value),
+    Result(Box<RawValue>),
     Error(String),
 }
 
@@ -80,8 +82,14 @@ pub fn run(args: Args) -> Outcome {
     let mut out = io::stdout().lock();
     let together = model.engine.at_a_time();
     let (mut rows, mut failed) = (0, 0);
+    let longest = usize::try_from(longest_text()).unwrap_or(usize::MAX);
+    let mut begun = false;
     loop {
-        let lines = lines(&mut input, together).map_err(Error::io(name))?;
+        let mut lines = lines(&mut input, together, longest).map_err(Error::io(name))?;
+        if let Some(first) = lines.first_mut().filter(|_| !begun) {
+            first.drain(..prefold::files::mark(name, first)?);
+            begun = true;
+        }
         if lines.is_empty() {
             break;
         }
@@ -106,11 +114,15 @@ pub fn run(args: Args) -> Outcome {
 
 /// The next line that is not blank, and up to `count` with those behind it that are there already: who
 /// writes a row and waits for its answer gets it, and a whole file comes in groups. None at the end.
-fn lines(input: &mut BufReader<impl Read>, count: usize) -> io::Result<Vec<Vec<u8>>> {
+fn lines(
+    input: &mut BufReader<impl Read>,
+    count: usize,
+    longest: usize,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut lines = Vec::new();
     while lines.is_empty() || (lines.len() < count && input.buffer().contains(&b'\n')) {
         let mut line = Vec::new();
-        if input.read_until(b'\n', &mut line)? == 0 {
+        if !read_line(input, &mut line, longest)? {
             break;
         }
         if !line.trim_ascii().is_empty() {
@@ -122,26 +134,8 @@ fn lines(input: &mut BufReader<impl Read>, count: usize) -> io::Result<Vec<Vec<u
 
 /// What is to be done for a row, or what there is to say already.
 enum Task {
-    /// A compression, and the form of its result.
-    Compress(Request, Form),
+    Compress(Call),
     Said(Said),
-}
-
-/// The words that a result is in.
-enum Form {
-    /// Our own.
-    Own,
-    /// The reference's six keys.
-    LlmLingua,
-}
-
-impl Form {
-    fn of(self, result: Compressed) -> Result<Value, Error> {
-        match self {
-            Form::Own => to_json(result),
-            Form::LlmLingua => to_json(result.llmlingua()),
-        }
-    }
 }
 
 /// What the rows ask for, or what is wrong with them. Compressions that follow each other go together.
@@ -149,23 +143,18 @@ fn answers(engine: &Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
     let (mut rows, mut requests) = (Vec::new(), Vec::new());
     for line in lines {
         let (name, task) = task(engine, line);
-        let pending = match task {
-            Task::Compress(request, form) => {
-                requests.push(request);
-                Err(form)
-            }
-            Task::Said(said) => Ok(said),
-        };
-        rows.push((name, pending));
+        if let Task::Compress(call) = &task {
+            requests.push(call.request.clone());
+        }
+        rows.push((name, task));
     }
-    let mut compressed = engine
-        .compress_many(&requests, &interrupt::control())
-        .into_iter();
-    let mut answer = |(name, pending)| {
-        let outcome = match pending {
-            Ok(said) => said,
-            Err(form) => match compressed.next() {
-                Some(result) => said(result.and_then(|result| Form::of(form, result))),
+    let compressed = engine.compress_many(&requests, &interrupt::control());
+    let mut compressed = compressed.into_iter();
+    let mut answer = |(name, task)| {
+        let outcome = match task {
+            Task::Said(said) => said,
+            Task::Compress(call) => match compressed.next() {
+                Some(result) => said(result.and_then(|result| call.answer(&result))),
                 None => Said::Error("this row was passed over".into()),
             },
         };
@@ -176,6 +165,11 @@ fn answers(engine: &Engine, lines: &[Vec<u8>]) -> Vec<Answer> {
 
 /// A row's name and what it asks for.
 fn task(engine: &Engine, line: &[u8]) -> (Value, Task) {
+    let longest = longest_text();
+    if line.len() as u64 > longest {
+        let said = format!("this row is longer than {longest} bytes; --max-bytes raises the limit");
+        return (Value::Null, Task::Said(Said::Error(said)));
+    }
     let row: Map<String, Value> = match serde_json::from_slice(line) {
         Ok(row) => row,
         Err(error) => {
@@ -184,14 +178,14 @@ fn task(engine: &Engine, line: &[u8]) -> (Value, Task) {
         }
     };
     let name = row.get("name").cloned().unwrap_or(Value::Null);
-    let task = call(engine, row);
+    let task = call(engine, row, line);
     (
         name,
         task.unwrap_or_else(|error| Task::Said(said(Err(error)))),
     )
 }
 
-fn said(result: Result<Value, Error>) -> Said {
+fn said(result: Result<Box<RawValue>, Error>) -> Said {
     match result {
         Ok(result) => Said::Result(result),
         Err(error) => Said::Error(error.to_string()),
@@ -199,7 +193,7 @@ fn said(result: Result<Value, Error>) -> Said {
 }
 
 /// What a row asks for; what is no compression is done.
-fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
+fn call(engine: &Engine, mut row: Map<String, Value>, line: &[u8]) -> Result<Task, Error> {
     let mut field = |name: &str| {
         row.remove(name)
             .ok_or_else(|| bad_row(format!("field `{name}` is missing")))
@@ -210,19 +204,14 @@ fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
         return Err(bad_row("field `args` is no object"));
     };
     match call.as_str() {
-        Some("compress") => Ok(Task::Compress(Request::from_json(args)?, Form::Own)),
-        Some(kind @ ("compress_prompt" | "structured_compress_prompt")) => {
-            let structured = kind == "structured_compress_prompt";
-            let request = Request::from_python(args, structured)?;
-            Ok(Task::Compress(request, Form::LlmLingua))
-        }
+        Some(name) if Call::NAMES.contains(&name) => Ok(Task::Compress(Call::new(name, args)?)),
         Some("tokenize") => {
             let mut args = Arguments::new(args);
             let text: String = args.required("text")?;
             let parse_special = args.optional("parse_special")?.unwrap_or(false);
             args.finish()?;
             let encoding = engine.tokenizer()?.encode(&text, false, parse_special)?;
-            Ok(Task::Said(Said::Result(json!({ "ids": encoding.ids }))))
+            done(batch_calls::raw(&json!({ "ids": encoding.ids })))
         }
         Some("token_logprobs") => {
             let mut args = Arguments::new(args);
@@ -236,20 +225,26 @@ fn call(engine: &Engine, mut row: Map<String, Value>) -> Result<Task, Error> {
             };
             let nll = engine.score(&ids, &interrupt::control())?;
             let logprobs: Vec<f32> = nll.into_iter().map(|nll| -nll).collect();
-            let result = json!({ "ids": ids, "logprobs": logprobs });
-            Ok(Task::Said(Said::Result(result)))
+            done(batch_calls::raw(
+                &json!({ "ids": ids, "logprobs": logprobs }),
+            ))
         }
+        Some("compress_json") => done(batch_calls::compress_json(engine, args, line)),
+        Some("compress_messages") => done(batch_calls::compress_messages(engine, args, line)),
+        Some("recover") => done(batch_calls::recovered(args)),
         _ => Err(Error::Unsupported {
             what: format!("call {call}"),
-            have: "compress, compress_prompt, structured_compress_prompt, tokenize, token_logprobs"
-                .into(),
+            have: format!(
+                "compress_messages, compress_json, recover, {}, tokenize, token_logprobs",
+                Call::NAMES.join(", ")
+            ),
         }),
     }
 }
 
-/// A library type as JSON.
-fn to_json(value: impl Serialize) -> Result<Value, Error> {
-    serde_json::to_value(value).map_err(|error| bad_row(error.to_string()))
+/// A row that is done.
+fn done(result: Result<Box<RawValue>, Error>) -> Result<Task, Error> {
+    Ok(Task::Said(Said::Result(result?)))
 }
 
 /// A row that cannot be run.
@@ -280,7 +275,10 @@ mod tests {
         let groups = |count| {
             let pieces = vec!["a\n \nb\nc", "\nd\ne\nf\n", "g"];
             let mut input = BufReader::with_capacity(64, Pieces(pieces.into_iter()));
-            let next = || Some(lines(&mut input, count).unwrap()).filter(|rows| !rows.is_empty());
+            let next = || {
+                let rows = lines(&mut input, count, 9).unwrap();
+                Some(rows).filter(|rows| !rows.is_empty())
+            };
             std::iter::from_fn(next)
                 .map(|rows| String::from_utf8(rows.concat()).unwrap().replace('\n', ""))
                 .collect::<Vec<_>>()

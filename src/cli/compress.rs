@@ -1,6 +1,6 @@
 //! `prefold compress`: a shorter prompt.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,11 +9,11 @@ use clap::ValueEnum;
 use prefold::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
 use serde::Serialize;
 
-use super::failure::{Failure, Outcome, usage};
+use super::failure::{Failure, Outcome, say, usage};
 use super::files::{check_target, read_text, text_or_file, write_stdout, write_whole};
 use super::model::{self, Busy};
 use super::options::Flags;
-use super::{marked, page};
+use super::{marked, messages, page};
 
 /// Shortens a prompt: files are its contexts, the question and the instruction stay whole
 #[derive(clap::Args)]
@@ -37,6 +37,8 @@ pub struct Args {
     adapter: model::AdapterArgs,
     #[command(flatten)]
     flags: Flags,
+    #[command(flatten)]
+    conversation: messages::Flags,
 
     /// Write to FILE instead of standard output, whole or not at all
     #[arg(long, short, value_name = "FILE", help_heading = OUTPUT)]
@@ -135,11 +137,18 @@ impl Report {
         // Of an empty text a share means nothing.
         let shares = if before == 0 || after == 0 {
             String::new()
+        } else if after > before {
+            " (longer than before)".to_string()
         } else {
             format!(" ({:.1}% kept, {:.1}x)", c.rate() * 100.0, c.ratio())
         };
+        // Words and lines are whole, so that the budget is seldom met to the token.
+        let distance = match self.compressed.target {
+            Some(target) if target > after + 1 => format!(", {} below the budget", target - after),
+            _ => String::new(),
+        };
         format!(
-            "{before} -> {after} tokens{shares} in {:.2} s, {:.0} tokens/s, by {}",
+            "{before} -> {after} tokens{shares}{distance} in {:.2} s, {:.0} tokens/s, by {}",
             self.seconds, self.tokens_per_second, self.model,
         )
     }
@@ -152,6 +161,19 @@ pub fn run(args: Args) -> Outcome {
         check_target(path)?;
     }
     let (budget, mode) = args.flags.budget_and_mode(args.html.is_some());
+    if let Some(file) = &args.conversation.messages {
+        let question = args.question.as_deref().map(text_or_file).transpose()?;
+        let options = args.conversation.options(budget, mode, question)?;
+        let body = messages::read(file)?;
+        prefold::text::prepare_cl100k();
+        let model = args.model.open_to_score(&args.adapter)?;
+        let output = messages::Output {
+            file: args.output.as_deref(),
+            json: args.json,
+            quiet: args.quiet,
+        };
+        return messages::run(&model, &body, &options, output);
+    }
     let request = read_prompt(&args.files, &args.question, &args.instruction)?
         .with_structured(args.structured)
         .with_budget(budget)
@@ -201,11 +223,11 @@ pub fn run(args: Args) -> Outcome {
         Some(path) => write_whole(path, &text)?,
         None => write_stdout(&text)?,
     }
-    for warning in &report.compressed.warnings {
-        let _ = writeln!(std::io::stderr(), "prefold: {warning}");
-    }
     if !args.quiet {
-        let _ = writeln!(std::io::stderr(), "prefold: {}", report.summary());
+        for warning in &report.compressed.warnings {
+            say(&format!("warning: {warning}"));
+        }
+        say(&report.summary());
     }
     Ok(())
 }

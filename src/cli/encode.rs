@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use prefold::Engine;
 use prefold::hub::{DEFAULT, Settings};
+use prefold::prefix::Method;
 use prefold::soft::{self, EncodeOptions};
 
 use super::config;
 use super::failure::{Failure, Outcome};
 use super::model::{self, Busy};
-use super::soft::{MethodName, TextArgs, WriteArgs};
+use super::soft::{TextArgs, WriteArgs};
 
 /// Folder of the sample adapter, for the default model: in a checkout, and in prefold's cache folder.
 const SAMPLE: &str = "smollm2-135m-instruct-16";
@@ -30,7 +31,7 @@ pub struct Args {
     /// What the decoder reads: the memory tokens' K and V, or their output states [default: as the
     /// adapter was trained]
     #[arg(long, value_enum)]
-    method: Option<MethodName>,
+    method: Option<Method>,
     /// Longest piece of text, in tokens [default: as the adapter was trained]. A longer text is cut into
     /// as few pieces of equal length as fit; each gets its own memory tokens, joined in order
     #[arg(long, value_name = "N")]
@@ -53,7 +54,7 @@ pub fn run(args: Args) -> Outcome {
     };
     let source = given.source(&model.engine, false)?;
     let options = EncodeOptions {
-        method: args.method.map(MethodName::method),
+        method: args.method,
         piece_tokens: args.piece_tokens,
     };
     let busy = Busy::new("encoding".into());

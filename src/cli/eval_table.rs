@@ -4,6 +4,8 @@ use anstyle::{AnsiColor, Style};
 use prefold::eval::{Interval, Report};
 use serde_json::Value;
 
+use super::failure::one_line;
+
 /// The report as aligned text, with what it is about in front; colour says which differences are
 /// beyond chance.
 pub fn render(report: &Report, about: &Value, colour: bool) -> String {
@@ -21,7 +23,8 @@ pub fn render(report: &Report, about: &Value, colour: bool) -> String {
     if let Value::Object(about) = about {
         facts.extend(about.iter().map(|(name, value)| {
             let value = value.as_str().map_or(value.to_string(), str::to_string);
-            format!("{} {value}", name.replace('_', " "))
+            // A model's file may be called anything.
+            format!("{} {}", name.replace('_', " "), one_line(&value))
         }));
     }
     out += &format!("{}\n\n", facts.join("; "));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use prefold::prefix::llama_cpp::{Layout, Slot};
-use prefold::prefix::{Dtype, KRope};
+use prefold::prefix::{transformers, vllm};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};
@@ -55,6 +55,18 @@ pub fn run(args: Args) -> Outcome {
     if args.to != Host::LlamaCpp && args.template.is_some() {
         return Err(Failure::Usage("--template is for llama.cpp only".into()));
     }
+    let same = |path: &PathBuf| std::fs::canonicalize(path).ok();
+    if same(&args.prefix).is_some_and(|prefix| same(&args.output) == Some(prefix)) {
+        let message = "--output is the prefix itself, which would be lost; name another file";
+        return Err(Failure::Usage(message.into()));
+    }
+    if i32::try_from(args.placeholder).is_err() {
+        let message = format!(
+            "--placeholder {}: token ids are below 2^31",
+            args.placeholder
+        );
+        return Err(Failure::Usage(message));
+    }
     let (prefix, dtype) = read_prefix(&args.prefix)?;
     let report = match args.to {
         Host::LlamaCpp => {
@@ -70,24 +82,13 @@ pub fn run(args: Args) -> Outcome {
                 "bytes": slot.bytes.len(),
             })
         }
-        Host::Transformers | Host::Vllm => {
-            let placeholder = args.placeholder;
-            let salt = prefix.content_id();
-            let prefix = prefix.with_k_rope(KRope::Applied)?;
-            let dtype: Dtype = dtype;
-            prefix.write(&args.output, dtype)?;
-            let tokens = match prefix.source_ids().len() == prefix.shape().tokens {
-                true => prefix.source_ids().to_vec(),
-                false => vec![placeholder; prefix.shape().tokens],
-            };
-            match args.to {
-                Host::Vllm => json!({
-                    "tokens": tokens,
-                    "cache_salt": salt,
-                    "kv_transfer_params": {"prefix": args.output.file_name().map(|name| name.to_string_lossy())},
-                }),
-                _ => json!({"tokens": tokens, "next_pos": prefix.next_pos()}),
-            }
+        Host::Transformers => {
+            let made = transformers::export(prefix, dtype, args.placeholder, &args.output)?;
+            json!(made)
+        }
+        Host::Vllm => {
+            let made = vllm::export(prefix, dtype, args.placeholder, &args.output)?;
+            json!(made)
         }
     };
     write_stdout(&format!("{report}\n"))

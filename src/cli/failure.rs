@@ -1,8 +1,10 @@
 //! Why the program stops, and with which exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use prefold::Error;
+use prefold::files::steers;
 
 /// Every way in which a command can fail.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ impl Failure {
     pub fn line(&self) -> String {
         let text = match self {
             Failure::Usage(message) | Failure::Interrupted(message) => message.clone(),
-            Failure::Failed(error) => error.to_string(),
+            Failure::Failed(error) => in_flags(error),
             Failure::Rows { failed, rows } => format!("{failed} of {rows} rows failed"),
             Failure::ClosedPipe => {
                 "standard output: its reader has gone before all was written".into()
@@ -50,7 +52,7 @@ impl Failure {
 /// Makes what is wrong with an option, found before anything was read, a failure of the command line.
 pub fn usage<T>(checked: Result<T, Error>) -> Outcome<T> {
     checked.map_err(|error| match error {
-        Error::Input { .. } => Failure::Usage(error.to_string()),
+        Error::Input { .. } => Failure::Usage(in_flags(&error)),
         error => Failure::Failed(error),
     })
 }
@@ -84,11 +86,98 @@ pub fn malformed(error: &clap::Error, command: &str) -> Failure {
     Failure::Usage(format!("{said}{usage} (see `{command} --help`)"))
 }
 
-/// Control characters, which a file's name or content may have brought along, are shown escaped.
-fn one_line(text: &str) -> String {
+/// The flag of a field of the library's, where the program has one.
+fn flag(field: &str) -> Option<String> {
+    let flag = match field {
+        "activation_bytes" => "activation-mb",
+        "force_contexts" => "force-context-ids",
+        "force_tokens" => "force-token",
+        "keep_by" => "by",
+        "reorder" => "reorder-context",
+        "target_tokens" => "target-token",
+        "accumulate"
+        | "alpha"
+        | "answer_template"
+        | "batch"
+        | "bos"
+        | "clip"
+        | "context_budget"
+        | "dropout"
+        | "dtype"
+        | "dynamic_context_compression_ratio"
+        | "eos"
+        | "high_priority_bonus"
+        | "iterative_size"
+        | "keep"
+        | "k_rope"
+        | "log"
+        | "lr"
+        | "max_text_tokens"
+        | "memory_tokens"
+        | "method"
+        | "out"
+        | "output"
+        | "piece_tokens"
+        | "placeholder"
+        | "question_template"
+        | "rank"
+        | "rank_method"
+        | "rate"
+        | "resume"
+        | "schedule"
+        | "seed"
+        | "shuffle_buffer"
+        | "steps"
+        | "target_token"
+        | "targets"
+        | "temperature"
+        | "text_tokens"
+        | "token_budget_ratio"
+        | "top_p"
+        | "warmup"
+        | "weight_decay" => field,
+        _ => return None,
+    };
+    Some(format!("--{}", flag.replace('_', "-")))
+}
+
+/// What the library says, with flags in place of its fields: the first word of what it names, and names
+/// in backticks.
+fn in_flags(error: &Error) -> String {
+    let Error::Input { what, reason } = error else {
+        return error.to_string();
+    };
+    let (field, value) = what.split_at(what.find(' ').unwrap_or(what.len()));
+    let what = flag(field).map_or_else(|| what.clone(), |flag| flag + value);
+    let mut said = format!("{what}: ");
+    let mut rest = reason.as_str();
+    while let Some((before, name, after)) = quoted(rest) {
+        said += before;
+        said += &flag(name).unwrap_or_else(|| format!("`{name}`"));
+        rest = after;
+    }
+    said + rest
+}
+
+/// The first name in backticks, with what is before and after it.
+fn quoted(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once('`')?;
+    let (name, after) = rest.split_once('`')?;
+    Some((before, name, after))
+}
+
+/// Says something on standard error, in one line.
+pub fn say(line: &str) {
+    // With standard error gone there is nothing left to say it on.
+    let _ = writeln!(std::io::stderr(), "prefold: {}", one_line(line));
+}
+
+/// Control characters and marks of direction, which a file's name or content may have brought along, are
+/// shown escaped.
+pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
+        if steers(c) {
             line.extend(c.escape_default());
         } else {
             line.push(c);
@@ -102,12 +191,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_librarys_fields_are_the_programs_flags() {
+        let say = |what: &str, reason: &str| {
+            Failure::from(Error::Input {
+                what: what.into(),
+                reason: reason.into(),
+            })
+            .line()
+        };
+        assert_eq!(say("target_tokens 3", "no"), "--target-token 3: no");
+        assert_eq!(say("weight_decay -1", "no"), "--weight-decay -1: no");
+        assert_eq!(
+            say(
+                "out run",
+                "a run is there; `resume` continues it, `else` not"
+            ),
+            "--out run: a run is there; --resume continues it, `else` not"
+        );
+        assert_eq!(say("prompt", "no `tokens"), "prompt: no `tokens`");
+    }
+
+    #[test]
     fn a_message_stays_on_one_line_whatever_a_file_is_called() {
         let failure = Failure::from(Error::Format {
-            file: "a\nb\u{1b}[2J.gguf".into(),
+            file: "a\nb\u{1b}[2J\u{202e}.gguf".into(),
             reason: "bad\r\nmagic".into(),
         });
         let line = failure.line();
-        assert_eq!(line, "a\\nb\\u{1b}[2J.gguf: bad\\r\\nmagic");
+        assert_eq!(line, "a\\nb\\u{1b}[2J\\u{202e}.gguf: bad\\r\\nmagic");
     }
 }

@@ -2,32 +2,67 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use prefold::Error;
 
 use super::failure::{Failure, Outcome};
 
-/// Reads a text; `-` is standard input.
+/// Bytes of a text that are read at most, unless it is said otherwise: a text takes up to 150 times its
+/// size in memory.
+const LONGEST_TEXT: u64 = 64 << 20;
+
+/// Reads a text; `-` is standard input. A byte order mark in front is not a part of it.
 pub fn read_text(path: &Path) -> Outcome<String> {
-    let (name, bytes) = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        let name = PathBuf::from("standard input");
-        say_that_a_terminal_is_read();
-        io::stdin()
-            .lock()
-            .read_to_end(&mut bytes)
-            .map_err(Error::io(&name))?;
-        (name, bytes)
-    } else {
-        (path.into(), fs::read(path).map_err(Error::io(path))?)
+    let bytes = read_bytes(path)?;
+    let name = match path == Path::new("-") {
+        true => Path::new(STDIN),
+        false => path,
     };
-    String::from_utf8(bytes).map_err(|error| {
-        Failure::Failed(Error::Format {
-            file: name,
-            reason: format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
-        })
-    })
+    Ok(prefold::files::text(name, bytes)?)
+}
+
+/// What standard input is called in messages.
+const STDIN: &str = "standard input";
+
+/// Reads a file, or standard input for `-`, that is as long as a text may be.
+pub fn read_bytes(path: &Path) -> Outcome<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let (name, mut input): (&Path, Box<dyn Read>) = if path == Path::new("-") {
+        say_that_a_terminal_is_read();
+        (Path::new(STDIN), Box::new(io::stdin().lock()))
+    } else {
+        (
+            path,
+            Box::new(fs::File::open(path).map_err(Error::io(path))?),
+        )
+    };
+    let limit = longest_text();
+    let mut input = input.by_ref().take(limit.saturating_add(1));
+    input.read_to_end(&mut bytes).map_err(Error::io(name))?;
+    match bytes.len() as u64 > limit {
+        true => Err(Failure::Failed(Error::Format {
+            file: name.into(),
+            reason: format!(
+                "longer than {limit} bytes; --max-bytes raises the limit (a text takes up to 150 times its \
+                 size in memory)"
+            ),
+        })),
+        false => Ok(bytes),
+    }
+}
+
+static LONGEST: OnceLock<u64> = OnceLock::new();
+
+/// Raises or lowers how long a text may be, once, before any is read.
+pub fn set_longest_text(bytes: u64) {
+    let _ = LONGEST.set(bytes);
+}
+
+/// How long a text or a row may be.
+pub fn longest_text() -> u64 {
+    *LONGEST.get().unwrap_or(&LONGEST_TEXT)
 }
 
 /// Says that a terminal is standard input: a program that only waits looks as if it hung.
@@ -51,7 +86,16 @@ pub fn text_or_file(argument: &str) -> Outcome<String> {
         None => Ok(argument.into()),
         Some(text) if text.starts_with('@') => Ok(text.into()),
         // A file ends with a line break that nobody means as part of a question.
-        Some(file) => Ok(read_text(Path::new(file))?.trim_end().into()),
+        Some(file) => match read_text(Path::new(file)) {
+            Err(Failure::Failed(Error::Io { source, .. }))
+                if source.kind() == ErrorKind::NotFound =>
+            {
+                Err(Failure::Usage(format!(
+                    "@{file}: there is no such file; a text that begins with @ is written @@{file}"
+                )))
+            }
+            text => Ok(text?.trim_end().into()),
+        },
     }
 }
 

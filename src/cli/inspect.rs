@@ -6,7 +6,7 @@ use prefold::Error;
 use prefold::prefix::RopeScaling;
 use serde_json::json;
 
-use super::failure::Outcome;
+use super::failure::{Outcome, one_line};
 use super::files::write_stdout;
 use super::soft::read_prefix;
 
@@ -93,17 +93,8 @@ pub fn run(args: Args) -> Outcome {
         .iter()
         .map(|(name, value)| {
             // A file's strings may hold anything.
-            let value: String = value.chars().flat_map(visible).collect();
-            format!("{name:<14}{value}\n")
+            format!("{name:<14}{}\n", one_line(value))
         })
         .collect();
     write_stdout(&text)
-}
-
-fn visible(c: char) -> impl Iterator<Item = char> {
-    let shown = match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    shown.chars().collect::<Vec<_>>().into_iter()
 }

@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch, errors and exit codes.
 
 mod batch;
+mod batch_calls;
 mod compress;
 mod config;
 mod encode;
@@ -18,6 +19,7 @@ mod log;
 mod manual;
 mod marked;
 mod merge;
+mod messages;
 mod model;
 mod models;
 mod options;
@@ -42,6 +44,9 @@ use failure::Failure;
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
+    /// Bytes that a text, or a row of `batch`, may have, as 200M [default: 64M]
+    #[arg(long, global = true, value_name = "BYTES", value_parser = bytes)]
+    max_bytes: Option<u64>,
     #[command(subcommand)]
     command: Command,
 }
@@ -67,6 +72,25 @@ enum Command {
     Reference(manual::ReferenceArgs),
 }
 
+/// A number of bytes, in units of 1024 where a letter says so.
+fn bytes(text: &str) -> Result<u64, String> {
+    let split = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text[split.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(0),
+        "k" | "kb" | "kib" => Some(10),
+        "m" | "mb" | "mib" => Some(20),
+        "g" | "gb" | "gib" => Some(30),
+        _ => None,
+    };
+    let number = split.trim().parse::<u64>().ok();
+    let bytes = number
+        .zip(factor)
+        .and_then(|(n, shift)| n.checked_mul(1 << shift));
+    bytes
+        .filter(|&bytes| bytes > 0)
+        .ok_or_else(|| "expected a number of bytes, as 1000000, 500K, 64M or 2G".into())
+}
+
 /// The whole command line, as it is parsed, explained and completed.
 fn command() -> clap::Command {
     examples::add(Cli::command())
@@ -79,6 +103,13 @@ pub fn main() -> ExitCode {
         .and_then(|matches| Cli::from_arg_matches(&matches));
     if let Err(failure) = log::start() {
         return report(&failure);
+    }
+    if let Ok(Cli {
+        max_bytes: Some(bytes),
+        ..
+    }) = &parsed
+    {
+        files::set_longest_text(*bytes);
     }
     let done = match parsed {
         Ok(cli) => match cli.command {

@@ -83,10 +83,13 @@ pub struct Args {
     path: PathArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// A tokenizer.json to take instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    tokenizer: Option<PathBuf>,
     /// Element type of matrix products on a CUDA device; the CPU uses f32 [default: `precision` of
     /// prefold.toml, or bf16]
     #[arg(long, value_enum, help_heading = "Model")]
-    precision: Option<PrecisionName>,
+    precision: Option<Precision>,
 }
 
 /// The adapter that is on when the model scores
@@ -95,12 +98,6 @@ pub struct AdapterArgs {
     /// Score with an adapter that `prefold train align` made
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     adapter: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum PrecisionName {
-    Bf16,
-    F32,
 }
 
 /// An open model, where it came from and how long that took.
@@ -132,22 +129,22 @@ impl Args {
     }
 
     fn builder(&self, path: &Path) -> Outcome<EngineBuilder> {
-        let named = match (self.precision, &config::get()?.precision) {
-            (Some(named), _) => named,
-            (None, Some(name)) => PrecisionName::from_str(name, true).map_err(|_| {
+        let precision = match (self.precision, &config::get()?.precision) {
+            (Some(precision), _) => precision,
+            (None, Some(name)) => Precision::from_str(name, true).map_err(|_| {
                 Failure::Usage(format!(
                     "prefold.toml: precision {name:?}; expected bf16 or f32"
                 ))
             })?,
-            (None, None) => PrecisionName::Bf16,
+            (None, None) => Precision::default(),
         };
-        let precision = match named {
-            PrecisionName::Bf16 => Precision::Bf16,
-            PrecisionName::F32 => Precision::F32,
-        };
-        Ok(Engine::builder(path)
+        let builder = Engine::builder(path)
             .device(self.device.device()?)
-            .precision(precision))
+            .precision(precision);
+        Ok(match &self.tokenizer {
+            Some(file) => builder.tokenizer(file),
+            None => builder,
+        })
     }
 }
 

@@ -1,25 +1,10 @@
 //! The options of hard compression as flags: the library's names in kebab case without `use_`; a
 //! switch that is on by default is turned off by `--no-…`.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::error::ErrorKind;
 use prefold::hard::{
-    Budget, Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Ranker,
-    Reorder,
+    Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
+    RankMethod, Ranker, Reorder,
 };
-use serde::de::DeserializeOwned;
-use serde::de::value::{Error as NameError, StrDeserializer};
-
-/// A parser of the library's own names for the values of an enum.
-fn named<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
-where
-    T: DeserializeOwned + Clone + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(names).try_map(|name| {
-        T::deserialize(StrDeserializer::<NameError>::new(&name))
-            .map_err(|error| clap::Error::raw(ErrorKind::InvalidValue, error))
-    })
-}
 
 /// A share as a number, `0.5`, or in per cent, `50%`.
 pub fn share(text: &str) -> Result<f64, String> {
@@ -33,19 +18,20 @@ pub fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-const GRANULARITIES: &[&str] = &["context", "passage", "sentence", "token"];
-const COUNTS: &[&str] = &["cl100k", "scorer"];
-const EFFORTS: &[&str] = &["fast", "balanced", "best"];
-const RANK_METHODS: &[&str] = &["llmlingua", "longllmlingua", "bm25", "gzip"];
-const REORDERS: &[&str] = &["original", "sort", "two_stage", "reverse"];
-const CONDITIONS: &[&str] = &[
-    "none",
-    "before",
-    "after",
-    "none_condition",
-    "before_condition",
-    "after_condition",
-];
+/// Reads whose tokens are counted: a name, or the path of a tokenizer.json.
+fn whose(name: &str) -> Result<Count, prefold::Error> {
+    match Count::from_name(name) {
+        Some(count) => Ok(count),
+        None if name.contains(['/', '\\', '.']) => Count::from_file(name.as_ref()),
+        None => Err(prefold::Error::Unsupported {
+            what: format!("`{name}`"),
+            have: format!(
+                "{}, and any tokenizer.json by its path",
+                Count::NAMES.join(", ")
+            ),
+        }),
+    }
+}
 
 #[derive(clap::Args, Debug)]
 pub struct Flags {
@@ -60,11 +46,11 @@ pub struct Flags {
     reference: bool,
 
     /// How far down to go before cutting inside a unit [default: passage]
-    #[arg(long, value_name = "UNIT", value_parser = named::<Granularity>(GRANULARITIES),
+    #[arg(long, value_name = "UNIT", value_enum,
         conflicts_with = "reference", help_heading = EXACT)]
     granularity: Option<Granularity>,
-    /// Whose tokens the budget counts [default: cl100k]
-    #[arg(long, value_name = "WHOSE", value_parser = named::<Count>(COUNTS),
+    /// Whose tokens the budget counts: cl100k, o200k, scorer, or those of a tokenizer.json [default: cl100k]
+    #[arg(long, value_name = "WHOSE|FILE", value_parser = whose,
         conflicts_with = "reference", help_heading = EXACT)]
     count: Option<Count>,
     /// A string that is kept wherever it stands; may be repeated
@@ -74,10 +60,29 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
+    /// What the contexts are, instead of what each looks like
+    #[arg(long = "as", value_name = "KIND", value_enum,
+        conflicts_with = "reference", help_heading = EXACT)]
+    as_kind: Option<ContentKind>,
+    /// Put TEXT where something was dropped; empty: not even `…` in code
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
+        conflicts_with = "reference", help_heading = EXACT)]
+    mark: Option<String>,
+    /// Treat copies of documents and passages as anything else
+    #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
+    no_dedupe: bool,
+    /// Spend the last token of the budget, at the price of half a word
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    fill: bool,
+    /// What stands for the items that a JSON array lost: nothing, the string "…", or their number
+    /// [default: silent]
+    #[arg(long, value_name = "WHAT", value_enum,
+        conflicts_with = "reference", help_heading = EXACT)]
+    omitted_items: Option<Omission>,
 
     /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
     /// chosen [default: balanced]
-    #[arg(long, value_name = "EFFORT", value_parser = named::<Effort>(EFFORTS),
+    #[arg(long, value_name = "EFFORT", value_enum,
         conflicts_with = "reference", help_heading = RANKING)]
     effort: Option<Effort>,
     /// Weights of a ranker of your own, by `prefold train rank`
@@ -88,10 +93,10 @@ pub struct Flags {
     #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
     enough: bool,
     /// How contexts and sentences are ranked
-    #[arg(long, value_name = "METHOD", value_parser = named::<RankMethod>(RANK_METHODS), help_heading = RANKING)]
+    #[arg(long, value_name = "METHOD", value_enum, help_heading = RANKING)]
     rank_method: Option<RankMethod>,
     /// The order of contexts in the result
-    #[arg(long, value_name = "ORDER", value_parser = named::<Reorder>(REORDERS), help_heading = RANKING)]
+    #[arg(long, value_name = "ORDER", value_enum, help_heading = RANKING)]
     reorder_context: Option<Reorder>,
 
     /// Drop no whole contexts
@@ -117,7 +122,7 @@ pub struct Flags {
     no_concate_question: bool,
 
     /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
-    #[arg(long, value_name = "WHERE", value_parser = named::<Condition>(CONDITIONS),
+    #[arg(long, value_name = "WHERE", value_enum,
         requires = "reference", help_heading = REFERENCE)]
     condition_in_question: Option<Condition>,
     /// Subtract the unconditional surprise from the conditional one
@@ -193,6 +198,11 @@ impl Flags {
         set(&mut o.force_contexts, self.force_context_ids);
         o.force_tokens = self.force_token;
         o.force_digits = self.force_digits;
+        o.as_kind = self.as_kind;
+        o.mark = self.mark;
+        o.dedupe = !self.no_dedupe;
+        o.fill = self.fill;
+        set(&mut o.omitted_items, self.omitted_items);
         set(&mut o.keep_first_sentence, self.keep_first_sentence);
         set(&mut o.keep_last_sentence, self.keep_last_sentence);
         set(&mut o.keep_sentence_number, self.keep_sentence_number);
@@ -241,7 +251,11 @@ fn set<T>(option: &mut T, given: Option<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use clap::{Parser, ValueEnum};
+    use prefold::gpu::Precision;
+    use prefold::prefix::{Dtype, KRope, KeepBy, Method};
+    use prefold::train::schedule::Schedule;
+    use serde::Serialize;
 
     #[derive(Parser)]
     struct Line {
@@ -331,8 +345,18 @@ mod tests {
             "--keep-sentence-number=4",
             "--high-priority-bonus=50",
             "--no-concate-question",
+            "--as=csv",
+            "--mark=[…]",
+            "--no-dedupe",
+            "--fill",
+            "--omitted-items=count",
         ]);
         let want = Exact::default()
+            .with_as_kind(Some(ContentKind::Csv))
+            .with_mark(Some("[…]".into()))
+            .with_dedupe(false)
+            .with_fill(true)
+            .with_omitted_items(Omission::Count)
             .with_granularity(Granularity::Token)
             .with_count(Count::Scorer)
             .with_force_tokens(vec!["\n".into(), "-".into()])
@@ -350,24 +374,38 @@ mod tests {
     }
 
     #[test]
-    fn every_name_that_the_help_lists_is_one_of_the_librarys() {
-        fn all<T: DeserializeOwned + serde::Serialize>(names: &[&str]) {
-            for name in names {
-                let value: T = serde_json::from_value((*name).into()).unwrap();
-                assert_eq!(serde_json::to_value(value).unwrap(), *name);
+    fn json_and_the_command_line_have_the_same_names() {
+        fn check<T: ValueEnum + Serialize>() {
+            for value in T::value_variants() {
+                let flag = value.to_possible_value().expect("a name");
+                assert_eq!(serde_json::to_value(value).unwrap(), flag.get_name());
             }
-            // The library's own complaint lists all of its names.
-            let error = serde_json::from_value::<T>("?".into()).err().unwrap();
+        }
+        check::<Condition>();
+        check::<ContentKind>();
+        check::<Omission>();
+        check::<Effort>();
+        check::<Granularity>();
+        check::<RankMethod>();
+        check::<Reorder>();
+        check::<Dtype>();
+        check::<KRope>();
+        check::<KeepBy>();
+        check::<Method>();
+        check::<Precision>();
+        check::<Schedule>();
+        for name in Count::NAMES {
+            assert_eq!(whose(name).unwrap().name(), name);
+            assert_eq!(serde_json::to_value(whose(name).unwrap()).unwrap(), name);
             assert_eq!(
-                error.to_string().matches('`').count(),
-                2 * (names.len() + 1)
+                serde_json::from_value::<Count>(name.into()).unwrap().name(),
+                name
             );
         }
-        all::<Granularity>(GRANULARITIES);
-        all::<Count>(COUNTS);
-        all::<RankMethod>(RANK_METHODS);
-        all::<Reorder>(REORDERS);
-        all::<Condition>(CONDITIONS);
+        for (name, says) in [("gpt4", "o200k"), ("no/such.json", "no/such.json")] {
+            let error = whose(name).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]
@@ -377,6 +415,11 @@ mod tests {
             "--count=scorer",
             "--force-token=x",
             "--force-digits",
+            "--as=csv",
+            "--mark=x",
+            "--no-dedupe",
+            "--fill",
+            "--omitted-items=count",
         ] {
             assert!(Line::try_parse_from(["prefold", "--reference", flag]).is_err());
         }

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use clap::ValueEnum;
 use prefold::hard::check_rate;
 use prefold::soft::{KeepBy, PrefillOptions};
 
@@ -17,9 +16,10 @@ use super::soft::{TextArgs, WriteArgs};
 pub struct Args {
     #[command(flatten)]
     text: TextArgs,
-    /// Keep the K and V of this share of the tokens only, at their own positions
-    #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
-    keep: Option<f64>,
+    /// Keep the K and V of this share of the tokens only, at their own positions; a whole number from 2 on
+    /// is so many tokens
+    #[arg(long, value_name = "SHARE|TOKENS", value_parser = keep, allow_negative_numbers = true)]
+    keep: Option<Keep>,
     /// By what they are chosen: the tokens' surprise, or attention, per layer and head group
     #[arg(
         long,
@@ -27,34 +27,46 @@ pub struct Args {
         requires = "keep",
         default_value = "expected-attention"
     )]
-    by: KeepByName,
+    by: KeepBy,
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     model: model::Args,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum KeepByName {
-    Llmlingua,
-    Snapkv,
-    ExpectedAttention,
+/// How much is kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Keep {
+    Share(f64),
+    Tokens(usize),
+}
+
+/// Reads `0.5`, `50%` or `64`.
+fn keep(text: &str) -> Result<Keep, String> {
+    match text.parse::<usize>() {
+        Ok(tokens) if tokens >= 2 => Ok(Keep::Tokens(tokens)),
+        _ => share(text).map(Keep::Share),
+    }
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    usage(args.keep.map_or(Ok(()), check_rate))?;
+    if let Some(Keep::Share(share)) = args.keep {
+        usage(check_rate(share))?;
+    }
     let given = args.text.read()?;
     args.write.check()?;
     let model = args.model.open()?;
     let source = given.source(&model.engine, true)?;
-    let by = match args.by {
-        KeepByName::Llmlingua => KeepBy::Llmlingua,
-        KeepByName::Snapkv => KeepBy::Snapkv,
-        KeepByName::ExpectedAttention => KeepBy::ExpectedAttention,
-    };
     let options = PrefillOptions {
-        keep: args.keep.map(|rate| (rate, by)),
+        keep: args.keep.map(|keep| {
+            let rate = match keep {
+                Keep::Share(share) => share,
+                // As many of so many tokens; all where there are fewer.
+                Keep::Tokens(tokens) => (tokens as f64 / source.ids.len().max(1) as f64).min(1.0),
+            };
+            (rate, args.by)
+        }),
     };
     let busy = Busy::new("reading".into());
     let start = Instant::now();

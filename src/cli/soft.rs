@@ -2,30 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-use prefold::prefix::{Dtype, KRope, KvPrefix, Method};
+use prefold::prefix::{Dtype, KRope, KvPrefix};
 use prefold::soft::Source;
 use prefold::{Engine, Error};
 
 use super::failure::{Failure, Outcome};
 use super::files::{check_target, read_text};
-
-/// What a decoder reads of memory tokens.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum MethodName {
-    #[value(name = "500xcompressor")]
-    FiveHundredX,
-    Icae,
-}
-
-impl MethodName {
-    pub fn method(self) -> Method {
-        match self {
-            MethodName::FiveHundredX => Method::FiveHundredX,
-            MethodName::Icae => Method::Icae,
-        }
-    }
-}
 
 /// A text, or ids in its place
 #[derive(clap::Args)]
@@ -91,23 +73,10 @@ pub struct WriteArgs {
     output: PathBuf,
     /// Element type of K and V in the file; f16, as most hosts keep them, halves it
     #[arg(long, value_enum, default_value = "f32")]
-    dtype: DtypeName,
+    dtype: Dtype,
     /// Whether K is stored rotated to its positions
     #[arg(long, value_enum, default_value = "applied")]
-    k_rope: KRopeName,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DtypeName {
-    F32,
-    F16,
-    Bf16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum KRopeName {
-    None,
-    Applied,
+    k_rope: KRope,
 }
 
 impl WriteArgs {
@@ -118,16 +87,8 @@ impl WriteArgs {
 
     /// Writes the prefix and says so in one line on standard error.
     pub fn write(&self, prefix: KvPrefix, seconds: f64) -> Outcome {
-        let dtype = match self.dtype {
-            DtypeName::F32 => Dtype::F32,
-            DtypeName::F16 => Dtype::F16,
-            DtypeName::Bf16 => Dtype::Bf16,
-        };
-        let prefix = prefix.with_k_rope(match self.k_rope {
-            KRopeName::None => KRope::None,
-            KRopeName::Applied => KRope::Applied,
-        })?;
-        prefix.write(&self.output, dtype)?;
+        let prefix = prefix.with_k_rope(self.k_rope)?;
+        prefix.write(&self.output, self.dtype)?;
         let bytes = std::fs::metadata(&self.output)
             .map_err(Error::io(&self.output))?
             .len();

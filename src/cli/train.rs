@@ -1,30 +1,21 @@
 //! `prefold train`: adapters from rows of text.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use prefold::gpu::Precision;
-use prefold::model::config::Config;
-use prefold::model::lora::Target;
-use prefold::model::weights::Weights;
 use prefold::prefix::Method;
-use prefold::soft::Settings;
-use prefold::train::MemoryStart;
-use prefold::train::adamw::AdamW;
-use prefold::train::checkpoint::Card;
-use prefold::train::data::{self, BadRows, Order, Reading, Task};
-use prefold::train::objective::{LoraShape, Objective};
-use prefold::train::parameters::{Parameters, target};
-use prefold::train::run::{Data, Event, Options, Start, Summary};
-use prefold::train::schedule::Schedule;
+use prefold::train::data;
+use prefold::train::{
+    BadRows, Begin, Event, LoraShape, MemoryStart, Plan, Schedule, Summary, Task, targets,
+};
 use prefold::{Engine, Error};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::failure::{Failure, Outcome, usage};
+use super::failure::{Failure, Outcome, say, usage};
 use super::files::write_stdout;
 use super::interrupt;
 use super::model;
-use super::soft::MethodName;
 use super::train_progress::Progress;
 
 /// Trains an adapter: a compressor's, or one for scoring
@@ -69,7 +60,7 @@ struct RunArgs {
     device: model::DeviceArgs,
     /// What products are made of; bf16 needs a CUDA device
     #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
-    precision: PrecisionName,
+    precision: Precision,
     /// Id that begins what the decoder gives back [default: the model's]
     #[arg(long, value_name = "ID", help_heading = "Model")]
     bos: Option<u32>,
@@ -96,11 +87,11 @@ struct RunArgs {
     memory_tokens: usize,
     /// Where memory embeddings begin: at random, or at the mean of the model's embeddings
     #[arg(long, value_enum, default_value = "normal", help_heading = ADAPTER)]
-    init: InitName,
+    init: MemoryStart,
     /// What the decoder reads: the memory tokens' K and V, or their output states [default:
     /// 500xcompressor, or as the given adapter was trained]
     #[arg(long, value_enum, help_heading = ADAPTER)]
-    method: Option<MethodName>,
+    method: Option<Method>,
 
     /// Rows to train on; several files are one
     #[arg(long, value_name = "ROWS.jsonl[.xz|.zst]", required = true, num_args = 1..,
@@ -114,7 +105,7 @@ struct RunArgs {
     eval_rows: usize,
     /// What becomes of a row that is none: it is named, and then ends the run or is passed over
     #[arg(long, value_enum, default_value = "fail", help_heading = ROWS)]
-    bad_rows: BadRowsName,
+    bad_rows: BadRows,
     /// Longest text or context, in tokens; longer ones are cut [default: 500, or as the given adapter
     /// was trained]
     #[arg(long, value_name = "N", help_heading = ROWS)]
@@ -146,7 +137,7 @@ struct RunArgs {
     warmup: u64,
     /// What it does then
     #[arg(long, value_enum, default_value = "constant", help_heading = OPTIMISER)]
-    schedule: ScheduleName,
+    schedule: Schedule,
     /// AdamW's decay
     #[arg(long, value_name = "X", default_value_t = 0.01, help_heading = OPTIMISER)]
     weight_decay: f64,
@@ -184,34 +175,6 @@ struct RunArgs {
     json: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PrecisionName {
-    F32,
-    Bf16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum InitName {
-    Normal,
-    Mean,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum BadRowsName {
-    Fail,
-    Skip,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ScheduleName {
-    Constant,
-    Linear,
-    Cosine,
-}
-
-/// Text or context, in tokens: the paper's.
-const MAX_TEXT_TOKENS: usize = 500;
-
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let (task, args) = match args.task {
@@ -220,306 +183,68 @@ pub fn run(args: Args) -> Outcome {
         TaskArgs::Align(args) => (Task::Align, args),
         TaskArgs::Rank(args) => return super::train_rank::run(*args),
     };
-    let mut options = args.options();
-    usage(options.check())?;
-    args.check(task)?;
+    let plan = args.plan(task)?;
+    usage(plan.check())?;
     let path = args.model.path()?;
-    let weights = Weights::open(&path)?;
-    let config = weights.config();
-    let precision = match args.precision {
-        PrecisionName::F32 => Precision::F32,
-        PrecisionName::Bf16 => Precision::Bf16,
-    };
     let builder = Engine::builder(&path)
         .device(args.device.device()?)
-        .precision(precision);
+        .precision(args.precision);
     let model = model::open(&path, builder)?;
-    if args.precision == PrecisionName::Bf16 && model.engine.info().device.starts_with("cpu") {
+    if model.engine.info().precision != args.precision {
         return Err(Failure::Failed(Error::Unsupported {
             what: "--precision bf16 on a CPU".into(),
             have: "--precision f32 there, and bf16 on a CUDA device".into(),
         }));
     }
-    let parameters = args.parameters(task, &model.engine, config)?;
-    let given = args.given_settings()?;
-    let method = match (args.method, &given) {
-        (Some(name), _) => name.method(),
-        (None, Some(settings)) => settings.method,
-        (None, None) => Method::FiveHundredX,
-    };
-    let num_mem = parameters.memory_tokens();
-    let room = config.max_positions - num_mem.min(config.max_positions);
-    let most = room.saturating_sub(1);
-    let wanted = args.max_text_tokens;
-    let kept = given.as_ref().and_then(|settings| settings.max_text_tokens);
-    let max_text_tokens = match wanted.or(kept) {
-        Some(0) => return Err(input("--max-text-tokens 0", "expected at least 1")),
-        Some(n) if n > most => {
-            let reason = format!("the model has room for {most} beside {num_mem} memory tokens");
-            return Err(input(&format!("--max-text-tokens {n}"), &reason));
-        }
-        Some(n) => n,
-        None if most == 0 => {
-            let reason = format!("the model has {} positions", config.max_positions);
-            return Err(input(&format!("{num_mem} memory tokens"), &reason));
-        }
-        None => MAX_TEXT_TOKENS.min(most),
-    };
-    let id = |name: &str, given: Option<u32>, own: Option<u32>| match given.or(own) {
-        Some(id) if (id as usize) < config.vocab => Ok(id),
-        Some(id) => {
-            let reason = format!("it is outside the vocabulary of {}", config.vocab);
-            Err(input(&format!("--{name} {id}"), &reason))
-        }
-        None => Err(input(
-            &format!("--{name}"),
-            "the model names none: give one",
-        )),
-    };
-    let eos = id("eos", args.eos, config.eos)?;
-    let bos = match task {
-        Task::Regen => id("bos", args.bos, config.bos)?,
-        // Nothing is given back.
-        Task::Qa | Task::Align => args.bos.or(config.bos).unwrap_or(eos),
-    };
-    let objective = Objective {
-        method,
-        bos,
-        eos,
-        dropout: args.dropout,
-    };
-    // Texts are read as long as they are, and the decoder goes on behind the memory tokens: what an
-    // adapter from elsewhere was trained with beside that ends here.
-    let settings = (task != Task::Align).then(|| Settings {
-        method,
-        max_text_tokens: Some(max_text_tokens),
-        model: Some(model.engine.info().fingerprint.clone()),
-        ..Settings::default()
-    });
-    let reading = Reading {
-        task,
-        max_text_tokens,
-        question: args.question_template.clone(),
-        answer: args.answer_template.clone(),
-        vocab: config.vocab,
-        room,
-    };
-    options.identity = args.identity(task, &objective, &parameters, max_text_tokens)?;
-    let fingerprint = model.engine.info().fingerprint.clone();
-    options.identity.insert("model".into(), fingerprint.into());
-
-    let mut source = model.engine.training().source(
-        parameters.lora.clone(),
-        objective,
-        args.activation_mb.saturating_mul(1 << 20),
-    )?;
-    // Rows of ids need none, and a row of text says that there is none.
-    let tokenizer = model.engine.tokenizer().ok();
-    let mut progress = Progress::new(options.steps);
-    let own = Settings::default();
-    if let (Some(folder), Some(given)) = (&args.adapter, &given)
-        && (given.pad_to, given.next_position) != (own.pad_to, own.next_position)
-    {
-        progress.say(&format!(
-            "{} was trained with padded texts or positions of its own; it goes on without",
-            folder.display()
-        ));
-    }
-    let dev = match &args.eval {
-        Some(path) => data::read_all(
-            path,
-            &reading,
-            tokenizer,
-            args.bad_rows(),
-            args.eval_rows,
-            &mut |line| progress.say(line),
-        )?,
-        None => Vec::new(),
-    };
-    let start = Start {
-        config,
-        card: Card {
-            model: model.name.clone(),
-            dropout: args.dropout,
-            settings,
-        },
-        parameters,
-    };
-    let data = Data {
-        reading,
-        order: Order {
-            paths: args.data.clone(),
-            seed: args.seed,
-            buffer: args.shuffle_buffer,
-            bad_rows: args.bad_rows(),
-        },
-        tokenizer,
-        dev: &dev,
-    };
+    let mut progress = Progress::new(plan.steps);
     let control = interrupt::control();
     let mut watch = |event: Event<'_>| progress.hear(&event);
-    let training = model.engine.training();
-    let done = training.run(&mut *source, start, data, &options, &control, &mut watch);
+    let done = model.engine.training().run(&plan, &control, &mut watch);
     progress.end();
     args.report(done?, interrupt::told())
 }
 
-fn input(what: &str, reason: &str) -> Failure {
-    Failure::Failed(Error::Input {
-        what: what.into(),
-        reason: reason.into(),
-    })
-}
-
 impl RunArgs {
-    fn options(&self) -> Options {
-        Options {
-            steps: self.steps,
-            batch: self.batch,
-            accumulate: self.accumulate,
-            lr: self.lr,
-            warmup: self.warmup,
-            schedule: match self.schedule {
-                ScheduleName::Constant => Schedule::Constant,
-                ScheduleName::Linear => Schedule::Linear,
-                ScheduleName::Cosine => Schedule::Cosine,
+    /// What was asked for.
+    fn plan(&self, task: Task) -> Outcome<Plan> {
+        let mut plan = Plan::new(task, &self.data, &self.out, self.steps);
+        plan.begin = match &self.adapter {
+            Some(folder) => Begin::Adapter(folder.clone()),
+            None => Begin::New {
+                lora: LoraShape {
+                    rank: self.rank,
+                    alpha: self.alpha,
+                    targets: usage(targets(&self.targets))?,
+                },
+                memory_tokens: self.memory_tokens,
+                start: self.init,
             },
-            adamw: AdamW {
-                weight_decay: self.weight_decay,
-                ..AdamW::default()
-            },
-            clip: (self.clip != 0.0).then_some(self.clip),
-            seed: self.seed,
-            eval_every: self.eval_every,
-            save_every: self.save_every,
-            out: self.out.clone(),
-            log: Some(self.log.clone().unwrap_or_else(|| default_log(&self.out))),
-            resume: self.resume,
-            identity: Map::new(),
-        }
-    }
-
-    /// What the loop does not know of.
-    fn check(&self, task: Task) -> Outcome {
-        if !(0.0..1.0).contains(&self.dropout) {
-            let what = format!("--dropout {}", self.dropout);
-            return Err(input(&what, "expected 0 to below 1"));
-        }
-        for (name, template) in [
-            ("--question-template", &self.question_template),
-            ("--answer-template", &self.answer_template),
-        ] {
-            if template.matches("{}").count() != 1 {
-                return Err(input(name, "expected {} once, where the text goes"));
-            }
-        }
-        if task != Task::Align && self.adapter.is_none() && self.memory_tokens == 0 {
-            return Err(input("--memory-tokens 0", "a compressor needs at least 1"));
-        }
-        self.lora()?;
-        Ok(())
-    }
-
-    fn bad_rows(&self) -> BadRows {
-        match self.bad_rows {
-            BadRowsName::Fail => BadRows::Fail,
-            BadRowsName::Skip => BadRows::Skip,
-        }
-    }
-
-    /// Rank, alpha and projections of a new adapter.
-    fn lora(&self) -> Outcome<LoraShape> {
-        let targets = match &self.targets[..] {
-            [one] if one == "all" => Target::ALL.iter().map(|&(target, _)| target).collect(),
-            several => several
-                .iter()
-                .map(|name| {
-                    let have = "expected some of q, k, v, o, gate, up, down, or all";
-                    target(name).ok_or_else(|| input(&format!("--targets {name}"), have))
-                })
-                .collect::<Outcome<_>>()?,
         };
-        Ok(LoraShape {
-            rank: self.rank,
-            alpha: self.alpha,
-            targets,
-        })
-    }
-
-    fn parameters(&self, task: Task, engine: &Engine, config: &Config) -> Outcome<Parameters> {
-        let with_memory = task != Task::Align;
-        if let Some(folder) = &self.adapter {
-            return Ok(Parameters::open(folder, config, with_memory)?);
-        }
-        let memory_tokens = if with_memory { self.memory_tokens } else { 0 };
-        let start = match self.init {
-            InitName::Normal => MemoryStart::Normal,
-            InitName::Mean => MemoryStart::Mean,
-        };
-        let training = engine.training();
-        Ok(training.new_adapter(self.lora()?, memory_tokens, start, self.seed)?)
-    }
-
-    /// How the given adapter was trained, if it says so.
-    fn given_settings(&self) -> Outcome<Option<Settings>> {
-        match &self.adapter {
-            Some(folder) => Ok(Settings::open(folder)?),
-            None => Ok(None),
-        }
-    }
-
-    /// All that decides what a step does, but for the model.
-    fn identity(
-        &self,
-        task: Task,
-        objective: &Objective,
-        parameters: &Parameters,
-        max_text_tokens: usize,
-    ) -> Outcome<Map<String, Value>> {
-        let mut files = Vec::new();
-        for path in &self.data {
-            let bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            files.push(format!("{name}, {bytes} bytes"));
-        }
-        let schedule = self.options().schedule;
-        let mut identity = json!({
-            "task": task.name(),
-            "method": objective.method.name(),
-            "bos": objective.bos,
-            "eos": objective.eos,
-            "rank": parameters.lora.rank,
-            "alpha": parameters.lora.alpha,
-            "targets": parameters.targets(),
-            "memory-tokens": parameters.memory_tokens(),
-            "data": files,
-            "max-text-tokens": max_text_tokens,
-            "shuffle-buffer": self.shuffle_buffer.max(1),
-            "batch": self.batch,
-            "accumulate": self.accumulate,
-            "lr": self.lr,
-            "warmup": self.warmup,
-            "schedule": schedule,
-            "weight-decay": self.weight_decay,
-            "clip": self.clip,
-            "dropout": self.dropout,
-            "precision": match self.precision {
-                PrecisionName::F32 => "f32",
-                PrecisionName::Bf16 => "bf16",
-            },
-            "seed": self.seed,
-        });
-        if schedule != Schedule::Constant {
-            identity["steps"] = self.steps.into();
-        }
-        if task != Task::Regen {
-            identity["question-template"] = self.question_template.clone().into();
-            identity["answer-template"] = self.answer_template.clone().into();
-        }
-        match identity {
-            Value::Object(identity) => Ok(identity),
-            _ => Ok(Map::new()),
-        }
+        plan.method = self.method;
+        plan.bos = self.bos;
+        plan.eos = self.eos;
+        plan.dev = self.eval.clone();
+        plan.dev_rows = self.eval_rows;
+        plan.bad_rows = self.bad_rows;
+        plan.max_text_tokens = self.max_text_tokens;
+        plan.question_template = self.question_template.clone();
+        plan.answer_template = self.answer_template.clone();
+        plan.shuffle_buffer = self.shuffle_buffer;
+        plan.batch = self.batch;
+        plan.accumulate = self.accumulate;
+        plan.lr = self.lr;
+        plan.warmup = self.warmup;
+        plan.schedule = self.schedule;
+        plan.weight_decay = self.weight_decay;
+        plan.clip = self.clip;
+        plan.dropout = self.dropout;
+        plan.seed = self.seed;
+        plan.log = self.log.clone();
+        plan.resume = self.resume;
+        plan.eval_every = self.eval_every;
+        plan.save_every = self.save_every;
+        plan.activation_bytes = self.activation_mb.saturating_mul(1 << 20);
+        Ok(plan)
     }
 
     fn report(&self, done: Summary, told: bool) -> Outcome {
@@ -546,21 +271,14 @@ impl RunArgs {
             Some(loss) => format!(", {name} {loss:.4}"),
             None => String::new(),
         };
-        eprintln!(
-            "prefold: {} steps{}{}, {} tokens in {:.0} s; the adapter is in {out}",
+        say(&format!(
+            "{} steps{}{}, {} tokens in {:.0} s; the adapter is in {out}",
             done.step,
             loss("loss", done.loss),
             loss("dev loss", done.dev_loss),
             done.tokens,
             done.seconds,
-        );
+        ));
         Ok(())
     }
-}
-
-/// Beside a run's folder, which is replaced with every checkpoint.
-fn default_log(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(".log.jsonl");
-    out.with_file_name(name)
 }

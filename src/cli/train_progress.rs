@@ -1,11 +1,13 @@
 //! How training shows that it goes on: a bar on a terminal, else a line now and then.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use prefold::train::log::Line;
 use prefold::train::run::Event;
+
+use super::failure;
 
 /// What is shown of a run.
 pub struct Progress {
@@ -45,17 +47,9 @@ impl Progress {
 
     /// A line for whoever reads standard error.
     pub fn say(&self, line: &str) {
-        // What a file brought along moves no cursor.
-        let shown: String = line
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        let write = || {
-            let _ = writeln!(std::io::stderr(), "prefold: {shown}");
-        };
         match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
+            Some(bar) => bar.suspend(|| failure::say(line)),
+            None => failure::say(line),
         }
     }
 
@@ -70,6 +64,7 @@ impl Progress {
                 self.last = Instant::now();
             }
             Event::Fresh => self.say("nothing to resume: a new run begins"),
+            Event::Note(line) => self.say(line),
             Event::Skipped(line) => self.say(&format!("skipped: {line}")),
             Event::Step(line) => self.step(line),
             Event::Evaluating(done, of) => {
@@ -82,6 +77,7 @@ impl Progress {
                     self.say(&format!("step {step} is saved"));
                 }
             }
+            _ => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prefold::train::rank::{Options, prompts, read, read_corpus, train};
 
-use super::failure::Outcome;
+use super::failure::{Outcome, say};
 use super::files::{check_target, write_whole};
 
 /// The learned ranker of passages, from questions and their right passages
@@ -104,13 +104,13 @@ pub fn run(args: Args) -> Outcome {
         trained.loss[1],
     );
     write_whole(&args.out, &trained.ranker.to_text(&card))?;
-    eprintln!(
+    say(&format!(
         "{}: {} weights from {} prompts; loss {:.4}, then {:.4}",
         args.out.display(),
         trained.ranker.weights(),
         trained.prompts,
         trained.loss[0],
         trained.loss[1],
-    );
+    ));
     Ok(())
 }

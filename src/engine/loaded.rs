@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::ModelInfo;
 use crate::control;
 use crate::error::{Error, Result};
-use crate::hard::{self, Compressed, Request};
+use crate::gpu::Precision;
+use crate::hard::{self, Compressed, JsonRequest, Request};
+use crate::model::config::Config;
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
@@ -25,10 +27,12 @@ use crate::train::{self, MemoryStart, Trainee};
 /// What an engine asks of a model, whatever device it is on.
 pub(super) trait Runtime: Send + Sync {
     fn info(&self) -> &ModelInfo;
+    fn config(&self) -> &Config;
     fn tokenizer(&self) -> Result<&Tokenizer>;
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
     fn compress(&self, request: &Request) -> Result<Compressed>;
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
+    fn compress_json(&self, request: &JsonRequest) -> Result<Compressed>;
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -66,15 +70,25 @@ pub(super) trait Runtime: Send + Sync {
     ) -> Result<Vec<Reply>>;
 }
 
-/// Brings a model to a device; `scoring` is the adapter that is on when it scores.
+/// What does not lie in a model's own files.
+#[derive(Clone, Copy)]
+pub(super) struct Beside<'a> {
+    /// The adapter that is on when it scores.
+    pub scoring: Option<&'a Path>,
+    /// A `tokenizer.json` in place of its own tokenizer.
+    pub tokenizer: Option<&'a Path>,
+}
+
+/// Brings a model to a device.
 pub(super) fn load<B: Backend>(
     path: &Path,
     weights: &Weights,
     backend: B,
     device: String,
-    scoring: Option<&Path>,
+    precision: Precision,
+    beside: Beside,
 ) -> Result<Box<dyn Runtime>> {
-    let tokenizer = tokenizer(weights)?;
+    let tokenizer = tokenizer(weights, beside.tokenizer)?;
     let config = weights.config();
     let name = path.file_name().unwrap_or(path.as_os_str());
     let info = ModelInfo {
@@ -89,10 +103,11 @@ pub(super) fn load<B: Backend>(
         eos: config.eos,
         fingerprint: weights.fingerprint(),
         device,
+        precision,
     };
     log::info!("{}: {} on {}", info.name, info.architecture, info.device);
-    let scoring = match scoring {
-        Some(folder) => Some(LoraWeights::open(folder, config)?),
+    let scoring = match beside.scoring {
+        Some(folder) => Some(LoraWeights::open_without_memory(folder, config)?),
         None => None,
     };
     let model = Model::load(backend, weights)?;
@@ -110,12 +125,16 @@ pub(super) fn load<B: Backend>(
     }))
 }
 
-/// The tokenizer that comes with the weights, if one does.
-fn tokenizer(weights: &Weights) -> Result<Option<Tokenizer>> {
-    let tokenizer = match (weights.gguf(), weights.tokenizer_path()) {
-        (Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)?,
-        (None, Some(path)) => Tokenizer::from_file(&path)?,
-        (None, None) => return Ok(None),
+/// The tokenizer in `file`, or else the one that comes with the weights, if one does.
+fn tokenizer(weights: &Weights, file: Option<&Path>) -> Result<Option<Tokenizer>> {
+    let tokenizer = match (file, weights.gguf(), weights.tokenizer_path()) {
+        (Some(file), ..) => Tokenizer::from_file(file)?,
+        (None, Some(metadata), _) => metadata
+            .vocab()
+            .and_then(Tokenizer::from_vocab)
+            .map_err(|error| error.in_file(weights.path()))?,
+        (None, None, Some(path)) => Tokenizer::from_file(&path)?,
+        (None, None, None) => return Ok(None),
     };
     if tokenizer.vocab_size() > weights.config().vocab {
         return Err(Error::format(
@@ -174,6 +193,10 @@ impl<B: Backend> Runtime for Loaded<B> {
         &self.info
     }
 
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
     fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("text with {}", self.path.display()),
@@ -188,6 +211,10 @@ impl<B: Backend> Runtime for Loaded<B> {
 
     fn compress(&self, request: &Request) -> Result<Compressed> {
         hard::compress(&self.scorer(), self.tokenizer()?, request)
+    }
+
+    fn compress_json(&self, request: &JsonRequest) -> Result<Compressed> {
+        hard::compress_json(&self.scorer(), self.tokenizer()?, request)
     }
 
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>> {

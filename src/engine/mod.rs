@@ -15,7 +15,9 @@ use serde::Serialize;
 use crate::control::{Call, Control};
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
-use crate::hard::{Compressed, Request};
+use crate::hard::messages::{self, MessagesOptions, MessagesResult};
+use crate::hard::{Compressed, JsonRequest, Request};
+use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::ops::Cpu;
 use crate::text::Tokenizer;
@@ -86,6 +88,8 @@ pub struct ModelInfo {
     pub fingerprint: String,
     /// Where it runs, in words.
     pub device: String,
+    /// What it multiplies in: f32 on a CPU.
+    pub precision: Precision,
 }
 
 /// How a model is opened: see [`Engine::builder`].
@@ -97,6 +101,7 @@ pub struct EngineBuilder {
     precision: Precision,
     threads: usize,
     adapter: Option<PathBuf>,
+    tokenizer: Option<PathBuf>,
 }
 
 impl EngineBuilder {
@@ -122,6 +127,13 @@ impl EngineBuilder {
     /// section 4.3). Prefixes and generated text stay the model's own.
     pub fn adapter(mut self, folder: impl Into<PathBuf>) -> Self {
         self.adapter = Some(folder.into());
+        self
+    }
+
+    /// Takes a `tokenizer.json` instead of the model's own tokenizer: for a GGUF whose tokenizer is not
+    /// built, or was converted wrongly.
+    pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tokenizer = Some(file.into());
         self
     }
 
@@ -160,7 +172,7 @@ impl EngineBuilder {
         if let Some(error) = why_not {
             device += &format!(" (not the GPU: {error})");
         }
-        self.load(&weights, threads, Cpu::new(), device)
+        self.load(&weights, threads, Cpu::new(), device, Precision::F32)
     }
 
     /// Opens the model on a backend of the caller's: a device with kernels that were built elsewhere
@@ -177,7 +189,8 @@ impl EngineBuilder {
     fn load_on<L: Launcher>(self, weights: &Weights, gpu: Gpu<L>) -> Result<Engine> {
         let device = gpu.describe();
         let threads = self.pool()?;
-        self.load(weights, threads, gpu, device)
+        let precision = gpu.precision();
+        self.load(weights, threads, gpu, device, precision)
     }
 
     fn load<B: crate::ops::Backend>(
@@ -186,9 +199,13 @@ impl EngineBuilder {
         threads: ThreadPool,
         backend: B,
         device: String,
+        precision: Precision,
     ) -> Result<Engine> {
-        let scoring = self.adapter.as_deref();
-        let load = || loaded::load(&self.path, weights, backend, device, scoring);
+        let beside = loaded::Beside {
+            scoring: self.adapter.as_deref(),
+            tokenizer: self.tokenizer.as_deref(),
+        };
+        let load = || loaded::load(&self.path, weights, backend, device, precision, beside);
         let runtime = threads.install(load)?;
         Ok(Engine {
             runtime,
@@ -242,6 +259,7 @@ impl Engine {
             precision: Precision::default(),
             threads: 0,
             adapter: None,
+            tokenizer: None,
         }
     }
 
@@ -338,6 +356,38 @@ impl Engine {
         self.call(control, || self.runtime.compress_many(requests))
     }
 
+    /// Shortens a conversation: the body of a request to a chat model (OpenAI's chat completions and
+    /// responses, Anthropic's messages), or the list of its messages.
+    ///
+    /// Tool results, documents and older turns may become shorter; every other byte is copied.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an option out of its range or a body that is not a conversation,
+    /// [`Error::Budget`] when what must not change is longer than the target, and what ends a call
+    /// ([`Control`]).
+    pub fn compress_messages(
+        &self,
+        body: &[u8],
+        options: &MessagesOptions,
+        control: &Control,
+    ) -> Result<MessagesResult> {
+        let tokenizer = self.tokenizer()?;
+        self.call(control, || {
+            let compress = |requests: &[Request]| self.runtime.compress_many(requests);
+            messages::compress_by(body, options, tokenizer, &compress)
+        })
+    }
+
+    /// Shortens a JSON object whose members have rates of their own: llmlingua's `compress_json`, valid by
+    /// construction.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for what is not an object or does not fit its configuration, [`Error::Budget`] when
+    /// what must stay is longer than the target, and what ends a call ([`Control`]).
+    pub fn compress_json(&self, request: &JsonRequest, control: &Control) -> Result<Compressed> {
+        self.call(control, || self.runtime.compress_json(request))
+    }
+
     /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device
     /// busy, as it does a CPU.
     pub fn at_a_time(&self) -> usize {
@@ -355,6 +405,11 @@ impl Engine {
     /// Trains adapters.
     pub fn training(&self) -> Training<'_> {
         Training { engine: self }
+    }
+
+    /// Shapes of the model.
+    pub(crate) fn config(&self) -> &Config {
+        self.runtime.config()
     }
 
     /// Does `work` for a call, on this engine's threads.

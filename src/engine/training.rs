@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::Parameters;
 use crate::train::run::{self, Data, Event, Options, Source, Start, Summary};
-use crate::train::{self, MemoryStart};
+use crate::train::{self, MemoryStart, Plan};
 
 /// Trains adapters: see [`Engine::training`].
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +19,7 @@ impl<'e> Training<'e> {
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for a shape that the model does not have.
+    #[doc(hidden)]
     pub fn new_adapter(
         &self,
         lora: LoraShape,
@@ -37,6 +38,7 @@ impl<'e> Training<'e> {
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for a shape that the model does not have.
+    #[doc(hidden)]
     pub fn source(
         &self,
         lora: LoraShape,
@@ -50,11 +52,24 @@ impl<'e> Training<'e> {
         }))
     }
 
-    /// Trains: see [`run::run`].
+    /// Trains by a plan until its steps are done or `control` ends it, whereupon the last whole step is
+    /// saved. `watch` gets what happens meanwhile.
     ///
     /// # Errors
-    /// As [`run::run`].
+    /// [`Error::Input`](crate::Error::Input) for a plan that cannot be ([`Plan::check`]) or does not suit
+    /// the model, a folder that is no run or a run of another plan, or a loss that is not finite;
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Format`](crate::Error::Format) for rows and files.
     pub fn run(
+        &self,
+        plan: &Plan,
+        control: &Control,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Summary> {
+        plan.run(self.engine, control, watch)
+    }
+
+    /// The loop of [`Training::run`].
+    pub(crate) fn run_on(
         &self,
         source: &mut dyn Source,
         start: Start<'_>,

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::train::rows::{LONGEST_LINE, Lines, json_error};
+use crate::train::rows::{LONGEST_LINE, Lines, json_error, texts};
 
 /// A question with what it can be answered from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,7 +16,9 @@ pub struct Question {
     pub id: String,
     /// The question itself.
     pub question: String,
-    /// Right answers, at least one; the first is the one whose nll is taken.
+    /// Right answers, at least one; the first is the one whose nll is taken. Rows may also have one
+    /// `answer`, or SQuAD's `{"text": [...]}`.
+    #[serde(alias = "answer", deserialize_with = "texts")]
     pub answers: Vec<String>,
     /// The text that the answer is in.
     pub context: String,
@@ -47,7 +49,10 @@ impl Question {
         rows(path, limit, "question", |line, mut row: Question| {
             let empty = [
                 ("question", row.question.trim().is_empty()),
-                ("answers", row.answers.is_empty()),
+                (
+                    "answers",
+                    row.answers.iter().all(|text| text.trim().is_empty()),
+                ),
                 (
                     "context",
                     row.context.trim().is_empty() && row.docs.is_empty(),

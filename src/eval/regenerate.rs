@@ -94,7 +94,7 @@ impl<'a> Regenerate<'a> {
             .try_for_each(check_rate)?;
         let Some(bos) = bos.or(model.info().bos) else {
             let reason = "the model names none to ask for a text with; give one";
-            return Err(Error::input("BOS", reason));
+            return Err(Error::input("bos", reason));
         };
         let tokenizer = model.tokenizer()?;
         let texts = texts.iter().map(|text| {

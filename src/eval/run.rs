@@ -11,7 +11,7 @@ use super::bootstrap::{Interval, interval};
 use crate::control::Control;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::files::whole_lines;
+use crate::files::{regular_file, whole_lines};
 
 /// An item (a question, a text) and a case (a way at a rate), by their places in the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,6 +250,9 @@ struct Line<A> {
 impl Log {
     /// Reads what is there. A last line that was cut off is dropped.
     fn open(path: &Path) -> Result<Self> {
+        if path.exists() {
+            regular_file(path)?;
+        }
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)

@@ -42,7 +42,9 @@ use crate::ops::expect_len;
 use crate::ops::storage::{Elem, Storage};
 
 /// What products are made of; sums are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Weights and operands in bf16, on tensor cores.
     #[default]
@@ -141,6 +143,11 @@ impl<L: Launcher> Slot<L> {
 }
 
 impl<L: Launcher> Gpu<L> {
+    /// What products are made of.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// A backend on a device.
     pub fn new(launcher: L, precision: Precision) -> Self {
         Gpu {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::options::{Exact, LlmLingua, Mode};
 use super::request::{Budget, Request};
+use super::result::Compressed;
 use crate::error::{Error, Result};
 
 /// Arguments of the reference that only its other methods (LLMLingua-2) read: taken, whatever they
@@ -147,6 +148,61 @@ impl Request {
     }
 }
 
+/// A compression by the name of its call, as the batch command and the C ABI take it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// What is asked for.
+    pub request: Request,
+    form: Form,
+}
+
+/// The words that a result is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Our own.
+    Own,
+    /// The reference's six keys.
+    LlmLingua,
+}
+
+impl Call {
+    /// All calls.
+    pub const NAMES: [&str; 3] = ["compress", "compress_prompt", "structured_compress_prompt"];
+
+    /// Reads a call: `compress` by [`Request::from_json`], the others by [`Request::from_python`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another name, and those of the two.
+    pub fn new(name: &str, arguments: Map<String, Value>) -> Result<Self> {
+        let (request, form) = match name {
+            "compress" => (Request::from_json(arguments)?, Form::Own),
+            "compress_prompt" => (Request::from_python(arguments, false)?, Form::LlmLingua),
+            "structured_compress_prompt" => {
+                (Request::from_python(arguments, true)?, Form::LlmLingua)
+            }
+            other => {
+                return Err(Error::Unsupported {
+                    what: format!("call `{other}`"),
+                    have: Self::NAMES.join(", "),
+                });
+            }
+        };
+        Ok(Call { request, form })
+    }
+
+    /// The result in the words of the call.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a result that JSON cannot hold.
+    pub fn answer(&self, result: &Compressed) -> Result<Value> {
+        let value = match self.form {
+            Form::Own => serde_json::to_value(result),
+            Form::LlmLingua => serde_json::to_value(result.llmlingua()),
+        };
+        value.map_err(|error| Error::input("result", error.to_string()))
+    }
+}
+
 /// A number of tokens, which Python may have as a float.
 fn whole(name: &str, number: f64) -> Result<usize> {
     match number >= 0.0 && number.fract() == 0.0 && number <= u32::MAX.into() {
@@ -250,6 +306,11 @@ impl Arguments {
             ranker: self.optional("ranker")?,
             effort: self.or("effort", d.effort)?,
             enough: self.or("enough", d.enough)?,
+            as_kind: self.optional("as_kind")?,
+            dedupe: self.or("dedupe", d.dedupe)?,
+            mark: self.optional("mark")?,
+            fill: self.or("fill", d.fill)?,
+            omitted_items: self.or("omitted_items", d.omitted_items)?,
             trace: d.trace,
         })
     }

@@ -1,6 +1,8 @@
 //! Hard compression: a shorter text. LLMLingua (arXiv 2310.05736) and LongLLMLingua (2310.06839).
 
+pub mod compress_json;
 mod context_budget;
+mod count;
 mod exact;
 pub mod json;
 pub(crate) mod json_text;
@@ -8,17 +10,21 @@ pub mod messages;
 pub mod options;
 mod python;
 pub mod rank_text;
+pub mod recover;
 mod reference;
 pub mod request;
 pub mod result;
 mod source;
 mod structured;
 
+pub use compress_json::{JsonConfig, JsonEntry, JsonRequest};
+pub use count::Count;
+pub use exact::kinds::ContentKind;
 pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
-pub use options::{
-    Condition, Count, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder,
-};
+pub use json_text::Omission;
+pub use messages::{MessagesOptions, MessagesResult};
+pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 
@@ -63,4 +69,55 @@ pub fn compress_many(
     requests: &[Request],
 ) -> Vec<Result<Compressed>> {
     together(lm, requests, |lm, request| compress(lm, tokenizer, request))
+}
+
+/// Shortens a conversation, the body of a request to a chat model; `lm` scores its texts.
+///
+/// Out comes the same JSON, byte for byte, except for the strings that were shortened.
+///
+/// # Errors
+/// [`crate::Error::Input`] for an option out of its range or a body that is not a conversation,
+/// [`crate::Error::Budget`] when what must not change is longer than the target, and whatever the model
+/// reports.
+pub fn compress_messages(
+    lm: &dyn Scorer,
+    tokenizer: &Tokenizer,
+    body: &[u8],
+    options: &MessagesOptions,
+) -> Result<MessagesResult> {
+    messages::compress_by(body, options, tokenizer, &|requests| {
+        compress_many(lm, tokenizer, requests)
+    })
+}
+
+/// Shortens an object whose members have rates of their own; `lm` scores it.
+///
+/// The result's text is JSON, and names, numbers, `true`, `false` and `null` in it are the given ones.
+///
+/// # Errors
+/// [`crate::Error::Input`] for what is not an object or does not fit its configuration,
+/// [`crate::Error::Budget`] when what must stay is longer than the target, and whatever the model reports.
+pub fn compress_json(
+    lm: &dyn Scorer,
+    tokenizer: &Tokenizer,
+    request: &JsonRequest,
+) -> Result<Compressed> {
+    let segments = request.segments()?;
+    let options = request
+        .exact
+        .clone()
+        .with_keep_question(false)
+        .with_as_kind(Some(ContentKind::Json));
+    let budget = request.target.map_or(Budget::default(), Budget::Tokens);
+    let prompt = Request::new([request.json.as_str()])
+        .with_question(request.question.as_str())
+        .with_budget(budget)
+        .with_mode(options.clone());
+    prompt.check()?;
+    let exact = exact::Exact {
+        lm,
+        tokenizer,
+        options: &options,
+    };
+    exact.compress_segments(&prompt, &[segments])
 }

@@ -2,12 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Ranker;
+use super::count::Count;
 use super::json::Arguments;
+use super::{ContentKind, Omission, Ranker};
 use crate::error::{Error, Result};
 
 /// How contexts and sentences are ranked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "lowercase")]
 pub enum RankMethod {
     /// By their own perplexity, the most surprising first.
@@ -24,6 +30,11 @@ pub enum RankMethod {
 /// Where the question stands when a context is ranked, and whether the token level is conditioned
 /// on it too (`_condition`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
     #[default]
@@ -65,6 +76,11 @@ impl Condition {
 
 /// The order of contexts in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Reorder {
     /// As given.
@@ -101,6 +117,11 @@ impl Reorder {
 
 /// How far down the exact budget goes before it starts to cut inside a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
     /// Whole contexts; only the last one taken is cut, at its passages and sentences.
@@ -117,6 +138,11 @@ pub enum Granularity {
 
 /// What the ranking of the exact mode may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
     /// Words alone: the model is never run.
@@ -127,17 +153,6 @@ pub enum Effort {
     Balanced,
     /// The model reads every passage that may still be chosen, and without a question everything.
     Best,
-}
-
-/// Whose tokens the exact budget counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Count {
-    /// OpenAI's cl100k_base, as the reference's results count.
-    #[default]
-    Cl100k,
-    /// The scoring model's own.
-    Scorer,
 }
 
 /// Declares a struct of options: fields with defaults, a setter each, and their names in JSON.
@@ -173,6 +188,16 @@ macro_rules! options {
                     self
                 }
             )*
+
+            /// Takes the options out of a call's arguments by their names here; an absent one keeps its
+            /// default.
+            ///
+            /// # Errors
+            /// [`Error::Input`] naming the one of the wrong type.
+            #[doc(hidden)]
+            pub fn from_arguments(arguments: &mut Arguments) -> Result<Self> {
+                Self::take(arguments)
+            }
 
             /// Takes the options out of a call's arguments; an absent one keeps its default.
             pub(super) fn take(arguments: &mut Arguments) -> Result<Self> {
@@ -231,6 +256,17 @@ options! {
         pub high_priority_bonus (with_high_priority_bonus): f64 = 100.0,
         /// Give every context the same share of the budget, so that none is dropped whole.
         pub per_context (with_per_context): bool = false,
+        /// The form of the contexts. `None`: what each looks like.
+        pub as_kind (with_as_kind): Option<ContentKind> = None,
+        /// Drop copies of documents and passages before anything else; the one in the better place stays.
+        pub dedupe (with_dedupe): bool = true,
+        /// Put where something was dropped. `None`: in code a comment of `…`, elsewhere nothing; empty:
+        /// nothing at all.
+        pub mark (with_mark): Option<String> = None,
+        /// Spend the last token of the budget, at the price of half a word.
+        pub fill (with_fill): bool = false,
+        /// What stands for the items that a JSON array lost.
+        pub omitted_items (with_omitted_items): Omission = Omission::default(),
         /// Score every token, also where the choice does not need it, so that
         /// [`Piece::nll`](super::Piece::nll) can be shown.
         pub trace (with_trace): bool = false,
@@ -299,9 +335,8 @@ options! {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Mode {
-    /// prefold's own: coarse to fine under one exact budget. The result has as many tokens as it was
-    /// given, to one token; fewer only where the next character (a flag, a family of emoji) takes more
-    /// than are left, as it is kept or dropped whole.
+    /// prefold's own: coarse to fine under one exact budget, a ceiling that is never passed. Words,
+    /// figures, lines and rows are kept or dropped whole, so that a few tokens may be left.
     Exact(Exact),
     /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
     LlmLingua(LlmLingua),

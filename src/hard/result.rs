@@ -34,6 +34,18 @@ pub struct KeptContext {
     pub spans: Vec<Range<usize>>,
 }
 
+impl KeptContext {
+    /// What is left of context `index`, whose tokens are not counted.
+    pub fn new(index: usize, text: impl Into<String>, spans: Vec<Range<usize>>) -> Self {
+        KeptContext {
+            index,
+            text: text.into(),
+            tokens: 0,
+            spans,
+        }
+    }
+}
+
 /// Writes ranges as `[start, end]`.
 fn pairs<S: Serializer>(ranges: &[Range<usize>], to: S) -> Result<S::Ok, S::Error> {
     to.collect_seq(ranges.iter().map(|r| [r.start, r.end]))

@@ -99,6 +99,19 @@ pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>>
     Ok(segments)
 }
 
+/// Bytes of a context that are not white space, nor tags, and in none of the segments that the reference
+/// reads; `None` where there are none.
+pub(crate) fn lost(context: &str, segments: &[Segment]) -> Option<usize> {
+    let shown = |text: &str| text.split_whitespace().map(str::len).sum::<usize>();
+    let all = match gapless_segments(context, 1.0) {
+        Ok(all) => all.iter().map(|segment| shown(&segment.text)).sum(),
+        // A misspelt tag: all but what looks like one is text.
+        Err(_) => shown(&LIKE_OPENING.replace_all(context, "").replace(CLOSE, "")),
+    };
+    let read: usize = segments.iter().map(|segment| shown(&segment.text)).sum();
+    Some(all.saturating_sub(read)).filter(|&lost| lost > 0)
+}
+
 /// Spans of the segments' joined texts as spans of the context that was given.
 pub(crate) fn given_spans(segments: &[Segment], spans: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut given = Vec::new();
@@ -234,6 +247,30 @@ mod tests {
             flat("x</llmlingua><llmlingua, rate=0.2>y"),
             [some("x", 0.5, true), some("y", 0.2, true)]
         );
+    }
+
+    #[test]
+    fn lost_text_is_counted() {
+        let lost_of = |text: &str| lost(text, &segments(text, 0.5).unwrap());
+        for whole in [
+            "plain",
+            "",
+            "a <b> c",
+            "<llmlingua, rate=0.3>x y</llmlingua> \n",
+        ] {
+            assert_eq!(lost_of(whole).is_some(), whole.contains("<b"), "{whole}");
+        }
+        let tagged = |tag: &str, text: &str| format!("<{tag}>{text}</llmlingua>");
+        assert_eq!(
+            lost_of(&tagged("llmlingua, compress=False", "a<b")),
+            Some(3)
+        );
+        assert_eq!(
+            lost_of(&tagged("llmlingua, compres=False", "kept")),
+            Some(4)
+        );
+        let between = tagged("llmlingua", "x") + " lost " + &tagged("llmlingua", "y");
+        assert_eq!(lost_of(&between), Some(4));
     }
 
     #[test]

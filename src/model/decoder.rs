@@ -510,8 +510,11 @@ impl<B: Backend> Model<B> {
         match held.checked_add(more) {
             Some(end) if end <= max => Ok(()),
             _ => Err(Error::input(
-                format!("sequence of {held} + {more} tokens"),
-                format!("the model has {max} positions"),
+                match held {
+                    0 => format!("a text of {more} tokens"),
+                    _ => format!("{more} tokens after {held}"),
+                },
+                format!("the model has {max} positions; shorten the text"),
             )),
         }
     }

@@ -345,10 +345,15 @@ fn dtype_from_number(number: u32) -> Option<DType> {
         6 => DType::Q5_0,
         7 => DType::Q5_1,
         8 => DType::Q8_0,
+        10 => DType::Q2K,
+        11 => DType::Q3K,
         12 => DType::Q4K,
         13 => DType::Q5K,
         14 => DType::Q6K,
+        20 => DType::IQ4NL,
+        23 => DType::IQ4XS,
         30 => DType::BF16,
+        39 => DType::MXFP4,
         _ => return None,
     })
 }
@@ -356,14 +361,10 @@ fn dtype_from_number(number: u32) -> Option<DType> {
 /// Names of the commoner types that are not read.
 fn other_dtype(number: u32) -> String {
     let name = match number {
-        10 => "Q2_K",
-        11 => "Q3_K",
         16..=19 | 21 | 22 | 29 => "an IQ type",
-        20 => "IQ4_NL",
-        23 => "IQ4_XS",
         24..=27 => "an integer type",
         28 => "F64",
-        39 => "MXFP4",
+        34 | 35 => "a ternary type",
         _ => return format!("element type {number}"),
     };
     format!("element type {number} ({name})")

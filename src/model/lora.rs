@@ -265,6 +265,16 @@ impl LoraWeights {
         Ok(LoraWeights { layers })
     }
 
+    /// Reads an adapter that scores or is merged: [`LoraWeights::open`] for one without memory embeddings.
+    ///
+    /// # Errors
+    /// Those of [`LoraWeights::open`], and [`Error::Format`] for an encoder's adapter, which is of use only
+    /// with its memory embeddings.
+    pub fn open_without_memory(folder: &Path, config: &Config) -> Result<Self> {
+        refuse_memory(folder)?;
+        Self::open(folder, config)
+    }
+
     /// The adapter whose factors are given one by one, PEFT's way and unscaled: layer, projection, rank,
     /// A of `[rank, inputs]` and B of `[outputs, rank]`; `scale` is alpha through rank.
     ///
@@ -375,6 +385,18 @@ pub(crate) struct Raw {
 
 /// Layer, projection and side, PEFT's name, shape and values of a matrix.
 pub(crate) type RawFactor = ((usize, Target, usize), String, [usize; 2], Vec<f32>);
+
+/// Refuses an encoder's adapter, which is of use only with its memory embeddings.
+pub(crate) fn refuse_memory(folder: &Path) -> Result<()> {
+    match folder.join("memory_embeddings.safetensors").exists() {
+        true => Err(Error::format(
+            folder,
+            "is an encoder's adapter, with memory embeddings; take one that was trained to align, or make \
+             prefixes with this one",
+        )),
+        false => Ok(()),
+    }
+}
 
 /// Reads the folder of an adapter that [`LoraWeights::open`] found good.
 pub(crate) fn read_raw(folder: &Path) -> Result<Raw> {

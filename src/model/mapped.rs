@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::quant::DType;
 use crate::error::{Error, Result};
+pub(crate) use crate::files::one_line;
+use crate::files::{refuse_pointer, regular_file};
 
 /// A whole file, mapped.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ impl Mapped {
         // mapped model, that would end this process by a signal, and the docs of `open` say so.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        refuse_pointer(path, &map)?;
         Ok(Arc::new(Mapped {
             path: path.to_owned(),
             map,
@@ -81,27 +84,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<
     if text.len() as u64 > limit {
         return Err(Error::format(path, format!("longer than {limit} bytes")));
     }
+    refuse_pointer(path, &text)?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::format(path, one_line(&format!("not the JSON expected: {e}"))))
-}
-
-fn regular_file(path: &Path) -> Result<()> {
-    if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
-        return Err(Error::format(path, "not a regular file"));
-    }
-    Ok(())
-}
-
-/// Text out of a file made fit for a message: short, and without control characters.
-pub(crate) fn one_line(text: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut line: String = text
-        .chars()
-        .take(LONGEST)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if text.chars().nth(LONGEST).is_some() {
-        line.push('…');
-    }
-    line
 }

@@ -14,6 +14,7 @@ pub mod quant;
 mod rows;
 pub(crate) mod safetensors;
 mod score;
+mod split;
 mod thin;
 mod together;
 pub(crate) mod trained;

@@ -34,11 +34,21 @@ pub enum DType {
     Q5K,
     /// 256 elements of 6 bits; each 16 have an 8-bit scale.
     Q6K,
+    /// 256 elements of 2 bits; each 16 have a 4-bit scale and minimum.
+    Q2K,
+    /// 256 elements of 3 bits; each 16 have a 6-bit scale.
+    Q3K,
+    /// 32 elements of 4 bits that index a table, a scale.
+    IQ4NL,
+    /// 256 elements of 4 bits that index a table; each 32 have a 6-bit scale.
+    IQ4XS,
+    /// 32 floats of 4 bits that share an exponent (OCP microscaling).
+    MXFP4,
 }
 
 impl DType {
     /// All of them.
-    pub const ALL: [DType; 11] = [
+    pub const ALL: [DType; 16] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -50,6 +60,11 @@ impl DType {
         DType::Q4K,
         DType::Q5K,
         DType::Q6K,
+        DType::Q2K,
+        DType::Q3K,
+        DType::IQ4NL,
+        DType::IQ4XS,
+        DType::MXFP4,
     ];
 
     /// As ggml writes it.
@@ -66,6 +81,11 @@ impl DType {
             DType::Q4K => "Q4_K",
             DType::Q5K => "Q5_K",
             DType::Q6K => "Q6_K",
+            DType::Q2K => "Q2_K",
+            DType::Q3K => "Q3_K",
+            DType::IQ4NL => "IQ4_NL",
+            DType::IQ4XS => "IQ4_XS",
+            DType::MXFP4 => "MXFP4",
         }
     }
 
@@ -74,7 +94,8 @@ impl DType {
         match self {
             DType::F32 | DType::F16 | DType::BF16 => 1,
             DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 => 32,
-            DType::Q4K | DType::Q5K | DType::Q6K => 256,
+            DType::IQ4NL | DType::MXFP4 => 32,
+            DType::Q2K | DType::Q3K | DType::Q4K | DType::Q5K | DType::Q6K | DType::IQ4XS => 256,
         }
     }
 
@@ -91,6 +112,11 @@ impl DType {
             DType::Q4K => 144,
             DType::Q5K => 176,
             DType::Q6K => 210,
+            DType::Q2K => 84,
+            DType::Q3K => 110,
+            DType::IQ4NL => 18,
+            DType::IQ4XS => 136,
+            DType::MXFP4 => 17,
         }
     }
 
@@ -174,6 +200,11 @@ fn decode(dtype: DType, data: &[u8], out: &mut [f32]) {
         DType::Q4K => blocks(data, out, q4_k),
         DType::Q5K => blocks(data, out, q5_k),
         DType::Q6K => blocks(data, out, q6_k),
+        DType::Q2K => blocks(data, out, q2_k),
+        DType::Q3K => blocks(data, out, q3_k),
+        DType::IQ4NL => blocks(data, out, iq4_nl),
+        DType::IQ4XS => blocks(data, out, iq4_xs),
+        DType::MXFP4 => blocks(data, out, mxfp4),
     }
 }
 
@@ -316,5 +347,93 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             let s = scale * f32::from(scales[j * 2 + l / 16] as i8);
             *out = s * f32::from(q as i8 - 32);
         }
+    }
+}
+
+/// 16 bytes of sub-scales (low nibble) and minima (high), 64 bytes of bit pairs, scale f16, scale of
+/// minima f16. Each half of 128 elements is four runs of 32: run `r` is bits `2r` of the half's 32 bytes.
+fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
+    let (scale, min_scale) = (half_at(block, 80), half_at(block, 82));
+    let (scales, pairs) = block.split_at(16);
+    for (j, out) in out.chunks_exact_mut(16).enumerate() {
+        let s = scale * f32::from(scales[j] & 15);
+        let m = min_scale * f32::from(scales[j] >> 4);
+        let (half, run) = (j / 8, j % 8 / 2);
+        let bytes = &pairs[half * 32 + j % 2 * 16..][..16];
+        for (out, &byte) in out.iter_mut().zip(bytes) {
+            *out = s * f32::from(byte >> (run * 2) & 3) - m;
+        }
+    }
+}
+
+/// 32 bytes of third bits, 64 bytes of bit pairs as in Q2_K, 12 bytes of 6-bit sub-scales, scale f16. Bit
+/// `r` of third byte `l` belongs to element `l` of run `r` of 32; where it is 0 the element is 4 less. The
+/// low four bits of sub-scale `j` are a nibble of bytes 0–7, its upper two lie in bytes 8–11.
+fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
+    let scale = half_at(block, 108);
+    let (thirds, rest) = block.split_at(32);
+    let (pairs, packed) = rest.split_at(64);
+    for (j, out) in out.chunks_exact_mut(16).enumerate() {
+        let low = packed[j % 8] >> (j / 8 * 4) & 15;
+        let high = packed[8 + j % 4] >> (j / 4 * 2) & 3;
+        let s = scale * f32::from((low | high << 4) as i8 - 32);
+        let (half, run) = (j / 8, j % 8 / 2);
+        let at = j % 2 * 16;
+        let bytes = pairs[half * 32 + at..][..16].iter().zip(&thirds[at..]);
+        for (out, (&byte, &third)) in out.iter_mut().zip(bytes) {
+            let below = if third >> (half * 4 + run) & 1 == 1 {
+                0
+            } else {
+                4
+            };
+            *out = s * f32::from((byte >> (run * 2) & 3) as i8 - below);
+        }
+    }
+}
+
+/// What the 4 bits of the IQ4 types stand for.
+const IQ4: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// scale f16, 16 bytes of nibbles; `scale · table[q]`.
+fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
+    let scale = half_at(block, 0);
+    for (j, &byte) in block[2..].iter().enumerate() {
+        out[j] = scale * f32::from(IQ4[usize::from(byte & 15)]);
+        out[j + 16] = scale * f32::from(IQ4[usize::from(byte >> 4)]);
+    }
+}
+
+/// scale f16, the upper two bits of 8 sub-scales, 4 bytes of their low nibbles, 128 bytes of nibbles: each
+/// run of 16 bytes is 32 elements.
+fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    for (j, out) in out.chunks_exact_mut(32).enumerate() {
+        let low = block[4 + j / 2] >> (j % 2 * 4) & 15;
+        let top = (high >> (j * 2) & 3) as u8;
+        let s = scale * f32::from((low | top << 4) as i8 - 32);
+        for (l, &byte) in block[8 + j * 16..][..16].iter().enumerate() {
+            out[l] = s * f32::from(IQ4[usize::from(byte & 15)]);
+            out[l + 16] = s * f32::from(IQ4[usize::from(byte >> 4)]);
+        }
+    }
+}
+
+/// Twice the values of the 4-bit float E2M1.
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// exponent E8M0, 16 bytes of nibbles; `2^(exponent − 128) · table[q]`, the table being doubled.
+fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+    let exponent = u32::from(block[0]);
+    // The two smallest powers are subnormal.
+    let scale = f32::from_bits(match exponent {
+        0 | 1 => 0x0020_0000 << exponent,
+        _ => (exponent - 1) << 23,
+    });
+    for (j, &byte) in block[1..].iter().enumerate() {
+        out[j] = scale * f32::from(E2M1[usize::from(byte & 15)]);
+        out[j + 16] = scale * f32::from(E2M1[usize::from(byte >> 4)]);
     }
 }

@@ -17,7 +17,7 @@ use super::config::{Config, RopeScaling};
 use super::layout::{self, Kind, Slot};
 use super::mapped::{RawTensor, one_line};
 use super::rows::{FileRows, HeldRows, stored_row};
-use super::{gguf, quant, safetensors};
+use super::{gguf, quant, safetensors, split};
 use crate::error::{Error, Result};
 use crate::ops::RowSource;
 
@@ -109,8 +109,8 @@ enum Format {
 }
 
 impl Weights {
-    /// Opens a GGUF file, or a Hugging Face folder: `config.json` beside `model.safetensors` or
-    /// beside shards with `model.safetensors.index.json`.
+    /// Opens a GGUF file, one part of a GGUF that was split, or a Hugging Face folder: `config.json`
+    /// beside `model.safetensors` or beside shards with `model.safetensors.index.json`.
     ///
     /// The files stay mapped; do not shorten them while the model is in use.
     ///
@@ -121,7 +121,9 @@ impl Weights {
     /// [`Error::Unsupported`] for an architecture, element type or feature that is not built. All of
     /// them name the file.
     pub fn open(path: &Path) -> Result<Weights> {
-        if fs::metadata(path).map_err(Error::io(path))?.is_dir() {
+        let is_folder = fs::metadata(path).map_err(Error::io(path))?.is_dir();
+        split::check_model(path, is_folder)?;
+        if is_folder {
             Self::open_folder(path)
         } else {
             Self::open_gguf(path)
@@ -160,7 +162,13 @@ impl Weights {
     }
 
     fn open_gguf(path: &Path) -> Result<Weights> {
-        let (metadata, raw) = gguf::read(path)?;
+        let (metadata, raw) = split::read(path)?;
+        if metadata.str("general.type")? == Some("adapter") || metadata.has("adapter.type") {
+            return Err(Error::format(
+                path,
+                "is a LoRA adapter for llama.cpp, not a model; give the model it was trained on",
+            ));
+        }
         let vocab = match raw.get(layout::GGUF_EMBEDDING).map(|t| &t.shape[..]) {
             Some(&[rows, _]) => Some(rows),
             Some(shape) => {

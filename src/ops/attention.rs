@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{Columns, GemmOp, Rows, multiply, tiled};
+use super::gemm::{Columns, FewColumns, GemmOp, Rows, multiply, tiled};
 use super::panels::{LINE, to_line};
 use super::simd::{self, simd_fn};
 use super::storage::Storage;
@@ -557,30 +557,49 @@ fn weighted<S: Simd, const N: usize, const M: usize>(
     weights: &[[S::f32s; N]],
     out: &mut [[S::f32s; N]],
 ) {
-    let mut column = 0;
-    while column < cache.d {
-        // The last tile may overlap the one before.
-        let count = M.min(cache.d);
-        let start = column.min(cache.d - count);
-        let mut sums = [[s.splat_f32s(0.0); N]; M];
-        for segment in segments {
-            if segment.len == 0 {
-                continue;
+    // So few keys at a time that their rows stay in the first-level cache from tile to tile.
+    const KEYS: usize = 64;
+    let out = &mut out[..cache.d];
+    for out in &mut *out {
+        *out = [s.splat_f32s(0.0); N];
+    }
+    for segment in segments {
+        let mut done = 0;
+        while done < segment.len {
+            let count = KEYS.min(segment.len - done);
+            let row = segment.row + done;
+            let weights = &weights[segment.first + done..][..count];
+            let mut column = 0;
+            while column < cache.d {
+                // The last tile may overlap the one before.
+                let width = M.min(cache.d);
+                let start = column.min(cache.d - width);
+                let mut sums = [[s.splat_f32s(0.0); N]; M];
+                for i in 0..M {
+                    if i < width {
+                        sums[i] = out[start + i];
+                    }
+                }
+                let (data, stride) = (cache.at(rows, row, start), cache.stride);
+                if width == M {
+                    multiply(s, Columns { data, stride }, weights, &mut sums);
+                } else {
+                    let left = FewColumns {
+                        data,
+                        stride,
+                        count: width,
+                    };
+                    multiply(s, left, weights, &mut sums);
+                }
+                for i in 0..M {
+                    if i < width && start + i >= column {
+                        out[start + i] = sums[i];
+                    }
+                }
+                column += M;
             }
-            let left = Columns {
-                data: cache.at(rows, segment.row, start),
-                stride: cache.stride,
-                count,
-            };
-            let weights = &weights[segment.first..][..segment.len];
-            multiply(s, left, weights, &mut sums);
+            done += count;
         }
-        for i in 0..M {
-            if i < count {
-                out[start + i] = sums[i];
-            }
-        }
-        column += M;
     }
 }
 

@@ -9,6 +9,7 @@ use super::expect_len;
 use super::gemm::TileOf;
 use super::gemm_int::Kernel;
 use super::storage::{Elem, Storage};
+use crate::control;
 use crate::error::{Error, Result};
 
 /// The instruction sets that code is compiled for, the widest first.
@@ -215,6 +216,26 @@ impl Cpu {
         }
         Scratch { cpu: self, data }
     }
+}
+
+/// Operations of a round on each thread: some hundredths of a second.
+const ROUND_FLOP: usize = 2_000_000_000;
+
+/// Does tasks, of so many operations in all, in rounds between which the call may end.
+pub(super) fn in_rounds<T>(
+    mut tasks: Vec<T>,
+    flop: usize,
+    mut round: impl FnMut(Vec<T>),
+) -> Result<()> {
+    let threads = rayon::current_num_threads();
+    let rounds = flop.div_ceil(ROUND_FLOP * threads).max(1);
+    let share = tasks.len().div_ceil(rounds).max(4 * threads);
+    while !tasks.is_empty() {
+        control::check()?;
+        let rest = tasks.split_off(share.min(tasks.len()));
+        round(std::mem::replace(&mut tasks, rest));
+    }
+    Ok(())
 }
 
 /// See [`Cpu::scratch`].

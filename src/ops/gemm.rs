@@ -15,7 +15,7 @@ use std::sync::Arc;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, in_rounds};
 use super::expect_len;
 use super::panels::{LINE, Panels, RowSource, Values, to_line};
 use super::simd::simd_fn;
@@ -336,10 +336,11 @@ impl Cpu {
                 tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        tasks
-            .into_par_iter()
-            .for_each(|task| linear_task(self.arch, task));
-        Ok(())
+        in_rounds(tasks, 2 * rows * inputs * outputs, |tasks| {
+            tasks
+                .into_par_iter()
+                .for_each(|task| linear_task(self.arch, task));
+        })
     }
 }
 
@@ -382,13 +383,18 @@ fn outer_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: OuterTask<'_
         let mut top = 0;
         while top < rows {
             let count = M.min(rows - top);
-            let left = Columns {
-                data: &a[top..],
-                stride,
-                count,
-            };
+            let data = &a[top..];
             let mut sums = [[s.splat_f32s(0.0); N]; M];
-            multiply(s, left, panel, &mut sums);
+            if count == M {
+                multiply(s, Columns { data, stride }, panel, &mut sums);
+            } else {
+                let left = FewColumns {
+                    data,
+                    stride,
+                    count,
+                };
+                multiply(s, left, panel, &mut sums);
+            }
             for i in 0..M {
                 if i < count {
                     let out = &mut out[(top + i) * columns..][start..end];
@@ -554,10 +560,33 @@ impl<S: Simd> TileOf for S {}
 
 /// The left operand of a tile: `M` numbers at each step of the inner dimension.
 pub(super) trait Left<const M: usize>: Copy {
+    /// The numbers of a step, or where they lie.
+    type Step: Step;
+
     /// Itself for `steps` steps, so that the length need not be checked at each.
     fn cut(self, steps: usize) -> Self;
 
-    fn at(&self, k: usize) -> [f32; M];
+    fn at(&self, k: usize) -> Self::Step;
+}
+
+/// Numbers of one step.
+pub(super) trait Step: Copy {
+    fn get(&self, i: usize) -> f32;
+}
+
+impl<const M: usize> Step for [f32; M] {
+    #[inline(always)]
+    fn get(&self, i: usize) -> f32 {
+        self[i]
+    }
+}
+
+/// Where they lie in memory, they are read one by one: a copy would go through the stack.
+impl<const M: usize> Step for &[f32; M] {
+    #[inline(always)]
+    fn get(&self, i: usize) -> f32 {
+        self[i]
+    }
 }
 
 /// `M` rows of a row-major matrix.
@@ -584,6 +613,8 @@ impl<'a, const M: usize> Rows<'a, M> {
 }
 
 impl<const M: usize> Left<M> for Rows<'_, M> {
+    type Step = [f32; M];
+
     #[inline(always)]
     fn cut(mut self, steps: usize) -> Self {
         for row in &mut self.0 {
@@ -602,15 +633,42 @@ impl<const M: usize> Left<M> for Rows<'_, M> {
     }
 }
 
-/// `M` neighbouring columns of a row-major matrix, or fewer, followed by zeros.
+/// `M` neighbouring columns of a row-major matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+}
+
+impl<'a, const M: usize> Left<M> for Columns<'a> {
+    type Step = &'a [f32; M];
+
+    #[inline(always)]
+    fn cut(self, _: usize) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn at(&self, k: usize) -> &'a [f32; M] {
+        match self.data[k * self.stride..].first_chunk() {
+            Some(columns) => columns,
+            // The caller's matrix is as wide.
+            None => &[0.0; M],
+        }
+    }
+}
+
+/// Fewer neighbouring columns than a tile has rows, followed by zeros.
+#[derive(Clone, Copy)]
+pub(super) struct FewColumns<'a> {
     pub data: &'a [f32],
     pub stride: usize,
     pub count: usize,
 }
 
-impl<const M: usize> Left<M> for Columns<'_> {
+impl<const M: usize> Left<M> for FewColumns<'_> {
+    type Step = [f32; M];
+
     #[inline(always)]
     fn cut(self, _: usize) -> Self {
         self
@@ -618,16 +676,9 @@ impl<const M: usize> Left<M> for Columns<'_> {
 
     #[inline(always)]
     fn at(&self, k: usize) -> [f32; M] {
-        let data = &self.data[k * self.stride..];
         let mut values = [0.0; M];
-        if self.count == M {
-            values.copy_from_slice(&data[..M]);
-        } else {
-            for i in 0..M {
-                if i < self.count {
-                    values[i] = data[i];
-                }
-            }
+        for (i, value) in values.iter_mut().enumerate().take(self.count) {
+            *value = self.data[k * self.stride + i];
         }
         values
     }
@@ -647,7 +698,7 @@ pub(super) fn multiply<S: Simd, const N: usize, const M: usize>(
         let w = *w;
         let x = left.at(k);
         for i in 0..M {
-            let x = s.splat_f32s(x[i]);
+            let x = s.splat_f32s(x.get(i));
             for j in 0..N {
                 local[i][j] = s.mul_add_e_f32s(x, w[j], local[i][j]);
             }

@@ -6,10 +6,10 @@
 //!
 //! AVX2 multiplies unsigned by signed bytes and adds two products into a saturating 16-bit lane. So an
 //! activation's code lies 128 higher in memory, a sum begins at what that adds to it, and the scale of a
-//! weight block is chosen so that four products that meet in a lane never exceed 16 bits: their codes of
-//! either sign add up to at most 128, and `255 · 128 < 2¹⁵`. Weights drawn from a normal distribution
-//! keep about 7.3 bits by that. At worst, where weights of a block are all of one size, they keep 6,
-//! and such weights are coded exactly.
+//! weight block is chosen so that four products that meet in a lane (those of steps `h`, `h + 16`,
+//! `h + 32` and `h + 48`) never exceed 16 bits: the weights' codes of either sign add up to at most 128,
+//! and `255 · 128 < 2¹⁵`. Weights drawn from a normal distribution keep about 7.3 bits by that. At worst,
+//! where weights of a block are all of one size, they keep 6, and such weights are coded exactly.
 //!
 //! The error is that of rounding, about one percent of a product: enough to compare texts by their
 //! likelihood, too much to agree with another program in the fourth digit. Nothing here is used unless
@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, in_rounds};
 use super::gemm::{Linear, Split};
 use super::pages::Pages;
 use super::panels::Panels;
@@ -36,8 +36,10 @@ use dot::{Dot, with_kernel};
 const BLOCK: usize = 64;
 /// Words of four codes in a block.
 const CODES: usize = BLOCK / 4;
+/// 16-bit lanes in which products of a block meet, four each.
+const LANES: usize = BLOCK / 4;
 /// What an activation's code lies higher in memory.
-const OFFSET: i32 = 128;
+const OFFSET: i16 = 128;
 /// Bound of the sum of the codes of either sign that meet in a 16-bit lane.
 const LANE_SUM: f32 = 128.0;
 
@@ -45,7 +47,8 @@ const LANE_SUM: f32 = 128.0;
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Activations {
-    /// Four steps each, the first in the lowest byte, every code 128 too high.
+    /// Every code 128 too high. As 16-bit numbers, first the steps `h` (low byte) and `h + 16`, then
+    /// `h + 32` and `h + 48`, `h` from 0 to 15.
     codes: [u32; CODES],
     scale: f32,
 }
@@ -164,9 +167,12 @@ impl Cpu {
                 tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        tasks
-            .into_par_iter()
-            .for_each(|task| with_kernel!(operands.kernel, dot => linear(dot, task)));
+        let flop = 2 * shape.rows * shape.inputs * shape.outputs;
+        in_rounds(tasks, flop, |tasks| {
+            tasks
+                .into_par_iter()
+                .for_each(|task| with_kernel!(operands.kernel, dot => dot.linear(task)));
+        })?;
         Ok(true)
     }
 }
@@ -196,24 +202,24 @@ impl Operands<'_> {
         out: &mut [[S::f32s; N]; M],
     ) {
         let values: &mut [f32] = bytemuck::cast_slice_mut(out.as_flattened_mut());
-        values.fill(0.0);
-        with_kernel!(self.kernel, dot => self.add_tile(dot, p, &rows, values));
+        with_kernel!(self.kernel, dot => {
+            let tile = values.as_chunks_mut().0;
+            if let (Ok(rows), Ok(tile)) = (rows[..].try_into(), tile.try_into()) {
+                self.tile(dot, p, rows, &[0.0; _], tile);
+            }
+        });
     }
 
-    /// Adds to `out`, a tile, the products of rows with panel `p`. A tile of another size than the
-    /// kernel's stays as it is.
+    /// Writes `first` and the products of rows with panel `p`.
     #[inline(always)]
-    fn add_tile<D: Dot<R, C>, const R: usize, const C: usize>(
+    fn tile<D: Dot<R, C>, const R: usize, const C: usize>(
         &self,
         dot: D,
         p: usize,
-        rows: &[usize],
-        out: &mut [f32],
+        rows: &[usize; R],
+        first: &[f32; C],
+        out: &mut [[f32; C]; R],
     ) {
-        let tile = out.as_chunks_mut::<C>().0;
-        let (Ok(rows), Ok(tile)) = (<&[usize; R]>::try_from(rows), tile.try_into()) else {
-            return;
-        };
         let mut x = [&self.x[..0]; R];
         for i in 0..R {
             x[i] = &self.x[rows[i] * self.blocks..][..self.blocks];
@@ -222,10 +228,12 @@ impl Operands<'_> {
         let panel = &self.weights[p * words..][..words];
         // Whole rows of whole blocks.
         let blocks = panel.as_chunks::<C>().0.as_chunks::<{ CODES + 2 }>().0;
-        dot.tile(blocks, x, tile);
+        dot.tile(blocks, x, first, out);
     }
 }
 
+/// A linear layer's task; inlined where the instruction set is enabled.
+#[inline(always)]
 fn linear<D: Dot<R, C>, const R: usize, const C: usize>(dot: D, task: Task<'_>) {
     let Task {
         operands,
@@ -236,9 +244,10 @@ fn linear<D: Dot<R, C>, const R: usize, const C: usize>(dot: D, task: Task<'_>) 
         mut y,
     } = task;
     let columns = y.first().map_or(0, |row| row.len());
-    for (i, start) in (0..columns).step_by(C).enumerate() {
+    let mut tile = [[0.0; C]; R];
+    let (mut p, mut start) = (panel, 0);
+    while start < columns {
         let end = columns.min(start + C);
-        let p = panel + i;
         let mut first = [0.0; C];
         if !bias.is_empty() {
             first[..end - start].copy_from_slice(&bias[p * C..][..end - start]);
@@ -246,29 +255,28 @@ fn linear<D: Dot<R, C>, const R: usize, const C: usize>(dot: D, task: Task<'_>) 
         let mut top = 0;
         while top < y.len() {
             let count = R.min(y.len() - top);
-            let mut tile = [first; R];
             let mut numbers = [row + top; R];
             for i in 0..R {
                 numbers[i] += i.min(count - 1);
             }
-            if add {
-                for (tile, y) in tile.iter_mut().zip(&y[top..top + count]) {
-                    for (tile, y) in tile.iter_mut().zip(&y[start..end]) {
-                        *tile += y;
-                    }
-                }
-            }
-            operands.add_tile(dot, p, &numbers, tile.as_flattened_mut());
-            for (tile, y) in tile.iter().zip(&mut y[top..top + count]) {
-                let out = &mut y[start..end];
+            operands.tile(dot, p, &numbers, &first, &mut tile);
+            for i in 0..count {
+                let out = &mut y[top + i][start..end];
                 // Of a whole row the length is known to the compiler.
-                match <&mut [f32; C]>::try_from(&mut *out) {
-                    Ok(out) => *out = *tile,
-                    Err(_) => out.copy_from_slice(&tile[..end - start]),
+                if let Ok(out) = <&mut [f32; C]>::try_from(&mut *out) {
+                    for j in 0..C {
+                        out[j] = if add { out[j] + tile[i][j] } else { tile[i][j] };
+                    }
+                    continue;
+                }
+                for (out, sum) in out.iter_mut().zip(&tile[i]) {
+                    *out = if add { *out + sum } else { *sum };
                 }
             }
             top += R;
         }
+        start = end;
+        p += 1;
     }
 }
 
@@ -302,12 +310,13 @@ simd_fn! {
                 for (word, row) in words.iter().zip(block.chunks_exact_mut(width)) {
                     row[column] = *word;
                 }
-                let mut sum = 0;
+                // At most 64 · 127.
+                let mut sum = 0i16;
                 for code in codes {
-                    sum += code;
+                    sum = sum.wrapping_add(code);
                 }
                 block[SCALES * width + column] = scale.to_bits();
-                block[STARTS * width + column] = (-OFFSET * sum) as u32;
+                block[STARTS * width + column] = (-i32::from(OFFSET) * i32::from(sum)) as u32;
             }
         }
     }
@@ -315,49 +324,49 @@ simd_fn! {
 
 /// Codes of a block of weights and their scale, such that what meets in a 16-bit lane fits it.
 #[inline(always)]
-fn weight_codes(x: &[f32; BLOCK]) -> ([i32; BLOCK], f32) {
-    let (mut above, mut below) = (0.0f32, 0.0f32);
-    for eight in x.as_chunks::<8>().0 {
-        for lane in 0..2 {
-            let mut sums = [0.0f32; 2];
-            for i in [0, 1, 4, 5] {
-                let v = eight[2 * lane + i];
-                sums[0] += v.max(0.0);
-                sums[1] += v.min(0.0);
-            }
-            above = above.max(sums[0]);
-            below = below.min(sums[1]);
+fn weight_codes(x: &[f32; BLOCK]) -> ([i16; BLOCK], f32) {
+    let (mut sizes, mut sums) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for part in x.as_chunks::<LANES>().0 {
+        for h in 0..LANES {
+            sizes[h] += part[h].abs();
+            sums[h] += part[h];
         }
     }
-    let (largest, sum) = (largest(x), above.max(-below));
-    let scale = (largest / 127.0).max(sum / LANE_SUM);
-    // A maximum passes over what is not a number.
-    let scale = if largest.is_finite() { scale } else { largest };
+    // Half of it is the larger of the sums of either sign.
+    let mut most = 0.0f32;
+    for h in 0..LANES {
+        most = most.max(sizes[h] + sums[h].abs());
+    }
+    let largest = largest(x);
+    if !largest.is_finite() {
+        // A maximum would pass over what is not a number. The codes do not matter.
+        return ([0; BLOCK], largest);
+    }
+    let scale = (largest / 127.0).max(most / (2.0 * LANE_SUM));
     let codes = codes_of(x, scale);
     if lanes_fit(&codes) {
         return (codes, scale);
     }
     // Four roundings add two at most.
-    let scale = scale.max(sum / (LANE_SUM - 2.0));
+    let scale = scale.max(most / (2.0 * LANE_SUM - 4.0));
     (codes_of(x, scale), scale)
 }
 
 /// Whether the codes of either sign that meet in a lane add up to no more than [`LANE_SUM`].
 #[inline(always)]
-fn lanes_fit(codes: &[i32; BLOCK]) -> bool {
-    let mut most = 0;
-    for eight in codes.as_chunks::<8>().0 {
-        for lane in 0..2 {
-            let mut sums = [0; 2];
-            for i in [0, 1, 4, 5] {
-                let code = eight[2 * lane + i];
-                sums[0] += code.max(0);
-                sums[1] -= code.min(0);
-            }
-            most = most.max(sums[0]).max(sums[1]);
+fn lanes_fit(codes: &[i16; BLOCK]) -> bool {
+    let (mut sizes, mut sums) = ([0i16; LANES], [0i16; LANES]);
+    for part in codes.as_chunks::<LANES>().0 {
+        for h in 0..LANES {
+            sizes[h] = sizes[h].wrapping_add(part[h].wrapping_abs());
+            sums[h] = sums[h].wrapping_add(part[h]);
         }
     }
-    most <= LANE_SUM as i32
+    let mut most = 0;
+    for h in 0..LANES {
+        most = most.max(sizes[h].wrapping_add(sums[h].wrapping_abs()));
+    }
+    most <= 2 * LANE_SUM as i16
 }
 
 /// Up to a block of values, followed by zeros.
@@ -376,10 +385,10 @@ fn whole_block(x: &[f32]) -> [f32; BLOCK] {
 /// The largest absolute value, infinity above all numbers, and above it what is not a number.
 #[inline(always)]
 fn largest(x: &[f32; BLOCK]) -> f32 {
-    let mut largest = [0u32; 16];
-    for part in x.as_chunks::<16>().0 {
-        for i in 0..16 {
-            largest[i] = largest[i].max(part[i].to_bits() & 0x7fff_ffff);
+    let mut largest = [0u32; LANES];
+    for part in x.as_chunks::<LANES>().0 {
+        for h in 0..LANES {
+            largest[h] = largest[h].max(part[h].to_bits() & 0x7fff_ffff);
         }
     }
     let mut all = 0;
@@ -391,8 +400,8 @@ fn largest(x: &[f32; BLOCK]) -> f32 {
 
 /// `x / scale`, rounded to the nearest, ties to even.
 #[inline(always)]
-fn codes_of(x: &[f32; BLOCK], scale: f32) -> [i32; BLOCK] {
-    // Adding it rounds to an integer and leaves that integer in the lowest bits.
+fn codes_of(x: &[f32; BLOCK], scale: f32) -> [i16; BLOCK] {
+    // Adding it rounds to an integer and leaves that integer in the lowest 16 bits.
     const ROUND: f32 = 12_582_912.0;
     // Values so small have no inverse, and round to nothing.
     let inverse = if scale > f32::MIN_POSITIVE {
@@ -402,20 +411,22 @@ fn codes_of(x: &[f32; BLOCK], scale: f32) -> [i32; BLOCK] {
     };
     let mut codes = [0; BLOCK];
     for i in 0..BLOCK {
-        let bits = (x[i] * inverse + ROUND).to_bits();
-        codes[i] = bits.wrapping_sub(ROUND.to_bits()) as i32;
+        codes[i] = (x[i] * inverse + ROUND).to_bits() as i16;
     }
     codes
 }
 
-/// Codes in bytes, `offset` higher each.
+/// Codes in bytes, `offset` higher each, in the order of [`Activations::codes`].
 #[inline(always)]
-fn words_of(codes: &[i32; BLOCK], offset: i32) -> [u32; CODES] {
-    let mut words = [0; CODES];
-    for (word, four) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
-        for i in 0..4 {
-            *word |= ((four[i] + offset) as u32 & 0xff) << (8 * i);
+fn words_of(codes: &[i16; BLOCK], offset: i16) -> [u32; CODES] {
+    let mut pairs = [[0u16; LANES]; 2];
+    for half in 0..2 {
+        let codes = &codes[half * 2 * LANES..];
+        for h in 0..LANES {
+            let low = codes[h].wrapping_add(offset) as u16 & 0xff;
+            let high = codes[LANES + h].wrapping_add(offset) as u16;
+            pairs[half][h] = low | high << 8;
         }
     }
-    words
+    bytemuck::must_cast(pairs)
 }

@@ -10,13 +10,12 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, in_rounds};
 use super::expect_len;
 use super::gemm::{GemmOp, Rows, Split, multiply, panel, tiled};
 use super::gemm_int::Operands;
 use super::panels::{Panels, Values};
 use super::simd::{self, simd_fn};
-use crate::control;
 use crate::error::{Error, Result};
 
 /// A row of hidden states and the token that it should predict.
@@ -240,19 +239,13 @@ impl Cpu {
                 });
             }
         }
-        // In rounds of some tenths of a second at most, between which a call may end.
         let flop = 2 * picks.len() * width * head.outputs;
-        let round = tasks.len().div_ceil(flop.div_ceil(ROUND_FLOP));
-        let round = round.max(4 * rayon::current_num_threads());
-        while !tasks.is_empty() {
-            control::check()?;
-            let rest = tasks.split_off(round.min(tasks.len()));
+        in_rounds(tasks, flop, |tasks| {
             tasks.into_par_iter().for_each_init(
                 || self.scratch(0),
                 |scratch, task| nll_task(self.arch, task, &mut scratch.data),
             );
-            tasks = rest;
-        }
+        })?;
         for (i, (pick, out)) in picks.iter().zip(out).enumerate() {
             let shares = parts[i..].iter().step_by(picks.len());
             let max = shares.clone().fold(f32::MIN, |max, part| max.max(part.max));
@@ -267,8 +260,6 @@ impl Cpu {
     }
 }
 
-/// Operations between two looks at whether the call is to end.
-const ROUND_FLOP: usize = 5_000_000_000;
 /// Logits that are in memory at once.
 const LOGIT_BYTES: usize = 48 << 20;
 /// Tokens whose share of the gradient is added in one go: a panel of so many steps stays in the cache.

@@ -32,6 +32,7 @@ const MOST_LAYERS: usize = 4096;
 
 /// Element type of K and V in a file; in memory they are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits: nothing is lost.
@@ -61,43 +62,37 @@ impl Dtype {
         }
     }
 
-    /// Little-endian bytes of `values`.
+    /// Little-endian bytes of `values`, every one of which is in the type's range.
     ///
     /// # Errors
-    /// [`Error::Input`] if one is beyond the type's range.
+    /// [`Error::Input`] if one is beyond it.
     pub(crate) fn encode(self, values: &[f32]) -> Result<Vec<u8>> {
-        let too_large = |value: f32| {
-            Error::input(
-                format!("--dtype {}", self.name()),
-                format!("{value} is beyond its range; bf16 and f32 have room"),
-            )
+        let finite = |value: f32| match self {
+            Dtype::F32 => true,
+            Dtype::F16 => f16::from_f32(value).is_finite(),
+            Dtype::Bf16 => bf16::from_f32(value).is_finite(),
         };
-        let mut out = vec![0; values.len() * self.bytes()];
-        match self {
-            Dtype::F32 => out
-                .chunks_exact_mut(4)
-                .zip(values)
-                .for_each(|(to, value)| to.copy_from_slice(&value.to_le_bytes())),
-            Dtype::F16 => {
-                for (to, &value) in out.chunks_exact_mut(2).zip(values) {
-                    let short = f16::from_f32(value);
-                    if !short.is_finite() {
-                        return Err(too_large(value));
-                    }
-                    to.copy_from_slice(&short.to_le_bytes());
-                }
-            }
-            Dtype::Bf16 => {
-                for (to, &value) in out.chunks_exact_mut(2).zip(values) {
-                    let short = bf16::from_f32(value);
-                    if !short.is_finite() {
-                        return Err(too_large(value));
-                    }
-                    to.copy_from_slice(&short.to_le_bytes());
-                }
-            }
+        match values.iter().find(|&&value| !finite(value)) {
+            None => Ok(self.le_bytes(values)),
+            Some(value) => Err(Error::input(
+                format!("dtype {}", self.name()),
+                format!("{value} is beyond its range; bf16 and f32 have room"),
+            )),
         }
-        Ok(out)
+    }
+
+    /// Little-endian bytes of `values`; what is beyond the type's range becomes infinite.
+    pub(crate) fn le_bytes(self, values: &[f32]) -> Vec<u8> {
+        let values = values.iter();
+        match self {
+            Dtype::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::F16 => values
+                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+                .collect(),
+            Dtype::Bf16 => values
+                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+                .collect(),
+        }
     }
 
     fn decode(self, bytes: &[u8]) -> Vec<f32> {
@@ -347,6 +342,10 @@ impl Reader<'_> {
             tokens,
             head_dim,
         };
+        // Before anything is cut into heads.
+        if shape.elements().is_none_or(|elements| elements == 0) {
+            return Err(self.bad(format!("sizes {shape:?}")));
+        }
         let stored = first.dtype();
         let dtype = match stored {
             safetensors::Dtype::F32 => Dtype::F32,

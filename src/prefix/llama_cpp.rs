@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::{Dtype, KRope, KvPrefix};
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::{regular_file, write_whole};
 
 const MAGIC: u32 = 0x6767_7371;
 /// ggml's numbers of element types.
@@ -62,6 +62,8 @@ impl Layout {
     /// [`Error::Io`]; [`Error::Format`] for what is no such file; [`Error::Unsupported`] for a cache
     /// in another type than F32, F16 or BF16.
     pub fn of_template(path: &Path) -> Result<Self> {
+        // A pipe would block.
+        regular_file(path)?;
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         Template { path, rest: &bytes }.layout()
     }
@@ -99,6 +101,18 @@ impl Template<'_> {
     fn u32(&mut self) -> Result<u32> {
         let bytes = self.take(4)?;
         Ok(bytes.first_chunk().map_or(0, |&b| u32::from_le_bytes(b)))
+    }
+
+    /// Passes over a tensor of so many rows, whose size in bytes stands in front.
+    fn rows(&mut self, cells: u32) -> Result<()> {
+        let row = self.take(8)?.first_chunk();
+        let row = row.map_or(0, |&b| u64::from_le_bytes(b));
+        self.skip(row.saturating_mul(cells.into()))
+    }
+
+    fn skip(&mut self, bytes: u64) -> Result<()> {
+        self.take(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        Ok(())
     }
 
     /// The element type of a tensor, and the bytes of its header passed over.
@@ -154,18 +168,22 @@ impl Template<'_> {
                 });
             }
             let mut types = [Dtype::F16; 2];
-            for layer in 0..layers {
+            for _ in 0..layers {
                 types[0] = self.dtype("K")?;
-                let row = self.take(8)?.first_chunk();
-                let row = row.map_or(0, |&b| u64::from_le_bytes(b));
-                let size = usize::try_from(row.saturating_mul(cells.into()));
-                self.take(size.unwrap_or(usize::MAX))?;
-                if layer + 1 == layers {
-                    types[1] = self.dtype("V")?;
+                self.rows(cells)?;
+            }
+            for _ in 0..layers {
+                types[1] = self.dtype("V")?;
+                if v_transposed {
+                    let (element, channels) = (self.u32()?, self.u32()?);
+                    let row = u64::from(element).saturating_mul(channels.into());
+                    self.skip(row.saturating_mul(cells.into()))?;
+                } else {
+                    self.rows(cells)?;
                 }
             }
-            found = Some((stream, sequence, v_transposed, types));
-            break;
+            // Of several streams the first that holds something is the slot's.
+            found = found.or(Some((stream, sequence, v_transposed, types)));
         }
         let Some((stream, sequence, v_transposed, [k, v])) = found else {
             return Err(self.bad("it holds no token: save the slot behind a prompt of one"));

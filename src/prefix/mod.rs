@@ -5,11 +5,14 @@
 
 pub mod file;
 pub mod llama_cpp;
+pub mod transformers;
+pub mod vllm;
 
 use hmac_sha256::Hash as Sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+pub use crate::model::decoder::Input;
 pub use crate::rope::{Rope, RopeScaling};
 pub use crate::soft::{
     Adapter, Ask, EncodeOptions, Finish, Generated, KeepBy, PrefillOptions, Reply, Sampling, Source,
@@ -36,16 +39,20 @@ impl std::fmt::Display for ModelId {
 
 /// How a prefix was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// K and V of memory tokens behind the text (arXiv 2408.03094).
     #[serde(rename = "500xcompressor")]
+    #[cfg_attr(feature = "cli", value(name = "500xcompressor"))]
     FiveHundredX,
     /// The memory tokens' output states, read by the decoder as embeddings (arXiv 2307.06945).
     Icae,
     /// K and V of the text itself.
+    #[cfg_attr(feature = "cli", value(skip))]
     Prefill,
     /// Those of some of its tokens.
+    #[cfg_attr(feature = "cli", value(skip))]
     Pruned,
 }
 
@@ -82,6 +89,7 @@ pub struct Origin {
 
 /// Whether keys are rotated to their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
 pub enum KRope {
     /// They are not, and `rope_positions` says where they belong.
@@ -260,6 +268,15 @@ impl KvPrefix {
     /// The position of the first token after the prefix.
     pub fn next_pos(&self) -> usize {
         self.next_pos
+    }
+
+    /// Ids that stand for the rows in a prompt: the text's own where every token has its row, else
+    /// `placeholder` for each.
+    pub fn prompt_ids(&self, placeholder: u32) -> Vec<u32> {
+        match self.source_ids.len() == self.shape.tokens {
+            true => self.source_ids.clone(),
+            false => vec![placeholder; self.shape.tokens],
+        }
     }
 
     /// See [`Parts::source_ids`].

@@ -61,8 +61,8 @@ pub fn encode<B: Backend>(
     let longest = match options.piece_tokens.or(settings.max_text_tokens) {
         Some(tokens) if tokens > 0 && tokens <= room => tokens,
         Some(tokens) => {
-            let reason = format!("{tokens} of text, but there is room for 1 to {room}");
-            return Err(Error::input("tokens of a piece", reason));
+            let reason = format!("there is room for 1 to {room} tokens of text");
+            return Err(Error::input(format!("piece_tokens {tokens}"), reason));
         }
         None => room,
     };

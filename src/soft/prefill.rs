@@ -35,8 +35,8 @@ pub fn prefill<B: Backend>(
     if let Some((rate, _)) = options.keep
         && !(rate > 0.0 && rate <= 1.0)
     {
-        let reason = format!("{rate} is not above 0 and up to 1");
-        return Err(Error::input("share of the tokens to keep", reason));
+        let reason = "the share of the tokens to keep lies in (0, 1]";
+        return Err(Error::input(format!("keep {rate}"), reason));
     }
     model.check_positions(0, n)?;
     let mut queries: Vec<Queries> = match options.keep {

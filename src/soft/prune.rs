@@ -13,6 +13,7 @@ use crate::rope::{Rope, angles};
 
 /// By what the kept tokens are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum KeepBy {
     /// Their negative log-likelihood. The first token, which has none, is kept.
@@ -85,7 +86,7 @@ impl Queries {
                 have: "llmlingua, snapkv".into(),
             }),
             KeepBy::ExpectedAttention if tokens <= SINK => Err(Error::input(
-                "--by expected-attention",
+                "keep_by expected-attention",
                 format!("{tokens} tokens are too few: it takes more than {SINK}"),
             )),
             _ => Ok(Queries::Moments {

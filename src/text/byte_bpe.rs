@@ -19,18 +19,24 @@ pub(super) struct ByteBpe {
     byte_ids: [Option<u32>; 256],
     /// Pair of tokens to rank and merged token.
     merges: HashMap<(u32, u32), (u32, u32)>,
-    /// Llama 3: a word that is a token needs no merges.
+    /// Llama 3 and Tekken: a word that is a token needs no merges.
     whole_words: Option<HashMap<Box<[u8]>, u32>>,
 }
 
 impl ByteBpe {
     pub(super) fn new(mut raw: GgufVocab) -> Result<Self> {
+        if raw.pre.is_empty() {
+            log::warn!(
+                "the model does not say how its tokenizer cuts words (tokenizer.ggml.pre); taking llama.cpp's \
+                 default, which may not be what it was trained with"
+            );
+        }
         let pre = PreTokenizer::from_name(&raw.pre)?;
         let vocab = Vocab::new(&mut raw, pre == PreTokenizer::Llama3)?;
         let merges = read_merges(&raw.merges, &vocab)?;
         let bytes: Vec<Box<[u8]>> = vocab.iter().map(|(name, t)| raw_bytes(name, t)).collect();
         let mut byte_ids = [None; 256];
-        let mut whole_words = (pre == PreTokenizer::Llama3).then(HashMap::new);
+        let mut whole_words = pre.whole_words().then(HashMap::new);
         for ((id, bytes), (_, t)) in (0u32..).zip(&bytes).zip(vocab.iter()) {
             if t != TokenType::Normal {
                 continue;

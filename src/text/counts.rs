@@ -1,6 +1,7 @@
-//! Token counts in OpenAI's cl100k_base, the unit in which the reference states its results.
+//! Token counts in OpenAI's cl100k_base, the unit in which the reference states its results, and in
+//! o200k_base, which later models take.
 //!
-//! The vocabulary is that of the crate `tiktoken-rs`; the encoding is our own, because theirs runs
+//! The vocabularies are those of the crate `tiktoken-rs`; the encoding is our own, because theirs runs
 //! on a backtracking regular expression that panics on a megabyte of spaces.
 
 use std::collections::HashMap;
@@ -18,10 +19,24 @@ pub fn count_cl100k(text: &str) -> usize {
     count
 }
 
+/// Number of o200k_base tokens of `text`; names of special tokens are plain text.
+pub fn count_o200k(text: &str) -> usize {
+    let mut count = 0;
+    o200k().encode(text, |_, _| count += 1);
+    count
+}
+
 /// The cl100k_base tokens of `text` with gapless byte spans; names of special tokens are plain text.
 pub fn encode_cl100k(text: &str) -> Encoding {
     let mut out = Encoding::default();
     cl100k().encode(text, |id, span| out.push(id, span));
+    out
+}
+
+/// The o200k_base tokens of `text` with gapless byte spans; names of special tokens are plain text.
+pub fn encode_o200k(text: &str) -> Encoding {
+    let mut out = Encoding::default();
+    o200k().encode(text, |id, span| out.push(id, span));
     out
 }
 
@@ -41,24 +56,33 @@ struct Ranks {
     bytes: [Option<u32>; 256],
     /// Length of the longest token.
     longest: usize,
+    pre: PreTokenizer,
 }
 
 fn cl100k() -> &'static Ranks {
-    /// Ids from here on are special tokens.
-    const ORDINARY: u32 = 100_256;
     static CL100K: OnceLock<Ranks> = OnceLock::new();
-    CL100K.get_or_init(|| {
-        // Not their singleton: that would keep hundreds of compiled expressions alive.
-        let table = tiktoken_rs::cl100k_base().expect("the embedded vocabulary is well-formed");
-        let tokens =
-            (0..ORDINARY).filter_map(|id| table.decode_bytes(&[id]).ok().map(|bytes| (bytes, id)));
-        Ranks::new(tokens.collect())
-    })
+    CL100K.get_or_init(|| Ranks::of(tiktoken_rs::cl100k_base(), 100_256, PreTokenizer::Cl100k))
+}
+
+fn o200k() -> &'static Ranks {
+    static O200K: OnceLock<Ranks> = OnceLock::new();
+    O200K.get_or_init(|| Ranks::of(tiktoken_rs::o200k_base(), 199_998, PreTokenizer::Gpt4o))
 }
 
 impl Ranks {
-    fn new(ids: HashMap<Vec<u8>, u32>) -> Self {
+    /// The tokens of an embedded vocabulary below its special ones, whose ids begin at `ordinary`.
+    fn of<E: std::fmt::Debug>(
+        table: Result<tiktoken_rs::CoreBPE, E>,
+        ordinary: u32,
+        pre: PreTokenizer,
+    ) -> Self {
+        // Not their singleton: that would keep hundreds of compiled expressions alive.
+        let table = table.expect("the embedded vocabulary is well-formed");
+        let ids: HashMap<Vec<u8>, u32> = (0..ordinary)
+            .filter_map(|id| table.decode_bytes(&[id]).ok().map(|bytes| (bytes, id)))
+            .collect();
         Ranks {
+            pre,
             bytes: std::array::from_fn(|b| ids.get(&[b as u8][..]).copied()),
             longest: ids.keys().map(Vec::len).max().unwrap_or(0),
             ids,
@@ -68,7 +92,7 @@ impl Ranks {
     /// Calls `token` with every id and its byte span.
     fn encode(&self, text: &str, mut token: impl FnMut(u32, Range<usize>)) {
         let mut parts = Vec::new();
-        PreTokenizer::Cl100k.split(text, |word| {
+        self.pre.split(text, |word| {
             let (start, bytes) = (word.start, &text.as_bytes()[word.clone()]);
             if let Some(id) = self.id(bytes) {
                 return token(id, word);
@@ -108,5 +132,7 @@ mod tests {
     fn every_byte_is_a_token() {
         assert!(cl100k().bytes.iter().all(Option::is_some));
         assert_eq!(cl100k().ids.len(), 100_256);
+        assert!(o200k().bytes.iter().all(Option::is_some));
+        assert_eq!(o200k().ids.len(), 199_998);
     }
 }

@@ -5,8 +5,6 @@ use serde_json::{Map, Value, json};
 use super::pretokenize::PreTokenizer;
 use super::vocab::{GgufVocab, is_control_by_name};
 
-/// Llama 3's words; `{}` is how many digits stand together.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// `tokenizer.ggml.token_type` of what has no other token, of control tokens and of a user's.
 const SPECIAL: [i32; 3] = [2, 3, 4];
 /// The last of them.
@@ -30,19 +28,22 @@ pub fn tokenizer_json(vocab: &GgufVocab) -> Result<Value, String> {
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": split,
         })
     };
-    let behind = |first: Value, split: bool| json!({"type": "Sequence", "pretokenizers": [first, byte_level(split)]});
-    let words = |digits: &str| {
-        let pattern = LLAMA3.replace("{}", digits);
+    let split = |pattern: String| {
         json!({
             "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,
         })
     };
     let pre_tokenizer = match pre {
         PreTokenizer::Gpt2 => byte_level(true),
-        PreTokenizer::SmolLm => behind(json!({"type": "Digits", "individual_digits": true}), true),
-        PreTokenizer::Llama3 => behind(words("{1,3}"), false),
-        PreTokenizer::Qwen2 => behind(words(""), false),
-        PreTokenizer::Cl100k => return Err("cl100k is in no GGUF".into()),
+        PreTokenizer::SmolLm => {
+            let digits = json!({"type": "Digits", "individual_digits": true});
+            json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]})
+        }
+        _ => {
+            let mut steps: Vec<Value> = pre.expressions().into_iter().map(split).collect();
+            steps.push(byte_level(false));
+            json!({"type": "Sequence", "pretokenizers": steps})
+        }
     };
     let mut ids = Map::new();
     let mut added = Vec::new();
@@ -92,7 +93,7 @@ pub fn tokenizer_json(vocab: &GgufVocab) -> Result<Value, String> {
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": llama3, "vocab": ids, "merges": vocab.merges,
+            "ignore_merges": pre.whole_words(), "vocab": ids, "merges": vocab.merges,
         },
     }))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use tokenizers::decoders::DecoderWrapper;
@@ -10,12 +10,15 @@ use tokenizers::normalizer::Range as NormalizedRange;
 use tokenizers::{NormalizedString, Normalizer};
 
 use super::byte_bpe::bytes_of_name;
+use super::hf_file::{self, guard};
 use super::spm::byte_of_name;
 use super::tokenizer::Encoding;
 use crate::error::{Error, Result};
 
 /// A tokenizer of Hugging Face's crate.
 pub(super) struct HfTokenizer {
+    /// For messages.
+    path: PathBuf,
     /// Reads special tokens in a text as such.
     parsing: tokenizers::Tokenizer,
     /// Reads them as plain text; a copy, made when first asked for.
@@ -39,9 +42,9 @@ enum Spelling {
 
 impl HfTokenizer {
     pub(super) fn from_file(path: &Path) -> Result<Self> {
-        let json = std::fs::read(path).map_err(Error::io(path))?;
-        let mut parsing = tokenizers::Tokenizer::from_bytes(&json)
-            .map_err(|e| Error::format(path, format!("is no tokenizer.json: {e}")))?;
+        let json = hf_file::read(path)?;
+        let mut parsing = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;
+        drop(json);
         // A file may carry the settings of someone's batch; a prompt is neither cut nor padded.
         parsing
             .with_truncation(None)
@@ -52,6 +55,7 @@ impl HfTokenizer {
         // Ids may have holes, so the size is the highest id, not the count.
         let highest = parsing.get_vocab(true).into_values().max();
         Ok(HfTokenizer {
+            path: path.to_owned(),
             vocab_size: highest.map_or(0, |id| id as usize + 1),
             parsing,
             plain: OnceLock::new(),
@@ -83,9 +87,7 @@ impl HfTokenizer {
                 plain
             })
         };
-        let encoded = tokenizer
-            .encode(text, add_special)
-            .map_err(|e| Error::input("tokenizer.json", e.to_string()))?;
+        let encoded = guard(&self.path, || tokenizer.encode(text, add_special))?;
         let ids = encoded.get_ids().to_vec();
         let from_text: Vec<bool> = encoded
             .get_special_tokens_mask()
@@ -122,9 +124,7 @@ impl HfTokenizer {
             return Ok(None);
         };
         let mut normalized = NormalizedString::from(text);
-        normalizer
-            .normalize(&mut normalized)
-            .map_err(|e| Error::input("tokenizer.json", e.to_string()))?;
+        guard(&self.path, || normalizer.normalize(&mut normalized))?;
         if spelled != normalized.get().as_bytes() {
             return Ok(None);
         }
@@ -183,8 +183,8 @@ impl HfTokenizer {
     }
 
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        // Only a decoder that needs a regular expression can fail, and then there is no text.
-        self.parsing.decode(ids, false).unwrap_or_default()
+        // Where the file's decoder fails there is no text.
+        guard(&self.path, || self.parsing.decode(ids, false)).unwrap_or_default()
     }
 
     pub(super) fn token_bytes(&self, id: u32) -> Vec<u8> {

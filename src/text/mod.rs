@@ -8,6 +8,8 @@ mod hf;
 #[cfg(not(feature = "tokenizer-json"))]
 #[path = "no_hf.rs"]
 mod hf;
+#[cfg(feature = "tokenizer-json")]
+mod hf_file;
 mod merge;
 mod pretokenize;
 mod punkt;
@@ -17,7 +19,7 @@ pub mod tokenizer;
 mod unicode;
 mod vocab;
 
-pub use counts::{count_cl100k, encode_cl100k, prepare_cl100k};
+pub use counts::{count_cl100k, count_o200k, encode_cl100k, encode_o200k, prepare_cl100k};
 pub use export::tokenizer_json;
 pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};

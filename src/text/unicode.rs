@@ -15,6 +15,18 @@ impl CharSet {
         SET.get_or_init(|| CharSet::parse(r"\p{L}"))
     }
 
+    /// Letters of upper and title case and those without case, and marks.
+    pub(super) fn upper_or_caseless() -> &'static CharSet {
+        static SET: OnceLock<CharSet> = OnceLock::new();
+        SET.get_or_init(|| CharSet::parse(r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"))
+    }
+
+    /// Letters of lower case and those without case, and marks.
+    pub(super) fn lower_or_caseless() -> &'static CharSet {
+        static SET: OnceLock<CharSet> = OnceLock::new();
+        SET.get_or_init(|| CharSet::parse(r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"))
+    }
+
     /// General category Nd, `\d`. (The standard library's "numeric" is wider.)
     pub(super) fn digits() -> &'static CharSet {
         static SET: OnceLock<CharSet> = OnceLock::new();

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 pub struct GgufVocab {
     /// `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE).
     pub model: String,
-    /// The pre-tokenizer of byte-level BPE: `smollm`, `gpt-2`, `llama-bpe`, `qwen2`.
+    /// The pre-tokenizer of byte-level BPE: `smollm`, `gpt-2`, `llama-bpe`, `qwen2`, `gpt-4o`, `tekken`,
+    /// `deepseek-llm`; empty or `default`: llama.cpp's default.
     pub pre: String,
     /// Every token's name; its index is its id.
     pub tokens: Vec<String>,

@@ -235,7 +235,7 @@ fn behind_links(folder: &Path) -> PathBuf {
 fn beside(folder: &Path) -> Result<[PathBuf; 2]> {
     let name = folder.file_name().ok_or_else(|| {
         let reason = "expected the name of a folder that may be replaced";
-        Error::input(format!("--out {}", folder.display()), reason)
+        Error::input(format!("out {}", folder.display()), reason)
     })?;
     Ok(["new", "old"].map(|which| {
         let mut hidden = std::ffi::OsString::from(".");

@@ -146,13 +146,9 @@ impl Row<'_> {
         else {
             return Err(format!("expected {}", self.reading.task.fields()));
         };
-        let text = match value {
-            Value::Array(list) => list.first().unwrap_or(&Value::Null),
-            value => value,
-        };
-        let text = text
-            .as_str()
-            .ok_or_else(|| format!("`{name}` is no text, nor a list that begins with one"))?;
+        let list: Vec<String> = super::rows::texts(value)
+            .map_err(|_| format!("`{name}` is no text, nor a list that begins with one"))?;
+        let text = list.first().map_or("", String::as_str);
         if text.is_empty() {
             return Err(format!("`{name}` is empty"));
         }
@@ -177,6 +173,7 @@ fn filled(name: &str, ids: Vec<u32>) -> Result<Vec<u32>, String> {
 
 /// What becomes of a row that is no sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum BadRows {
     /// It is named and passed over.
     Skip,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{whole_lines, write_whole};
+use crate::files::{regular_file, whole_lines, write_whole};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -42,7 +42,8 @@ impl Log {
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] for a file that is no log, which stays as it is.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
-        if path.is_file() {
+        if path.exists() {
+            regular_file(path)?;
             let bytes = fs::read(path).map_err(Error::io(path))?;
             let cut = &bytes[whole_lines(&bytes)..];
             if !(cut.starts_with(BEGIN) || BEGIN.starts_with(cut)) {
@@ -80,7 +81,7 @@ impl Log {
     /// [`Error::Io`].
     pub fn sync(&self) -> Result<()> {
         match self.file.sync_all() {
-            // A pipe or a device has nothing to sync.
+            // Not every file system can.
             Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
                 Err(Error::io(&self.path)(error))
             }
@@ -106,6 +107,7 @@ fn text_of(path: &Path, line: &Line) -> Result<Vec<u8>> {
 /// [`Error::Io`]; [`Error::Format`] with the number of a line that is none, the last one excepted
 /// where it has no end: it may be in the writing.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
+    regular_file(path)?;
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let parts = bytes[..whole_lines(&bytes)].split(|&b| b == b'\n');
     parts

@@ -5,61 +5,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 use safetensors::tensor::View;
 use serde_json::{Value, json};
 
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family, RopeScaling};
+use crate::model::lora::refuse_memory;
 use crate::model::mapped;
 use crate::model::weights::Weights;
+use crate::prefix::Dtype;
 use crate::text::tokenizer_json;
 
-/// Element type of a merged model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MergedDtype {
-    /// As exact as it can be.
-    #[default]
-    F32,
-    /// Half the size.
-    F16,
-    /// Half the size.
-    Bf16,
-}
-
-impl MergedDtype {
-    const fn name(self) -> &'static str {
-        match self {
-            MergedDtype::F32 => "float32",
-            MergedDtype::F16 => "float16",
-            MergedDtype::Bf16 => "bfloat16",
-        }
-    }
-
-    const fn stored(self) -> (Dtype, usize) {
-        match self {
-            MergedDtype::F32 => (Dtype::F32, 4),
-            MergedDtype::F16 => (Dtype::F16, 2),
-            MergedDtype::Bf16 => (Dtype::BF16, 2),
-        }
-    }
-
-    fn bytes(self, values: &[f32]) -> Vec<u8> {
-        let values = values.iter();
-        match self {
-            MergedDtype::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
-            MergedDtype::F16 => {
-                let half = values.map(|&v| f16::from_f32(v));
-                half.flat_map(f16::to_le_bytes).collect()
-            }
-            MergedDtype::Bf16 => {
-                let half = values.map(|&v| bf16::from_f32(v));
-                half.flat_map(bf16::to_le_bytes).collect()
-            }
-        }
+/// PyTorch's name of an element type.
+const fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
     }
 }
 
@@ -91,8 +55,8 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 /// # Errors
 /// Those of [`Parameters::open`]; [`Error::Input`] for a folder that is there already;
 /// [`Error::Unsupported`] for a model whose configuration Hugging Face has no words for; [`Error::Io`].
-pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: MergedDtype) -> Result<Tokens> {
-    let what = || format!("--output {}", out.display());
+pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Result<Tokens> {
+    let what = || format!("output {}", out.display());
     let name = out
         .file_name()
         .ok_or_else(|| Error::input(what(), "expected the name of a new folder"))?;
@@ -102,6 +66,7 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: MergedDtype) 
             "it is there already; name another folder",
         ));
     }
+    refuse_memory(adapter)?;
     let parameters = Parameters::open(adapter, weights.config(), false)?;
     let mut deltas: HashMap<String, Delta<'_>> = HashMap::new();
     for pair in parameters.tensors.chunks_exact(2) {
@@ -125,7 +90,7 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: MergedDtype) 
             let old = ["torch_dtype", "dtype"]
                 .into_iter()
                 .find(|key| config.get(key).is_some());
-            config[old.unwrap_or("torch_dtype")] = dtype.name().into();
+            config[old.unwrap_or("torch_dtype")] = torch_name(dtype).into();
             config["tie_word_embeddings"] = weights.config().tied.into();
             config
         }
@@ -210,12 +175,16 @@ struct Merged<'a> {
     name: &'a str,
     shape: Vec<usize>,
     delta: Option<&'a Delta<'a>>,
-    dtype: MergedDtype,
+    dtype: Dtype,
 }
 
 impl View for Merged<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype.stored().0
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -240,16 +209,16 @@ impl View for Merged<'_> {
                 sums.for_each(|(w, &d)| *w = (f64::from(*w) + scale * d) as f32);
             });
         }
-        Cow::Owned(self.dtype.bytes(&values))
+        Cow::Owned(self.dtype.le_bytes(&values))
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.stored().1
+        self.shape.iter().product::<usize>() * self.dtype.bytes()
     }
 }
 
 /// A GGUF's configuration in Hugging Face's words.
-fn config_json(file: &Path, c: &Config, dtype: MergedDtype) -> Result<Value> {
+fn config_json(file: &Path, c: &Config, dtype: Dtype) -> Result<Value> {
     let (kind, class) = match (c.family, c.sliding_window) {
         (Family::Llama, None) => ("llama", "LlamaForCausalLM"),
         // Llama's own configuration has no window.
@@ -279,7 +248,7 @@ fn config_json(file: &Path, c: &Config, dtype: MergedDtype) -> Result<Value> {
         "rope_theta": shortest(c.rope_theta),
         "tie_word_embeddings": c.tied,
         "attention_bias": false,
-        "torch_dtype": dtype.name(),
+        "torch_dtype": torch_name(dtype),
     });
     if c.family == Family::Llama {
         config["mlp_bias"] = false.into();

@@ -4,25 +4,46 @@
 //! The model stays frozen: what is trained is LoRA's matrices and the memory embeddings. [`objective`]
 //! turns samples into a loss and its gradients; all else is the loop around it.
 
+#[doc(hidden)]
 pub mod adamw;
+#[doc(hidden)]
 pub mod checkpoint;
+#[doc(hidden)]
 pub mod data;
 mod gradient;
+#[doc(hidden)]
 pub mod log;
 #[cfg(feature = "train")]
+#[doc(hidden)]
 pub mod merge;
+#[doc(hidden)]
 pub mod objective;
 #[cfg(feature = "train")]
 mod packed;
+#[doc(hidden)]
 pub mod parameters;
+mod plan;
 #[cfg(feature = "train")]
+#[doc(hidden)]
 pub mod plot;
+#[doc(hidden)]
 pub mod rank;
+#[doc(hidden)]
 pub mod rows;
+#[doc(hidden)]
 pub mod run;
+#[doc(hidden)]
 pub mod schedule;
 mod start;
 
+pub use crate::model::lora::Target;
+pub use data::{BadRows, Task};
+#[doc(hidden)]
 pub use gradient::Trainee;
+pub use log::Line;
+pub use objective::LoraShape;
+pub use plan::{Begin, Plan, targets};
+pub use run::{Event, Summary};
+pub use schedule::Schedule;
 pub use start::MemoryStart;
 pub(crate) use start::initial;

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Deserializer};
+
 use crate::error::{Error, Result};
+use crate::files::mark;
 
 /// A line beyond this is no row of text; it bounds what a file can have allocated.
 pub const LONGEST_LINE: usize = 16 << 20;
@@ -50,12 +53,15 @@ impl Lines {
                 empty => empty.insert(open(path)?),
             };
             let mut bytes = Vec::new();
-            if !read_line(reader, &mut bytes).map_err(Error::io(path))? {
+            if !read_line(reader, &mut bytes, LONGEST_LINE).map_err(Error::io(path))? {
                 (self.open, self.number) = (None, 0);
                 self.file += 1;
                 continue;
             }
             self.number += 1;
+            if self.number == 1 {
+                bytes.drain(..mark(path, &bytes)?);
+            }
             if !bytes.trim_ascii().is_empty() {
                 return Ok(Some(Line {
                     file: self.file,
@@ -68,8 +74,16 @@ impl Lines {
     }
 }
 
-/// Reads to the next line break and leaves it out; false at the end of the file.
-fn read_line(reader: &mut dyn BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
+/// Reads to the next line break and leaves it out; false at the end of the file. Of a line of more than
+/// `longest` bytes one byte more is kept, and the rest passed over.
+///
+/// # Errors
+/// Those of the reader.
+pub fn read_line(
+    reader: &mut dyn BufRead,
+    bytes: &mut Vec<u8>,
+    longest: usize,
+) -> io::Result<bool> {
     let mut begun = false;
     loop {
         let available = reader.fill_buf()?;
@@ -79,7 +93,7 @@ fn read_line(reader: &mut dyn BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> 
         begun = true;
         let end = available.iter().position(|&b| b == b'\n');
         let part = &available[..end.unwrap_or(available.len())];
-        let room = (LONGEST_LINE + 1).saturating_sub(bytes.len());
+        let room = longest.saturating_add(1).saturating_sub(bytes.len());
         bytes.extend_from_slice(&part[..part.len().min(room)]);
         let used = part.len() + usize::from(end.is_some());
         reader.consume(used);
@@ -87,6 +101,27 @@ fn read_line(reader: &mut dyn BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> 
             return Ok(true);
         }
     }
+}
+
+/// Reads one text, several, or SQuAD's `{"text": [...]}`.
+///
+/// # Errors
+/// Those of the deserializer for anything else.
+pub(crate) fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected a text, a list of texts, or {\"text\": [...]}"
+    )]
+    enum Texts {
+        One(String),
+        Several(Vec<String>),
+        Squad { text: Vec<String> },
+    }
+    Ok(match Texts::deserialize(from)? {
+        Texts::One(text) => vec![text],
+        Texts::Several(texts) | Texts::Squad { text: texts } => texts,
+    })
 }
 
 /// What is wrong with a line of JSON. Of its position the column alone says something: it knows one line

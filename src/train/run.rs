@@ -83,22 +83,22 @@ impl Options {
             0 => Err(Error::input(name, "expected at least 1")),
             _ => Ok(()),
         };
-        positive("--steps", usize::from(self.steps > 0))?;
-        positive("--batch", self.batch)?;
-        positive("--accumulate", self.accumulate)?;
+        positive("steps", usize::from(self.steps > 0))?;
+        positive("batch", self.batch)?;
+        positive("accumulate", self.accumulate)?;
         let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         if let Some(log) = &self.log
             && whole(log).starts_with(whole(&self.out))
         {
-            let reason = "it lies in --out, which is replaced with every checkpoint; put it beside";
-            return Err(Error::input(format!("--log {}", log.display()), reason));
+            let reason = "it lies in `out`, which is replaced with every checkpoint; put it beside";
+            return Err(Error::input(format!("log {}", log.display()), reason));
         }
         let adamw = &self.adamw;
         for (name, value, least, below) in [
-            ("--lr", self.lr, f64::MIN_POSITIVE, f64::INFINITY),
-            ("--weight-decay", adamw.weight_decay, 0.0, f64::INFINITY),
+            ("lr", self.lr, f64::MIN_POSITIVE, f64::INFINITY),
+            ("weight_decay", adamw.weight_decay, 0.0, f64::INFINITY),
             (
-                "--clip",
+                "clip",
                 self.clip.unwrap_or(1.0),
                 f64::MIN_POSITIVE,
                 f64::INFINITY,
@@ -122,6 +122,7 @@ impl Options {
 
 /// What a run tells while it goes on.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// It goes on behind a step.
     Resumed(u64),
@@ -129,6 +130,8 @@ pub enum Event<'a> {
     Fresh,
     /// A row was passed over.
     Skipped(&'a str),
+    /// Something that the caller should know, in one line.
+    Note(&'a str),
     /// A step is done.
     Step(&'a Line),
     /// The dev rows are being measured: so many are done, of so many.
@@ -207,7 +210,7 @@ fn steps(
         card,
     } = start;
     let out = &options.out;
-    let named = || format!("--out {}", out.display());
+    let named = || format!("out {}", out.display());
     let mut moments = Moments::new(&parameters.tensors);
     let mut state = State::new(options.identity.clone());
     match checkpoint::look(out)? {
@@ -222,7 +225,7 @@ fn steps(
             watch(Event::Resumed(state.step));
         }
         Found::Run if checkpoint::read_state(out)?.step > 0 => {
-            let reason = "a run is there; --resume goes on with it, or name another folder";
+            let reason = "a run is there; `resume` continues it, or name another folder";
             return Err(Error::input(named(), reason));
         }
         Found::Run | Found::Nothing => {
@@ -274,7 +277,7 @@ fn steps(
                 "step {step} has a loss of {mean} and a gradient of norm {grad_norm}; a lower one \
                  may help (the last checkpoint is of step {saved})"
             );
-            return Err(Error::input(format!("--lr {}", options.lr), reason));
+            return Err(Error::input(format!("lr {}", options.lr), reason));
         }
         let share = options.schedule.share(step, options.warmup, options.steps);
         let lr = options.lr * share;
@@ -406,7 +409,7 @@ fn same_options(
     for key in keys {
         let [was, is] = [was, is].map(|map| map.get(key).unwrap_or(&Value::Null));
         if was != is {
-            let what = format!("--{key}");
+            let what = key.replace('-', "_");
             let reason = format!(
                 "{is}, but the run in {} has {was}; resume it with the same, or name another folder",
                 out.display()

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the learning rate does behind its warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// Stays (the papers' choice).

@@ -9,6 +9,7 @@ use crate::random::Random;
 
 /// What memory embeddings begin as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum MemoryStart {
     /// Drawn from a normal distribution as wide as the values of the embedding table, round 0.
     #[default]

@@ -228,6 +228,11 @@ pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
 
 /// One token per byte, and one for a pair of them.
 pub fn byte_tokenizer() -> Tokenizer {
+    Tokenizer::from_vocab(byte_vocab()).unwrap()
+}
+
+/// The vocabulary of [`byte_tokenizer`].
+pub fn byte_vocab() -> GgufVocab {
     let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
     let mut others = 256..;
     let mut tokens: Vec<String> = (0..256)
@@ -241,7 +246,7 @@ pub fn byte_tokenizer() -> Tokenizer {
         })
         .collect();
     tokens.push("th".into());
-    Tokenizer::from_vocab(GgufVocab {
+    GgufVocab {
         model: "gpt2".into(),
         pre: "gpt-2".into(),
         tokens,
@@ -249,6 +254,24 @@ pub fn byte_tokenizer() -> Tokenizer {
         bos: Some(0),
         eos: Some(0),
         ..GgufVocab::default()
-    })
-    .unwrap()
+    }
+}
+
+/// A Llama that reads bytes, with a tokenizer and `positions` positions, as a folder.
+pub fn byte_model(positions: usize) -> TempDir {
+    let vocab = byte_vocab();
+    let mut tensors = tensors(Family::Llama);
+    let mut random = Random(257);
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        let values = (0..vocab.tokens.len() * HIDDEN).map(|_| random.float());
+        let shape = vec![vocab.tokens.len(), HIDDEN];
+        tensors.insert(name.into(), (shape, values.collect()));
+    }
+    let mut config = config(Family::Llama);
+    config["vocab_size"] = vocab.tokens.len().into();
+    config["max_position_embeddings"] = positions.into();
+    let folder = folder(&config, &tensors);
+    let json = prefold::text::tokenizer_json(&vocab).unwrap();
+    folder.write("tokenizer.json", json.to_string());
+    folder
 }

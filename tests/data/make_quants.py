@@ -38,14 +38,22 @@ def finite_halves(count):
 
 
 tensors = {}
-for dtype, offsets in HALVES.items():
-    _, size = GGML_QUANT_SIZES[dtype]
-    blocks = rng.integers(0, 256, (BLOCKS, size), dtype=np.uint8)
-    for offset in offsets:
-        blocks[:, offset : offset + 2] = finite_halves(BLOCKS).view(np.uint8).reshape(-1, 2)
-    data = blocks.reshape(1, -1)
-    tensors[f"{dtype.name}.bytes"] = data.ravel()
-    tensors[f"{dtype.name}.f32"] = dequantize(data, dtype).ravel()
+
+
+def add(halves):
+    for dtype, offsets in halves.items():
+        _, size = GGML_QUANT_SIZES[dtype]
+        blocks = rng.integers(0, 256, (BLOCKS, size), dtype=np.uint8)
+        for offset in offsets:
+            blocks[:, offset : offset + 2] = finite_halves(BLOCKS).view(np.uint8).reshape(-1, 2)
+        if dtype == Type.MXFP4:
+            blocks[:4, 0] = [0, 1, 2, 255]
+        data = blocks.reshape(1, -1)
+        tensors[f"{dtype.name}.bytes"] = data.ravel()
+        tensors[f"{dtype.name}.f32"] = dequantize(data, dtype).ravel()
+
+
+add(HALVES)
 
 halves = np.concatenate([np.array([0, 0x8000, 1, 0x83FF, 0x7C00, 0xFC00, 0x7BFF], np.uint16), finite_halves(505)])
 brains = rng.integers(0, 1 << 16, 512, dtype=np.uint16)
@@ -55,5 +63,16 @@ for dtype, values in [(Type.F16, halves), (Type.BF16, brains), (Type.F32, floats
     data = values.view(np.uint8).reshape(1, -1)
     tensors[f"{dtype.name}.bytes"] = data.ravel()
     tensors[f"{dtype.name}.f32"] = dequantize(data, dtype).ravel()
+
+# Last, so that the values above stay as they are.
+add(
+    {
+        Type.Q2_K: [80, 82],
+        Type.Q3_K: [108],
+        Type.IQ4_NL: [0],
+        Type.IQ4_XS: [0],
+        Type.MXFP4: [],
+    }
+)
 
 save_file(tensors, pathlib.Path(__file__).with_name("quants.safetensors"))

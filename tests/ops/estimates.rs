@@ -38,19 +38,14 @@ fn scale_of_x(x: &[f32]) -> f32 {
     x.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0
 }
 
-/// The largest sum, of either sign, of values that meet in a 16-bit lane: of eight steps the first, second,
-/// fifth and sixth, and the others.
+/// The largest sum, of either sign, of values that meet in a 16-bit lane: every sixteenth of a block.
 fn lane_sum(w: &[f32]) -> f32 {
-    let mut most = 0.0f32;
-    for eight in w.chunks(8) {
-        for lane in [[0, 1, 4, 5], [2, 3, 6, 7]] {
-            let of_lane = lane.iter().filter_map(|&i| eight.get(i));
-            let above: f32 = of_lane.clone().filter(|v| **v > 0.0).sum();
-            let below: f32 = of_lane.filter(|v| **v < 0.0).sum();
-            most = most.max(above).max(-below);
-        }
-    }
-    most
+    let lanes = (0..16).map(|lane| w.iter().skip(lane).step_by(16));
+    let sums = lanes.map(|lane| {
+        let size: f32 = lane.clone().map(|v| v.abs()).sum();
+        (size + lane.sum::<f32>().abs()) / 2.0
+    });
+    sums.fold(0.0, f32::max)
 }
 
 /// The codes of a block under a scale.
@@ -182,7 +177,7 @@ fn products_are_off_by_no_more_than_their_rounding() {
 }
 
 /// Whole multiples of one number a block are coded exactly: activations up to 127, and weights up to 32
-/// where some that meet in a lane add up to 128.
+/// where those that meet in a lane add up to 128.
 #[test]
 fn what_lies_on_the_grid_is_exact() {
     let mut random = Random(12);
@@ -193,7 +188,7 @@ fn what_lies_on_the_grid_is_exact() {
             // A block is the largest common part of 64 and of what is left of a row.
             let step = 0.01 * (1 + block % (inputs / 32) / 2) as f32;
             values.extend((0..32).map(|i| match i {
-                0 | 1 | 4 | 5 => most * step,
+                3 | 19 => most * step,
                 20 => -most * step,
                 _ => (random.float() * most).round() * step,
             }));
@@ -276,7 +271,7 @@ fn nll_is_as_near_as_its_logits() {
             let worst = head.chunks(width).map(|w| bound(x, w)).fold(0.0, f64::max);
             let off = (f64::from(got) - want).abs();
             assert!(off < 2.0 * worst, "{got}, not {want}");
-            assert!(off < 0.08, "{got}, not {want}");
+            assert!(off < 0.2, "{got}, not {want}");
         }
     }
 }
@@ -299,6 +294,24 @@ fn what_is_no_number_stays_none() {
                     if row == 3 { lost } else { whole },
                     "{bad}: row {row}: {y:?}"
                 );
+            }
+        }
+    }
+}
+
+/// An infinite weight has the scale infinity and the codes zero: not a number either.
+#[test]
+fn a_weight_that_is_no_number_spoils_its_column_only() {
+    let mut random = Random(15);
+    let (rows, inputs, outputs) = (9, 96, 50);
+    let x = floats(&mut random, rows * inputs);
+    for cpu in Cpu::each_instruction_set() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut w = floats(&mut random, outputs * inputs);
+            w[17 * inputs + 40] = bad;
+            let got = estimate(&cpu, &x, &w, inputs);
+            for (i, y) in got.iter().enumerate() {
+                assert_eq!(y.is_finite(), i % outputs != 17, "{bad}: column {i}: {y}");
             }
         }
     }

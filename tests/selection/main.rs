@@ -5,6 +5,7 @@ mod common;
 
 mod counts;
 mod exact;
+mod forms;
 mod parity;
 mod sentences;
 mod tokenizer;

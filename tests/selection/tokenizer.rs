@@ -322,7 +322,7 @@ fn vocabularies_that_lie_are_refused() {
     nan.scores[5] = f32::NAN;
     input("scores", nan);
     for vocab in [
-        with(&|v| v.pre = "tekken".into()),
+        with(&|v| v.pre = "falcon".into()),
         with(&|v| v.model = "bert".into()),
     ] {
         let got = Tokenizer::from_vocab(vocab);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::hard::options::Count;
+use crate::hard::count::Count;
 use crate::hard::python::strip;
 use crate::hard::result::{Compressed, KeptContext};
 use crate::hard::source::Source;
@@ -25,22 +25,6 @@ impl Rendered {
             text: context[range.clone()].to_string(),
             spans: vec![range],
         }
-    }
-
-    /// Without the white space at its end, but for the first `fixed` bytes.
-    pub fn truncated(mut self, fixed: usize) -> Self {
-        let mut cut = self.text.len() - self.text.trim_end().len().max(fixed);
-        self.text.truncate(self.text.len() - cut);
-        // The end of the text is the end of the last spans: white space is only put in front of one.
-        while let Some(last) = self.spans.last_mut().filter(|_| cut > 0) {
-            let own = last.len().min(cut);
-            last.end -= own;
-            cut -= own;
-            if last.start == last.end {
-                self.spans.pop();
-            }
-        }
-        self
     }
 }
 

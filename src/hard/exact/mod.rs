@@ -2,32 +2,43 @@
 //!
 //! The paper's budget controller (LLMLingua, section 4.1) drops whole demonstrations, then whole
 //! sentences, and leaves the rest to the token level, each with a budget of its own. Here there is one
-//! budget and one order: every atom of the prompt (a token that does not split a character) has a
-//! place in it, by its context, its sentence and itself as far down as `granularity` says, and the
-//! longest beginning of that order that fits the budget is the result.
+//! budget and one order. Each context is taken apart by its kind into units with what they need
+//! ([`kinds`]); every unit has a place in the order ([`order`]), by its context, its passage and itself
+//! as far down as `granularity` says. The longest beginning of that order that fits is kept, then what
+//! else fits whole, then the beginning of one sentence ([`select`]). The budget is never passed.
 
+mod copies;
 mod finish;
 pub(super) mod fit;
+pub(crate) mod kinds;
 pub(crate) mod lexical;
 mod meaning;
 mod order;
 pub(crate) mod rank;
 mod relevance;
+mod render;
 mod salience;
+mod select;
 mod units;
+mod words;
 
 use crate::control;
 use crate::error::{Error, Result};
 use crate::model::Scorer;
-use crate::text::{Tokenizer, counts::count_cl100k};
+use crate::text::Tokenizer;
 
-use super::options::{Count, Exact as Options};
+use super::json_text::Tree;
+use super::options::Exact as Options;
 use super::python::strip;
 use super::request::{Budget, Request};
 use super::result::Compressed;
-use super::source::{Source, push_span};
+use super::source::Source;
 use super::structured::{self, Segment};
 use finish::{Rendered, whole_contexts};
+use kinds::{ContentKind, Layout};
+use relevance::Relevance;
+use render::{Style, render};
+use select::{Chosen, Selection};
 use units::Parsed;
 
 /// What every step needs.
@@ -71,12 +82,29 @@ impl Exact<'_> {
         self.run(prompt, &stripped, Some(&segments))
     }
 
+    /// A shorter prompt whose contexts are cut into segments with rates of their own.
+    pub fn compress_segments(
+        &self,
+        prompt: &Request,
+        segments: &[Vec<Segment>],
+    ) -> Result<Compressed> {
+        self.run(prompt, &prompt.contexts, Some(segments))
+    }
+
     fn run(
         &self,
         prompt: &Request,
         contexts: &[String],
         segments: Option<&[Vec<Segment>]>,
     ) -> Result<Compressed> {
+        if self.options.as_kind == Some(ContentKind::Json) {
+            for (index, context) in contexts.iter().enumerate().filter(|(_, c)| !c.is_empty()) {
+                Tree::parse(context).map_err(|error| {
+                    let reason = format!("context {index} is not JSON: {error}");
+                    Error::input("as_kind json", reason)
+                })?;
+            }
+        }
         let source = Source::new(&prompt.instruction, contexts, &prompt.question);
         let whole = strip(source.text());
         let origin = self.count(whole)?;
@@ -89,50 +117,45 @@ impl Exact<'_> {
             },
         };
         let everything = frame.around(contexts.iter().map(String::as_str));
-        // The rates of segments leave room for what must be kept; other targets are held to.
-        let (mut target, yields) = match (prompt.budget, segments) {
+        // A rate leaves room for what must be kept; a target is held to.
+        let (tokens, rated) = match (prompt.budget, segments) {
             (Budget::Tokens(target), _) => (target, false),
-            (Budget::Rate(rate), None) => ((origin as f64 * rate).round() as usize, false),
+            (Budget::Rate(rate), None) => ((origin as f64 * rate).round() as usize, true),
             (Budget::Rate(_), Some(segments)) => (self.target_of(&everything, segments)?, true),
         };
-        if target >= origin
+        if tokens >= origin
             && !self.options.enough
             && self.options.keep_question
-            && let Some(text) = self.fitting(&everything, target, segments)?
+            && let Some(text) = self.fitting(&everything, tokens, segments)?
         {
             let kept = whole_contexts(&frame, contexts, &everything, text);
             let mut source = source;
             source.keep_all();
-            return self.finish(source, text.into(), target, kept, segments);
+            return self.finish(source, text.into(), tokens, kept, segments);
         }
+        let mut target = Target {
+            tokens,
+            rated,
+            warnings: Vec::new(),
+        };
         let fixed = self.count(&frame.around([]))?;
-        if yields {
-            target = target.max(fixed);
-        }
-        if fixed > target {
-            return Err(Error::Budget {
-                target,
-                reason: format!(
-                    "instruction and question alone are {fixed} tokens; raise the target or shorten \
-                     them"
-                ),
-            });
-        }
+        target.must_hold(fixed, "instruction and question alone are", "shorten them")?;
+
         let parsed = contexts
             .iter()
-            .map(|text| {
+            .enumerate()
+            .map(|(c, text)| {
                 control::check()?;
-                Parsed::new(self.tokenizer, text)
+                Parsed::new(
+                    self.tokenizer,
+                    text,
+                    self.layout(text, segments.map(|s| &s[c][..])),
+                )
             })
             .collect::<Result<Vec<_>>>()?;
-        let relevance = self.relevance(prompt, contexts, &parsed, target.saturating_sub(fixed))?;
-        let plan = self.order(
-            contexts,
-            &parsed,
-            &relevance,
-            segments,
-            !prompt.question.is_empty(),
-        );
+        let budget = target.tokens.saturating_sub(fixed);
+        let relevance = self.relevance(prompt, contexts, &parsed, budget)?;
+        let plan = self.order(contexts, &parsed, &relevance, segments, &prompt.question);
 
         // One mask over the atoms of all contexts.
         let bases: Vec<usize> = parsed
@@ -141,62 +164,97 @@ impl Exact<'_> {
                 Some(std::mem::replace(base, *base + p.atoms.len()))
             })
             .collect();
-        let atoms: usize = parsed.iter().map(|p| p.atoms.len()).sum();
-        let render_each = |mask: &[bool]| -> Vec<(usize, Rendered)> {
-            let render = |&c: &usize| {
-                let own = &mask[bases[c]..bases[c] + parsed[c].atoms.len()];
-                let text = text_of(&contexts[c], &parsed[c], own, &plan.verbatim[c]);
-                (c, text)
+        let style = Style {
+            mark: self.options.mark.as_deref(),
+            omission: self.options.omitted_items,
+            sole: contexts.len() == 1,
+        };
+        let render_each = |chosen: &Chosen| -> Vec<(usize, Rendered)> {
+            let of = |&c: &usize| {
+                let atoms = bases[c]..bases[c] + parsed[c].atoms.len();
+                let partial = chosen.partial.filter(|(atom, _)| atoms.contains(atom));
+                let partial = partial.map(|(atom, end)| (atom - bases[c], end));
+                let own = &chosen.mask[atoms];
+                (
+                    c,
+                    render(
+                        &contexts[c],
+                        &parsed[c],
+                        own,
+                        partial,
+                        &plan.verbatim[c],
+                        style,
+                    ),
+                )
             };
-            plan.contexts.iter().map(render).collect()
+            plan.contexts.iter().map(of).collect()
         };
-        let render = |mask: &[bool]| {
-            let texts = render_each(mask);
-            frame.around(texts.iter().map(|(_, kept)| kept.text.as_str()))
+        let text_of = |kept: &[(usize, Rendered)]| {
+            frame.around(kept.iter().map(|(_, rendered)| rendered.text.as_str()))
         };
-        let flat: Vec<usize> = plan.atoms.iter().map(|&(c, a)| bases[c] + a).collect();
         let mut failed = None;
-        let mut count = |mask: &[bool]| {
-            self.count(&render(mask)).unwrap_or_else(|error| {
-                failed.get_or_insert(error);
-                0
-            })
+        let mut count = |chosen: &Chosen| {
+            self.count(&text_of(&render_each(chosen)))
+                .unwrap_or_else(|error| {
+                    failed.get_or_insert(error);
+                    0
+                })
         };
-        let mut forced = vec![false; atoms];
-        for &atom in &flat[..plan.forced] {
-            forced[atom] = true;
-        }
+        let ids = parsed.iter().map(|p| p.ids.len()).sum::<usize>();
+        let mut selection = Selection {
+            contexts,
+            parsed: &parsed,
+            bases: &bases,
+            plan: &plan,
+            target: target.tokens,
+            ratio: origin as f64 / ids.max(1) as f64,
+            fill: self.options.fill,
+        };
+        let forced = selection.forced();
         let needed = count(&forced);
-        if yields {
-            target = target.max(needed);
-        }
-        if plan.forced > 0 && needed > target {
-            return Err(Error::Budget {
-                target,
-                reason: format!(
-                    "what must be kept is {needed} tokens; raise the target or force less"
-                ),
-            });
-        }
-        let mask = fit::fit(atoms, &flat, target, count);
+        target.must_hold(needed, "what must be kept is", "force less")?;
+        selection.target = target.tokens;
+        let chosen = selection.run(&forced, needed, &mut count);
         if let Some(error) = failed {
             return Err(error);
         }
 
-        let compressed = render(&mask);
+        let kept = render_each(&chosen);
+        let given = contexts.iter().any(|context| !context.trim().is_empty());
+        if given && kept.iter().all(|(_, rendered)| rendered.text.is_empty()) {
+            target.warnings.push(format!(
+                "nothing of the contexts fits into {} tokens; raise the rate or the target",
+                target.tokens
+            ));
+        }
         let mut marked = source;
         marked.keep_question(self.options.keep_question);
         for (c, parsed) in parsed.iter().enumerate() {
-            for (a, atom) in parsed.atoms.iter().enumerate() {
-                marked.mark_in_context(
-                    c,
-                    atom.range.clone(),
-                    mask[bases[c] + a],
-                    relevance.nll_of(c, atom),
-                );
-            }
+            mark_pieces(&mut marked, c, parsed, &relevance, &chosen, bases[c]);
         }
-        self.finish(marked, compressed, target, render_each(&mask), segments)
+        let text = text_of(&kept);
+        let result = self.finish(marked, text, target.tokens, kept, segments)?;
+        Ok(Compressed {
+            warnings: target.warnings,
+            ..result
+        })
+    }
+
+    /// A context by its kind; where it has segments each is a text of its own.
+    fn layout(&self, context: &str, segments: Option<&[Segment]>) -> Layout {
+        let kind = self.options.as_kind;
+        let json = kind.unwrap_or_else(|| ContentKind::of(context)) == ContentKind::Json;
+        // A part of a JSON text is none.
+        let Some(segments) = segments.filter(|_| !json) else {
+            return kinds::layout(context, kind);
+        };
+        let mut layout = Layout::default();
+        let mut at = 0;
+        for segment in segments {
+            layout.append(kinds::layout(&segment.text, kind), at);
+            at += segment.text.len();
+        }
+        layout
     }
 
     /// The whole text, or the text without the white space round it, if that fits the target. White
@@ -230,10 +288,7 @@ impl Exact<'_> {
     /// Tokens of a text by whom the options name.
     fn count(&self, text: &str) -> Result<usize> {
         control::check()?;
-        match self.options.count {
-            Count::Cl100k => Ok(count_cl100k(text)),
-            Count::Scorer => Ok(self.tokenizer.encode(text, false, false)?.ids.len()),
-        }
+        self.options.count.tokens(text, self.tokenizer)
     }
 }
 
@@ -255,42 +310,68 @@ impl Frame<'_> {
     }
 }
 
-/// The kept atoms of a context as text. Where something was dropped, white space on both sides of the
-/// gap becomes one, and words that had some between them do not run together; `verbatim` names the
-/// atoms whose white space must stay.
-fn text_of(context: &str, parsed: &Parsed, mask: &[bool], verbatim: &[bool]) -> Rendered {
-    if mask.iter().all(|&kept| kept) {
-        return Rendered::verbatim(context, 0..context.len());
-    }
-    let mut text = String::new();
-    let mut spans = Vec::new();
-    let mut gap = true;
-    // Bytes of the text that must stay, white space at their end included.
-    let mut fixed = 0;
-    for ((atom, &kept), &verbatim) in parsed.atoms.iter().zip(mask).zip(verbatim) {
-        if !kept {
-            gap = true;
-            continue;
-        }
-        let mut piece = &context[atom.range.clone()];
-        if gap {
-            let before = &context[..atom.range.start];
-            if text.is_empty() || text.ends_with(char::is_whitespace) {
-                if !verbatim {
-                    piece = piece.trim_start();
+/// Marks every token of a context as kept or dropped.
+fn mark_pieces(
+    source: &mut Source,
+    context: usize,
+    parsed: &Parsed,
+    relevance: &Relevance,
+    chosen: &Chosen,
+    base: usize,
+) {
+    for (a, atom) in parsed.atoms.iter().enumerate() {
+        let partial = chosen
+            .partial
+            .filter(|&(at, _)| at == base + a)
+            .map(|(_, end)| end);
+        let kept_to = match (chosen.mask[base + a], partial) {
+            (true, _) => atom.range.end,
+            (false, Some(end)) => end,
+            (false, None) => atom.range.start,
+        };
+        let nll = &relevance.nll[context];
+        let mut at = atom.range.start;
+        let mut mark = |end: usize, nll: Option<f32>| {
+            for (to, kept) in [(end.min(kept_to), true), (end, false)] {
+                if at < to {
+                    source.mark_in_context(context, at..to, kept, nll);
+                    at = to;
                 }
-            } else if !piece.starts_with(char::is_whitespace)
-                && before.ends_with(char::is_whitespace)
-            {
-                text.push(if before.ends_with('\n') { '\n' } else { ' ' });
             }
+        };
+        // Token by token only where there is something to tell of each.
+        for token in atom.tokens.clone().filter(|&t| nll[t].is_some()) {
+            mark(parsed.spans[token].end.min(atom.range.end), nll[token]);
         }
-        text.push_str(piece);
-        push_span(&mut spans, atom.range.end - piece.len()..atom.range.end);
-        gap = false;
-        if verbatim {
-            fixed = text.len();
-        }
+        mark(atom.range.end, relevance.nll_of(context, atom));
     }
-    Rendered { text, spans }.truncated(fixed)
+}
+
+/// The budget of a call.
+struct Target {
+    tokens: usize,
+    /// By a rate: what must stay stays, whatever it takes.
+    rated: bool,
+    warnings: Vec<String>,
+}
+
+impl Target {
+    /// Makes room for what must stay, or refuses a target that has none for it.
+    fn must_hold(&mut self, tokens: usize, what: &str, remedy: &str) -> Result<()> {
+        if tokens <= self.tokens {
+            return Ok(());
+        }
+        if !self.rated {
+            return Err(Error::Budget {
+                target: self.tokens,
+                reason: format!("{what} {tokens} tokens; raise the target or {remedy}"),
+            });
+        }
+        self.warnings.push(format!(
+            "{what} {tokens} tokens, more than the {} of the rate; kept all the same",
+            self.tokens
+        ));
+        self.tokens = tokens;
+        Ok(())
+    }
 }

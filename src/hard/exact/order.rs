@@ -1,112 +1,137 @@
-//! The one order of all atoms: what goes into the budget first.
+//! The one order of all units: what goes into the budget first.
+
+use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::hard::options::{Granularity, Reorder};
 use crate::hard::structured::Segment;
 
 use super::Exact;
+use super::copies;
+use super::kinds::Class;
 use super::relevance::Relevance;
-use super::units::{Atom, Parsed};
+use super::units::Parsed;
+
+/// What is taken at once: a unit, or a word of one at token granularity.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Step {
+    pub context: usize,
+    pub unit: usize,
+    /// Its atoms in its context.
+    pub atoms: Range<usize>,
+    pub class: Class,
+    /// The worth of its passage.
+    pub passage: f64,
+    /// Its own.
+    pub worth: f64,
+}
 
 /// The order, and what it rests on.
 pub(super) struct Plan {
-    /// (context, atom), the most wanted first.
-    pub atoms: Vec<(usize, usize)>,
-    /// How many of them must be kept.
-    pub forced: usize,
-    /// For each atom of each context whether the white space in it must be kept too.
+    /// The most wanted first. What is not in it is only taken where something else needs it.
+    pub steps: Vec<Step>,
+    /// For each atom of each context whether it must be kept.
+    pub forced: Vec<Vec<bool>>,
+    /// For each atom of each context whether the white space in it must be kept.
     pub verbatim: Vec<Vec<bool>>,
     /// The contexts in their order in the result.
     pub contexts: Vec<usize>,
 }
 
-/// Where an atom stands: smaller goes first. Compared from left to right.
-struct Key {
-    /// Must be kept.
-    forced: bool,
-    /// Share of its group's budget that is used up when this atom is in.
-    share: f64,
-}
-
 impl Exact<'_> {
-    /// Orders all atoms.
+    /// Orders all units.
     pub(super) fn order(
         &self,
         contexts: &[String],
         parsed: &[Parsed],
         relevance: &Relevance,
         segments: Option<&[Vec<Segment>]>,
-        question: bool,
+        question: &str,
     ) -> Plan {
         let by_rank = ranks(&relevance.contexts);
         let mut ranked: Vec<usize> = (0..contexts.len()).collect();
         ranked.sort_by_key(|&c| by_rank[c]);
 
-        // A small host reads best what stands next to the question.
-        let default = if question {
-            Reorder::Reverse
-        } else {
+        // A small model reads best what stands next to the question.
+        let default = if question.is_empty() {
             Reorder::Original
+        } else {
+            Reorder::Reverse
         };
         let reorder = self.options.reorder.unwrap_or(default);
 
-        // By preference alone, coarse to fine.
-        let mut atoms: Vec<(usize, usize)> = (0..parsed.len())
-            .flat_map(|c| (0..parsed[c].atoms.len()).map(move |a| (c, a)))
-            .collect();
+        let groups = self.groups(contexts, parsed, segments);
+        let copies = copies::find(contexts, parsed, &ranked, question, self.options.dedupe);
         let bonus = self.sentence_bonus(parsed, relevance);
         let words = relevance.word_surprise(parsed);
         let granularity = self.options.granularity;
-        let preference = |&(c, a): &(usize, usize)| {
-            let atom = &parsed[c].atoms[a];
-            let context = by_rank[c] as f64;
-            let bonus = bonus[c][atom.sentence];
-            let passage = -relevance.passages[c][atom.sentence];
-            let sentence = -(relevance.sentences[c][atom.sentence] + bonus);
-            let (coarse, fine) = match granularity {
-                Granularity::Context => ([-bonus, context, passage], atom.sentence),
-                Granularity::Passage => ([-bonus, passage, 0.0], atom.sentence),
-                Granularity::Sentence => ([sentence, 0.0, 0.0], atom.sentence),
-                Granularity::Token => ([-bonus, -words[c][atom.word], 0.0], atom.word),
-            };
-            (coarse, (c, fine, a))
+        let mut steps = Vec::new();
+        for (c, parsed) in parsed.iter().enumerate() {
+            let passages = passage_worth(parsed, &relevance.passages[c], &relevance.sentences[c]);
+            for (u, unit) in parsed.units.iter().enumerate() {
+                if copies.exact[c][u] || relevance.dispensable[c][u] {
+                    continue;
+                }
+                let step = |atoms: Range<usize>, worth: f64| Step {
+                    context: c,
+                    unit: u,
+                    atoms,
+                    class: match copies.near[c][u] {
+                        true => unit.class.max(Class::Copy),
+                        false => unit.class,
+                    },
+                    passage: passages[u],
+                    worth,
+                };
+                let atoms = parsed.atoms_of[u].clone();
+                if granularity == Granularity::Token {
+                    steps.extend(atoms.map(|a| step(a..a + 1, words[c][parsed.atoms[a].word])));
+                } else {
+                    steps.push(step(atoms, relevance.sentences[c][u]));
+                }
+            }
+        }
+
+        // By preference alone, coarse to fine: smaller goes first, compared from left to right.
+        let key = |step: &Step| {
+            let bonus = bonus[step.context][step.unit];
+            let class = f64::from(step.class as u8);
+            let context = by_rank[step.context] as f64;
+            match granularity {
+                Granularity::Context => [-bonus, context, class, -step.passage, -step.worth],
+                Granularity::Passage => [-bonus, class, -step.passage, context, -step.worth],
+                Granularity::Sentence => [class, -(step.worth + bonus), 0.0, 0.0, 0.0],
+                Granularity::Token => [-bonus, class, -step.worth, 0.0, 0.0],
+            }
         };
-        atoms.sort_by(|x, y| {
-            let (x, y) = (preference(x), preference(y));
-            let coarse = x.0.iter().zip(&y.0).map(|(x, y)| x.total_cmp(y));
+        let mut keyed: Vec<([f64; 5], Step)> = steps.into_iter().map(|s| (key(&s), s)).collect();
+        keyed.sort_by(|(x, a), (y, b)| {
+            let coarse = x.iter().zip(y).map(|(x, y)| x.total_cmp(y));
             coarse
                 .fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
-                .then(x.1.cmp(&y.1))
+                .then(a.context.cmp(&b.context))
+                .then(a.atoms.start.cmp(&b.atoms.start))
         });
+        let mut steps: Vec<Step> = keyed.into_iter().map(|(_, step)| step).collect();
 
-        let groups = self.groups(contexts, parsed, segments);
-        atoms.retain(|&(c, a)| {
-            groups.forced[c][a] || !relevance.dispensable[c][parsed[c].atoms[a].sentence]
-        });
-
-        // Forced atoms first; then groups with budgets of their own are dealt out evenly.
-        let mut used = vec![0.0; groups.rates.len()];
-        let mut keyed: Vec<(Key, (usize, usize))> = atoms
-            .into_iter()
-            .map(|(c, a)| {
-                let group = groups.of[c][a];
-                used[group] += 1.0;
-                let quota = groups.rates[group].1 * groups.sizes[group];
-                let key = Key {
-                    forced: groups.forced[c][a],
-                    share: if groups.rates.len() == 1 {
-                        0.0
-                    } else {
-                        used[group] / quota.max(1e-9)
-                    },
-                };
-                (key, (c, a))
-            })
-            .collect();
-        keyed.sort_by(|(x, _), (y, _)| y.forced.cmp(&x.forced).then(x.share.total_cmp(&y.share)));
-        let forced = keyed.iter().filter(|(key, _)| key.forced).count();
+        // Groups with budgets of their own are dealt out evenly.
+        if groups.sizes.len() > 1 {
+            let mut used = vec![0.0; groups.sizes.len()];
+            let mut shared: Vec<(f64, Step)> = steps
+                .into_iter()
+                .map(|step| {
+                    let group = groups.of[step.context][step.unit];
+                    used[group] += step.atoms.len() as f64;
+                    let quota = groups.rates[group] * groups.sizes[group];
+                    (used[group] / quota.max(1e-9), step)
+                })
+                .collect();
+            shared.sort_by(|(x, _), (y, _)| x.total_cmp(y));
+            steps = shared.into_iter().map(|(_, step)| step).collect();
+        }
         Plan {
-            atoms: keyed.into_iter().map(|(_, atom)| atom).collect(),
-            forced,
+            steps,
+            forced: groups.forced,
             verbatim: groups.verbatim,
             contexts: reorder.arrange(ranked, |&c| c),
         }
@@ -149,15 +174,15 @@ impl Exact<'_> {
     ) -> Groups {
         let options = self.options;
         let mut groups = Groups {
-            of: parsed.iter().map(|p| vec![0; p.atoms.len()]).collect(),
+            of: parsed.iter().map(|p| vec![0; p.units.len()]).collect(),
             forced: parsed.iter().map(|p| vec![false; p.atoms.len()]).collect(),
             verbatim: parsed.iter().map(|p| vec![false; p.atoms.len()]).collect(),
-            rates: Vec::new(),
-            sizes: Vec::new(),
+            ..Groups::default()
         };
+        let mut known = HashMap::new();
         for (c, parsed) in parsed.iter().enumerate() {
             let text = &contexts[c];
-            let mut spans = wanted_spans(text, &options.force_tokens);
+            let (mut spans, spaces) = wanted_spans(text, &options.force_tokens);
             if options.force_contexts.contains(&c) {
                 spans.push(0..text.len());
             }
@@ -171,69 +196,124 @@ impl Exact<'_> {
                     spans.push(start..end);
                 }
             }
-            for (a, Atom { range, .. }) in parsed.atoms.iter().enumerate() {
-                let digit =
-                    options.force_digits && text[range.clone()].contains(|c: char| c.is_numeric());
+            let (spans, spaces) = (joined(spans), joined(spaces));
+            let (mut at_span, mut at_space) = (0, 0);
+            for (a, atom) in parsed.atoms.iter().enumerate() {
+                let digit = options.force_digits
+                    && text[atom.range.clone()].contains(|c: char| c.is_numeric());
                 // An atom on the border belongs to the one that must stay, if one must.
-                let mut touching = spans
-                    .iter()
-                    .filter(|s| s.start < range.end && range.start < s.end)
-                    .peekable();
-                groups.forced[c][a] = digit || touching.peek().is_some();
-                groups.verbatim[c][a] = touching.any(|s| {
-                    text[s.start.max(range.start)..s.end.min(range.end)]
-                        .contains(char::is_whitespace)
-                });
+                let mut kept = digit;
+                for span in touching(&spans, &mut at_span, &atom.range) {
+                    kept = true;
+                    groups.verbatim[c][a] |= text[span].contains(char::is_whitespace);
+                }
+                groups.forced[c][a] = kept;
+                let space = atom.visible_end..atom.range.end;
+                let lead =
+                    text[atom.range.clone()].len() - text[atom.range.clone()].trim_start().len();
+                for span in touching(&spaces, &mut at_space, &atom.range) {
+                    let in_lead = span.start < atom.range.start + lead;
+                    groups.verbatim[c][a] |= in_lead || span.end > space.start;
+                }
+            }
+            for (u, unit) in parsed.units.iter().enumerate() {
+                let atoms = parsed.atoms_of[u].clone();
+                // What is never cut is kept whole if a part of it must be.
+                if unit.whole {
+                    let forced = &mut groups.forced[c][atoms.clone()];
+                    let any = forced.contains(&true);
+                    forced.fill(any);
+                }
                 let rate = ends
-                    .get(ends.partition_point(|&(end, _)| end <= range.start))
+                    .get(ends.partition_point(|&(end, _)| end <= unit.range.start))
                     .map_or(1.0, |&(_, rate)| rate);
                 // Every context keeps the same share where that is asked for.
                 let own = if options.per_context { c + 1 } else { 0 };
-                groups.of[c][a] = groups.join(own, rate);
+                let group = *known.entry((own, rate.to_bits())).or_insert_with(|| {
+                    groups.rates.push(rate);
+                    groups.sizes.push(0.0);
+                    groups.rates.len() - 1
+                });
+                groups.of[c][u] = group;
+                groups.sizes[group] += atoms.len() as f64;
             }
         }
         groups
     }
 }
 
-/// Atoms by group.
+/// Units by the share of the budget that they have, and what must be kept.
+#[derive(Default)]
 struct Groups {
+    /// The group of each unit of each context.
     of: Vec<Vec<usize>>,
     forced: Vec<Vec<bool>>,
-    /// Forced with white space of its own.
+    /// White space that must be kept.
     verbatim: Vec<Vec<bool>>,
-    /// The context that a group is confined to (0: none) and its rate.
-    rates: Vec<(usize, f64)>,
+    rates: Vec<f64>,
     /// Atoms in each.
     sizes: Vec<f64>,
 }
 
-impl Groups {
-    /// The group of a context and a rate, with one more atom in it.
-    fn join(&mut self, own: usize, rate: f64) -> usize {
-        let group = match self.rates.iter().position(|&r| r == (own, rate)) {
-            Some(group) => group,
-            None => {
-                self.rates.push((own, rate));
-                self.sizes.push(0.0);
-                self.rates.len() - 1
-            }
-        };
-        self.sizes[group] += 1.0;
-        group
+/// The worth of the passage of each unit. A record has none but its own: its neighbours say nothing
+/// about it, so the worths of the passages are dealt out to the records in the order of theirs.
+fn passage_worth(parsed: &Parsed, passages: &[f64], sentences: &[f64]) -> Vec<f64> {
+    let mut worth = passages.to_vec();
+    let records: Vec<usize> = (0..worth.len())
+        .filter(|&u| parsed.units[u].record)
+        .collect();
+    let mut values: Vec<f64> = records.iter().map(|&u| passages[u]).collect();
+    values.sort_by(|a, b| b.total_cmp(a));
+    let mut by_worth = records;
+    by_worth.sort_by(|&a, &b| sentences[b].total_cmp(&sentences[a]));
+    for (value, u) in values.into_iter().zip(by_worth) {
+        worth[u] = value;
     }
+    worth
 }
 
-/// Where the strings stand in a text.
-fn wanted_spans(text: &str, wanted: &[String]) -> Vec<std::ops::Range<usize>> {
-    wanted
+/// Where the strings stand in a text: those with something to see, and those of white space alone.
+fn wanted_spans(text: &str, wanted: &[String]) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
+    let (mut spans, mut spaces) = (Vec::new(), Vec::new());
+    for wanted in wanted.iter().filter(|w| !w.is_empty()) {
+        let found = text
+            .match_indices(wanted.as_str())
+            .map(|(at, w)| at..at + w.len());
+        match wanted.trim().is_empty() {
+            true => spaces.extend(found),
+            false => spans.extend(found),
+        }
+    }
+    (spans, spaces)
+}
+
+/// The same bytes as ascending spans that do not overlap.
+fn joined(mut spans: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    spans.sort_by_key(|s| s.start);
+    let mut out: Vec<Range<usize>> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match out.last_mut() {
+            Some(last) if span.start < last.end => last.end = last.end.max(span.end),
+            _ => out.push(span),
+        }
+    }
+    out
+}
+
+/// The parts of `range` that spans cover; `at` remembers the first span that reaches to it, for
+/// ranges that ascend.
+fn touching<'a>(
+    spans: &'a [Range<usize>],
+    at: &mut usize,
+    range: &'a Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + 'a {
+    while spans.get(*at).is_some_and(|s| s.end <= range.start) {
+        *at += 1;
+    }
+    spans[*at..]
         .iter()
-        .filter(|w| !w.is_empty())
-        .flat_map(|w| {
-            text.match_indices(w.as_str())
-                .map(|(at, w)| at..at + w.len())
-        })
-        .collect()
+        .take_while(|s| s.start < range.end)
+        .map(|s| s.start.max(range.start)..s.end.min(range.end))
 }
 
 /// For each value its place when sorted from high to low; ties go to the first.

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::control;
 use crate::error::Result;
 use crate::hard::options::{Effort, Granularity, RankMethod};
 use crate::hard::rank_text;
@@ -208,14 +209,16 @@ impl Exact<'_> {
                 },
             }
         });
-        let prompt = Prompt::new(question, texts.collect());
-        let candidates = prompt.candidates(2 * budget / PASSAGE);
+        let texts: Vec<_> = texts.collect();
+        let prompt = control::step(|| Ok(Prompt::new(question, texts)))?;
+        let candidates = control::step(|| Ok(prompt.candidates(2 * budget / PASSAGE)))?;
         let ranker = self
             .options
             .ranker
             .as_ref()
             .unwrap_or_else(|| Ranker::shipped());
-        let mut worth = candidates.spread(&ranker.scores(&candidates));
+        let scores = control::step(|| Ok(ranker.scores(&candidates)))?;
+        let mut worth = candidates.spread(&scores);
         let read = self.to_read(
             &worth,
             &candidates.chosen,
@@ -236,7 +239,8 @@ impl Exact<'_> {
             .iter()
             .map(|p| vec![0.0; p.sentences.len()])
             .collect();
-        for (passage, own) in passages.iter().zip(prompt.sentences(&worth)) {
+        let own = control::step(|| Ok(prompt.sentences(&worth)))?;
+        for (passage, own) in passages.iter().zip(own) {
             sentences[passage.context][passage.sentences.clone()].copy_from_slice(&own);
         }
         Ok((worth, sentences))

@@ -51,8 +51,34 @@ pub(super) fn salience(contexts: &[String], parsed: &[Parsed]) -> Vec<Vec<f64>> 
         .collect()
 }
 
+/// Words by which a sentence tells its reader what to do, anywhere in it and at its start.
+const DIRECT: &str = " you your must never always don't cannot please should shall ";
+const IMPERATIVE: &str = " answer respond reply return write use include avoid ensure output format do keep make give \
+    list explain describe follow ignore include limit start end begin check call ask say state cite quote summarize ";
+
+/// Whether most of a text tells its reader what to do: the end of an instruction is worth no less than
+/// its beginning.
+fn instructs(text: &str, sentences: &[Range<usize>]) -> bool {
+    let has = |list: &str, word: &str| !word.is_empty() && list.contains(&format!(" {word} "));
+    let direct = |range: &&Range<usize>| {
+        let own = text[(*range).clone()].to_lowercase();
+        let mut words = own
+            .split(|c: char| !c.is_alphanumeric() && c != '\'')
+            .filter(|word| !word.is_empty());
+        words
+            .next()
+            .is_some_and(|first| has(IMPERATIVE, first) || has(DIRECT, first))
+            || words.any(|word| has(DIRECT, word))
+    };
+    let sample = &sentences[..sentences.len().min(100)];
+    sample.len() > 1 && sample.iter().filter(direct).count() * 5 >= sample.len() * 2
+}
+
 /// What the place of each sentence in its paragraph takes off its worth. A paragraph ends with a line.
 pub(super) fn lateness(text: &str, sentences: &[Range<usize>]) -> Vec<f64> {
+    if instructs(text, sentences) {
+        return vec![0.0; sentences.len()];
+    }
     let mut before = 0;
     sentences
         .iter()
@@ -77,5 +103,8 @@ mod tests {
         let late: Vec<f64> = lateness(text, &ranges).iter().map(|x| x / LATE).collect();
         assert_eq!(late, [0.0, 1.0, 2.0, 0.0, 1.0, 0.0]);
         assert!(lateness("", &[]).is_empty());
+        let text = "You are a clerk. Answer in one line. Never name a price. The shop is blue.";
+        let ranges = [0..17, 17..37, 37..57, 57..74];
+        assert_eq!(lateness(text, &ranges), [0.0; 4]);
     }
 }

@@ -45,7 +45,7 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct Tree<'t> {
     pub text: &'t str,
-    pub nodes: Vec<Node>,
+    pub nodes: Cow<'t, [Node]>,
 }
 
 impl<'t> Tree<'t> {
@@ -84,7 +84,10 @@ impl<'t> Tree<'t> {
             }
             at += 1;
         }
-        Ok(Tree { text, nodes })
+        Ok(Tree {
+            text,
+            nodes: Cow::Owned(nodes),
+        })
     }
 
     /// The text of a value.
@@ -171,16 +174,23 @@ impl<'t> Deserialize<'t> for Level<'t> {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Decoded<'t> {
     pub text: Cow<'t, str>,
-    /// After each escape: (bytes of the text, bytes of the literal) so far.
-    escapes: Vec<(usize, usize)>,
+    /// The end of each escape in the text, and its bytes in the literal.
+    escapes: Vec<(usize, Range<usize>)>,
 }
 
 impl Decoded<'_> {
     /// The byte of the literal where byte `at` of the text stands, `at` a character's border.
     pub fn raw(&self, at: usize) -> usize {
         let behind = self.escapes.partition_point(|&(text, _)| text <= at);
-        let (text, raw) = behind.checked_sub(1).map_or((0, 1), |i| self.escapes[i]);
+        let (text, raw) = behind
+            .checked_sub(1)
+            .map_or((0, 1), |i| (self.escapes[i].0, self.escapes[i].1.end));
         raw + (at - text)
+    }
+
+    /// The bytes of the literal that each escape takes.
+    pub fn escapes(&self) -> impl Iterator<Item = Range<usize>> {
+        self.escapes.iter().map(|(_, raw)| raw.clone())
     }
 }
 
@@ -202,7 +212,8 @@ pub(crate) fn decode(literal: &str) -> Option<Decoded<'_>> {
         let (c, len) = escape(&rest[at..])?;
         text.push(c);
         rest = &rest[at + len..];
-        escapes.push((text.len(), 1 + body.len() - rest.len()));
+        let end = 1 + body.len() - rest.len();
+        escapes.push((text.len(), end - len..end));
     }
     text.push_str(rest);
     Some(Decoded {

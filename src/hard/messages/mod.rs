@@ -9,12 +9,15 @@ mod policy;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::text::Tokenizer;
 
 pub use parts::{Content, Role};
 pub use policy::{MessagesOptions, Policy, Reason};
 
 use super::json_text::Tree;
 use super::json_text::tree::encode_like;
+use super::request::Request;
+use super::result::Compressed;
 use parts::{Conversation, Part};
 use policy::Plan;
 
@@ -53,19 +56,54 @@ pub struct MessagesResult {
 /// Stands for a text of which nothing is left.
 const OMITTED: &str = "…";
 
+/// Shortens a conversation; `compress` does requests, each by itself.
+///
+/// `body` is the body of a request to OpenAI's chat completions or responses or to Anthropic's messages, or
+/// the list of its messages alone.
+///
+/// # Errors
+/// [`Error::Input`] for an option out of its range or a body that is none of these, [`Error::Budget`] when
+/// what must not change is longer than the target, and those of `compress`.
+pub(crate) fn compress_by(
+    body: &[u8],
+    options: &MessagesOptions,
+    tokenizer: &Tokenizer,
+    compress: &dyn Fn(&[Request]) -> Vec<Result<Compressed>>,
+) -> Result<MessagesResult> {
+    let exact = options.exact.clone().with_keep_question(false);
+    let shorten = |tasks: &[Task]| {
+        let request = |task: &Task| {
+            Request::new([task.text.as_str()])
+                .with_question(task.question.as_str())
+                .with_tokens(task.target)
+                .with_mode(exact.clone())
+        };
+        let requests: Vec<Request> = tasks.iter().map(request).collect();
+        let texts = compress(&requests).into_iter().map(|result| match result {
+            Ok(result) => Ok(result.text),
+            // Nothing of it fits.
+            Err(Error::Budget { .. }) => Ok(String::new()),
+            Err(error) => Err(error),
+        });
+        texts.collect()
+    };
+    let count = |text: &str| exact.count.tokens(text, tokenizer);
+    shorten_parts(body, options, &count, &shorten)
+}
+
 /// A text that is to be shortened.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Task {
-    pub text: String,
+struct Task {
+    text: String,
     /// What it is ranked by; may be empty.
-    pub question: String,
+    question: String,
     /// Tokens to keep.
-    pub target: usize,
+    target: usize,
 }
 
 /// Shortens a conversation; `shorten` does its texts, each to at most its target, and `count` gives the
 /// tokens of a text.
-pub(crate) fn compress(
+fn shorten_parts(
     body: &[u8],
     options: &MessagesOptions,
     count: &dyn Fn(&str) -> Result<usize>,
@@ -151,7 +189,7 @@ pub(crate) fn compress(
     out.extend_from_slice(&json.as_bytes()[done..]);
     let sum = |tokens: fn(&Decision) -> usize| decisions.iter().map(tokens).sum();
     let (tokens_before, tokens_after) = (sum(|d| d.before), sum(|d| d.after));
-    if let Some(target) = options.target_token.filter(|&target| tokens_after > target) {
+    if let Some(target) = options.target().filter(|&target| tokens_after > target) {
         return Err(Error::Budget {
             target,
             reason: format!(

@@ -6,7 +6,8 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::hard::check_rate;
+use crate::hard::options::Exact;
+use crate::hard::request::{Budget, check_rate};
 
 use super::parts::{Content, Conversation, Fixed, Part, Role};
 
@@ -30,11 +31,11 @@ pub enum Policy {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct MessagesOptions {
-    /// Share of its tokens that a shortened text keeps, above 0 and at most 1.
-    pub rate: f64,
-    /// Tokens of all parts together, the unchanged ones included. The rates then say how the texts share
-    /// what is left.
-    pub target_token: Option<usize>,
+    /// [`Budget::Rate`]: the share of its tokens that a shortened text keeps. [`Budget::Tokens`]: the
+    /// tokens of all parts together, the unchanged ones included; texts share what is left of them.
+    pub budget: Budget,
+    /// How texts are shortened, and whose tokens are counted.
+    pub exact: Exact,
     /// What texts are ranked by; `None` takes the newest turn of the user.
     pub question: Option<String>,
     /// Results of tools, wherever they stand.
@@ -48,7 +49,7 @@ pub struct MessagesOptions {
     /// Texts of fewer tokens do not change.
     pub min_tokens: usize,
     /// Texts do not change that would lose less than this share of their tokens; without effect under
-    /// `target_token`.
+    /// [`Budget::Tokens`].
     pub min_saving: f64,
     /// Texts of up to so many characters do not change where they hold a stack trace or an error of a
     /// compiler.
@@ -58,8 +59,8 @@ pub struct MessagesOptions {
 impl Default for MessagesOptions {
     fn default() -> Self {
         MessagesOptions {
-            rate: 0.5,
-            target_token: None,
+            budget: Budget::default(),
+            exact: Exact::default(),
             question: None,
             tool_results: Policy::Shorten,
             user: Policy::Shorten,
@@ -72,13 +73,56 @@ impl Default for MessagesOptions {
     }
 }
 
+/// A setter for each option.
+macro_rules! setters {
+    ($($field:ident $with:ident: $type:ty,)*) => {$(
+        #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+        #[must_use]
+        pub fn $with(mut self, value: $type) -> Self {
+            self.$field = value;
+            self
+        }
+    )*};
+}
+
 impl MessagesOptions {
+    setters! {
+        budget with_budget: Budget,
+        exact with_exact: Exact,
+        question with_question: Option<String>,
+        tool_results with_tool_results: Policy,
+        user with_user: Policy,
+        assistant with_assistant: Policy,
+        recent with_recent: usize,
+        min_tokens with_min_tokens: usize,
+        min_saving with_min_saving: f64,
+        errors_up_to with_errors_up_to: usize,
+    }
+
+    /// Tokens of the whole conversation, where the budget names them.
+    pub(super) fn target(&self) -> Option<usize> {
+        match self.budget {
+            Budget::Tokens(tokens) => Some(tokens),
+            Budget::Rate(_) => None,
+        }
+    }
+
+    /// The rate of texts that have none of their own.
+    fn rate(&self) -> f64 {
+        match self.budget {
+            Budget::Rate(rate) => rate,
+            // Under a number of tokens only what rates are to each other counts.
+            Budget::Tokens(_) => 0.5,
+        }
+    }
+
     /// Refuses values outside their range, as every call does that takes options.
     ///
     /// # Errors
     /// [`Error::Input`] naming the option, its value and the range.
     pub fn check(&self) -> Result<()> {
-        check_rate(self.rate)?;
+        check_rate(self.rate())?;
+        self.exact.check(usize::MAX)?;
         for policy in [self.tool_results, self.user, self.assistant] {
             if let Policy::Rate(rate) = policy {
                 check_rate(rate)?;
@@ -172,7 +216,7 @@ impl Plan {
         let mut plan = Plan {
             reasons: Vec::with_capacity(parts.len()),
             targets: Vec::new(),
-            strict: options.target_token.is_some(),
+            strict: options.target().is_some(),
             question: String::new(),
         };
         let mut wanted: Vec<(usize, f64)> = Vec::new();
@@ -207,7 +251,7 @@ impl Plan {
             if kept.is_none() {
                 let rate = match policy {
                     Policy::Rate(rate) => rate,
-                    _ => options.rate,
+                    _ => options.rate(),
                 };
                 wanted.push((i, rate));
             }
@@ -227,7 +271,7 @@ impl Plan {
         counts: &[usize],
         options: &MessagesOptions,
     ) -> Result<()> {
-        let Some(target) = options.target_token else {
+        let Some(target) = options.target() else {
             self.targets = wanted
                 .iter()
                 .map(|&(part, rate)| (part, (counts[part] as f64 * rate).round() as usize))

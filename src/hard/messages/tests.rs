@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::hard::Budget;
 use crate::random::Random;
 
 /// Keeps the first words of a text, a token each.
@@ -31,7 +32,7 @@ fn options() -> MessagesOptions {
 }
 
 fn run(body: &str, options: &MessagesOptions) -> MessagesResult {
-    compress(body.as_bytes(), options, &words, &first_words).unwrap()
+    shorten_parts(body.as_bytes(), options, &words, &first_words).unwrap()
 }
 
 /// The reasons in order, and the questions that texts were ranked by.
@@ -44,7 +45,7 @@ fn reasons(body: &Value, options: &MessagesOptions) -> (Vec<Reason>, Vec<String>
         first_words(tasks)
     };
     let body = serde_json::to_string(body).unwrap();
-    let result = compress(body.as_bytes(), options, &words, &shorten).unwrap();
+    let result = shorten_parts(body.as_bytes(), options, &words, &shorten).unwrap();
     (
         result
             .decisions
@@ -267,7 +268,7 @@ fn a_target_holds_for_the_whole_conversation() {
         {"role": "user", "content": "one two"}]})
     .to_string();
     let with = |target| MessagesOptions {
-        target_token: Some(target),
+        budget: Budget::Tokens(target),
         ..options()
     };
     for target in [44, 50, 100, 150, 161] {
@@ -277,7 +278,8 @@ fn a_target_holds_for_the_whole_conversation() {
     }
     assert_eq!(run(&body, &with(162)).body, body.as_bytes());
     for target in [0, 41, 43] {
-        let error = compress(body.as_bytes(), &with(target), &words, &first_words).unwrap_err();
+        let error =
+            shorten_parts(body.as_bytes(), &with(target), &words, &first_words).unwrap_err();
         let needed = if target == 43 {
             "is 44 tokens"
         } else {
@@ -371,7 +373,7 @@ fn bodies_that_are_none_are_refused_in_a_line() {
         (b"\xff", "not UTF-8"),
         (b"7", "neither"),
     ] {
-        let error = compress(body, &options(), &words, &first_words)
+        let error = shorten_parts(body, &options(), &words, &first_words)
             .unwrap_err()
             .to_string();
         assert!(error.contains(says) && !error.contains('\n'), "{error}");
@@ -379,7 +381,7 @@ fn bodies_that_are_none_are_refused_in_a_line() {
     assert_eq!(run("{\"messages\": []}", &options()).decisions, []);
     for bad in [0.0, 1.5, f64::NAN] {
         let rate = MessagesOptions {
-            rate: bad,
+            budget: Budget::Rate(bad),
             ..options()
         };
         let policy = MessagesOptions {

@@ -107,6 +107,14 @@ impl Reference<'_> {
             .map(|(decoded, given)| *decoded != given)
             .collect();
         let mut result = self.run(prompt, stripped, Some(segments.clone()), target)?;
+        for (index, (context, segments)) in contexts.iter().zip(&segments).enumerate() {
+            if let Some(lost) = structured::lost(context, segments) {
+                result.warnings.push(format!(
+                    "context {index}: {lost} bytes of text are lost, as llmlingua reads no segment that holds \
+                     a `<`, none after a misspelt tag, and nothing between tags; mode exact keeps them"
+                ));
+            }
+        }
         for kept in &mut result.contexts {
             if altered[kept.index] {
                 kept.spans.clear();

@@ -4,14 +4,23 @@
 //! with x unsigned and w signed, each block's sum exact in 32 bits and the rest in f32 with one rounding
 //! by multiplication and one by a fused multiply-add.
 
-use super::{Activations, BLOCK, Block, SCALES, STARTS};
+use super::{Activations, Block, CODES, SCALES, STARTS, Task, linear};
 use crate::ops::Isa;
 
 /// An instruction set that computes tiles of `R` rows by `C` columns. A value of such a type proves that
 /// the machine has it.
 pub(super) trait Dot<const R: usize, const C: usize>: Copy + Send + Sync {
-    /// Adds the products of rows with a panel to `out`.
-    fn tile(self, panel: &[Block<C>], rows: [&[Activations]; R], out: &mut [[f32; C]; R]);
+    /// Writes `first` and the products of rows with a panel.
+    fn tile(
+        self,
+        panel: &[Block<C>],
+        rows: [&[Activations]; R],
+        first: &[f32; C],
+        out: &mut [[f32; C]; R],
+    );
+
+    /// A linear layer's task.
+    fn linear(self, task: Task<'_>);
 }
 
 /// Defines [`Kernel`]: its variants by instruction set, type and tile.
@@ -108,11 +117,23 @@ macro_rules! dot {
                 self,
                 panel: &[Block<{ $vectors * $lanes }>],
                 rows: [&[Activations]; $rows],
+                first: &[f32; $vectors * $lanes],
                 out: &mut [[f32; $vectors * $lanes]; $rows],
             ) {
                 // SAFETY: a value exists only where the features that the function needs were found.
-                unsafe { tile(panel, rows, out) }
+                unsafe { tile(panel, rows, first, out) }
             }
+
+            #[allow(unsafe_code)]
+            fn linear(self, task: Task<'_>) {
+                // SAFETY: as above.
+                unsafe { linear(self, task) }
+            }
+        }
+
+        #[target_feature(enable = $enable)]
+        fn linear(dot: $name, task: Task<'_>) {
+            super::super::linear(dot, task)
         }
 
         #[target_feature(enable = $enable)]
@@ -120,9 +141,10 @@ macro_rules! dot {
         fn tile(
             panel: &[Block<{ $vectors * $lanes }>],
             rows: [&[Activations]; $rows],
+            begin: &[f32; $vectors * $lanes],
             out: &mut [[f32; $vectors * $lanes]; $rows],
         ) {
-            let mut totals: [[Floats; $vectors]; $rows] = bytemuck::must_cast(*out);
+            let mut totals: [[Floats; $vectors]; $rows] = [bytemuck::must_cast(*begin); $rows];
             for (b, block) in panel.iter().enumerate() {
                 let starts: [Ints; $vectors] = bytemuck::must_cast(block[STARTS]);
                 let mut sums = [[first(starts[0]); $vectors]; $rows];
@@ -131,12 +153,12 @@ macro_rules! dot {
                         sums[i][j] = first(starts[j]);
                     }
                 }
-                for k in 0..BLOCK / 8 {
-                    let low: [Ints; $vectors] = bytemuck::must_cast(block[2 * k]);
-                    let high: [Ints; $vectors] = bytemuck::must_cast(block[2 * k + 1]);
+                for k in 0..CODES / 2 {
+                    let low: [Ints; $vectors] = bytemuck::must_cast(block[k]);
+                    let high: [Ints; $vectors] = bytemuck::must_cast(block[CODES / 2 + k]);
                     for i in 0..$rows {
                         let codes = &rows[i][b].codes;
-                        let x = [splat(codes[2 * k]), splat(codes[2 * k + 1])];
+                        let x = [splat(codes[k]), splat(codes[CODES / 2 + k])];
                         for j in 0..$vectors {
                             sums[i][j] = dot(sums[i][j], x, [low[j], high[j]]);
                         }
@@ -158,7 +180,7 @@ macro_rules! dot {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Activations, BLOCK, Block, Dot, SCALES, STARTS};
+    use super::{Activations, Block, CODES, Dot, SCALES, STARTS, Task};
 
     macro_rules! detected {
         ($feature:tt) => {
@@ -303,7 +325,7 @@ mod x86 {
 mod arm {
     use std::arch::aarch64::*;
 
-    use super::{Activations, BLOCK, Block, Dot, SCALES, STARTS};
+    use super::{Activations, Block, CODES, Dot, SCALES, STARTS, Task};
 
     macro_rules! detected {
         ($feature:tt) => {

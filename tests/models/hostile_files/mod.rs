@@ -5,6 +5,7 @@ use crate::common;
 mod folders;
 mod ggufs;
 mod mutations;
+mod origins;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;

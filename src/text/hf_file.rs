@@ -1,0 +1,318 @@
+//! A foreign `tokenizer.json`, looked at before Hugging Face's crate is given it.
+//!
+//! That crate trusts the file: lengths in it become allocations, halves of merges are cut where it says,
+//! and each normalizer may make a text longer. What would end the process is refused here; what only
+//! panics is caught by [`guard`].
+
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::error::{Error, Result};
+use crate::files::{one_line, refuse_pointer, regular_file};
+
+/// The largest vocabularies take 35 MB.
+const LONGEST_FILE: u64 = 256 << 20;
+/// A normalizer's or a decoder's part of a file; a compiled character map takes 400 KB.
+const LONGEST_STEPS: usize = 8 << 20;
+/// How much longer normalizers or decoders may make a text. SentencePiece's space takes three bytes of one.
+const MOST_GROWTH: f64 = 64.0;
+/// Sequences in sequences.
+const DEEPEST: usize = 32;
+
+/// What is looked at.
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow)]
+    normalizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    decoder: Option<&'a RawValue>,
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Model<'a> {
+    continuing_subword_prefix: Option<String>,
+    #[serde(borrow)]
+    dropout: Option<&'a RawValue>,
+    #[serde(borrow)]
+    merges: Option<&'a RawValue>,
+}
+
+/// A merge, in either form that files have.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(serde::de::IgnoredAny, String),
+    Joined(String),
+}
+
+/// Reads a file that Hugging Face's crate may be given. What a training drops at random is not dropped.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::Format`] for what cannot be a tokenizer or would take any amount of memory.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+    regular_file(path)?;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes))
+        .map_err(Error::io(path))?;
+    refuse_pointer(path, &bytes)?;
+    let bad =
+        |reason: String| Error::format(path, one_line(&format!("is no tokenizer.json: {reason}")));
+    if bytes.len() as u64 > LONGEST_FILE {
+        return Err(bad(format!("longer than {LONGEST_FILE} bytes")));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|error| bad(error.to_string()))?;
+    let file: File = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    for (name, steps) in [("normalizer", file.normalizer), ("decoder", file.decoder)] {
+        let Some(raw) = steps else { continue };
+        if raw.get().len() > LONGEST_STEPS {
+            return Err(bad(format!(
+                "its {name} is longer than {LONGEST_STEPS} bytes"
+            )));
+        }
+        let steps: Value =
+            serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
+        let grows = growth(&steps, 0).map_err(|reason| bad(format!("{name}: {reason}")))?;
+        if grows > MOST_GROWTH {
+            let reason = format!("its {name} makes a text up to {grows:.0} times as long");
+            return Err(bad(reason));
+        }
+    }
+    let Some(model) = file.model else {
+        return Err(bad("it has no model".into()));
+    };
+    let model: Model = serde_json::from_str(model.get()).map_err(|error| bad(error.to_string()))?;
+    if let (Some(prefix), Some(merges)) = (&model.continuing_subword_prefix, model.merges)
+        && !prefix.is_empty()
+    {
+        let merges: Vec<Merge> =
+            serde_json::from_str(merges.get()).map_err(|error| bad(error.to_string()))?;
+        let cut = |merge: &Merge| {
+            let right = match merge {
+                Merge::Pair(_, right) => right,
+                Merge::Joined(pair) => pair.split_once(' ').map_or("", |(_, right)| right),
+            };
+            right.is_char_boundary(prefix.len().min(right.len() + 1))
+        };
+        if !merges.iter().all(cut) {
+            let reason = "a merge is shorter than its model's continuing_subword_prefix";
+            return Err(bad(reason.into()));
+        }
+    }
+    let dropout = model.dropout.map(|raw| {
+        // A raw value is a slice of the text that it was read from.
+        let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+        start..start + raw.get().len()
+    });
+    if let Some(dropout) = dropout {
+        bytes.splice(dropout, *b"null");
+    }
+    Ok(bytes)
+}
+
+/// How many times as long a text may be after a normalizer or a decoder.
+fn growth(step: &Value, depth: usize) -> Result<f64, String> {
+    if depth > DEEPEST {
+        return Err("sequences in sequences in sequences".into());
+    }
+    let len = |name: &str| step.get(name).and_then(Value::as_str).map_or(0, str::len);
+    match step.get("type").and_then(Value::as_str) {
+        Some("Sequence") => {
+            let mut product = 1.0;
+            for name in ["normalizers", "decoders"] {
+                for step in step
+                    .get(name)
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
+                    product *= growth(step, depth + 1)?;
+                }
+            }
+            Ok(product)
+        }
+        // What an expression finds may be one byte.
+        Some("Replace") => {
+            let pattern = step
+                .get("pattern")
+                .and_then(|pattern| pattern.get("String"));
+            let found = pattern.and_then(Value::as_str).map_or(1, str::len);
+            Ok((len("content") as f64 / found.max(1) as f64).max(1.0))
+        }
+        Some("Prepend") => Ok(1.0 + len("prepend") as f64),
+        Some("Precompiled") => {
+            let map = step.get("precompiled_charsmap").and_then(Value::as_str);
+            let map = map.ok_or("a character map is not a string")?;
+            is_char_map(map)
+                .then_some(3.0)
+                .ok_or_else(|| "a compiled character map is shorter than it says".to_string())
+        }
+        // Decompositions of Unicode.
+        Some("NFD" | "NFKD" | "NFC" | "NFKC" | "Nmt" | "BertNormalizer") => Ok(3.0),
+        _ => Ok(1.0),
+    }
+}
+
+/// Whether the first four bytes of a character map, in base64, name a size that it has.
+fn is_char_map(base64: &str) -> bool {
+    let digit = |c: &u8| match c {
+        b'A'..=b'Z' => Some(c - b'A'),
+        b'a'..=b'z' => Some(c - b'a' + 26),
+        b'0'..=b'9' => Some(c - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let head: Option<Vec<u8>> = base64.as_bytes().iter().take(6).map(digit).collect();
+    let Some(&[a, b, c, d, e, f]) = head.as_deref() else {
+        return false;
+    };
+    let bits = [a, b, c, d, e, f]
+        .iter()
+        .fold(0u64, |bits, &digit| bits << 6 | u64::from(digit));
+    let size = u32::from_le_bytes([28, 20, 12, 4].map(|shift| (bits >> shift) as u8));
+    size.is_multiple_of(4) && u64::from(size) + 4 <= base64.len() as u64 / 4 * 3
+}
+
+/// Does something with Hugging Face's crate, whose panics become errors that `name` the tokenizer.
+///
+/// # Errors
+/// What `work` says, or that it panicked.
+pub(super) fn guard<T>(name: &Path, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    // What a panic leaves of the tokenizer is not used: it is not written to.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| {
+            Error::format(
+                name,
+                one_line(&format!("is no tokenizer.json that works: {error}")),
+            )
+        }),
+        Err(_) => Err(Error::format(
+            name,
+            "is no tokenizer.json that works: Hugging Face's tokenizers panicked on it",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What is said of a file, or its bytes.
+    fn read_text(text: &str) -> Result<String, String> {
+        let path = std::env::temp_dir().join(format!(
+            "prefold-hf-{}-{:x}.json",
+            std::process::id(),
+            text.len()
+        ));
+        std::fs::write(&path, text).unwrap();
+        let read = read(&path).map_err(|error| error.to_string());
+        std::fs::remove_file(&path).unwrap();
+        let read = read.map(|bytes| String::from_utf8(bytes).unwrap());
+        if let Err(line) = &read {
+            assert!(
+                line.contains("prefold-hf-") && !line.contains('\n'),
+                "{line}"
+            );
+        }
+        read
+    }
+
+    #[test]
+    fn dropout_is_taken_out_and_nothing_else() {
+        let file = |dropout: &str| {
+            format!(
+                "{{\"model\": {{\"a\":1.50, \"dropout\" : {dropout}, \"vocab\":{{}}}}, \"x\":\"é\"}}"
+            )
+        };
+        for dropout in ["0.1", "null", "0.25e0"] {
+            assert_eq!(read_text(&file(dropout)).unwrap(), file("null"));
+        }
+        assert_eq!(read_text("{\"model\":{}}").unwrap(), "{\"model\":{}}");
+    }
+
+    #[test]
+    fn what_would_take_all_memory_is_refused() {
+        let refused = |normalizer: Value, says: &str| {
+            let text = json!({"model": {}, "normalizer": normalizer}).to_string();
+            let said = read_text(&text).unwrap_err();
+            assert!(said.contains(says), "{said}");
+        };
+        let replace = |content: String| json!({"type": "Replace", "pattern": {"Regex": "."}, "content": content});
+        let four: Vec<Value> = (0..4).map(|_| replace("x".repeat(200))).collect();
+        refused(
+            json!({"type": "Sequence", "normalizers": four}),
+            "times as long",
+        );
+        // The first four bytes claim 4 GB, or one byte more than there is.
+        refused(
+            json!({"type": "Precompiled", "precompiled_charsmap": "/////wAA"}),
+            "character map",
+        );
+        refused(
+            json!({"type": "Precompiled", "precompiled_charsmap": "BA=="}),
+            "character map",
+        );
+        refused(
+            json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAA"}),
+            "character map",
+        );
+        refused(json!({"type": "Precompiled"}), "character map");
+        let mut deep = json!({"type": "Sequence", "normalizers": []});
+        for _ in 0..40 {
+            deep = json!({"type": "Sequence", "normalizers": [deep]});
+        }
+        refused(deep, "sequences in sequences");
+        // A map of four bytes that says so, and SentencePiece's own steps.
+        for fine in [
+            json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}),
+            json!({"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}),
+            Value::Null,
+        ] {
+            let text = json!({"model": {}, "normalizer": fine}).to_string();
+            assert!(read_text(&text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn merges_that_would_be_cut_wrongly_are_refused() {
+        let with = |merges: Value| {
+            json!({"model": {"continuing_subword_prefix": "##", "merges": merges}}).to_string()
+        };
+        assert!(read_text(&with(json!([["a", "##b"], ["a", "##"]]))).is_ok());
+        assert!(read_text(&with(json!(["a ##b"]))).is_ok());
+        for bad in [
+            json!([["a", "b"]]),
+            json!(["a b"]),
+            json!(["a"]),
+            json!([["a", "#é"]]),
+            json!(7),
+        ] {
+            assert!(read_text(&with(bad.clone())).is_err(), "{bad}");
+        }
+        assert!(read_text("{}").unwrap_err().contains("no model"));
+        assert!(read_text("{\"model\": 3").is_err());
+    }
+
+    #[test]
+    fn panics_become_errors() {
+        let path = Path::new("some/tokenizer.json");
+        let said = guard(path, || -> tokenizers::Result<()> { panic!("inside") });
+        let said = said.unwrap_err().to_string();
+        assert!(
+            said.starts_with("some/tokenizer.json: ") && said.contains("panicked"),
+            "{said}"
+        );
+        assert_eq!(guard(path, || Ok(7)).unwrap(), 7);
+    }
+}
