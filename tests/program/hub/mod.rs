@@ -535,13 +535,18 @@ fn a_log_shows_the_device_and_the_passes() {
     let text = world.home.write("text.txt", "The cat sat on the mat.");
     let score = |level: &str| {
         let mut command = world.command(&["score", text.to_str().unwrap()]);
-        command.env("PREFOLD_MODEL", &model).env("PREFOLD_DEVICE", "cpu");
+        command
+            .env("PREFOLD_MODEL", &model)
+            .env("PREFOLD_DEVICE", "cpu");
         ran(command.env("PREFOLD_LOG", level))
     };
     let quiet = score("");
     assert_eq!(quiet.err, "");
     let info = score("info").err;
-    assert!(info.contains("prefold: info: ") && info.contains("llama on cpu"), "{info}");
+    assert!(
+        info.contains("prefold: info: ") && info.contains("llama on cpu"),
+        "{info}"
+    );
     assert!(!info.contains("forward pass"), "{info}");
     let debug = score("debug").err;
     assert!(debug.contains("prefold: debug: forward pass: "), "{debug}");
