@@ -280,7 +280,10 @@ mod tests {
     #[test]
     fn the_help_of_every_option_shows_what_holds_without_it() {
         // What is simply absent by default.
-        const ABSENT: [&str; 30] = [
+        const ABSENT: [&str; 33] = [
+            "corpus",
+            "hold-out",
+            "messages",
             "question",
             "instruction",
             "output",

@@ -60,11 +60,12 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
-    /// What the contexts are, instead of what each looks like
+    /// What the contexts are [default: what each looks like]
     #[arg(long = "as", value_name = "KIND", value_enum,
         conflicts_with = "reference", help_heading = EXACT)]
     as_kind: Option<ContentKind>,
-    /// Put TEXT where something was dropped; empty: not even `…` in code
+    /// Put TEXT where something was dropped; empty: nothing [default: `…` in a comment of code, else
+    /// nothing]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
         conflicts_with = "reference", help_heading = EXACT)]
     mark: Option<String>,

@@ -16,7 +16,10 @@ fn pages() -> Vec<PathBuf> {
         for entry in fs::read_dir(folder).unwrap().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
-            if name.starts_with('.') && name != ".github" || name == "target" || path.is_symlink() {
+            // Texts that tests read are not documentation.
+            let data = path.ends_with("tests/data");
+            let hidden = name.starts_with('.') && name != ".github";
+            if hidden || data || name == "target" || path.is_symlink() {
                 continue;
             }
             if path.is_dir() {
