@@ -134,7 +134,7 @@ fn lines(
 
 /// What is to be done for a row, or what there is to say already.
 enum Task {
-    Compress(Call),
+    Compress(Box<Call>),
     Said(Said),
 }
 
@@ -207,7 +207,9 @@ fn call(engine: &Engine, mut row: Map<String, Value>, line: &[u8]) -> Result<Tas
         return Err(bad_row("field `args` is no object"));
     };
     match call.as_str() {
-        Some(name) if Call::NAMES.contains(&name) => Ok(Task::Compress(Call::new(name, args)?)),
+        Some(name) if Call::NAMES.contains(&name) => {
+            Ok(Task::Compress(Box::new(Call::new(name, args)?)))
+        }
         Some("tokenize") => {
             let mut args = Arguments::new(args);
             let text: String = args.required("text")?;

@@ -88,7 +88,8 @@ pub fn run(args: Args) -> Outcome {
 /// Two tables: right passages whole, answers kept.
 fn render(rows: usize, rates: &[f64], table: &[Recall]) -> String {
     let mut out = format!("{rows} rows\n");
-    let parts: [(&str, fn(&Recall) -> Option<Interval>); 2] = [
+    type Part = fn(&Recall) -> Option<Interval>;
+    let parts: [(&str, Part); 2] = [
         ("right passages whole", |recall| recall.whole),
         ("answer kept", |recall| recall.answered),
     ];

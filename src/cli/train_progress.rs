@@ -72,10 +72,8 @@ impl Progress {
                     bar.set_message(format!(", measuring dev row {done} of {of}"));
                 }
             }
-            Event::Saved(step) => {
-                if self.bar.is_none() && self.told.is_some() {
-                    self.say(&format!("step {step} is saved"));
-                }
+            Event::Saved(step) if self.bar.is_none() && self.told.is_some() => {
+                self.say(&format!("step {step} is saved"));
             }
             _ => {}
         }

@@ -129,7 +129,8 @@ fn request(data: &[u8]) {
         Some(Value::Object(arguments)) => arguments.clone(),
         _ => row,
     };
-    let parse: [fn(Map<String, Value>) -> prefold::Result<Request>; 3] = [
+    type Parse = fn(Map<String, Value>) -> prefold::Result<Request>;
+    let parse: [Parse; 3] = [
         Request::from_json,
         |arguments| Request::from_python(arguments, false),
         |arguments| Request::from_python(arguments, true),

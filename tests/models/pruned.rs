@@ -196,7 +196,7 @@ fn everything_kept_is_the_whole() {
 #[test]
 fn short_texts_and_bad_rates() {
     let Some(models) = models() else { return };
-    let engine = Engine::builder(&models.join("llama3"))
+    let engine = Engine::builder(models.join("llama3"))
         .device(Device::Cpu)
         .build()
         .unwrap();
@@ -217,7 +217,7 @@ fn short_texts_and_bad_rates() {
         assert!(prune(&engine, &[], 0.5, by).is_err());
     }
     // A window and gaps do not go together.
-    let mistral = Engine::builder(&models.join("mistral"))
+    let mistral = Engine::builder(models.join("mistral"))
         .device(Device::Cpu)
         .build()
         .unwrap();

@@ -251,8 +251,9 @@ fn a_prompt_that_fits_stays_as_it_is() {
         assert_eq!(result.llmlingua().ratio, "1.0x");
         let contexts = result.contexts.iter();
         let kept: Vec<_> = contexts.map(|kept| (kept.index, &kept.spans[..])).collect();
-        let whole = [vec![0..7], vec![0..4]];
-        assert_eq!(kept, [(0, &whole[0][..]), (1, &whole[1][..])]);
+        assert_eq!(kept.len(), 2);
+        assert!(kept[0] == (0, std::slice::from_ref(&(0..7))));
+        assert!(kept[1] == (1, std::slice::from_ref(&(0..4))));
     }
     let empty = compress(&Request::default()).unwrap();
     assert_eq!((empty.text.as_str(), empty.tokens_after), ("", 0));
@@ -328,7 +329,9 @@ fn structured_prompts_lose_no_text() {
     }
     let untagged = "a < b and nothing else is said here at all";
     let result = compress(&tagged_request(untagged)).unwrap();
-    let half = count_cl100k(untagged) / 2;
+    // A share is rounded to whole tokens.
+    let half = count_cl100k(untagged).div_ceil(2);
+    assert_eq!(result.target, Some(half));
     assert!(
         (half - 1..=half).contains(&result.tokens_after),
         "{result:?}"
