@@ -59,3 +59,8 @@ pub mod ops;
 pub mod soft;
 #[doc(hidden)]
 pub mod text;
+
+// The programs of the guide compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/howto/rust.md")]
+mod guide {}

@@ -3,6 +3,8 @@
 //!
 //! One test, so that no other thread of this process computes meanwhile.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
 use std::sync::Arc;
@@ -64,7 +66,8 @@ fn a_call_ends_when_it_is_told_to() {
         let done = engine.compress_with(request, control);
         done.map(|short| short.tokens_after)
     };
-    let calls: [(&str, &dyn Fn(&Control) -> prefold::Result<usize>); 4] = [
+    type Call<'c> = &'c dyn Fn(&Control) -> prefold::Result<usize>;
+    let calls: [(&str, Call<'_>); 4] = [
         ("exact", &|control| compress(&long, control)),
         ("reference", &|control| compress(&reference, control)),
         ("score", &|control| Ok(engine.score(ids, control)?.len())),

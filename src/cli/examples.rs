@@ -3,7 +3,7 @@
 use clap::Command;
 
 /// The path of a command, and its examples.
-const EXAMPLES: [(&str, [&str; 3]); 21] = [
+const EXAMPLES: [(&str, [&str; 3]); 23] = [
     (
         "compress",
         [
@@ -106,6 +106,22 @@ const EXAMPLES: [(&str, [&str; 3]); 21] = [
             "prefold train align --data pairs.jsonl --steps 1000 --out aligned",
             "prefold train align --data pairs.jsonl --steps 1000 --out aligned --resume",
             "prefold train align --data pairs.jsonl --rank 16 --steps 1000 --out aligned",
+        ],
+    ),
+    (
+        "train rank",
+        [
+            "prefold train rank --data questions.jsonl --out ranker.bin",
+            "prefold train rank --data questions.jsonl --corpus texts.jsonl.xz --out ranker.bin",
+            "prefold train rank --data questions.jsonl --hold-out 10 --out ranker.bin",
+        ],
+    ),
+    (
+        "eval rank",
+        [
+            "prefold eval rank --data questions.jsonl",
+            "prefold eval rank --data questions.jsonl --ranker ranker.bin --every 10",
+            "prefold eval rank --data questions.jsonl --rates 0.1,0.25 --json recall.json",
         ],
     ),
     (
@@ -264,7 +280,10 @@ mod tests {
     #[test]
     fn the_help_of_every_option_shows_what_holds_without_it() {
         // What is simply absent by default.
-        const ABSENT: [&str; 30] = [
+        const ABSENT: [&str; 33] = [
+            "corpus",
+            "hold-out",
+            "messages",
             "question",
             "instruction",
             "output",

@@ -208,7 +208,7 @@ mod tests {
             ),
             "--out run: a run is there; --resume continues it, `else` not"
         );
-        assert_eq!(say("prompt", "no `tokens"), "prompt: no `tokens`");
+        assert_eq!(say("prompt", "no `tokens"), "prompt: no `tokens");
     }
 
     #[test]

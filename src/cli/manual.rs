@@ -163,13 +163,21 @@ fn facts(arg: &Arg, help: &str) -> String {
     facts
 }
 
-/// Help as Markdown: its paragraphs, with nothing taken for a tag, and a full stop at the end.
+/// Help as Markdown: its paragraphs, with nothing outside of code taken for a tag or a mark, and a full
+/// stop at the end.
 fn prose(help: &str) -> String {
-    let text = help
+    let parts = help
         .trim()
-        .replace('<', "&lt;")
-        .replace('*', "\\*")
-        .replace("[default", "\\[default");
+        .split('`')
+        .enumerate()
+        .map(|(at, part)| match at % 2 {
+            0 => part
+                .replace('<', "&lt;")
+                .replace('*', "\\*")
+                .replace("[default", "\\[default"),
+            _ => part.to_owned(),
+        });
+    let text = parts.collect::<Vec<_>>().join("`");
     match text.ends_with(['.', ']', ':']) || text.is_empty() {
         true => text,
         false => text + ".",

@@ -83,7 +83,7 @@ pub struct Args {
     path: PathArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// A tokenizer.json to take instead of the model's own tokenizer
+    /// A tokenizer.json [default: the model's own tokenizer]
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     tokenizer: Option<PathBuf>,
     /// Element type of matrix products on a CUDA device; the CPU uses f32 [default: `precision` of

@@ -60,11 +60,12 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
-    /// What the contexts are, instead of what each looks like
+    /// What the contexts are [default: what each looks like]
     #[arg(long = "as", value_name = "KIND", value_enum,
         conflicts_with = "reference", help_heading = EXACT)]
     as_kind: Option<ContentKind>,
-    /// Put TEXT where something was dropped; empty: not even `…` in code
+    /// Put TEXT where something was dropped; empty: nothing [default: `…` in a comment of code, else
+    /// nothing]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
         conflicts_with = "reference", help_heading = EXACT)]
     mark: Option<String>,
@@ -85,17 +86,19 @@ pub struct Flags {
     #[arg(long, value_name = "EFFORT", value_enum,
         conflicts_with = "reference", help_heading = RANKING)]
     effort: Option<Effort>,
-    /// Weights of a ranker of your own, by `prefold train rank`
+    /// Weights of a ranker of your own, by `prefold train rank` [default: the built-in ranker]
     #[arg(long, value_name = "FILE", value_parser = |path: &str| Ranker::open(path.as_ref()),
         conflicts_with = "reference", help_heading = RANKING)]
     ranker: Option<Ranker>,
     /// Stop before the budget is full where what is left is far below the best
     #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
     enough: bool,
-    /// How contexts and sentences are ranked
+    /// How contexts and sentences are ranked [default: with a question the learned ranker, without one
+    /// surprisal; with --reference llmlingua]
     #[arg(long, value_name = "METHOD", value_enum, help_heading = RANKING)]
     rank_method: Option<RankMethod>,
-    /// The order of contexts in the result
+    /// The order of contexts in the result [default: with a question the best last, else as given; with
+    /// --reference as given]
     #[arg(long, value_name = "ORDER", value_enum, help_heading = RANKING)]
     reorder_context: Option<Reorder>,
 
@@ -105,13 +108,13 @@ pub struct Flags {
     /// Contexts that are always kept, counted from 0
     #[arg(long, value_name = "0,2,…", value_delimiter = ',', help_heading = LEVELS)]
     force_context_ids: Option<Vec<usize>>,
-    /// Sentences kept at the start of the text
+    /// Sentences kept at the start of the text [default: 0]
     #[arg(long, value_name = "N", help_heading = LEVELS)]
     keep_first_sentence: Option<usize>,
-    /// Sentences kept at its end
+    /// Sentences kept at its end [default: 0]
     #[arg(long, value_name = "N", help_heading = LEVELS)]
     keep_last_sentence: Option<usize>,
-    /// Sentences kept in every context
+    /// Sentences kept in every context [default: 0]
     #[arg(long, value_name = "N", help_heading = LEVELS)]
     keep_sentence_number: Option<usize>,
     /// Bonus of the kept sentences in the ranking [default: 100]
@@ -122,6 +125,7 @@ pub struct Flags {
     no_concate_question: bool,
 
     /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
+    /// [default: none]
     #[arg(long, value_name = "WHERE", value_enum,
         requires = "reference", help_heading = REFERENCE)]
     condition_in_question: Option<Condition>,
@@ -140,19 +144,19 @@ pub struct Flags {
     /// How many contexts are always kept
     #[arg(long, value_name = "N", requires = "reference", help_heading = REFERENCE)]
     force_context_number: Option<usize>,
-    /// Arithmetic on the target for the context level, as `+100` or `*1.5`
+    /// Arithmetic on the target for the context level, as `+100` or `*1.5` [default: +100]
     #[arg(long, value_name = "SUM", allow_hyphen_values = true,
         requires = "reference", help_heading = REFERENCE)]
     context_budget: Option<String>,
-    /// What the sentence level keeps, as a multiple of the target
+    /// What the sentence level keeps, as a multiple of the target [default: 1.4]
     #[arg(long, value_name = "X", allow_negative_numbers = true,
         requires = "reference", help_heading = REFERENCE)]
     token_budget_ratio: Option<f64>,
-    /// How much better ranked contexts are compressed less, 0 for all alike
+    /// How much better ranked contexts are compressed less, 0 for all alike [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true,
         requires = "reference", help_heading = REFERENCE)]
     dynamic_context_compression_ratio: Option<f64>,
-    /// Tokens that are scored and cut at a time
+    /// Tokens that are scored and cut at a time [default: 200]
     #[arg(long, value_name = "TOKENS", requires = "reference", help_heading = REFERENCE)]
     iterative_size: Option<usize>,
     /// Keep double line breaks

@@ -181,7 +181,7 @@ pub extern "C" fn prefold_encode(
             },
             piece_tokens: (options.piece_tokens > 0).then_some(options.piece_tokens),
         };
-        let source = source(given, &*engine, false)?;
+        let source = source(given, &engine, false)?;
         let prefix = engine
             .prefixes()
             .with(&control())
@@ -216,7 +216,7 @@ pub extern "C" fn prefold_prefill(
         let options = PrefillOptions {
             keep: (options.keep != 0.0).then_some((options.keep, keep_by)),
         };
-        let source = source(given, &*engine, true)?;
+        let source = source(given, &engine, true)?;
         let prefix = engine
             .prefixes()
             .with(&control())

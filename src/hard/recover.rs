@@ -126,7 +126,8 @@ fn whole_words(text: &str, run: &str) -> Option<Range<usize>> {
         .find(|place| {
             let before = text[..place.start].chars().next_back().is_some_and(inner);
             let after = text[place.end..].chars().next().is_some_and(inner);
-            !(before && run.starts_with(inner)) && !(after && run.ends_with(inner))
+            let inside = before && run.starts_with(inner) || after && run.ends_with(inner);
+            !inside
         })
 }
 
@@ -219,7 +220,10 @@ mod tests {
         let context = format!("cat {} dog", "word ".repeat(40).trim());
         let kept = KeptContext::new(0, "cat dog", vec![0..3, context.len() - 3..context.len()]);
         let response = "cat dog category";
-        assert_eq!(by_spans(&[context.clone()], &[kept], response), response);
+        assert_eq!(
+            by_spans(std::slice::from_ref(&context), &[kept], response),
+            response
+        );
         assert_eq!(by_words(&context, "cat dog", "category at"), "category at");
     }
 

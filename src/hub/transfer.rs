@@ -101,7 +101,7 @@ impl<'a> Hub<'a> {
     ) -> Result<PathBuf> {
         // A file that is named in full needs no listing.
         if let Some(file) = wanted.filter(|file| file.ends_with(".gguf") && is_inside(file)) {
-            return self.into_cache(repo, "main", file, progress);
+            return self.fetch_cached(repo, "main", file, progress);
         }
         let listing = self.list(repo)?;
         let files: Vec<String> = listing
@@ -111,11 +111,11 @@ impl<'a> Hub<'a> {
             .filter(|file| is_inside(file))
             .collect();
         match choose(repo, &files, wanted)? {
-            Choice::File(file) => self.into_cache(repo, &listing.sha, &file, progress),
+            Choice::File(file) => self.fetch_cached(repo, &listing.sha, &file, progress),
             Choice::Folder(parts) => {
                 let mut last = PathBuf::new();
                 for part in &parts {
-                    last = self.into_cache(repo, &listing.sha, part, progress)?;
+                    last = self.fetch_cached(repo, &listing.sha, part, progress)?;
                 }
                 last.pop();
                 Ok(last)
@@ -124,7 +124,7 @@ impl<'a> Hub<'a> {
     }
 
     /// Downloads one file into the hub's cache: a blob, and a link to it in the commit's snapshot.
-    fn into_cache(
+    fn fetch_cached(
         &self,
         repo: &str,
         revision: &str,

@@ -41,7 +41,7 @@ pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
         return Err(Error::input("targets", "there is none"));
     }
     if memory_tokens >= c.max_positions {
-        let what = format!("{memory_tokens} memory tokens");
+        let what = format!("memory_tokens {memory_tokens}");
         let reason = format!("the model has {} positions", c.max_positions);
         return Err(Error::input(what, reason));
     }

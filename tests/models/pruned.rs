@@ -47,7 +47,7 @@ fn attention_keeps_what_kvpress_keeps() {
     for row in facts["rows"].as_array().unwrap() {
         let by: KeepBy = serde_json::from_value(row["by"].clone()).unwrap();
         let family = row["family"].as_str().unwrap();
-        let engine = Engine::builder(&models.join(family))
+        let engine = Engine::builder(models.join(family))
             .device(Device::Cpu)
             .build()
             .unwrap();
@@ -165,7 +165,7 @@ fn everything_kept_is_the_whole() {
     };
     let ids: Vec<u32> = (0..70).map(|i| (i * 31 + 7) % 250).collect();
     for family in ["llama3", "gpt2"] {
-        let engine = Engine::builder(&models.join(family))
+        let engine = Engine::builder(models.join(family))
             .device(Device::Cpu)
             .build()
             .unwrap();

@@ -5,4 +5,5 @@ mod common;
 
 mod estimates;
 mod gradients;
+mod instruction_sets;
 mod ops;

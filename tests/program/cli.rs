@@ -691,3 +691,52 @@ fn a_batch_gives_the_references_own_results() {
         }
     }
 }
+
+/// The first Ctrl-C ends a command in good order, whatever it is at.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_interrupt_ends_a_command_in_good_order() {
+    let model = model_or_skip!();
+    let folder = Folder::new("interrupted");
+    let long = folder.path("long.txt");
+    fs::write(&long, read(DOCUMENT).repeat(200)).unwrap();
+    let out = folder.path("out.txt");
+    for args in [
+        &["compress", "--reference", "-o", &out][..],
+        &["score", "--json"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_prefold"))
+            .args(args)
+            .args(["-m", &model, "--device", "cpu", &long])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let id = child.id();
+        // The signal is caught from the moment when the work begins.
+        let caught = || {
+            let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 2 != 0)
+        };
+        while !caught() {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "{args:?} was too quick"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let told = Command::new("kill")
+            .args(["-INT", &id.to_string()])
+            .status();
+        assert!(told.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{args:?}: {said}");
+        assert_eq!(said, "prefold: interrupted\n", "{args:?}");
+        assert!(
+            output.stdout.is_empty() && !Path::new(&out).exists(),
+            "{args:?}"
+        );
+    }
+}

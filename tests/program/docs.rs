@@ -16,7 +16,10 @@ fn pages() -> Vec<PathBuf> {
         for entry in fs::read_dir(folder).unwrap().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
-            if name.starts_with('.') && name != ".github" || name == "target" || path.is_symlink() {
+            // Texts that tests read are not documentation.
+            let data = path.ends_with("tests/data");
+            let hidden = name.starts_with('.') && name != ".github";
+            if hidden || data || name == "target" || path.is_symlink() {
                 continue;
             }
             if path.is_dir() {
@@ -58,12 +61,9 @@ fn the_readme_fits_and_lines_are_readable() {
             continue;
         }
         for line in fs::read_to_string(&page).unwrap().lines() {
-            let prose = !line.starts_with('|');
-            assert!(
-                !prose || line.chars().count() <= 130,
-                "{}: {line}",
-                page.display()
-            );
+            let prose = !line.starts_with('|') && !line.contains("](");
+            let length = line.chars().count();
+            assert!(!prose || length <= 120, "{}: {line}", page.display());
         }
     }
 }

@@ -259,12 +259,12 @@ fn a_run_is_not_overwritten_nor_resumed_as_another() {
     let mut options = setting.options("run");
     setting.run(&options, 2).unwrap();
     let again = setting.run(&options, 99).unwrap_err().to_string();
-    assert!(again.contains("--resume"), "{again}");
+    assert!(again.contains("`resume`"), "{again}");
     options.resume = true;
     options.identity.insert("lr".into(), json!(0.1));
     let other = setting.run(&options, 99).unwrap_err().to_string();
     assert!(
-        other.starts_with("--lr: 0.1") && other.contains("0.05"),
+        other.starts_with("lr: 0.1") && other.contains("0.05"),
         "{other}"
     );
 

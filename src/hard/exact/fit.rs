@@ -1,7 +1,4 @@
-//! How much of an order fits a budget, exactly. Pure: an order and a count in, a length or a mask out.
-
-/// Atoms that are tried after the first that does not fit, to fill the last tokens of the budget.
-const FILL_TRIES: usize = 48;
+//! How much of an order fits a budget, exactly. Pure: a count in, a length out.
 
 /// The largest `n` in `0..=total` that was found to count at most `target`, and its count.
 ///
@@ -45,42 +42,9 @@ pub(super) fn longest(
     below
 }
 
-/// Marks the atoms to keep: the longest beginning of `order` whose text counts at most `target`
-/// tokens, then single atoms from what follows while they fit and the count is short of the target.
-pub(in crate::hard) fn fit(
-    atoms: usize,
-    order: &[usize],
-    target: usize,
-    mut count: impl FnMut(&[bool]) -> usize,
-) -> Vec<bool> {
-    let mask_of = |n: usize| {
-        let mut mask = vec![false; atoms];
-        for &atom in &order[..n] {
-            mask[atom] = true;
-        }
-        mask
-    };
-    let none = count(&mask_of(0));
-    let (n, mut tokens) = longest(order.len(), target, none, |n| count(&mask_of(n)));
-    let mut best = mask_of(n);
-    for &atom in order[n..].iter().skip(1).take(FILL_TRIES) {
-        if tokens >= target {
-            break;
-        }
-        best[atom] = true;
-        let more = count(&best);
-        if more <= target && more > tokens {
-            tokens = more;
-        } else {
-            best[atom] = false;
-        }
-    }
-    best
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{fit, longest};
+    use super::longest;
 
     #[test]
     fn finds_the_longest_beginning_that_fits() {
@@ -119,36 +83,5 @@ mod tests {
             );
             assert!(target > 50 || tokens + 2 >= target, "{target}: {tokens}");
         }
-    }
-
-    /// Counts the sum of the kept atoms' weights.
-    fn run(weights: &[usize], order: &[usize], target: usize) -> (Vec<bool>, usize) {
-        let sum = |mask: &[bool]| {
-            mask.iter()
-                .zip(weights)
-                .filter(|(k, _)| **k)
-                .map(|(_, w)| w)
-                .sum::<usize>()
-        };
-        let mask = fit(weights.len(), order, target, |mask| sum(mask));
-        let total = sum(&mask);
-        (mask, total)
-    }
-
-    #[test]
-    fn a_mask_has_the_longest_beginning_that_fits() {
-        let order = [3, 1, 0, 2];
-        assert_eq!(run(&[1, 1, 1, 1], &order, 2).0, [false, true, false, true]);
-        assert_eq!(run(&[1, 1, 1, 1], &order, 0).1, 0);
-        assert_eq!(run(&[1, 1, 1, 1], &order, 9).1, 4);
-    }
-
-    #[test]
-    fn fills_up_with_smaller_atoms() {
-        // The third of the order does not fit; the fourth does.
-        assert_eq!(
-            run(&[5, 4, 7, 1], &[0, 1, 2, 3], 10),
-            (vec![true, true, false, true], 10)
-        );
     }
 }

@@ -74,9 +74,11 @@ const READ: usize = 2048;
 /// What a sentence that the model has not read is at least below those that it has read.
 const UNREAD: f64 = 100.0;
 /// Log-odds that a nat of the question's nll is worth beside the ranker's.
-const NAT: f64 = 2.0;
-/// Passages within so many log-odds of the cut could be on its other side.
+const NAT: f64 = 1.0;
+/// Passages within so many log-odds of the cut could be on its other side; where the first outside is
+/// so much below the best as `DOUBT`, neither side is likely to be needed.
 const UNSURE: f64 = 1.0;
+const DOUBT: f64 = 4.0;
 /// Passages that the model reads at a cut where little may be spent, and where more may be.
 const READ_UNSURE: usize = 6;
 const READ_BEST: usize = 48;
@@ -274,10 +276,11 @@ impl Exact<'_> {
             return Vec::new();
         };
         let cut = (worth[order[inside]] + worth[*outside]) / 2.0;
-        let reach = match self.options.effort == Effort::Best || unspaced {
-            true => f64::INFINITY,
-            false => UNSURE,
-        };
+        let everywhere = self.options.effort == Effort::Best || unspaced;
+        if !everywhere && worth[*outside] < worth[order[0]] - DOUBT {
+            return Vec::new();
+        }
+        let reach = if everywhere { f64::INFINITY } else { UNSURE };
         let mut near: Vec<usize> = chosen
             .iter()
             .copied()

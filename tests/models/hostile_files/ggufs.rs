@@ -228,3 +228,39 @@ fn gguf_configurations() {
         }),
     ]);
 }
+
+/// What is wrong with a vocabulary is wrong with its file.
+#[test]
+fn gguf_vocabularies() {
+    let _alone = alone();
+    let dir = TempDir::new();
+    let cases: [Case; 4] = [
+        ("tokenizer.ggml.tokens: is empty", &|w| {
+            w.without("tokenizer.ggml.tokens");
+        }),
+        ("tokenizer.ggml.tokens: ids 0 and 1 are both \"a\"", &|w| {
+            w.without("tokenizer.ggml.tokens");
+            w.strs("tokenizer.ggml.tokens", &["a".into(), "a".into()]);
+        }),
+        ("tokenizer model `bert` is not supported", &|w| {
+            w.without("tokenizer.ggml.model");
+            w.str("tokenizer.ggml.model", "bert");
+        }),
+        ("tokenizer.ggml.tokens is not an array", &|w| {
+            w.without("tokenizer.ggml.tokens");
+            w.u32("tokenizer.ggml.tokens", 7);
+        }),
+    ];
+    for (message, change) in cases {
+        let mut writer = tiny::gguf(Family::Llama);
+        writer
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "gpt-2");
+        change(&mut writer);
+        let path = dir.write("m.gguf", writer.bytes());
+        let builder = prefold::Engine::builder(&path).device(prefold::Device::Cpu);
+        let line = builder.build().expect_err(message).to_string();
+        assert_says(&line, &path.to_string_lossy());
+        assert_says(&line, message);
+    }
+}

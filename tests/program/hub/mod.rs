@@ -143,7 +143,7 @@ fn a_pulled_model_lies_where_other_programs_look_and_is_found_without_the_hub() 
     let row = rows.iter().find(|row| row["name"] == NAME).unwrap();
     assert_eq!(row["bytes"], 300_000);
     assert!(world.run(&["models", "list"]).good().contains(NAME));
-    // What is no model is told as such: it was looked up, not downloaded.
+    // The file is not a model, which is said: it was looked up, not downloaded.
     let line = world.run(&["score", "-m", NAME, "/dev/null"]).bad();
     assert!(line.contains("not a GGUF file"), "{line}");
     assert!(world.server.requests().is_empty());
@@ -361,7 +361,7 @@ fn a_variable_and_both_configuration_files_name_a_model() {
     );
     let mut flag = world.command(&[&score[..], &["-m", "flag.gguf"]].concat());
     named(flag.env("PREFOLD_MODEL", "variable.gguf"), "flag.gguf");
-    // An empty variable is none.
+    // An empty variable is one that is not set.
     named(world.command(&score).env("PREFOLD_MODEL", ""), "own.gguf");
     world.home.write("prefold.toml", "modle = 'own.gguf'");
     let wrong = world.run(&score);
@@ -524,6 +524,35 @@ fn two_processes_do_not_write_the_same_file() {
     );
     file.unlock().unwrap();
     world.run(&["models", "pull", NAME]).good();
+}
+
+#[test]
+fn a_log_shows_the_device_and_the_passes() {
+    let Some(model) = common::smollm2() else {
+        return;
+    };
+    let world = World::new();
+    let text = world.home.write("text.txt", "The cat sat on the mat.");
+    let score = |level: &str| {
+        let mut command = world.command(&["score", text.to_str().unwrap()]);
+        command
+            .env("PREFOLD_MODEL", &model)
+            .env("PREFOLD_DEVICE", "cpu");
+        ran(command.env("PREFOLD_LOG", level))
+    };
+    let quiet = score("");
+    assert_eq!(quiet.err, "");
+    let info = score("info").err;
+    assert!(
+        info.contains("prefold: info: ") && info.contains("llama on cpu"),
+        "{info}"
+    );
+    assert!(!info.contains("forward pass"), "{info}");
+    let debug = score("debug").err;
+    assert!(debug.contains("prefold: debug: forward pass: "), "{debug}");
+    let wrong = score("loud");
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.err.contains("PREFOLD_LOG"), "{}", wrong.err);
 }
 
 /// Runs a command on a terminal, by util-linux's `script`, which is not everywhere.

@@ -301,12 +301,11 @@ fn role(statement: &str) -> Role {
         .split(|c: char| !c.is_alphanumeric())
         .next()
         .unwrap_or_default();
-    if start.starts_with(['}', ')', ']']) || start.starts_with("</") {
-        Role::Closes
-    } else if matches!(
+    let closing_word = matches!(
         word,
         "end" | "fi" | "done" | "esac" | "endif" | "endfunction" | "endfor" | "endwhile" | "END"
-    ) {
+    );
+    if closing_word || start.starts_with(['}', ')', ']']) || start.starts_with("</") {
         Role::Closes
     } else if matches!(
         word,

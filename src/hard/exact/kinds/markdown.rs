@@ -89,12 +89,11 @@ impl Reader<'_> {
                 let unit = self.unit(range, Class::Form);
                 self.layout.units[unit].whole = true;
             }
-            Event::Text(_) | Event::SoftBreak | Event::HardBreak | Event::TaskListMarker(_) => {
+            Event::Text(_) | Event::SoftBreak | Event::HardBreak | Event::TaskListMarker(_)
                 // The text of a tight list item has no paragraph round it.
-                if self.paragraph.is_none() && self.table.is_none() && !self.items.is_empty() {
+                if self.paragraph.is_none() && self.table.is_none() && !self.items.is_empty() => {
                     self.item_text(range);
                 }
-            }
             _ => {}
         }
         None
@@ -211,10 +210,10 @@ impl Reader<'_> {
 
     /// Keeps a stretch of a paragraph together.
     fn glue(&mut self, range: Range<usize>) {
-        if let Some((_, glued)) = &mut self.paragraph {
-            if glued.last().is_none_or(|last| last.end <= range.start) {
-                glued.push(range);
-            }
+        if let Some((_, glued)) = &mut self.paragraph
+            && glued.last().is_none_or(|last| last.end <= range.start)
+        {
+            glued.push(range);
         }
     }
 

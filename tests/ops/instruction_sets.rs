@@ -1,13 +1,11 @@
 //! The same tokens whatever the processor has: each instruction set in process, and the program on an
 //! emulated processor without AVX.
 
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use common::{smollm2, tiny};
-use prefold::hard::{self, Budget, Options, Prompt};
+use crate::common::{smollm2, tiny};
+use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::Model;
 use prefold::model::weights::Weights;
 use prefold::ops::{Cpu, Isa};
@@ -19,19 +17,12 @@ const TEXT: &str = "The committee met on the third of May. It chose the smaller 
 /// The text as the reference mode leaves it, on one instruction set.
 fn compressed(isa: Isa, weights: &Weights, tokenizer: &Tokenizer) -> String {
     let model = Model::load(Cpu::with_isa(isa).unwrap(), weights).unwrap();
-    let prompt = Prompt {
-        context: vec![TEXT.into()],
-        question: "Which bridge?".into(),
-        ..Prompt::default()
-    };
-    let options = Options {
-        budget: Budget::Reference,
-        rate: 0.5,
-        iterative_size: 20,
-        ..Options::default()
-    };
-    let result = hard::compress(&model, tokenizer, &prompt, &options).unwrap();
-    result.compressed_prompt
+    let request = Request::new([TEXT])
+        .with_question("Which bridge?")
+        .with_rate(0.5)
+        .with_mode(LlmLingua::default().with_iterative_size(20));
+    let result = hard::compress(&model, tokenizer, &request).unwrap();
+    result.text
 }
 
 #[test]
@@ -93,7 +84,7 @@ fn program(prefix: &[&str], model: &Path, arguments: &[&str], text: &Path) -> St
 fn the_program_runs_on_a_processor_without_avx() {
     const EMULATOR: &str = "qemu-x86_64";
     if Command::new(EMULATOR).arg("--version").output().is_err() {
-        common::say(&format!(
+        crate::common::say(&format!(
             "skipped: {EMULATOR} is not there (apt: qemu-user)"
         ));
         return;
