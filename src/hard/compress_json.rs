@@ -96,16 +96,19 @@ pub struct JsonRequest {
     pub exact: Exact,
 }
 
-/// llmlingua's arguments that its own mode alone reads.
-const WITHOUT_EFFECT: [&str; 8] = [
-    "rate",
-    "iterative_size",
-    "use_sentence_level_filter",
-    "use_token_level_filter",
-    "keep_split",
-    "context_budget",
-    "token_budget_ratio",
-    "condition_in_question",
+/// llmlingua's arguments that have no effect here, with its defaults as JSON.
+const WITHOUT_EFFECT: [(&str, &str); 11] = [
+    ("instruction", "\"\""),
+    ("rate", "0.5"),
+    ("iterative_size", "200"),
+    ("use_sentence_level_filter", "false"),
+    ("use_token_level_filter", "true"),
+    ("keep_split", "false"),
+    ("context_budget", "\"+100\""),
+    ("token_budget_ratio", "1.4"),
+    ("condition_in_question", "\"none\""),
+    ("reorder_keyvalue", "\"original\""),
+    ("condition_compare", "false"),
 ];
 
 impl JsonRequest {
@@ -133,15 +136,9 @@ impl JsonRequest {
     ) -> Result<(Self, Vec<String>)> {
         let mut args = Arguments::new(arguments);
         let mut warnings = Vec::new();
-        let without =
-            WITHOUT_EFFECT
-                .iter()
-                .chain(&["condition_compare", "reorder_keyvalue", "instruction"]);
-        for name in without {
-            if args
-                .optional::<Value>(name)?
-                .is_some_and(|value| value != "" && value != "original")
-            {
+        for (name, default) in WITHOUT_EFFECT {
+            let given: Option<Value> = args.optional(name)?;
+            if given.is_some_and(|value| value.to_string() != default) {
                 warnings.push(format!(
                     "`{name}` has no effect: compress_json keeps to the rates of its members, in their order"
                 ));
@@ -341,6 +338,35 @@ mod tests {
         assert!(say("{\"a\":1}", json!({"a": entry(1.5, true, "int", true)})).contains("rate 1.5"));
         assert!(segments("{\"a\":\"17\"}", &config(one("int")), true).is_ok());
         assert!(segments("{}", &JsonConfig::default(), true).is_ok());
+    }
+
+    #[test]
+    fn arguments_of_llmlingua_s_own_mode_are_told_of() {
+        let read = |arguments: Value| {
+            let Value::Object(arguments) = arguments else {
+                unreachable!()
+            };
+            JsonRequest::from_python("{}", JsonConfig::default(), arguments)
+        };
+        let defaults = json!({
+            "instruction": "", "question": "Q?", "rate": 0.5, "target_token": -1, "iterative_size": 200,
+            "use_sentence_level_filter": false, "use_keyvalue_level_filter": true, "keep_split": false,
+            "use_token_level_filter": true, "keep_first_sentence": 1, "high_priority_bonus": 100,
+            "context_budget": "+100", "token_budget_ratio": 1.4, "condition_in_question": "none",
+            "reorder_keyvalue": "original", "condition_compare": false, "rank_method": "bm25",
+        });
+        let (request, warnings) = read(defaults).unwrap();
+        assert_eq!(warnings, [""; 0]);
+        assert_eq!((request.question.as_str(), request.target), ("Q?", None));
+        assert!(request.drop_members);
+        assert_eq!(request.exact.keep_first_sentence, 1);
+        let given = json!({"target_token": 90.0, "iterative_size": 100, "rate": 0.3});
+        let (request, warnings) = read(given).unwrap();
+        assert_eq!(request.target, Some(90));
+        assert_eq!(warnings.len(), 2);
+        for bad in [json!({"target_token": 1.5}), json!({"nothing": 1}), json!({"question": 3})] {
+            assert!(read(bad).is_err());
+        }
     }
 
     #[cfg(feature = "yaml")]

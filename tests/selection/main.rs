@@ -6,6 +6,7 @@ mod common;
 mod counts;
 mod exact;
 mod forms;
+mod json;
 mod parity;
 mod sentences;
 mod tokenizer;

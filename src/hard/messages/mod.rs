@@ -206,12 +206,13 @@ fn shorten_parts(
     })
 }
 
-/// The text of a part: a string's, or the JSON of arguments that are an object.
+/// The text of a part: a string's, or the JSON of a call's arguments. None where what should be a text is
+/// something else, or a string with half a character: that is never changed.
 fn text_of(tree: &Tree, part: &Part) -> Option<String> {
     let node = part.text?;
     match tree.string(node) {
         Some(text) => Some(text.into_owned()),
-        None => Some(tree.raw(node).to_string()),
+        None => (part.content == Content::ToolCall).then(|| tree.raw(node).to_string()),
     }
 }
 

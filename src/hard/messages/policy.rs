@@ -228,6 +228,10 @@ impl Plan {
                 plan.question.push('\n');
             }
             let (reason, policy) = match rule(part, newest, options) {
+                Ok(_) if texts[i].is_none() => {
+                    plan.reasons.push(Reason::NotText);
+                    continue;
+                }
                 Ok((reason, policy)) => (reason, policy),
                 Err(reason) => {
                     plan.reasons.push(reason);

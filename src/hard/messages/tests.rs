@@ -365,6 +365,21 @@ fn what_comes_out_differs_in_shortened_strings_alone() {
 }
 
 #[test]
+fn what_is_not_a_text_stays() {
+    let long = long("x");
+    let half = format!("\"{long} \\ud83d {long}\"");
+    for content in [half.as_str(), "17", "{\"a\": [1, 2]}", "null", "[3]", "[[\"x\"]]"] {
+        let body = format!("[{{\"role\":\"tool\",\"content\":{content}}},{{\"role\":\"user\",\"content\":\"q\"}}]");
+        let result = run(&body, &options());
+        assert_eq!(result.body, body.as_bytes());
+        let block = format!("[{{\"role\":\"tool\",\"content\":[{{\"type\":\"text\",\"text\":{content}}}]}},{{\"role\":\"user\",\"content\":\"q\"}}]");
+        let result = run(&block, &options());
+        assert_eq!(result.body, block.as_bytes());
+        assert_eq!(result.decisions[0].why, Reason::NotText);
+    }
+}
+
+#[test]
 fn bodies_that_are_none_are_refused_in_a_line() {
     for (body, says) in [
         (&b"{"[..], "not JSON"),
