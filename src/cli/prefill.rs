@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use prefold::Error;
 use prefold::hard::check_rate;
 use prefold::soft::{KeepBy, PrefillOptions};
 
@@ -52,7 +53,13 @@ fn keep(text: &str) -> Result<Keep, String> {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     if let Some(Keep::Share(share)) = args.keep {
-        usage(check_rate(share))?;
+        usage(check_rate(share).map_err(|error| match error {
+            Error::Input { what, reason } => Error::Input {
+                what: what.replacen("rate", "keep", 1),
+                reason,
+            },
+            error => error,
+        }))?;
     }
     let given = args.text.read()?;
     args.write.check()?;

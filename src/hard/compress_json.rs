@@ -364,7 +364,11 @@ mod tests {
         let (request, warnings) = read(given).unwrap();
         assert_eq!(request.target, Some(90));
         assert_eq!(warnings.len(), 2);
-        for bad in [json!({"target_token": 1.5}), json!({"nothing": 1}), json!({"question": 3})] {
+        for bad in [
+            json!({"target_token": 1.5}),
+            json!({"nothing": 1}),
+            json!({"question": 3}),
+        ] {
             assert!(read(bad).is_err());
         }
     }

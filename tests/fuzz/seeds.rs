@@ -3,7 +3,7 @@
 use prefold::model::config::Family;
 use serde_json::json;
 
-use crate::common::{TempDir, tiny};
+use crate::common::tiny;
 
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
@@ -61,9 +61,8 @@ fn unigram() -> Vec<u8> {
 
 /// A prefix that the program makes of a tiny model, in two element types, and a slot file.
 fn prefixes() -> Vec<Vec<u8>> {
-    let dir = TempDir::new();
-    let model = dir.write("model.gguf", tiny::gguf(Family::Llama).bytes());
-    let engine = prefold::Engine::builder(&model)
+    let model = tiny::byte_model(512);
+    let engine = prefold::Engine::builder(model.path())
         .device(prefold::Device::Cpu)
         .build()
         .unwrap();

@@ -208,7 +208,7 @@ fn byte_model() -> Vec<u8> {
                 .to_string()
         })
         .collect();
-    tokens.push("<|endoftext|>".into());
+    tokens.extend(["th".into(), "<|endoftext|>".into()]);
     let vocab = tokens.len();
     let mut state = 1u64;
     let mut values = |count: usize| -> Vec<u8> {
@@ -234,7 +234,7 @@ fn byte_model() -> Vec<u8> {
         .str("tokenizer.ggml.model", "gpt2")
         .str("tokenizer.ggml.pre", "smollm")
         .strs("tokenizer.ggml.tokens", &tokens)
-        .strs("tokenizer.ggml.merges", &[])
+        .strs("tokenizer.ggml.merges", &["t h".into()])
         .u32("tokenizer.ggml.bos_token_id", vocab as u32 - 1)
         .u32("tokenizer.ggml.eos_token_id", vocab as u32 - 1);
     for (name, shape) in [

@@ -193,13 +193,15 @@ fn a_file_that_cannot_be_read_is_named() {
         for args in [
             &["compress", path.as_str()][..],
             &["compress", DOCUMENT, path],
-            &["compress", "-q", &format!("@{path}"), DOCUMENT],
             &["score", path],
         ] {
             let line = run(args).bad(1);
             assert!(line.contains(path.as_str()), "{args:?}: {line}");
         }
     }
+    // Perhaps the text itself begins with @, so the command line is at fault.
+    let line = run(&["compress", "-q", &format!("@{missing}"), DOCUMENT]).bad(2);
+    assert!(line.contains(&missing) && line.contains("@@"), "{line}");
     let line = run(&["batch", &missing]).bad(1);
     assert!(line.contains(&missing), "{line}");
 }
@@ -211,7 +213,10 @@ fn text_that_is_not_utf8_is_named_with_the_byte() {
     let file = folder.file("latin1.txt", bytes);
     for command in ["compress", "score"] {
         let line = run(&[command, &file]).bad(1);
-        assert_eq!(line, format!("{file}: not UTF-8 at byte 10"));
+        assert_eq!(
+            line,
+            format!("{file}: not UTF-8 at byte 10; save it as UTF-8")
+        );
         let line = run_with(bytes, &[command, "-"]).bad(1);
         assert_eq!(line, "standard input: not UTF-8 at byte 10");
     }
@@ -641,10 +646,9 @@ fn a_batch_of_good_rows_succeeds() {
         "warnings",
     ];
     assert_eq!(keys, want);
-    assert_eq!(
-        (&own["tokens_after"], &own["target"]),
-        (&json!(90), &json!(90))
-    );
+    assert_eq!(own["target"], 90);
+    let after = own["tokens_after"].as_u64().unwrap();
+    assert!((80..=90).contains(&after), "{after}");
     let contexts = own["contexts"].as_array().unwrap();
     assert_eq!(contexts.len(), 2);
     let forced = contexts.iter().find(|kept| kept["index"] == 0).unwrap();

@@ -35,8 +35,12 @@ fn json(arguments: &[&str]) -> Value {
 /// The complaint of a run that must fail with code 1 in one line, leaving no output.
 #[track_caller]
 fn bad(arguments: &[&str], says: &[&str]) {
+    refused(1, arguments, says);
+}
+
+fn refused(exit: i32, arguments: &[&str], says: &[&str]) {
     let (code, out, err) = run(arguments);
-    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert_eq!((code, out.as_str()), (exit, ""), "{err}");
     assert_eq!(err.lines().count(), 1, "{err}");
     assert!(err.starts_with("prefold: "), "{err}");
     for word in says {
@@ -306,9 +310,10 @@ fn what_cannot_be_right_is_one_line() {
     }
     for rate in ["0", "1.5", "-1", "NaN"] {
         let keep = format!("--keep={rate}");
-        bad(
+        refused(
+            2,
             &["prefill", "--ids", IDS, &keep, "-m", &model, "-o", &out],
-            &["keep", rate],
+            &["--keep", rate],
         );
     }
     let template = case.folder.write("template", b"no slot at all");

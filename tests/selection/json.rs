@@ -3,7 +3,9 @@
 
 use crate::common::fake::{AnyScores, byte_tokenizer};
 use prefold::hard::messages::{MessagesOptions, MessagesResult, Reason};
-use prefold::hard::{self, Budget, Compressed, Count, Exact, JsonConfig, JsonRequest, Omission, Request};
+use prefold::hard::{
+    self, Budget, Compressed, Count, Exact, JsonConfig, JsonRequest, Omission, Request,
+};
 use prefold::text::count_cl100k;
 use serde_json::{Value, json};
 
@@ -26,11 +28,13 @@ fn is_left_of(part: &Value, whole: &Value) -> bool {
             .all(|(key, value)| whole.get(key).is_some_and(|own| is_left_of(value, own))),
         (Value::Array(part), Value::Array(whole)) => {
             let mut rest = whole.iter();
-            part.iter().all(|value| rest.any(|own| is_left_of(value, own)))
+            part.iter()
+                .all(|value| rest.any(|own| is_left_of(value, own)))
         }
         (Value::String(part), Value::String(whole)) => {
             let mut rest = whole.split_whitespace();
-            part.split_whitespace().all(|word| rest.any(|own| own == word))
+            part.split_whitespace()
+                .all(|word| rest.any(|own| own == word))
         }
         _ => part == whole,
     }
@@ -43,7 +47,12 @@ fn cases() -> Vec<(String, &'static str)> {
         .map(|i| json!({"id": 987_654 + i, "name": format!("user {i}"), "score": f64::from(i) / 8.0, "ok": i % 3 == 0}))
         .collect();
     let dictionary: serde_json::Map<String, Value> = (0..80)
-        .map(|i| (format!("package-{i}"), json!({"version": format!("{i}.{}.0", i * 7 % 10), "sha": "0a1b2c3d".repeat(4)})))
+        .map(|i| {
+            (
+                format!("package-{i}"),
+                json!({"version": format!("{i}.{}.0", i * 7 % 10), "sha": "0a1b2c3d".repeat(4)}),
+            )
+        })
         .collect();
     vec![
         (RESPONSE.to_string(), "Which issue is about uploads?"),
@@ -77,7 +86,11 @@ fn json_parses_at_every_rate_and_budget() {
                 for span in &kept.spans {
                     let own = &text[span.clone()];
                     let at = rest.find(own).expect("spans are verbatim and in order");
-                    assert!([" ", "\\n", "\\n\\n", ""].contains(&&rest[..at]), "{:?}", &rest[..at]);
+                    assert!(
+                        [" ", "\\n", "\\n\\n", ""].contains(&&rest[..at]),
+                        "{:?}",
+                        &rest[..at]
+                    );
                     rest = &rest[at + own.len()..];
                 }
             }
@@ -89,10 +102,16 @@ fn json_parses_at_every_rate_and_budget() {
 fn most_of_a_budget_is_used() {
     for (text, question) in cases().into_iter().take(6) {
         for rate in [0.25, 0.5, 0.75] {
-            let exact = Exact::default().with_keep_question(false).with_dedupe(false);
+            let exact = Exact::default()
+                .with_keep_question(false)
+                .with_dedupe(false);
             let result = compress(&[&text], question, Budget::Rate(rate), exact);
             let (target, after) = (result.target.unwrap(), result.tokens_after);
-            assert!(after * 10 >= target * 8, "{after} of {target} at {rate}: {}", &text[..60]);
+            assert!(
+                after * 10 >= target * 8,
+                "{after} of {target} at {rate}: {}",
+                &text[..60]
+            );
         }
     }
 }
@@ -109,21 +128,31 @@ fn the_question_finds_its_record() {
         .iter()
         .filter_map(|item| item["title"].as_str())
         .collect();
-    assert!(titles.contains(&"search ignores umlauts"), "{}", result.text);
+    assert!(
+        titles.contains(&"search ignores umlauts"),
+        "{}",
+        result.text
+    );
 }
 
 #[test]
 fn what_arrays_lost_is_said_on_request() {
-    let rows: Vec<Value> = (0..40).map(|i| json!({"id": i, "name": format!("name {i}")})).collect();
+    let rows: Vec<Value> = (0..40)
+        .map(|i| json!({"id": i, "name": format!("name {i}")}))
+        .collect();
     let text = serde_json::to_string(&rows).unwrap();
     let with = |omission| {
-        let exact = Exact::default().with_keep_question(false).with_omitted_items(omission);
+        let exact = Exact::default()
+            .with_keep_question(false)
+            .with_omitted_items(omission);
         let result = compress(&[&text], "", Budget::Rate(0.3), exact);
         assert!(result.tokens_after <= result.target.unwrap());
         serde_json::from_str::<Vec<Value>>(&result.text).unwrap()
     };
     let strings = |left: &[Value]| -> Vec<String> {
-        left.iter().filter_map(|item| Some(item.as_str()?.to_string())).collect()
+        left.iter()
+            .filter_map(|item| Some(item.as_str()?.to_string()))
+            .collect()
     };
     assert!(strings(&with(Omission::Silent)).is_empty());
     assert_eq!(strings(&with(Omission::Element)), ["…"]);
@@ -134,29 +163,50 @@ fn what_arrays_lost_is_said_on_request() {
 
 #[test]
 fn json_among_other_contexts_is_json_or_absent() {
-    let prose = "The mill stands by the river. It was built in 1901. Nine people work there. ".repeat(20);
+    let prose =
+        "The mill stands by the river. It was built in 1901. Nine people work there. ".repeat(20);
     for tokens in [30, 120, 600] {
-        let result = compress(&[RESPONSE, &prose], "When was the mill built?", Budget::Tokens(tokens), Exact::default());
+        let result = compress(
+            &[RESPONSE, &prose],
+            "When was the mill built?",
+            Budget::Tokens(tokens),
+            Exact::default(),
+        );
         assert!(result.tokens_after <= tokens);
         for kept in &result.contexts {
             if kept.index == 0 {
-                assert!(serde_json::from_str::<Value>(&kept.text).is_ok(), "{}", kept.text);
+                assert!(
+                    serde_json::from_str::<Value>(&kept.text).is_ok(),
+                    "{}",
+                    kept.text
+                );
             }
         }
     }
     let exact = Exact::default().with_as_kind(Some(hard::ContentKind::Json));
     let request = Request::new([RESPONSE, "no JSON"]).with_mode(exact);
     let error = hard::compress(&AnyScores, byte_tokenizer(), &request).unwrap_err();
-    assert!(error.to_string().contains("context 1 is not JSON"), "{error}");
+    assert!(
+        error.to_string().contains("context 1 is not JSON"),
+        "{error}"
+    );
 }
 
 #[test]
 fn budgets_by_other_counts_hold_too() {
     for count in [Count::O200k, Count::Scorer] {
-        let exact = Exact::default().with_keep_question(false).with_count(count.clone());
+        let exact = Exact::default()
+            .with_keep_question(false)
+            .with_count(count.clone());
         let result = compress(&[RESPONSE], "", Budget::Rate(0.4), exact);
-        assert_eq!(result.tokens_before, count.tokens(RESPONSE.trim(), byte_tokenizer()).unwrap());
-        assert_eq!(result.tokens_after, count.tokens(&result.text, byte_tokenizer()).unwrap());
+        assert_eq!(
+            result.tokens_before,
+            count.tokens(RESPONSE.trim(), byte_tokenizer()).unwrap()
+        );
+        assert_eq!(
+            result.tokens_after,
+            count.tokens(&result.text, byte_tokenizer()).unwrap()
+        );
         assert!(result.tokens_after <= result.target.unwrap());
     }
 }
@@ -172,7 +222,9 @@ fn config(rate: f64, pair_remove: bool) -> JsonConfig {
 
 #[test]
 fn compress_json_keeps_names_numbers_and_types() {
-    let text: String = (0..30).map(|i| format!("Sentence {i} tells of the number {i},{i}00. ")).collect();
+    let text: String = (0..30)
+        .map(|i| format!("Sentence {i} tells of the number {i},{i}00. "))
+        .collect();
     let data = json!({
         "id": 987654, "name": "A, name, with < and \"quotes\"", "text": text,
         "tags": (0..60).map(|i| format!("tag {i}")).collect::<Vec<_>>(),
@@ -190,7 +242,14 @@ fn compress_json_keeps_names_numbers_and_types() {
                 assert_eq!(left["name"], data["name"]);
                 if !pair_remove || !drop_members {
                     assert_eq!(left["id"], 987654);
-                    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+                    let names = |value: &Value| {
+                        value
+                            .as_object()
+                            .unwrap()
+                            .keys()
+                            .cloned()
+                            .collect::<Vec<_>>()
+                    };
                     assert_eq!(names(&left), names(&data), "{}", result.text);
                 }
                 let tokens = |value: &Value| count_cl100k(&value.to_string()) as f64;
@@ -235,12 +294,26 @@ fn a_conversation_keeps_all_but_results_and_old_turns() {
         assert!(is_left_of(&after, &before));
         // Call and result stay paired.
         for i in 0..2 {
-            assert_eq!(is[4]["content"][i]["tool_use_id"], was[3 + 1]["content"][i]["tool_use_id"]);
+            assert_eq!(
+                is[4]["content"][i]["tool_use_id"],
+                was[3 + 1]["content"][i]["tool_use_id"]
+            );
         }
         // Whole lines of the listing.
-        let lines = |value: &Value| value.as_str().unwrap().lines().map(String::from).collect::<Vec<_>>();
+        let lines = |value: &Value| {
+            value
+                .as_str()
+                .unwrap()
+                .lines()
+                .map(String::from)
+                .collect::<Vec<_>>()
+        };
         let all = lines(&was[4]["content"][0]["content"]);
-        assert!(lines(&is[4]["content"][0]["content"]).iter().all(|line| all.contains(line)));
+        assert!(
+            lines(&is[4]["content"][0]["content"])
+                .iter()
+                .all(|line| all.contains(line))
+        );
         let changed = result.decisions.iter().filter(|d| d.after < d.before);
         for decision in changed {
             assert!(matches!(decision.why, Reason::ToolResult | Reason::OldTurn));
@@ -262,10 +335,19 @@ fn a_conversation_has_a_budget_as_a_whole() {
     for share in [0.5, 0.7, 0.9] {
         let target = (all.tokens_before as f64 * share) as usize;
         let result = shorten(CONVERSATION, &options(target));
-        assert!(result.tokens_after <= target && result.tokens_after * 10 >= target * 8, "{} of {target}", result.tokens_after);
+        assert!(
+            result.tokens_after <= target && result.tokens_after * 10 >= target * 8,
+            "{} of {target}",
+            result.tokens_after
+        );
         assert!(serde_json::from_slice::<Value>(&result.body).is_ok());
     }
-    let error = hard::compress_messages(&AnyScores, byte_tokenizer(), CONVERSATION.as_bytes(), &options(20));
+    let error = hard::compress_messages(
+        &AnyScores,
+        byte_tokenizer(),
+        CONVERSATION.as_bytes(),
+        &options(20),
+    );
     assert!(error.unwrap_err().to_string().contains("must not change"));
 }
 

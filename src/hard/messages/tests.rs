@@ -368,11 +368,22 @@ fn what_comes_out_differs_in_shortened_strings_alone() {
 fn what_is_not_a_text_stays() {
     let long = long("x");
     let half = format!("\"{long} \\ud83d {long}\"");
-    for content in [half.as_str(), "17", "{\"a\": [1, 2]}", "null", "[3]", "[[\"x\"]]"] {
-        let body = format!("[{{\"role\":\"tool\",\"content\":{content}}},{{\"role\":\"user\",\"content\":\"q\"}}]");
+    for content in [
+        half.as_str(),
+        "17",
+        "{\"a\": [1, 2]}",
+        "null",
+        "[3]",
+        "[[\"x\"]]",
+    ] {
+        let body = format!(
+            "[{{\"role\":\"tool\",\"content\":{content}}},{{\"role\":\"user\",\"content\":\"q\"}}]"
+        );
         let result = run(&body, &options());
         assert_eq!(result.body, body.as_bytes());
-        let block = format!("[{{\"role\":\"tool\",\"content\":[{{\"type\":\"text\",\"text\":{content}}}]}},{{\"role\":\"user\",\"content\":\"q\"}}]");
+        let block = format!(
+            "[{{\"role\":\"tool\",\"content\":[{{\"type\":\"text\",\"text\":{content}}}]}},{{\"role\":\"user\",\"content\":\"q\"}}]"
+        );
         let result = run(&block, &options());
         assert_eq!(result.body, block.as_bytes());
         assert_eq!(result.decisions[0].why, Reason::NotText);

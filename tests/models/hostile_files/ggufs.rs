@@ -92,8 +92,11 @@ fn gguf_tensors() {
             let tensor = w.tensor_mut(q);
             (tensor.kind, tensor.dims) = (gguf::Q8_0, vec![48, 2]);
         }),
-        ("element type 10 (Q2_K) is not supported", &|w| {
+        ("is no possible shape for Q2_K", &|w| {
             w.tensor_mut(q).kind = 10
+        }),
+        ("element type 16 (an IQ type) is not supported", &|w| {
+            w.tensor_mut(q).kind = 16
         }),
         ("element type 999 is not supported", &|w| {
             w.tensor_mut(q).kind = 999
