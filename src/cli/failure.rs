@@ -102,6 +102,7 @@ fn flag(field: &str) -> Option<String> {
         | "bos"
         | "clip"
         | "context_budget"
+        | "data"
         | "dropout"
         | "dtype"
         | "dynamic_context_compression_ratio"

@@ -137,8 +137,8 @@ impl JsonRequest {
         let mut args = Arguments::new(arguments);
         let mut warnings = Vec::new();
         for (name, default) in WITHOUT_EFFECT {
-            let given: Option<Value> = args.optional(name)?;
-            if given.is_some_and(|value| value.to_string() != default) {
+            let given = args.optional::<Value>(name)?.map(|value| value.to_string());
+            if given.is_some_and(|given| given != default) {
                 warnings.push(format!(
                     "`{name}` has no effect: compress_json keeps to the rates of its members, in their order"
                 ));

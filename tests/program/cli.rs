@@ -218,7 +218,10 @@ fn text_that_is_not_utf8_is_named_with_the_byte() {
             format!("{file}: not UTF-8 at byte 10; save it as UTF-8")
         );
         let line = run_with(bytes, &[command, "-"]).bad(1);
-        assert_eq!(line, "standard input: not UTF-8 at byte 10");
+        assert_eq!(
+            line,
+            "standard input: not UTF-8 at byte 10; save it as UTF-8"
+        );
     }
 }
 

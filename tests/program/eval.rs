@@ -234,8 +234,12 @@ fn run(args: &[&str]) -> (i32, String, String) {
 
 #[track_caller]
 fn bad(args: &[&str], about: &[&str]) {
+    refused(1, args, about);
+}
+
+fn refused(exit: i32, args: &[&str], about: &[&str]) {
     let (code, out, err) = run(args);
-    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert_eq!((code, out.as_str()), (exit, ""), "{err}");
     assert_eq!(err.lines().count(), 1, "{err}");
     for about in about {
         assert!(err.contains(about), "{args:?}: {err}");
@@ -293,7 +297,7 @@ fn data_that_makes_no_sense_is_named_with_its_line() {
     bad(&["qa", "--data", file, "--skip", "2"], &["no question"]);
     for rate in ["0", "-1", "1.5", "NaN", "0.5,0"] {
         let rate = format!("--rates={rate}");
-        bad(&["qa", "--data", file, &rate], &["rate", "(0, 1]"]);
+        refused(2, &["qa", "--data", file, &rate], &["rate", "(0, 1]"]);
     }
     bad(&["qa", "--data", file, "-m", "no/model"], &["no/model"]);
     bad(

@@ -346,7 +346,8 @@ fn what_cannot_be_right_is_one_line() {
     );
     let export = ["export", "--to", "llama.cpp", &prefix, "-o", &out];
     let beyond = ["--placeholder", "4294967295"];
-    bad(
+    refused(
+        2,
         &[&export[..], &beyond].concat(),
         &["placeholder", "4294967295"],
     );
