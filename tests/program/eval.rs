@@ -309,9 +309,10 @@ fn data_that_makes_no_sense_is_named_with_its_line() {
     bad(&["regen", "--data", texts], &["line 2: `text` is empty"]);
     bad(
         &["regen", "--data", texts, "--text-tokens", "0"],
-        &["text_tokens"],
+        &["--text-tokens"],
     );
-    bad(
+    refused(
+        2,
         &["regen", "--data", texts, "--rates=2"],
         &["rate", "(0, 1]"],
     );
