@@ -1,0 +1,20 @@
+"""The program: ``python -m prefold``, and the console script ``prefold``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Runs the program on the arguments of this process and gives its exit code."""
+    import signal
+
+    from prefold import _native
+
+    # The program ends by signals as any other does.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _native.main(["prefold", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
