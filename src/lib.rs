@@ -56,6 +56,10 @@ pub mod model;
 #[doc(hidden)]
 pub mod ops;
 #[doc(hidden)]
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod serve;
+#[doc(hidden)]
 pub mod soft;
 #[doc(hidden)]
 pub mod text;

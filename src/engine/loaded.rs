@@ -32,6 +32,7 @@ pub(super) trait Runtime: Send + Sync {
     fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
     fn compress(&self, request: &Request) -> Result<Compressed>;
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
+    fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>>;
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -211,6 +212,10 @@ impl<B: Backend> Runtime for Loaded<B> {
                 .map(|request| self.compress(request))
                 .collect(),
         }
+    }
+
+    fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>> {
+        hard::rank(&self.scorer(), self.tokenizer()?, question, texts)
     }
 
     fn at_a_time(&self) -> usize {

@@ -71,6 +71,19 @@ pub(crate) fn compress(
     count: &dyn Fn(&str) -> Result<usize>,
     shorten: &dyn Fn(&[Task]) -> Vec<Result<String>>,
 ) -> Result<MessagesResult> {
+    let nothing = |tasks: &[Task]| vec![None; tasks.len()];
+    compress_frozen(body, options, count, shorten, &nothing)
+}
+
+/// The same where texts before a cache marker may have been shortened when they were first sent: `frozen`
+/// gives what they became then, which is put in again. Under `target_token` it is not asked.
+pub(crate) fn compress_frozen(
+    body: &[u8],
+    options: &MessagesOptions,
+    count: &dyn Fn(&str) -> Result<usize>,
+    shorten: &dyn Fn(&[Task]) -> Vec<Result<String>>,
+    frozen: &dyn Fn(&[Task]) -> Vec<Option<String>>,
+) -> Result<MessagesResult> {
     options.check()?;
     let refuse = |reason: String| Error::input("messages", reason);
     let text = std::str::from_utf8(body).map_err(|error| {
@@ -94,15 +107,13 @@ pub(crate) fn compress(
         .map(|text| text.as_deref().map_or(Ok(0), count))
         .collect::<Result<Vec<usize>>>()?;
     let plan = Plan::new(&conversation, &texts, &counts, options)?;
-    let tasks: Vec<Task> = plan
-        .targets
-        .iter()
-        .map(|&(part, target)| Task {
-            text: texts[part].clone().unwrap_or_default(),
-            question: plan.question_of(&conversation.parts[part], options),
-            target,
-        })
-        .collect();
+    let task = |&(part, target): &(usize, usize)| Task {
+        text: texts[part].clone().unwrap_or_default(),
+        question: plan.question_of(&conversation.parts[part], options),
+        target,
+    };
+    let tasks: Vec<Task> = plan.targets.iter().map(task).collect();
+    let sent: Vec<Task> = plan.sent.iter().map(|(place, _)| task(place)).collect();
 
     let mut decisions: Vec<Decision> = conversation
         .parts
@@ -120,8 +131,19 @@ pub(crate) fn compress(
         })
         .collect();
     let mut changes: Vec<(std::ops::Range<usize>, String)> = Vec::new();
+    let mut shorter = Vec::new();
     for (&(part, _), left) in plan.targets.iter().zip(shorten(&tasks)) {
-        let mut left = left?;
+        shorter.push((part, left?));
+    }
+    if !sent.is_empty() {
+        for (&((part, _), why), left) in plan.sent.iter().zip(frozen(&sent)) {
+            if let Some(left) = left {
+                decisions[part].why = why;
+                shorter.push((part, left));
+            }
+        }
+    }
+    for (part, mut left) in shorter {
         let decision = &mut decisions[part];
         // Interfaces refuse a text of nothing. Only a budget in tokens takes the last of it.
         if left.trim().is_empty() && plan.strict {

@@ -137,6 +137,8 @@ pub(super) struct Plan {
     pub reasons: Vec<Reason>,
     /// Parts to shorten, and to how many tokens.
     pub targets: Vec<(usize, usize)>,
+    /// Parts before a cache marker that would be shortened after it, to how many tokens, and why.
+    pub sent: Vec<((usize, usize), Reason)>,
     /// Whether the budget is a number of tokens, which is never passed.
     pub strict: bool,
     /// The newest turn of the user.
@@ -172,6 +174,7 @@ impl Plan {
         let mut plan = Plan {
             reasons: Vec::with_capacity(parts.len()),
             targets: Vec::new(),
+            sent: Vec::new(),
             strict: options.target_token.is_some(),
             question: String::new(),
         };
@@ -191,9 +194,7 @@ impl Plan {
                 }
             };
             let characters = || text.chars().take(options.errors_up_to + 1).count();
-            let kept = if i < cached {
-                Some(Reason::Cached)
-            } else if part.message.is_some_and(|message| message >= recent) {
+            let mut kept = if part.message.is_some_and(|message| message >= recent) {
                 Some(Reason::Recent)
             } else if policy == Policy::Keep {
                 Some(Reason::Policy)
@@ -204,12 +205,19 @@ impl Plan {
             } else {
                 None
             };
-            if kept.is_none() {
-                let rate = match policy {
-                    Policy::Rate(rate) => rate,
-                    _ => options.rate,
-                };
-                wanted.push((i, rate));
+            let rate = match policy {
+                Policy::Rate(rate) => rate,
+                _ => options.rate,
+            };
+            match (kept, i < cached) {
+                (None, false) => wanted.push((i, rate)),
+                (None, true) if !plan.strict => {
+                    plan.sent.push(((i, at_rate(counts[i], rate)), reason));
+                }
+                _ => {}
+            }
+            if i < cached {
+                kept = Some(Reason::Cached);
             }
             plan.reasons.push(kept.unwrap_or(reason));
         }
@@ -230,7 +238,7 @@ impl Plan {
         let Some(target) = options.target_token else {
             self.targets = wanted
                 .iter()
-                .map(|&(part, rate)| (part, (counts[part] as f64 * rate).round() as usize))
+                .map(|&(part, rate)| (part, at_rate(counts[part], rate)))
                 .collect();
             return Ok(());
         };
@@ -286,6 +294,11 @@ impl Plan {
             _ => question,
         }
     }
+}
+
+/// Tokens that a text keeps at a rate.
+fn at_rate(tokens: usize, rate: f64) -> usize {
+    (tokens as f64 * rate).round() as usize
 }
 
 /// What would shorten a part, and its policy; or why it never changes.
