@@ -34,6 +34,7 @@ pub use control::{CancelToken, Control, Progress};
 pub use engine::{Device, Engine, EngineBuilder, ModelInfo, Prefixes, Training};
 pub use error::{Error, Result};
 pub use gpu::Precision;
+pub use model::weights::Access;
 pub use hard::{
     Budget, Compressed, Condition, Count, Effort, Exact, Granularity, KeptContext, LlmLingua,
     LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request,
