@@ -7,6 +7,7 @@ mod counts;
 mod exact;
 mod forms;
 mod parity;
+mod rank;
 mod sentences;
 mod tokenizer;
 mod windows;
