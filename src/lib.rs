@@ -42,6 +42,9 @@ pub use prefix::KvPrefix;
 pub use soft::Adapter;
 
 // For the program, its tests and benches. Unstable: anything here may change in any version.
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 #[doc(hidden)]
 pub mod files;
 #[doc(hidden)]

@@ -1,8 +1,6 @@
 //! The `prefold` program: the library on the command line.
 #![deny(unsafe_code)]
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::main()
+    std::process::ExitCode::from(prefold::cli::run(std::env::args_os().collect()))
 }

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use prefold::hard::json::{Arguments, Call};
-use prefold::train::rows::read_line;
-use prefold::{Engine, Error};
+use crate::hard::json::{Arguments, Call};
+use crate::train::rows::read_line;
+use crate::{Engine, Error};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Outcome {
         (&args.file, Box::new(file))
     };
     let mut input = BufReader::with_capacity(AHEAD, input);
-    prefold::text::prepare_cl100k();
+    crate::text::prepare_cl100k();
     let model = args.model.open_to_score(&args.adapter)?;
     let mut out = io::stdout().lock();
     let together = model.engine.at_a_time();
@@ -87,7 +87,7 @@ pub fn run(args: Args) -> Outcome {
     loop {
         let mut lines = lines(&mut input, together, longest).map_err(Error::io(name))?;
         if let Some(first) = lines.first_mut().filter(|_| !begun) {
-            first.drain(..prefold::files::mark(name, first)?);
+            first.drain(..crate::files::mark(name, first)?);
             begun = true;
         }
         if lines.is_empty() {

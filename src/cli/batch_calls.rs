@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use prefold::hard::compress_json::{JsonConfig, JsonRequest};
-use prefold::hard::json::Arguments;
-use prefold::hard::messages::{Decision, MessagesOptions};
-use prefold::hard::{Budget, Exact, KeptContext, LlmLinguaResult, recover};
-use prefold::{Engine, Error};
+use crate::hard::compress_json::{JsonConfig, JsonRequest};
+use crate::hard::json::Arguments;
+use crate::hard::messages::{Decision, MessagesOptions};
+use crate::hard::{Budget, Exact, KeptContext, LlmLinguaResult, recover};
+use crate::{Engine, Error};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -77,7 +77,7 @@ pub fn compress_json(
 
 /// Reads a configuration by its path.
 fn config_file(path: &Path) -> Result<JsonConfig, Error> {
-    prefold::files::regular_file(path)?;
+    crate::files::regular_file(path)?;
     let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if size > LONGEST_CONFIG {
         return Err(Error::Format {
@@ -86,7 +86,7 @@ fn config_file(path: &Path) -> Result<JsonConfig, Error> {
         });
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    JsonConfig::from_yaml(&prefold::files::text(path, bytes)?)
+    JsonConfig::from_yaml(&crate::files::text(path, bytes)?)
 }
 
 /// The result of `compress_messages`.

@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
-use prefold::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome, say, usage};
@@ -111,7 +111,7 @@ impl Report {
         };
         match serde_json::to_string(&json) {
             Ok(json) => Ok(json + "\n"),
-            Err(error) => Err(Failure::Failed(prefold::Error::Input {
+            Err(error) => Err(Failure::Failed(crate::Error::Input {
                 what: "--json".into(),
                 reason: error.to_string(),
             })),
@@ -165,7 +165,7 @@ pub fn run(args: Args) -> Outcome {
         let question = args.question.as_deref().map(text_or_file).transpose()?;
         let options = args.conversation.options(budget, mode, question)?;
         let body = messages::read(file)?;
-        prefold::text::prepare_cl100k();
+        crate::text::prepare_cl100k();
         let model = args.model.open_to_score(&args.adapter)?;
         let output = messages::Output {
             file: args.output.as_deref(),
@@ -180,7 +180,7 @@ pub fn run(args: Args) -> Outcome {
         .with_mode(mode);
     // The library checks too, but only after a model was loaded.
     usage(request.check())?;
-    prefold::text::prepare_cl100k();
+    crate::text::prepare_cl100k();
     let model = args.model.open_to_score(&args.adapter)?;
 
     let busy = Busy::new("compressing".into());

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use prefold::Error;
+use crate::Error;
 use serde::Deserialize;
 
 use super::failure::{Failure, Outcome};

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use prefold::Engine;
-use prefold::hub::{DEFAULT, Settings};
-use prefold::prefix::Method;
-use prefold::soft::{self, EncodeOptions};
+use crate::Engine;
+use crate::hub::{DEFAULT, Settings};
+use crate::prefix::Method;
+use crate::soft::{self, EncodeOptions};
 
 use super::config;
 use super::failure::{Failure, Outcome};

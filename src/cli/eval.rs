@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::eval::{Holder, Qa, Question, Regenerate, Report, Task, Text, Way, run as measure};
+use crate::hard::check_rate;
+use crate::prefix::Method;
+use crate::soft::{Adapter, Settings};
+use crate::{Engine, Error};
 use anstream::{AutoStream, ColorChoice};
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use prefold::eval::{Holder, Qa, Question, Regenerate, Report, Task, Text, Way, run as measure};
-use prefold::hard::check_rate;
-use prefold::prefix::Method;
-use prefold::soft::{Adapter, Settings};
-use prefold::{Engine, Error};
 use serde_json::{Value, json};
 
 use super::eval_table;

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use prefold::eval::Interval;
-use prefold::eval::rank::{Ranking, Recall, recall};
-use prefold::hard::Ranker;
-use prefold::train::rank::{Example, Options, prompts, read, read_corpus, without_titles};
+use crate::eval::Interval;
+use crate::eval::rank::{Ranking, Recall, recall};
+use crate::hard::Ranker;
+use crate::train::rank::{Example, Options, prompts, read, read_corpus, without_titles};
 use serde_json::json;
 
 use super::failure::Outcome;

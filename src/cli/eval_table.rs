@@ -1,7 +1,7 @@
 //! The table of an evaluation.
 
+use crate::eval::{Interval, Report};
 use anstyle::{AnsiColor, Style};
-use prefold::eval::{Interval, Report};
 use serde_json::Value;
 
 use super::failure::one_line;

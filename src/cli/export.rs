@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::prefix::llama_cpp::{Layout, Slot};
+use crate::prefix::{transformers, vllm};
 use clap::ValueEnum;
-use prefold::prefix::llama_cpp::{Layout, Slot};
-use prefold::prefix::{transformers, vllm};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};

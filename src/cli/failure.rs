@@ -1,10 +1,9 @@
 //! Why the program stops, and with which exit code.
 
 use std::io::Write;
-use std::process::ExitCode;
 
-use prefold::Error;
-use prefold::files::steers;
+use crate::Error;
+use crate::files::steers;
 
 /// Every way in which a command can fail.
 #[derive(Debug)]
@@ -39,13 +38,13 @@ impl Failure {
     }
 
     /// The exit code of the process.
-    pub fn code(&self) -> ExitCode {
-        ExitCode::from(match self {
+    pub fn code(&self) -> u8 {
+        match self {
             Failure::Usage(_) => 2,
             Failure::Failed(_) | Failure::Rows { .. } => 1,
             Failure::Interrupted(_) => 130,
             Failure::ClosedPipe => 141,
-        })
+        }
     }
 }
 

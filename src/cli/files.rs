@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use prefold::Error;
+use crate::Error;
 
 use super::failure::{Failure, Outcome};
 
@@ -20,7 +20,7 @@ pub fn read_text(path: &Path) -> Outcome<String> {
         true => Path::new(STDIN),
         false => path,
     };
-    Ok(prefold::files::text(name, bytes)?)
+    Ok(crate::files::text(name, bytes)?)
 }
 
 /// What standard input is called in messages.
@@ -132,5 +132,5 @@ pub fn check_target(path: &Path) -> Outcome {
 
 /// Writes `text` to `path` whole or not at all.
 pub fn write_whole(path: &Path, text: &str) -> Outcome {
-    Ok(prefold::files::write_whole(path, text.as_bytes())?)
+    Ok(crate::files::write_whole(path, text.as_bytes())?)
 }

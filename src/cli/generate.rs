@@ -4,10 +4,10 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use prefold::Error;
-use prefold::model::decoder::Input;
-use prefold::prefix::KvPrefix;
-use prefold::soft::{Adapter, Ask, Finish, Sampling};
+use crate::Error;
+use crate::model::decoder::Input;
+use crate::prefix::KvPrefix;
+use crate::soft::{Adapter, Ask, Finish, Sampling};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome, usage};

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use prefold::Error;
-use prefold::prefix::RopeScaling;
+use crate::Error;
+use crate::prefix::RopeScaling;
 use serde_json::json;
 
 use super::failure::{Outcome, one_line};

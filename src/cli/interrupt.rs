@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use prefold::{CancelToken, Control};
+use crate::{CancelToken, Control};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 

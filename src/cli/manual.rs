@@ -4,9 +4,9 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use crate::Error;
 use clap::{Arg, Command};
 use clap_complete::Shell;
-use prefold::Error;
 
 use super::failure::Outcome;
 use super::files::{write_stdout, write_whole};

@@ -3,8 +3,8 @@
 
 use std::fmt::Write;
 
+use crate::hard::Piece;
 use anstyle::{Effects, Style};
-use prefold::hard::Piece;
 
 /// Pieces next to each other that share a fate, as one text each.
 pub fn runs(pieces: &[Piece]) -> Vec<(bool, String)> {

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use prefold::model::weights::Weights;
-use prefold::prefix::Dtype;
-use prefold::train::merge::{Tokens, merge};
+use crate::model::weights::Weights;
+use crate::prefix::Dtype;
+use crate::train::merge::{Tokens, merge};
 
 use super::failure::{Outcome, say};
 use super::model::{self, Busy};

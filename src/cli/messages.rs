@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use prefold::hard::messages::{Decision, MessagesOptions, MessagesResult, Policy};
-use prefold::hard::{Budget, Exact, Mode};
+use crate::hard::messages::{Decision, MessagesOptions, MessagesResult, Policy};
+use crate::hard::{Budget, Exact, Mode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -141,7 +141,7 @@ pub fn run(model: &Model, body: &[u8], options: &MessagesOptions, output: Output
 
 fn json(result: &MessagesResult, seconds: f64, model: &Model) -> Outcome<String> {
     let failed = |error: serde_json::Error| {
-        Failure::Failed(prefold::Error::Input {
+        Failure::Failed(crate::Error::Input {
             what: "--json".into(),
             reason: error.to_string(),
         })

@@ -32,8 +32,8 @@ mod train;
 mod train_progress;
 mod train_rank;
 
+use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -96,10 +96,10 @@ fn command() -> clap::Command {
     examples::add(Cli::command())
 }
 
-/// Runs the program on the process's own arguments.
-pub fn main() -> ExitCode {
+/// Runs the program on its arguments, its own name first, and gives its exit code.
+pub fn run(args: Vec<OsString>) -> u8 {
     let parsed = command()
-        .try_get_matches()
+        .try_get_matches_from(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
     if let Err(failure) = log::start() {
         return report(&failure);
@@ -133,34 +133,34 @@ pub fn main() -> ExitCode {
         // Help, asked for or not, and the version are clap's own pages, not errors of one line.
         Err(error) if error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            return ExitCode::from(2);
+            return 2;
         }
         Err(error) if !error.use_stderr() => error.print().map_err(files::stdout_failure),
-        Err(error) => Err(failure::malformed(&error, &asked())),
+        Err(error) => Err(failure::malformed(&error, &asked(&args))),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => report(&failure),
     }
 }
 
 /// The command that the arguments name, as far as there is one.
-fn asked() -> String {
+fn asked(args: &[OsString]) -> String {
     let mut name = String::from("prefold");
     let mut command = command();
-    for word in std::env::args().skip(1) {
-        let Some(sub) = command.find_subcommand(&word) else {
+    for word in args.iter().skip(1) {
+        let Some(sub) = command.find_subcommand(word) else {
             break;
         };
-        name = format!("{name} {word}");
+        name = format!("{name} {}", sub.get_name());
         command = sub.clone();
     }
     name
 }
 
 /// Says what went wrong, in one line, and gives the exit code for it.
-fn report(failure: &Failure) -> ExitCode {
-    // With standard error gone too there is nobody left to tell.
+fn report(failure: &Failure) -> u8 {
+    // With standard error gone too nothing can be said.
     let _ = writeln!(std::io::stderr(), "prefold: {}", failure.line());
     failure.code()
 }

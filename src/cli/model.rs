@@ -8,11 +8,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::gpu::Precision;
+use crate::{Control, Device, Engine, EngineBuilder};
 use clap::ValueEnum;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
-use prefold::gpu::Precision;
-use prefold::{Control, Device, Engine, EngineBuilder};
 
 use super::config;
 use super::failure::{Failure, Outcome};

@@ -3,9 +3,9 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use crate::Error;
+use crate::hub::{self, DEFAULT, KNOWN, ModelName, Settings};
 use clap::Subcommand;
-use prefold::Error;
-use prefold::hub::{self, DEFAULT, KNOWN, ModelName, Settings};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome};

@@ -1,7 +1,7 @@
 //! The options of hard compression as flags: the library's names in kebab case without `use_`; a
 //! switch that is on by default is turned off by `--no-…`.
 
-use prefold::hard::{
+use crate::hard::{
     Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
     RankMethod, Ranker, Reorder,
 };
@@ -19,11 +19,11 @@ pub fn share(text: &str) -> Result<f64, String> {
 }
 
 /// Reads whose tokens are counted: a name, or the path of a tokenizer.json.
-fn whose(name: &str) -> Result<Count, prefold::Error> {
+fn whose(name: &str) -> Result<Count, crate::Error> {
     match Count::from_name(name) {
         Some(count) => Ok(count),
         None if name.contains(['/', '\\', '.']) => Count::from_file(name.as_ref()),
-        None => Err(prefold::Error::Unsupported {
+        None => Err(crate::Error::Unsupported {
             what: format!("`{name}`"),
             have: format!(
                 "{}, and any tokenizer.json by its path",
@@ -255,10 +255,10 @@ fn set<T>(option: &mut T, given: Option<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Precision;
+    use crate::prefix::{Dtype, KRope, KeepBy, Method};
+    use crate::train::schedule::Schedule;
     use clap::{Parser, ValueEnum};
-    use prefold::gpu::Precision;
-    use prefold::prefix::{Dtype, KRope, KeepBy, Method};
-    use prefold::train::schedule::Schedule;
     use serde::Serialize;
 
     #[derive(Parser)]

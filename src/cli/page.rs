@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use prefold::hard::Piece;
+use crate::hard::Piece;
 
 use super::marked::visible;
 

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::train::log;
+use crate::train::plot::{Axis, svg};
 use clap::ValueEnum;
-use prefold::train::log;
-use prefold::train::plot::{Axis, svg};
 
 use super::failure::Outcome;
 use super::files::{write_stdout, write_whole};

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use prefold::Error;
-use prefold::hard::check_rate;
-use prefold::soft::{KeepBy, PrefillOptions};
+use crate::Error;
+use crate::hard::check_rate;
+use crate::soft::{KeepBy, PrefillOptions};
 
 use super::failure::{Outcome, usage};
 use super::model::{self, Busy};

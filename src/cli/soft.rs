@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use prefold::prefix::{Dtype, KRope, KvPrefix};
-use prefold::soft::Source;
-use prefold::{Engine, Error};
+use crate::prefix::{Dtype, KRope, KvPrefix};
+use crate::soft::Source;
+use crate::{Engine, Error};
 
 use super::failure::{Failure, Outcome};
 use super::files::{check_target, read_text};

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
-use prefold::gpu::Precision;
-use prefold::prefix::Method;
-use prefold::train::data;
-use prefold::train::{
+use crate::gpu::Precision;
+use crate::prefix::Method;
+use crate::train::data;
+use crate::train::{
     BadRows, Begin, Event, LoraShape, MemoryStart, Plan, Schedule, Summary, Task, targets,
 };
-use prefold::{Engine, Error};
+use crate::{Engine, Error};
+use clap::Subcommand;
 use serde_json::json;
 
 use super::failure::{Failure, Outcome, say, usage};

@@ -3,9 +3,9 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use crate::train::log::Line;
+use crate::train::run::Event;
 use indicatif::{ProgressBar, ProgressStyle};
-use prefold::train::log::Line;
-use prefold::train::run::Event;
 
 use super::failure;
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use prefold::train::rank::{Options, prompts, read, read_corpus, train};
+use crate::train::rank::{Options, prompts, read, read_corpus, train};
 
 use super::failure::{Outcome, say};
 use super::files::{check_target, write_whole};

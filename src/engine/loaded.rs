@@ -33,6 +33,7 @@ pub(super) trait Runtime: Send + Sync {
     fn compress(&self, request: &Request) -> Result<Compressed>;
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
     fn compress_json(&self, request: &JsonRequest) -> Result<Compressed>;
+    fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>>;
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -226,6 +227,10 @@ impl<B: Backend> Runtime for Loaded<B> {
                 .map(|request| self.compress(request))
                 .collect(),
         }
+    }
+
+    fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>> {
+        hard::rank(&self.scorer(), self.tokenizer()?, question, texts)
     }
 
     fn at_a_time(&self) -> usize {

@@ -388,6 +388,14 @@ impl Engine {
         self.call(control, || self.runtime.compress_json(request))
     }
 
+    /// How well each text answers to a question: the higher the better, comparable within a call only.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, and what ends a call ([`Control`]).
+    pub fn rank(&self, question: &str, texts: &[String], control: &Control) -> Result<Vec<f64>> {
+        self.call(control, || self.runtime.rank(question, texts))
+    }
+
     /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device
     /// busy, as it does a CPU.
     pub fn at_a_time(&self) -> usize {

@@ -121,3 +121,23 @@ pub fn compress_json(
     };
     exact.compress_segments(&prompt, &[segments])
 }
+
+/// How well each text answers to a question, as [`Mode::Exact`] ranks contexts by default; comparable
+/// within a call only.
+///
+/// # Errors
+/// Whatever the model reports.
+pub fn rank(
+    lm: &dyn Scorer,
+    tokenizer: &Tokenizer,
+    question: &str,
+    texts: &[String],
+) -> Result<Vec<f64>> {
+    let options = &Exact::default();
+    exact::Exact {
+        lm,
+        tokenizer,
+        options,
+    }
+    .rank(question, texts)
+}

@@ -118,6 +118,18 @@ impl Passage {
 type Worth = (Vec<f64>, Vec<Vec<f64>>);
 
 impl Exact<'_> {
+    /// How well each text answers to a question.
+    pub fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>> {
+        let parsed = texts
+            .iter()
+            .map(|text| Parsed::new(self.tokenizer, text, self.layout(text, None)))
+            .collect::<Result<Vec<_>>>()?;
+        let request = Request::default().with_question(question);
+        Ok(self
+            .relevance(&request, texts, &parsed, usize::MAX)?
+            .contexts)
+    }
+
     /// Scores contexts and sentences by the rank method; `budget` is what there is for them.
     pub(super) fn relevance(
         &self,
