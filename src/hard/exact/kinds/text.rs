@@ -148,7 +148,8 @@ impl Wrap {
     /// Whether the first word of the next line did not fit into `line` any more.
     fn overflows(&self, line: &str, word: &str) -> bool {
         let length = line.trim_end().chars().count();
-        self.width.is_some_and(|width| length + 1 + word.chars().count() > width)
+        self.width
+            .is_some_and(|width| length + 1 + word.chars().count() > width)
     }
 
     /// True where the break after `line` is only there because the next word did not fit any more:
