@@ -136,13 +136,19 @@ pub fn write(
 }
 
 /// Exchanges two folders in one step; false where that cannot be done, and then nothing has happened.
-#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+#[cfg(all(
+    feature = "train",
+    any(target_os = "linux", target_os = "android", target_vendor = "apple")
+))]
 fn exchange(one: &Path, other: &Path) -> bool {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+#[cfg(not(all(
+    feature = "train",
+    any(target_os = "linux", target_os = "android", target_vendor = "apple")
+)))]
 fn exchange(_: &Path, _: &Path) -> bool {
     false
 }

@@ -239,6 +239,7 @@ pub(super) fn prose(text: &str, block: Range<usize>, wrap: &Wrap) -> Vec<Range<u
 }
 
 /// The sentences of a block, gapless, none of which ends inside of one of the `glued` stretches.
+#[cfg(feature = "formats")]
 pub(super) fn prose_around(
     text: &str,
     block: Range<usize>,
