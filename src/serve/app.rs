@@ -151,6 +151,8 @@ struct Notes {
     failure: Option<Failure>,
     computed: usize,
     hashes: Vec<String>,
+    /// Whether the time was over before all texts were counted.
+    uncounted: bool,
 }
 
 /// Bytes of a hash that name an original.
@@ -257,6 +259,31 @@ impl App {
         self.store.count(text, |text| Ok(count_cl100k(text)))
     }
 
+    /// Tokens of a text, counted while there is time. Afterwards a bound of them, so that all that is sent
+    /// as it is can be remembered as such.
+    fn count_in_time(&self, text: &str, job: &Job, notes: &RefCell<Notes>) -> Result<usize> {
+        let control = Control::default()
+            .with_deadline(job.deadline)
+            .with_cancel(job.cancel.clone());
+        let counted = self.store.count(text, |text| {
+            let mut tokens = 0;
+            for piece in pieces(text) {
+                control.check()?;
+                tokens += count_cl100k(piece);
+            }
+            Ok(tokens)
+        });
+        match counted {
+            Err(Error::Deadline) => {
+                let mut notes = notes.borrow_mut();
+                notes.uncounted = true;
+                notes.failure.get_or_insert(Failure::Deadline);
+                Ok(text.len())
+            }
+            counted => counted,
+        }
+    }
+
     /// Counts a failure.
     pub fn failed(&self, failure: Failure) {
         let reason = failure.name();
@@ -291,7 +318,7 @@ impl App {
     /// The same on this thread.
     pub fn conversation_now(&self, body: &Bytes, job: &Job) -> Done {
         let notes = RefCell::new(Notes::default());
-        let count = |text: &str| self.count(text);
+        let count = |text: &str| self.count_in_time(text, job, &notes);
         let shorten = |tasks: &[Task]| self.shorten_texts(tasks, job, &notes);
         // Before a cache marker only what was frozen when it was first sent is put in.
         let frozen = |tasks: &[Task]| self.known_texts(tasks, job, &notes);
@@ -302,6 +329,7 @@ impl App {
                 self.metrics.cancelled.inc();
                 None
             }
+            _ if notes.uncounted => notes.failure,
             Err(error) => Some(Failure::of(error)),
             Ok(_) => notes.failure,
         };
@@ -315,7 +343,7 @@ impl App {
             _ if notes.computed == 0 => Status::Cached,
             _ => Status::Compressed,
         };
-        let result = result.ok();
+        let result = result.ok().filter(|_| !notes.uncounted);
         let body = match (&result, job.mode) {
             (Some(result), Mode::Compress) if changed => Some(Bytes::from(result.body.clone())),
             _ => None,
@@ -339,11 +367,15 @@ impl App {
             self.options.compress_code,
         ]
         .map(u8::from);
+        let share = match task.rate {
+            Some(rate) => format!("rate {rate}"),
+            None => format!("tokens {}", task.target),
+        };
         key(&[
             b"result-1",
             self.engine.info().fingerprint.as_bytes(),
             &flags,
-            &(task.target as u64).to_le_bytes(),
+            share.as_bytes(),
             task.text.as_bytes(),
         ])
     }
@@ -626,6 +658,27 @@ pub(super) enum Refused {
     Failed(Failure),
 }
 
+/// A text in pieces that are counted one by one. They begin at lines, where counts add up.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    const LONG: usize = 64 << 10;
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let cut = match rest.len() {
+            0 => return None,
+            length if length <= LONG => length,
+            _ => {
+                let at = rest.floor_char_boundary(LONG);
+                let begins = |line: usize| !rest[line..].starts_with(char::is_whitespace);
+                let mut lines = rest[..at].rmatch_indices('\n').map(|(end, _)| end + 1);
+                lines.find(|&line| begins(line)).unwrap_or(at)
+            }
+        };
+        let (piece, after) = rest.split_at(cut);
+        rest = after;
+        Some(piece)
+    })
+}
+
 /// Where in the shortened text the longest stretch was dropped, in bytes.
 fn largest_gap(compressed: &Compressed, original: &str) -> Option<usize> {
     let [context] = compressed.contexts.as_slice() else {
@@ -698,5 +751,24 @@ struct CancelOnDrop(CancelToken);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_counted_in_pieces() {
+        let line = "The keeper's lamp, no. 1858: 46 m high?!\n";
+        let spaced = "Line\n    indented\n\n\n   and so on  \n";
+        for text in [line.repeat(5000), spaced.repeat(6000), line.repeat(2)] {
+            assert_eq!(pieces(&text).collect::<String>(), text);
+            let sum: usize = pieces(&text).map(count_cl100k).sum();
+            assert_eq!(sum, count_cl100k(&text));
+        }
+        let unbroken = "\u{1f9ed}x".repeat(40_000);
+        assert_eq!(pieces(&unbroken).collect::<String>(), unbroken);
+        assert!(pieces(&unbroken).count() > 2 && pieces("").count() == 0);
     }
 }

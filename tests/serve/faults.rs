@@ -296,3 +296,103 @@ fn requests_in_progress_finish_when_the_server_stops() {
     assert!(TcpStream::connect(address).is_err());
     drop(idle);
 }
+
+/// A conversation with a result of so many different documents.
+fn long_result(documents: std::ops::Range<u64>) -> String {
+    let text: Vec<String> = documents.map(document).collect();
+    json!({"messages": [{"role": "user", "content": "Who painted the wall?"},
+        {"role": "tool", "tool_call_id": "c", "content": text.join("\n\n")}]})
+    .to_string()
+}
+
+#[test]
+fn a_client_that_leaves_ends_its_compression_and_nothing_is_sent_or_decided() {
+    let upstream = Upstream::start();
+    let Some(server) = server(|o| o.upstream = Some(upstream.url())) else {
+        return;
+    };
+    let (address, path) = (server.address(), "/v1/chat/completions");
+    let body = long_result(0..60);
+    let mut stream = connect(address);
+    send(&mut stream, address, "POST", path, &[], body.as_bytes());
+    while metric(address, "prefold_queue_depth") == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(stream);
+    let start = Instant::now();
+    while metric(address, "prefold_queue_depth") > 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "it still works");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(metric(address, "prefold_cancelled_total"), 1);
+    assert!(upstream.state().received.is_empty());
+    // Had the text been frozen as it is, no deadline would matter.
+    let later = [("x-prefold-deadline", "0ms")];
+    let later = request(address, "POST", path, &later, body.as_bytes());
+    assert_eq!(later.header("x-prefold-reason"), Some("deadline"));
+}
+
+#[test]
+fn a_text_too_long_for_its_deadline_is_first_cut_by_words() {
+    let Some(server) = server(|_| ()) else { return };
+    let body = long_result(100..400);
+    let start = Instant::now();
+    let headers = [("x-prefold-deadline", "8s")];
+    let answer = request(
+        server.address(),
+        "POST",
+        "/v1/compress",
+        &headers,
+        body.as_bytes(),
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(16),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(answer.status, 200);
+    assert_eq!(metric(server.address(), "prefold_lexical_cuts_total"), 1);
+    let answer = answer.json();
+    // On a machine that became much slower meanwhile the original comes back.
+    match answer["status"].as_str().unwrap() {
+        "compressed" => {
+            let ratio = answer["compression_ratio"].as_f64().unwrap();
+            assert!((0.2..=0.51).contains(&ratio), "{ratio}");
+        }
+        status => assert_eq!(
+            (status, &answer["reason"]),
+            ("passed-through", &json!("deadline"))
+        ),
+    }
+}
+
+#[test]
+fn a_client_that_stops_in_the_middle_is_left() {
+    let upstream = Upstream::start();
+    let Some(server) = server(|o| {
+        o.upstream = Some(upstream.url());
+        o.idle = Duration::from_millis(500);
+    }) else {
+        return;
+    };
+    let address = server.address();
+    let begin = |text: &str| {
+        let mut stream = connect(address);
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n";
+    let stopped = [begin(head), begin(&format!("{head}\r\n{{\"messages\": ["))];
+    let start = Instant::now();
+    for mut stream in stopped {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "it is still open"
+        );
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"));
+    }
+    assert!(upstream.state().received.is_empty());
+    assert_eq!(get(address, "/readyz").status, 200);
+}

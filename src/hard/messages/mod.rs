@@ -99,6 +99,8 @@ pub(crate) struct Task {
     pub question: String,
     /// Tokens to keep.
     pub target: usize,
+    /// The rate that gave the target; none where texts share a number of tokens.
+    pub rate: Option<f64>,
 }
 
 /// Shortens a conversation; `shorten` does its texts, each to at most its target, and `count` gives the
@@ -153,6 +155,7 @@ pub(crate) fn compress_frozen(
         text: piece.of(text_at(piece.part)).to_string(),
         question: plan.question_of(&conversation.parts[piece.part], options),
         target: piece.target,
+        rate: (!plan.strict).then_some(piece.rate),
     };
     let tasks: Vec<Task> = plan.targets.iter().map(task).collect();
     let sent: Vec<Task> = plan.sent.iter().map(task).collect();

@@ -222,7 +222,7 @@ pub(super) struct Piece {
     /// Its tokens.
     pub before: usize,
     /// Share of its tokens that it keeps.
-    rate: f64,
+    pub rate: f64,
     /// Tokens to keep.
     pub target: usize,
     /// Why it is shortened.
