@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
+use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -269,29 +270,81 @@ pub(super) async fn body_of(
     }
 }
 
+/// An original, under headroom's names.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Original<'a> {
+    hash: &'a str,
+    original_tokens: usize,
+    /// Byte for byte what it was.
+    original_content: &'a str,
+}
+
 /// Gives the original that a marker stands for.
 #[utoipa::path(
     get, path = "/v1/retrieve/{hash}", tag = "compression",
     params(("hash" = String, Path, description = "The hash in the marker")),
     responses(
-        (status = 200, description = "The original, byte for byte", content_type = "text/plain"),
+        (status = 200, description = "The original; as text where `accept` asks for text/plain",
+            body = Original),
         (status = 404, description = "It was never there, or its time has passed"),
     )
 )]
-pub(super) async fn retrieve(State(app): State<Arc<App>>, Path(hash): Path<String>) -> Response {
+pub(super) async fn retrieve(
+    State(app): State<Arc<App>>,
+    Path(hash): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let as_text = headers
+        .get(ACCEPT)
+        .is_some_and(|accept| accept.as_bytes().starts_with(b"text/plain"));
+    original(app, hash, as_text).await
+}
+
+/// The hash of an original.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct RetrieveRequest {
+    hash: String,
+}
+
+/// Gives the original of a hash in the body, as headroom's SDK asks for it.
+#[utoipa::path(
+    post, path = "/v1/retrieve", tag = "compression", request_body = RetrieveRequest,
+    responses((status = 200, body = Original), (status = 404, description = "It is not there"))
+)]
+pub(super) async fn retrieve_by_body(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match super::calls::arguments::<RetrieveRequest>(&app, &headers, body).await {
+        Ok(request) => original(app, request.hash, false).await,
+        Err(response) => response,
+    }
+}
+
+async fn original(app: Arc<App>, hash: String, as_text: bool) -> Response {
     let known = hash.len() == 24 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    let (from, name) = (app.clone(), hash.clone());
     let found = match known {
         false => None,
-        true => tokio::task::spawn_blocking(move || app.store.original(&hash))
+        true => tokio::task::spawn_blocking(move || from.store.original(&name))
             .await
             .ok()
             .flatten(),
     };
     match found {
-        Some(text) => respond::with_type(
+        Some(text) if as_text => respond::with_type(
             StatusCode::OK,
             "text/plain; charset=utf-8",
             Bytes::copy_from_slice(text.as_bytes()),
+        ),
+        Some(text) => json(
+            StatusCode::OK,
+            &Original {
+                hash: &hash,
+                original_tokens: app.count(&text).unwrap_or_default(),
+                original_content: &text,
+            },
         ),
         None => error(
             StatusCode::NOT_FOUND,

@@ -90,6 +90,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     paths(
         compress::compress,
         compress::retrieve,
+        compress::retrieve_by_body,
         calls::compress_prompt,
         calls::rank,
         calls::score,
@@ -134,6 +135,7 @@ mod tests {
             "/v1/compress",
             "/v1/compress_prompt",
             "/v1/retrieve/{hash}",
+            "/v1/retrieve",
             "/v1/rank",
             "/v1/score",
             "/llm/v1/compressPrompt",

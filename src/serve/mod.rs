@@ -129,6 +129,7 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(health::page).post(kong::json_rpc))
         .route("/v1/compress", post(compress::compress))
+        .route("/v1/retrieve", post(compress::retrieve_by_body))
         .route("/v1/retrieve/{hash}", get(compress::retrieve))
         .route("/v1/compress_prompt", post(calls::compress_prompt))
         .route("/v1/rank", post(calls::rank))

@@ -1,6 +1,7 @@
-"""Clients that are not ours: the openai and anthropic SDKs, LiteLLM's proxy, an MCP client, a browser.
+"""Clients that are not ours: the openai and anthropic SDKs, LiteLLM's proxy, an MCP client,
+headroom's TypeScript SDK, a browser.
 
-Usage: run.py PREFOLD MODEL [openai anthropic litellm mcp page]
+Usage: run.py PREFOLD MODEL [openai anthropic litellm mcp headroom page]
 """
 
 import json
@@ -128,7 +129,10 @@ def try_litellm(base, upstream):
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
         try:
             wait(f"http://127.0.0.1:{port}/health/liveliness", process, 240)
-            given = openai_messages(3)
+            # LiteLLM itself holds back the newest turn and the calls of the newest answer.
+            given = openai_messages(3) + [
+                {"role": "assistant", "content": "The keeper did."},
+                {"role": "user", "content": "And who sold the bridge?"}]
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/v1/chat/completions",
                 json.dumps({"model": "m", "messages": given}).encode(),
@@ -154,6 +158,18 @@ def try_page(base, _upstream):
     subprocess.run(["node", "--experimental-websocket", script, base, *screenshot], check=True, timeout=300)
 
 
+def try_headroom(base, _upstream):
+    package = Path(sys.prefix, "node", "node_modules", "headroom-ai")
+    if not (shutil.which("node") and package.exists()):
+        print("headroom: skipped, node or its package is not installed", flush=True)
+        return
+    script = Path(__file__).with_name("headroom.mjs").resolve()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(openai_messages(6), file)
+        file.flush()
+        subprocess.run(["node", script, base, file.name], check=True, timeout=120, cwd=package.parents[1])
+
+
 def try_mcp(_base, _upstream):
     import asyncio
 
@@ -176,7 +192,8 @@ def try_mcp(_base, _upstream):
     asyncio.run(talk())
 
 
-CLIENTS = {"openai": try_openai, "anthropic": try_anthropic, "litellm": try_litellm, "mcp": try_mcp, "page": try_page}
+CLIENTS = {"openai": try_openai, "anthropic": try_anthropic, "litellm": try_litellm, "mcp": try_mcp,
+           "headroom": try_headroom, "page": try_page}
 
 
 def main():

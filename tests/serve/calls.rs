@@ -204,8 +204,17 @@ fn an_original_can_be_had_again() {
         answer["tokens_after"].as_u64().unwrap() * 100
             <= answer["tokens_before"].as_u64().unwrap() * 60
     );
-    let original = get(server.address(), &format!("/v1/retrieve/{hash}"));
-    assert_eq!(original.text(), text);
+    let path = format!("/v1/retrieve/{hash}");
+    let original = get(server.address(), &path).json();
+    assert_eq!(
+        (&original["original_content"], &original["hash"]),
+        (&json!(text), &json!(hash))
+    );
+    let by_body = post(server.address(), "/v1/retrieve", &json!({"hash": hash}));
+    assert_eq!(by_body.json(), original);
+    let headers = [("accept", "text/plain")];
+    let original = request(server.address(), "GET", &path, &headers, b"");
+    assert_eq!(original.body, text.as_bytes());
     // It comes with a known result as well.
     let again = post(server.address(), "/v1/compress", &body).json();
     assert_eq!(

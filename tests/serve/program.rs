@@ -286,6 +286,6 @@ fn after_kill_9_a_restart_gives_the_same() {
     assert_eq!(again["status"], "cached");
     assert_eq!(again["messages"][1], first["messages"][1]);
     let hash = first["ccr_hashes"][0].as_str().unwrap();
-    let original = get(server.address, &format!("/v1/retrieve/{hash}"));
-    assert_eq!(original.text(), document(1));
+    let original = get(server.address, &format!("/v1/retrieve/{hash}")).json();
+    assert_eq!(original["original_content"], document(1));
 }
