@@ -1,10 +1,10 @@
 """prefold's KV prefixes for vLLM (0.32): a connector that fills a request's first blocks from a file.
 
     vllm serve MODEL --kv-transfer-config '{
-        "kv_connector": "PrefoldConnector", "kv_connector_module_path": "prefold_vllm",
+        "kv_connector": "PrefoldConnector", "kv_connector_module_path": "prefold.vllm",
         "kv_role": "kv_consumer", "kv_connector_extra_config": {"prefixes": "/folder"}}'
 
-with this file on PYTHONPATH. `prefold export --to vllm P -o /folder/NAME` prints what a request says: its prompt is `tokens`
+Where the package is installed the module path may be left out. `prefold export --to vllm P -o /folder/NAME` prints what a request says: its prompt is `tokens`
 and behind them the question's ids, its `cache_salt` and `kv_transfer_params` go along as they are:
 
     {"prompt": tokens + question, "cache_salt": "...", "kv_transfer_params": {"prefix": "NAME"}}
@@ -105,6 +105,10 @@ class PrefoldConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config, role, kv_cache_config=None):
         super().__init__(vllm_config, role, kv_cache_config)
+        # Under "recompute" a prefix that cannot be loaded would be computed from its placeholder ids.
+        policy = getattr(self._kv_transfer_config, "kv_load_failure_policy", "fail")
+        if policy != "fail":
+            raise ValueError('kv_load_failure_policy is {0!r}; it must be "fail"'.format(policy))
         folder = self._kv_transfer_config.get_from_extra_config("prefixes", None)
         if not folder or not os.path.isdir(folder):
             raise ValueError("kv_connector_extra_config names no folder of prefixes: {0}".format(folder))
