@@ -243,6 +243,12 @@ bench-reference: $(SMOLLM2) build
 	  mv .venv-reference.tmp .venv-reference; }
 	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
 
+# The Python package beside llmlingua, each in its own environment: `make bench-reference` makes the one,
+# `make test-frameworks` the other.
+.PHONY: bench-python
+bench-python: $(SMOLLM2)
+	$(PYTHON) benches/python_package.py --model "$(MODEL)" $(ARGS)
+
 # What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)
 	$(CARGO) bench --bench quality -- $(ARGS)
