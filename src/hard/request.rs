@@ -122,7 +122,7 @@ impl Request {
         }
         match &self.mode {
             Mode::Exact(options) => options.check(self.contexts.len()),
-            Mode::LlmLingua(options) => options.check(),
+            Mode::LlmLingua(options) => options.check(self.contexts.len()),
         }
     }
 }

@@ -7,6 +7,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::hard::json::Arguments;
 use crate::hard::options::Exact;
 use crate::hard::request::{Budget, check_rate};
 
@@ -107,6 +108,38 @@ impl MessagesOptions {
         min_tokens with_min_tokens: usize,
         min_saving with_min_saving: f64,
         errors_up_to with_errors_up_to: usize,
+    }
+
+    /// Reads the options out of a call's arguments, under their names here, `rate` or `target_tokens`, and
+    /// those of [`Exact`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the argument that is unknown or of the wrong type.
+    pub fn from_arguments(mut args: Arguments) -> Result<Self> {
+        let d = MessagesOptions::default();
+        let budget = match (args.optional("rate")?, args.optional("target_tokens")?) {
+            (None, None) => d.budget,
+            (Some(rate), None) => Budget::Rate(rate),
+            (None, Some(tokens)) => Budget::Tokens(tokens),
+            (Some(_), Some(_)) => {
+                let reason = "give this or `target_tokens`, not both";
+                return Err(Error::input("argument `rate`", reason));
+            }
+        };
+        let options = MessagesOptions {
+            budget,
+            question: args.optional("question")?,
+            tool_results: args.or("tool_results", d.tool_results)?,
+            user: args.or("user", d.user)?,
+            assistant: args.or("assistant", d.assistant)?,
+            recent: args.or("recent", d.recent)?,
+            min_tokens: args.or("min_tokens", d.min_tokens)?,
+            min_saving: args.or("min_saving", d.min_saving)?,
+            errors_up_to: args.or("errors_up_to", d.errors_up_to)?,
+            exact: Exact::from_arguments(&mut args)?,
+        };
+        args.finish()?;
+        Ok(options)
     }
 
     /// Tokens of the whole conversation, where the budget names them.
