@@ -236,12 +236,15 @@ check:
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --release
 
-# Beside Microsoft's llmlingua, both in one run; its environment needs 1.5 GB.
-bench-reference: $(SMOLLM2) build
-	test -d .venv-reference || { $(PYTHON) -m venv .venv-reference.tmp && \
-	  .venv-reference.tmp/bin/python -m pip install --quiet llmlingua==0.2.2 transformers==4.46.3 torch gguf && \
-	  mv .venv-reference.tmp .venv-reference; }
-	.venv-reference/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
+# Beside Microsoft's llmlingua, both in one run; its environment needs several GB.
+REFERENCE := .venv-reference
+$(REFERENCE): benches/reference_requirements.txt
+	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
+	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check --requirement $<
+	mv "$@.tmp" "$@"
+
+bench-reference: $(SMOLLM2) $(REFERENCE) build
+	$(REFERENCE)/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
 
 # The Python package beside llmlingua, each in its own environment: `make bench-reference` makes the one,
 # `make test-frameworks` the other.

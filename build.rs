@@ -1,17 +1,20 @@
 //! Compiles `kernels/*.cu` with nvcc, where there is one, into images that the program embeds.
 //!
 //! Looked for: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, the checkout's `.venv-cuda`, `PATH`, `/usr/local/cuda`.
-//! Without nvcc everything else is built, and opening a CUDA device says why it cannot be. Images are
-//! kept by a hash of their sources and options, so that an unrelated change costs no compilation.
+//! It compiles for those of our architectures that it knows, and newer devices take the PTX. Without an
+//! nvcc that works everything else is built, a warning says why, and opening a CUDA device says that
+//! there are no kernels; with `PREFOLD_REQUIRE_NVCC` the build fails instead. Images are kept by a hash
+//! of their sources and options, so that an unrelated change costs no compilation.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, fs};
 
-/// Real architectures; of the last there is PTX too, for those to come.
-const ARCHITECTURES: [&str; 5] = ["80", "89", "90a", "100", "120"];
+/// Real architectures, each followed by what is taken instead where nvcc does not know it. Of the first
+/// there is PTX too, for those that are not here.
+const ARCHITECTURES: [&[&str]; 5] = [&["80"], &["89"], &["90a", "90"], &["100"], &["120"]];
 /// What `make cuda-toolkit` makes last.
 const TOOLKIT: &str = ".venv-cuda/pyvenv.cfg";
 /// Every kernel file.
@@ -31,21 +34,20 @@ fn main() {
     let images = if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         Vec::new()
     } else {
-        match nvcc() {
-            Some(nvcc) => compile(&nvcc, &out),
-            None => {
+        let found = nvcc().ok_or_else(|| "nvcc was not found".to_owned());
+        found
+            .and_then(|nvcc| compile(&nvcc, &out))
+            .unwrap_or_else(|reason| {
                 // Fatal only where a build without kernels would be a mistake.
-                let required = env::var_os("PREFOLD_REQUIRE_NVCC").is_some();
-                assert!(
-                    !required,
-                    "nvcc was not found, and PREFOLD_REQUIRE_NVCC is set"
-                );
+                if env::var_os("PREFOLD_REQUIRE_NVCC").is_some() {
+                    eprintln!("{reason}, and PREFOLD_REQUIRE_NVCC is set");
+                    std::process::exit(1);
+                }
                 println!(
-                    "cargo:warning=nvcc was not found: built without CUDA kernels (`make cuda-toolkit` fetches it)"
+                    "cargo:warning={reason}: built without CUDA kernels (`make cuda-toolkit` fetches an nvcc)"
                 );
                 Vec::new()
-            }
-        }
+            })
     };
     let entries: String = images
         .iter()
@@ -72,20 +74,68 @@ fn nvcc() -> Option<PathBuf> {
     candidates.into_iter().find(|nvcc| nvcc.is_file())
 }
 
-fn compile(nvcc: &Path, out: &Path) -> Vec<(String, String)> {
-    let version = Command::new(nvcc).arg("--version").output();
-    let version = version.map(|output| output.stdout).unwrap_or_default();
-    let mut options: Vec<String> = ["-std=c++17", "-O3", "-fatbin", "-compress-mode=size"]
-        .map(String::from)
-        .into();
-    for architecture in ARCHITECTURES {
-        options.push("-gencode".into());
-        options.push(format!(
-            "arch=compute_{architecture},code=sm_{architecture}"
+/// What nvcc prints, or one line about why it does not.
+fn ask(nvcc: &Path, option: &str) -> Result<String, String> {
+    let output = Command::new(nvcc).arg(option).output();
+    let output = output.map_err(|error| format!("{}: {error}", nvcc.display()))?;
+    if !output.status.success() {
+        let said = first_line(&output.stderr);
+        return Err(format!("{} {option}: {said}", nvcc.display()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The first line that says something; a warning of several lines would look like several.
+fn first_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().find(|line| !line.trim().is_empty());
+    line.unwrap_or("it failed without a word").trim().to_owned()
+}
+
+/// The major version in what `nvcc --version` prints: `… release 12.8, V12.8.93`.
+fn major(version: &str) -> Option<u32> {
+    let (_, release) = version.split_once("release ")?;
+    release.split(['.', ',']).next()?.parse().ok()
+}
+
+/// Options for this nvcc, and the names of the architectures.
+fn options(nvcc: &Path, version: &str) -> Result<(Vec<String>, Vec<String>), String> {
+    let listed = ask(nvcc, "--list-gpu-code")?;
+    let known = |name: &str| {
+        listed
+            .split_whitespace()
+            .any(|code| code == format!("sm_{name}"))
+    };
+    let names: Vec<&str> = ARCHITECTURES
+        .iter()
+        .filter_map(|choices| choices.iter().copied().find(|name| known(name)))
+        .collect();
+    let Some(oldest) = names.first() else {
+        let wanted: Vec<_> = ARCHITECTURES.iter().map(|choices| choices[0]).collect();
+        let wanted = wanted.join(", sm_");
+        return Err(format!(
+            "{} compiles for none of sm_{wanted}",
+            nvcc.display()
         ));
+    };
+    let mut options = ["-std=c++17", "-O3", "-fatbin"].map(String::from).to_vec();
+    // Drivers before 12.4 cannot unpack such images; those that take images of CUDA 13 all can.
+    if major(version) >= Some(13) && ask(nvcc, "--help")?.contains("-compress-mode") {
+        options.push("-compress-mode=size".into());
+    }
+    for name in &names {
+        options.push("-gencode".into());
+        options.push(format!("arch=compute_{name},code=sm_{name}"));
     }
     options.push("-gencode".into());
-    options.push("arch=compute_80,code=compute_80".into());
+    options.push(format!("arch=compute_{oldest},code=compute_{oldest}"));
+    Ok((options, names.into_iter().map(String::from).collect()))
+}
+
+/// Compiles every kernel file; gives their names and where the images lie.
+fn compile(nvcc: &Path, out: &Path) -> Result<Vec<(String, String)>, String> {
+    let version = ask(nvcc, "--version")?;
+    let (options, architectures) = options(nvcc, &version)?;
     let mut headers: Vec<PathBuf> = ["kernels", "kernels/arch"]
         .into_iter()
         .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
@@ -93,8 +143,7 @@ fn compile(nvcc: &Path, out: &Path) -> Vec<(String, String)> {
         .filter(|path| path.is_file() && path.extension().is_some_and(|e| e != "cu"))
         .collect();
     headers.sort();
-    let (mut images, mut fresh) = (Vec::new(), 0);
-    let mut running = Vec::new();
+    let (mut images, mut running) = (Vec::new(), Vec::new());
     for file in FILES {
         let mut hash = DefaultHasher::new();
         (&version, &options).hash(&mut hash);
@@ -105,7 +154,6 @@ fn compile(nvcc: &Path, out: &Path) -> Vec<(String, String)> {
         fs::read(&source).unwrap_or_default().hash(&mut hash);
         let image = out.join(format!("{file}-{:016x}.fatbin", hash.finish()));
         if !image.is_file() {
-            fresh += 1;
             // Under another name until it is whole.
             let partial = image.with_extension("partial");
             let child = Command::new(nvcc)
@@ -113,23 +161,44 @@ fn compile(nvcc: &Path, out: &Path) -> Vec<(String, String)> {
                 .arg(&source)
                 .arg("-o")
                 .arg(&partial)
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
                 .spawn()
-                .unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
+                .map_err(|error| format!("{}: {error}", nvcc.display()));
             running.push((file, child, partial, image.clone()));
         }
         images.push((file.to_owned(), image.to_string_lossy().into_owned()));
     }
-    for (file, mut child, partial, image) in running {
-        let done = child.wait().is_ok_and(|status| status.success());
-        assert!(done, "nvcc failed on kernels/{file}.cu");
-        fs::rename(&partial, &image).expect("OUT_DIR can be written");
+    let fresh = running.len();
+    let mut failed = None;
+    // All are waited for: none must write on when the build is over.
+    for (file, child, partial, image) in running {
+        let done = child.and_then(|child| {
+            let output = child.wait_with_output();
+            let output = output.map_err(|error| format!("{}: {error}", nvcc.display()))?;
+            if !output.status.success() {
+                let said = first_line(&output.stderr);
+                return Err(format!(
+                    "{} failed on kernels/{file}.cu: {said}",
+                    nvcc.display()
+                ));
+            }
+            fs::rename(&partial, &image).map_err(|error| format!("{}: {error}", image.display()))
+        });
+        if let Err(reason) = done {
+            let _ = fs::remove_file(&partial);
+            failed.get_or_insert(reason);
+        }
+    }
+    if let Some(reason) = failed {
+        return Err(reason);
     }
     if fresh > 0 {
         println!(
             "cargo:warning=compiled {fresh} kernel files for sm_{} with {}",
-            ARCHITECTURES.join(", sm_"),
+            architectures.join(", sm_"),
             nvcc.display()
         );
     }
-    images
+    Ok(images)
 }

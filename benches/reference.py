@@ -38,13 +38,19 @@ class Words:
 
 def as_folder(model):
     """The GGUF as the Hugging Face folder that the reference wants: dequantised to f32, made once."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = ROOT / ".cache" / "reference" / model.stem
     if not folder.is_dir():
+        shutil.rmtree(folder.with_suffix(".tmp"), ignore_errors=True)
         making = folder.with_suffix(".tmp")
         source = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
-        AutoModelForCausalLM.from_pretrained(**source).float().save_pretrained(making)
+        # A GGUF without an output matrix uses that of the embedding. transformers takes the two for
+        # separate ones, and would draw the missing one at random.
+        config = AutoConfig.from_pretrained(**source)
+        config.tie_word_embeddings = all(t.name != "output.weight" for t in GGUFReader(model).tensors)
+        AutoModelForCausalLM.from_pretrained(**source, config=config).float().save_pretrained(making)
         AutoTokenizer.from_pretrained(**source).save_pretrained(making)
         making.rename(folder)
     return folder
@@ -123,6 +129,26 @@ class Prefold:
         return row["result"]
 
 
+def same_model(reference, program, model):
+    """Fails unless both give the same log-probabilities: otherwise nothing after this means anything."""
+    import torch
+
+    path = ROOT / "examples/peps/question.txt"
+    scored = subprocess.run([program, "score", "--json", "--model", model, str(path)],
+                            stdout=subprocess.PIPE, check=True)
+    ours = json.loads(scored.stdout)["per_token"]
+    ids = reference.tokenizer(path.read_text(), return_tensors="pt").input_ids
+    if ids[0].tolist() != [token["id"] for token in ours]:
+        sys.exit("the tokenizers differ: nothing was measured")
+    with torch.no_grad():
+        logits = reference.model(ids).logits[0, :-1].float()
+    theirs = -logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    apart = max(abs(a["nll"] - b) for a, b in zip(ours[1:], theirs.tolist()))
+    if apart > 1e-2:
+        sys.exit(f"the log-probabilities differ by up to {apart:.3f} nats: nothing was measured")
+    print(f"log-probabilities of {len(theirs)} tokens differ by at most {apart:.1e} nats", flush=True)
+
+
 def example_cases():
     folder = ROOT / "examples" / "peps"
     docs = [path.read_text() for path in sorted(folder.glob("pep-*.txt"))]
@@ -188,6 +214,7 @@ def main():
         cases = [(r["name"], r["call"], r["args"]) for r in rows
                  if r["call"] == "compress_prompt" and (not wanted or r["name"] in wanted)]
     reference = load_reference(args.model.resolve(), args.threads)
+    same_model(reference, args.prefold, str(args.model))
     ours = Prefold(args.prefold, str(args.model))
     if args.random:
         sys.exit(0 if compare_random(reference, ours, args.random, args.seed) else 1)

@@ -73,7 +73,9 @@ int32_t prefold_control_cancel(prefold_handle control);
  * own. */
 int32_t prefold_control_use(prefold_handle control);
 
-/* Opens a GGUF file or a Hugging Face folder. *out: an engine, yours to prefold_close. Any thread. */
+/* Opens a GGUF file or a Hugging Face folder. *out: an engine, yours to prefold_close. Any thread.
+ * The files stay mapped while the engine is open: where another process shortens or empties one, the system ends this
+ * process by SIGBUS. Replace a model by renaming a new file into its place, never by writing over it. */
 int32_t prefold_engine_open(const char *path, prefold_handle *out);
 
 typedef struct {

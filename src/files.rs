@@ -138,12 +138,10 @@ pub(crate) fn whole_lines(bytes: &[u8]) -> usize {
     end.map_or(0, |at| at + 1)
 }
 
-/// A new file beside `target`, for its owner alone where `private`. A name may be taken: by another thread
-/// that writes the same file, or by a process of the same number that was killed.
+/// A new file beside `target`, for its owner alone where `private`, locked for as long as it is open. A
+/// name may be taken: by another writer of the same file, or by one that was killed, whose file is
+/// replaced.
 fn scratch(target: &Path, private: bool) -> io::Result<(File, PathBuf)> {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    // A name of the longest length has no room for more.
-    let short: String = name.chars().take(LONGEST_NAME).collect();
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -152,17 +150,82 @@ fn scratch(target: &Path, private: bool) -> io::Result<(File, PathBuf)> {
     }
     #[cfg(not(unix))]
     let _ = private;
+    free_name(target, |path| options.open(path), |file| Some(file))
+}
+
+/// A new folder beside `target` for what will become it, and its lock, which must live until the folder
+/// is renamed. What a killed process left there is replaced.
+#[cfg(feature = "train")]
+pub(crate) fn scratch_folder(target: &Path) -> io::Result<(Option<File>, PathBuf)> {
+    // Only Unix opens folders.
+    let make = |path: &Path| fs::create_dir(path).map(|()| File::open(path).ok());
+    free_name(target, make, |lock| lock.as_ref())
+}
+
+/// Makes something under the first hidden name beside `target` that no other writer uses, and locks it.
+fn free_name<T>(
+    target: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+    file: impl Fn(&T) -> Option<&File>,
+) -> io::Result<(T, PathBuf)> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    // A name of the longest length has no room for more.
+    let short: String = name.chars().take(LONGEST_NAME).collect();
     let mut attempt = 0u32;
     loop {
-        let name = format!(".{short}.{}-{attempt}.tmp", std::process::id());
-        let path = target.with_file_name(name);
-        match options.open(&path) {
+        let path = target.with_file_name(format!(".{short}.{attempt}.tmp"));
+        match make(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < MOST_SCRATCHES => {
+                attempt += u32::from(!clear(&path));
+            }
+            Err(error) => return Err(error),
+            Ok(made) => {
+                // Without locks (some network file systems) nothing is cleared either. Another writer may
+                // have taken it for a leftover before it was locked.
+                let lost = file(&made).is_some_and(|f| f.lock().is_ok() && !is_at(f, &path));
+                if !lost {
+                    return Ok((made, path));
+                }
                 attempt += 1;
             }
-            made => return Ok((made?, path)),
         }
     }
+}
+
+/// Removes what a killed process left at `path`; false where a writer is at work, or cannot be told from a
+/// leftover.
+fn clear(path: &Path) -> bool {
+    // Not one that waits: what has this name need not be ours.
+    if regular_file(path).is_err() && !path.is_dir() {
+        return false;
+    }
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
+    // The lock ends with its process.
+    if !cfg!(unix) || file.try_lock().is_err() || !is_at(&file, path) {
+        return false;
+    }
+    match path.is_dir() {
+        true => fs::remove_dir_all(path).is_ok(),
+        false => fs::remove_file(path).is_ok(),
+    }
+}
+
+/// Whether `path` names this very file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(open), Ok(named)) = (file.metadata(), fs::symlink_metadata(path)) else {
+        return false;
+    };
+    (open.dev(), open.ino()) == (named.dev(), named.ino())
+}
+
+/// Elsewhere files have no number that could be compared: leftovers stay.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
 }
 
 /// Where a symlink that leads to no file yet will have one; `path` itself otherwise.
@@ -189,12 +252,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn taken_names_are_passed_over_and_writers_do_not_meet() {
+    fn writers_do_not_meet_and_leftovers_are_replaced() {
         let folder = std::env::temp_dir().join(format!("prefold-files-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("file");
-        // What a killed process left.
+        // What a killed process left: its lock is gone.
         let (_, left) = scratch(&path, false).unwrap();
+        fs::write(&left, "cut sho").unwrap();
+        // What another process is writing.
+        let (_lock, busy) = scratch(&folder.join("busy"), false).unwrap();
         std::thread::scope(|scope| {
             for value in 0..4 {
                 let path = &path;
@@ -207,12 +273,35 @@ mod tests {
         });
         let read = fs::read(&path).unwrap();
         assert!(read.len() == 9999 && read.iter().all(|&byte| byte == read[0]));
+        write_whole(&folder.join("busy"), b"other").unwrap();
         let mut names: Vec<PathBuf> = fs::read_dir(&folder)
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .collect();
         names.sort();
-        assert_eq!(names, [left, path]);
+        let mut want = vec![busy, folder.join("busy"), path];
+        // Elsewhere leftovers cannot be told from files that are being written.
+        if cfg!(not(unix)) {
+            want.push(left);
+        }
+        want.sort();
+        assert_eq!(names, want);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[cfg(all(unix, feature = "train"))]
+    #[test]
+    fn a_folder_that_was_left_is_replaced_and_one_in_use_is_not() {
+        let folder = std::env::temp_dir().join(format!("prefold-folder-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let target = folder.join("model");
+        let (_, left) = scratch_folder(&target).unwrap();
+        fs::write(left.join("weights"), "cut sho").unwrap();
+        let (_lock, again) = scratch_folder(&target).unwrap();
+        assert_eq!(again, left);
+        assert_eq!(fs::read_dir(&again).unwrap().count(), 0);
+        let (_other, beside) = scratch_folder(&target).unwrap();
+        assert_ne!(again, beside);
         fs::remove_dir_all(folder).unwrap();
     }
 

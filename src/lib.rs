@@ -38,6 +38,7 @@ pub use hard::{
     Budget, Compressed, Condition, Count, Effort, Exact, Granularity, KeptContext, LlmLingua,
     LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request,
 };
+pub use model::weights::Access;
 pub use prefix::KvPrefix;
 pub use soft::Adapter;
 

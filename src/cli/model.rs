@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::gpu::Precision;
-use crate::{Control, Device, Engine, EngineBuilder};
+use crate::{Access, Control, Device, Engine, EngineBuilder};
 use clap::ValueEnum;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -90,6 +90,9 @@ pub struct Args {
     /// prefold.toml, or bf16]
     #[arg(long, value_enum, help_heading = "Model")]
     precision: Option<Precision>,
+    /// Read the model's files as a whole instead of mapping them, so that they may be changed meanwhile
+    #[arg(long, help_heading = "Model")]
+    no_mmap: bool,
 }
 
 /// The adapter that is on when the model scores
@@ -140,7 +143,11 @@ impl Args {
         };
         let builder = Engine::builder(path)
             .device(self.device.device()?)
-            .precision(precision);
+            .precision(precision)
+            .access(match self.no_mmap {
+                true => Access::Read,
+                false => Access::Map,
+            });
         Ok(match &self.tokenizer {
             Some(file) => builder.tokenizer(file),
             None => builder,

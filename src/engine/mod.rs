@@ -18,7 +18,7 @@ use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::messages::{self, MessagesOptions, MessagesResult};
 use crate::hard::{Compressed, JsonRequest, RankMethod, Request};
 use crate::model::config::Config;
-use crate::model::weights::Weights;
+use crate::model::weights::{Access, Weights};
 use crate::ops::Cpu;
 use crate::text::Tokenizer;
 use loaded::Runtime;
@@ -102,6 +102,7 @@ pub struct EngineBuilder {
     threads: usize,
     adapter: Option<PathBuf>,
     tokenizer: Option<PathBuf>,
+    access: Access,
 }
 
 impl EngineBuilder {
@@ -137,6 +138,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Sets whether the model's files are mapped, as by default, or read as a whole. A mapped file must not
+    /// be shortened while the engine is open: see [`Access::Map`].
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
     /// Opens the model.
     ///
     /// # Errors
@@ -145,7 +153,7 @@ impl EngineBuilder {
     /// was asked for and cannot be had.
     pub fn build(self) -> Result<Engine> {
         // Before a device is touched: most mistakes are in the path.
-        let weights = Weights::open(&self.path)?;
+        let weights = Weights::open_with(&self.path, self.access)?;
         let mut why_not = None;
         let gpu = match self.device {
             Device::Cpu => None,
@@ -182,7 +190,7 @@ impl EngineBuilder {
     /// As [`EngineBuilder::build`].
     #[doc(hidden)]
     pub fn build_on<L: Launcher>(self, gpu: Gpu<L>) -> Result<Engine> {
-        let weights = Weights::open(&self.path)?;
+        let weights = Weights::open_with(&self.path, self.access)?;
         self.load_on(&weights, gpu)
     }
 
@@ -260,6 +268,7 @@ impl Engine {
             threads: 0,
             adapter: None,
             tokenizer: None,
+            access: Access::Map,
         }
     }
 

@@ -375,10 +375,8 @@ impl Pool {
                 id: device,
             },
             win32SecurityAttributes: std::ptr::null_mut(),
-            // As much as there is.
-            maxSize: 0,
-            usage: 0,
-            reserved: [0; 54],
+            // Newer toolkits name a largest size here; zero is as much as there is.
+            reserved: [0; 64],
         };
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         let mut most = u64::MAX;

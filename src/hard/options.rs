@@ -24,6 +24,7 @@ pub enum RankMethod {
     /// Okapi BM25 between context and question.
     Bm25,
     /// Normalised compression distance between context and question.
+    #[cfg(feature = "gzip")]
     Gzip,
 }
 

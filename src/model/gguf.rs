@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::mapped::{Mapped, RawTensor, one_line};
+use super::mapped::{Access, Mapped, RawTensor, one_line};
 use super::quant::DType;
 use crate::error::{Error, Result};
 use crate::text::GgufVocab;
@@ -175,8 +175,8 @@ impl<'a> Cursor<'a> {
 }
 
 /// Reads the metadata and the tensors' descriptions of the GGUF at `path`.
-pub(crate) fn read(path: &Path) -> Result<(Metadata, HashMap<String, RawTensor>)> {
-    let file = Mapped::open(path)?;
+pub(crate) fn read(path: &Path, access: Access) -> Result<(Metadata, HashMap<String, RawTensor>)> {
+    let file = Mapped::open(path, access)?;
     let mut cursor = Cursor {
         file: &file,
         at: 0,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{Config, Family};
-use super::mapped::{RawTensor, one_line, read_json};
+use super::mapped::{Access, RawTensor, one_line, read_json};
 use super::{quant, safetensors};
 use crate::error::{Error, Result};
 use crate::ops::{Backend, LoraPart, LoraUpdate};
@@ -202,7 +202,7 @@ impl LoraWeights {
             });
         }
         let mut pairs: BTreeMap<(usize, Target), [Option<RawTensor>; 2]> = BTreeMap::new();
-        for (name, tensor) in safetensors::read(&path)? {
+        for (name, tensor) in safetensors::read(&path, Access::Map)? {
             let (layer, target, side) = parse(&name).ok_or_else(|| Error::Unsupported {
                 what: format!("{}: tensor {}", path.display(), one_line(&name)),
                 have: "lora_A and lora_B of q, k, v, o, gate, up and down".into(),
@@ -412,7 +412,7 @@ pub(crate) fn read_raw(folder: &Path) -> Result<Raw> {
     }
     let path = folder.join("adapter_model.safetensors");
     let mut factors = BTreeMap::new();
-    for (name, tensor) in safetensors::read(&path)? {
+    for (name, tensor) in safetensors::read(&path, Access::Map)? {
         let (Some((layer, target, side)), &[rows, columns]) = (parse(&name), &tensor.shape[..])
         else {
             continue;

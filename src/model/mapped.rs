@@ -1,4 +1,4 @@
-//! Files as read-only memory maps, and the tensors that lie in them.
+//! Files as read-only memory, mapped or read, and the tensors that lie in them.
 
 use std::fs;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use serde::de::DeserializeOwned;
 
 use super::quant::DType;
@@ -14,7 +14,18 @@ use crate::error::{Error, Result};
 pub(crate) use crate::files::one_line;
 use crate::files::{refuse_pointer, regular_file};
 
-/// A whole file, mapped.
+/// How a file's bytes come into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// It is mapped: fast to open, shared with other processes, and read as needed. If another process
+    /// shortens the file meanwhile, the system ends this one by SIGBUS.
+    #[default]
+    Map,
+    /// It is read as a whole when it is opened, and may become anything afterwards.
+    Read,
+}
+
+/// A whole file in memory.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     path: PathBuf,
@@ -22,17 +33,30 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    /// Maps the regular, non-empty file at `path`.
-    pub fn open(path: &Path) -> Result<Arc<Self>> {
+    /// Maps or reads the regular, non-empty file at `path`.
+    pub fn open(path: &Path, access: Access) -> Result<Arc<Self>> {
         // Asked before opening: opening a pipe would wait for its writer.
         regular_file(path)?;
-        let file = fs::File::open(path).map_err(Error::io(path))?;
-        if file.metadata().map_err(Error::io(path))?.len() == 0 {
+        let mut file = fs::File::open(path).map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        if length == 0 {
             return Err(Error::format(path, "the file is empty"));
         }
+        if access == Access::Read {
+            let length = usize::try_from(length)
+                .map_err(|_| Error::format(path, "larger than the address space"))?;
+            // Pages, as a map has them: tensors are aligned in the file.
+            let mut memory = MmapMut::map_anon(length).map_err(Error::io(path))?;
+            file.read_exact(&mut memory).map_err(Error::io(path))?;
+            let map = memory.make_read_only().map_err(Error::io(path))?;
+            return Ok(Arc::new(Mapped {
+                path: path.to_owned(),
+                map,
+            }));
+        }
         // SAFETY: the map is read-only and every access to it is checked against its length. What
-        // nobody can check is that no other process shortens the file meanwhile; as with every
-        // mapped model, that would end this process by a signal, and the docs of `open` say so.
+        // cannot be checked is that no other process shortens the file meanwhile: that would end this
+        // process by a signal, as `Access::Map` says.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         refuse_pointer(path, &map)?;

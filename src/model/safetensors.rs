@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::mapped::{Mapped, RawTensor, one_line, read_json};
+use super::mapped::{Access, Mapped, RawTensor, one_line, read_json};
 use super::quant::DType;
 use crate::error::{Error, Result};
 
@@ -67,8 +67,8 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// Describes the tensors of one safetensors file by their names in it.
-pub(crate) fn read(path: &Path) -> Result<HashMap<String, RawTensor>> {
-    let file = Mapped::open(path)?;
+pub(crate) fn read(path: &Path, access: Access) -> Result<HashMap<String, RawTensor>> {
+    let file = Mapped::open(path, access)?;
     let bytes = file.bytes();
     // 8 bytes of header length, the header, and data to the end.
     let data_start = bytes
@@ -143,14 +143,14 @@ pub(crate) fn read(path: &Path) -> Result<HashMap<String, RawTensor>> {
 }
 
 /// Describes the tensors of a folder: of `model.safetensors`, or of all shards in the index.
-pub(crate) fn read_folder(folder: &Path) -> Result<HashMap<String, RawTensor>> {
+pub(crate) fn read_folder(folder: &Path, access: Access) -> Result<HashMap<String, RawTensor>> {
     let single = folder.join(SINGLE);
     if single.exists() {
-        return read(&single);
+        return read(&single, access);
     }
     let index = folder.join(INDEX);
     if index.exists() {
-        return read_shards(folder, &index);
+        return read_shards(folder, &index, access);
     }
     if folder.join("pytorch_model.bin").exists() {
         return Err(Error::Unsupported {
@@ -164,7 +164,7 @@ pub(crate) fn read_folder(folder: &Path) -> Result<HashMap<String, RawTensor>> {
     ))
 }
 
-fn read_shards(folder: &Path, index: &Path) -> Result<HashMap<String, RawTensor>> {
+fn read_shards(folder: &Path, index: &Path, access: Access) -> Result<HashMap<String, RawTensor>> {
     let Index { weight_map } = read_json(index, LONGEST_INDEX)?;
     let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
     if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
@@ -176,7 +176,7 @@ fn read_shards(folder: &Path, index: &Path) -> Result<HashMap<String, RawTensor>
     let mut tensors = HashMap::new();
     for shard in shards {
         let path = folder.join(shard);
-        for (name, raw) in read(&path)? {
+        for (name, raw) in read(&path, access)? {
             if weight_map.get(&name).map(String::as_str) != Some(shard) {
                 return Err(Error::format(
                     &path,

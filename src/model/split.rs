@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::gguf::{self, Metadata};
-use super::mapped::{RawTensor, one_line};
+use super::mapped::{Access, RawTensor, one_line};
 use crate::error::{Error, Result};
 
 /// Reads the metadata and the tensors' descriptions of the GGUF at `path`, and of the files that belong
 /// to it; any of them stands for all.
-pub(crate) fn read(path: &Path) -> Result<(Metadata, HashMap<String, RawTensor>)> {
-    let (metadata, tensors) = gguf::read(path)?;
+pub(crate) fn read(path: &Path, access: Access) -> Result<(Metadata, HashMap<String, RawTensor>)> {
+    let (metadata, tensors) = gguf::read(path, access)?;
     let count = metadata.usize("split.count")?.unwrap_or(1);
     if count <= 1 {
         return Ok((metadata, tensors));
@@ -40,7 +40,7 @@ pub(crate) fn read(path: &Path) -> Result<(Metadata, HashMap<String, RawTensor>)
                 format!("is missing; the model has {count} parts, which lie in one folder"),
             );
         }
-        let (metadata, tensors) = gguf::read(&path)?;
+        let (metadata, tensors) = gguf::read(&path, access)?;
         let says = (metadata.usize("split.no")?, metadata.usize("split.count")?);
         if says != (Some(part), Some(count)) {
             return bad(

@@ -21,6 +21,7 @@ use super::{gguf, quant, safetensors, split};
 use crate::error::{Error, Result};
 use crate::ops::RowSource;
 
+pub use super::mapped::Access;
 pub use super::quant::DType;
 
 /// A tensor, as a rule as it lies in the mapped file.
@@ -112,7 +113,7 @@ impl Weights {
     /// Opens a GGUF file, one part of a GGUF that was split, or a Hugging Face folder: `config.json`
     /// beside `model.safetensors` or beside shards with `model.safetensors.index.json`.
     ///
-    /// The files stay mapped; do not shorten them while the model is in use.
+    /// The files stay mapped: see [`Access::Map`].
     ///
     /// # Errors
     ///
@@ -121,20 +122,29 @@ impl Weights {
     /// [`Error::Unsupported`] for an architecture, element type or feature that is not built. All of
     /// them name the file.
     pub fn open(path: &Path) -> Result<Weights> {
+        Self::open_with(path, Access::Map)
+    }
+
+    /// [`Weights::open`] with files that are mapped or read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Weights::open`].
+    pub fn open_with(path: &Path, access: Access) -> Result<Weights> {
         let is_folder = fs::metadata(path).map_err(Error::io(path))?.is_dir();
         split::check_model(path, is_folder)?;
         if is_folder {
-            Self::open_folder(path)
+            Self::open_folder(path, access)
         } else {
-            Self::open_gguf(path)
+            Self::open_gguf(path, access)
         }
     }
 
-    fn open_folder(path: &Path) -> Result<Weights> {
+    fn open_folder(path: &Path, access: Access) -> Result<Weights> {
         let mut config = Config::from_json(&path.join("config.json"))?;
         let mut raw = HashMap::new();
         let prefix = layout::hf_prefix(config.family);
-        for (name, tensor) in safetensors::read_folder(path)? {
+        for (name, tensor) in safetensors::read_folder(path, access)? {
             // Some files leave the prefix out.
             let full = if name.starts_with(prefix) || name == layout::HF_HEAD {
                 name
@@ -161,8 +171,8 @@ impl Weights {
         })
     }
 
-    fn open_gguf(path: &Path) -> Result<Weights> {
-        let (metadata, raw) = split::read(path)?;
+    fn open_gguf(path: &Path, access: Access) -> Result<Weights> {
+        let (metadata, raw) = split::read(path, access)?;
         if metadata.str("general.type")? == Some("adapter") || metadata.has("adapter.type") {
             return Err(Error::format(
                 path,

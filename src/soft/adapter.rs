@@ -191,7 +191,7 @@ impl Adapter {
 /// The memory embeddings of an adapter's folder, `[num_mem, hidden]`, at least one.
 pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
     let path = folder.join(format!("{MEMORY}.safetensors"));
-    let tensors = safetensors::read(&path)?;
+    let tensors = safetensors::read(&path, mapped::Access::Map)?;
     let tensor = tensors
         .get(MEMORY)
         .ok_or_else(|| Error::format(&path, format!("there is no tensor {MEMORY}")))?;
@@ -216,7 +216,7 @@ fn read_begin(folder: &Path, config: &Config) -> Result<Option<Vec<f32>>> {
     if !path.exists() {
         return Ok(None);
     }
-    let tensors = safetensors::read(&path)?;
+    let tensors = safetensors::read(&path, mapped::Access::Map)?;
     let tensor = tensors
         .get(BEGIN)
         .ok_or_else(|| Error::format(&path, format!("there is no tensor {BEGIN}")))?;

@@ -1,5 +1,9 @@
 //! A run on disk: the adapter's folder in PEFT's layout, and beside its files what training needs to
-//! go on. The folder is whole or absent at any time.
+//! continue.
+//!
+//! The folder is whole at any time. A new version is exchanged with the old one in one step on Linux and
+//! macOS. Where the system or the file system cannot do that, there is no folder for a moment between two
+//! renames, and after a kill there the next run puts the old version back.
 
 use std::borrow::Cow;
 use std::fs::{self, File};
@@ -112,19 +116,41 @@ pub fn write(
     sync(&fresh)?;
     remove(&old)?;
     let there = folder.exists();
-    if there {
-        fs::rename(folder, &old).map_err(Error::io(folder))?;
-    }
-    if let Err(error) = fs::rename(&fresh, folder) {
+    let exchanged = there && exchange(&fresh, folder);
+    if !exchanged {
         if there {
-            let _ = fs::rename(&old, folder);
+            fs::rename(folder, &old).map_err(Error::io(folder))?;
         }
-        return Err(Error::io(folder)(error));
+        if let Err(error) = fs::rename(&fresh, folder) {
+            if there {
+                let _ = fs::rename(&old, folder);
+            }
+            return Err(Error::io(folder)(error));
+        }
     }
-    if let Some(parent) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
-        sync(parent)?;
-    }
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty());
+    sync(parent.unwrap_or(Path::new(".")))?;
+    // What was there before has the one name or the other.
+    remove(&fresh)?;
     remove(&old)
+}
+
+/// Exchanges two folders in one step; false where that cannot be done, and then nothing has happened.
+#[cfg(all(
+    feature = "train",
+    any(target_os = "linux", target_os = "android", target_vendor = "apple")
+))]
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(all(
+    feature = "train",
+    any(target_os = "linux", target_os = "android", target_vendor = "apple")
+)))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
 }
 
 /// What there is where a run wants to write.
@@ -138,17 +164,20 @@ pub enum Found {
     Other,
 }
 
-/// Looks at `folder`, and puts back what a run that was killed between two renames left beside it.
+/// Looks at `folder`, puts back what a run that was killed between two renames left beside it, and
+/// clears what a killed run left besides.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn look(folder: &Path) -> Result<Found> {
     let folder = &behind_links(folder);
-    let [_, old] = beside(folder)?;
+    let [fresh, old] = beside(folder)?;
     if !folder.exists() && old.join(STATE).exists() {
         fs::rename(&old, folder).map_err(Error::io(folder))?;
     }
     if folder.join(STATE).exists() {
+        remove(&fresh)?;
+        remove(&old)?;
         return Ok(Found::Run);
     }
     match fs::read_dir(folder) {
@@ -183,7 +212,7 @@ pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters
     let with_memory = folder.join("memory_embeddings.safetensors").exists();
     let parameters = Parameters::open(folder, config, with_memory)?;
     let path = folder.join(OPTIMIZER);
-    let tensors = files::read(&path)?;
+    let tensors = files::read(&path, mapped::Access::Map)?;
     let side = |side: &str| -> Result<Vec<Vec<f32>>> {
         let one = |t: &Tensor| {
             let name = format!("{side}.{}", t.name);

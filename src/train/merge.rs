@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
+use crate::files::scratch_folder;
 use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::lora::refuse_memory;
 use crate::model::mapped;
@@ -57,9 +58,9 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 /// [`Error::Unsupported`] for a model whose configuration Hugging Face has no words for; [`Error::Io`].
 pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Result<Tokens> {
     let what = || format!("output {}", out.display());
-    let name = out
-        .file_name()
-        .ok_or_else(|| Error::input(what(), "expected the name of a new folder"))?;
+    if out.file_name().is_none() {
+        return Err(Error::input(what(), "expected the name of a new folder"));
+    }
     if out.exists() {
         return Err(Error::input(
             what(),
@@ -96,11 +97,7 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Res
         }
     };
 
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let scratch = out.with_file_name(hidden);
-    fs::create_dir(&scratch).map_err(Error::io(&scratch))?;
+    let (_lock, scratch) = scratch_folder(out).map_err(Error::io(out))?;
     let written = (|| {
         let write = |name: &str, bytes: &[u8]| {
             let path = scratch.join(name);

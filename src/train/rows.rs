@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::control;
 use crate::error::{Error, Result};
 use crate::files::mark;
 
@@ -23,54 +26,100 @@ pub struct Line {
     pub bytes: Vec<u8>,
 }
 
+/// Lines that are read ahead; each may be as long as [`LONGEST_LINE`].
+const AHEAD: usize = 4;
+/// How often a call that waits for a line looks whether it is to end.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 /// The lines of several files, one after the other, but for empty ones.
+///
+/// A thread reads ahead, so that a call can end while a pipe has no line or a file nothing but line
+/// breaks.
 pub struct Lines {
     paths: Vec<PathBuf>,
-    file: usize,
-    number: u64,
-    open: Option<Box<dyn BufRead + Send>>,
+    /// From the first line that is asked for on.
+    ahead: Option<Receiver<Result<Line>>>,
 }
 
 impl Lines {
-    /// From the first line of the first file.
+    /// From the first line of the first file. Nothing is opened yet.
     pub fn new(paths: &[PathBuf]) -> Self {
         Lines {
             paths: paths.to_vec(),
-            file: 0,
-            number: 0,
-            open: None,
+            ahead: None,
         }
     }
 
     /// The next line.
     ///
     /// # Errors
-    /// [`Error::Io`] for a file that cannot be read or unpacked.
+    /// [`Error::Io`] for a file that cannot be read or unpacked, or without a thread to read it;
+    /// [`Error::Cancelled`] and [`Error::Deadline`] where the call is to end meanwhile.
     pub fn next_line(&mut self) -> Result<Option<Line>> {
-        while let Some(path) = self.paths.get(self.file) {
-            let reader = match &mut self.open {
-                Some(reader) => reader,
-                empty => empty.insert(open(path)?),
-            };
-            let mut bytes = Vec::new();
-            if !read_line(reader, &mut bytes, LONGEST_LINE).map_err(Error::io(path))? {
-                (self.open, self.number) = (None, 0);
-                self.file += 1;
-                continue;
+        let ahead = match &self.ahead {
+            Some(ahead) => ahead,
+            None => {
+                let (sender, receiver) = sync_channel(AHEAD);
+                let paths = self.paths.clone();
+                // It ends after the last line, or when its lines are not taken any more. One that waits
+                // for a pipe ends with the pipe or with the process.
+                std::thread::Builder::new()
+                    .name("prefold-rows".into())
+                    .spawn(move || read_ahead(&paths, &sender))
+                    .map_err(Error::io("a thread that reads rows"))?;
+                self.ahead.insert(receiver)
             }
-            self.number += 1;
-            if self.number == 1 {
-                bytes.drain(..mark(path, &bytes)?);
-            }
-            if !bytes.trim_ascii().is_empty() {
-                return Ok(Some(Line {
-                    file: self.file,
-                    number: self.number,
-                    bytes,
-                }));
+        };
+        loop {
+            control::check()?;
+            match ahead.recv_timeout(PATIENCE) {
+                Ok(line) => return line.map(Some),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }
-        Ok(None)
+    }
+}
+
+/// Sends the lines of all files, up to an error or to the last that is taken.
+fn read_ahead(paths: &[PathBuf], sender: &SyncSender<Result<Line>>) {
+    for (file, path) in paths.iter().enumerate() {
+        let mut send = |number: u64, bytes: Vec<u8>| {
+            let line = Line {
+                file,
+                number,
+                bytes,
+            };
+            sender.send(Ok(line)).is_ok()
+        };
+        match each_line(path, &mut send) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                let _ = sender.send(Err(error));
+                return;
+            }
+        }
+    }
+}
+
+/// Hands out the lines of a file that are not empty, with their numbers, until `send` wants no more: false
+/// then.
+fn each_line(path: &Path, send: &mut dyn FnMut(u64, Vec<u8>) -> bool) -> Result<bool> {
+    let mut reader = open(path)?;
+    let mut number = 0;
+    loop {
+        let mut bytes = Vec::new();
+        if !read_line(&mut *reader, &mut bytes, LONGEST_LINE).map_err(Error::io(path))? {
+            return Ok(true);
+        }
+        number += 1;
+        if number == 1 {
+            bytes.drain(..mark(path, &bytes)?);
+        }
+        if !bytes.trim_ascii().is_empty() && !send(number, bytes) {
+            return Ok(false);
+        }
     }
 }
 

@@ -240,7 +240,17 @@ fn steps(
         Some(path) => Some(Log::open(path, state.step)?),
         None => None,
     };
-    let mut stream = Stream::open(data.order, data.reading, data.tokenizer, state.position)?;
+    let stream = Stream::open(data.order, data.reading, data.tokenizer, state.position);
+    let Some(mut stream) = unless_ended(stream)? else {
+        return Ok(Summary {
+            step: state.step,
+            stopped: true,
+            loss: None,
+            dev_loss: None,
+            tokens: state.tokens,
+            seconds: state.seconds,
+        });
+    };
     let mut saved = state.step;
     let (mut loss, mut dev_loss) = (None, None);
     let stopped = || control::check().is_err();
@@ -256,11 +266,13 @@ fn steps(
             let batch = (0..options.batch)
                 .map(|_| stream.next(&mut |line| watch(Event::Skipped(line))))
                 .collect::<Result<Vec<Sample>>>();
+            // One that was not whole when the run was ended is drawn again.
+            let batch = unless_ended(batch);
             if batch.is_err() && saved != state.step {
                 // Rows can be mended, or passed over, and the run resumed.
                 save(&log, options, &parameters, &moments, &card, &state)?;
             }
-            let batch = batch?;
+            let Some(batch) = batch? else { break 'steps };
             let seed = Random::of(options.seed, &[step, pass as u64]).next();
             // A pass that was ended is taken again with its step.
             match unless_ended(source.gradient(&parameters, &batch, seed))? {

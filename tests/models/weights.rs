@@ -5,7 +5,7 @@ use crate::common;
 use std::path::Path;
 
 use prefold::model::config::{Config, Family, RopeScaling};
-use prefold::model::weights::{DType, Weights};
+use prefold::model::weights::{Access, DType, Weights};
 use serde_json::{Value, json};
 
 use crate::common::tiny::{self, Tensors};
@@ -574,5 +574,39 @@ fn fingerprints_tell_models_apart() {
     for (i, other) in others.iter().enumerate() {
         assert_ne!(*other, plain, "{i}");
         assert!(!others[..i].contains(other), "{i}");
+    }
+}
+
+/// A file that was read may be emptied; one that is mapped may be replaced.
+#[test]
+fn a_model_that_was_read_does_not_need_its_file() {
+    let dir = TempDir::new();
+    let family = Family::Llama;
+    let gguf = dir.write("model.gguf", tiny::gguf(family).bytes());
+    let folder = tiny::folder(&tiny::config(family), &tiny::tensors(family));
+    let values = |weights: &Weights| -> Vec<Vec<f32>> {
+        let names = weights.names();
+        names
+            .map(|name| weights.get(name).unwrap().to_f32().unwrap())
+            .collect()
+    };
+    for (path, file) in [
+        (gguf.clone(), gguf),
+        (
+            folder.path().into(),
+            folder.path().join("model.safetensors"),
+        ),
+    ] {
+        let mapped = open(&path);
+        let read = Weights::open_with(&path, Access::Read).unwrap();
+        let want = values(&mapped);
+        assert_eq!(values(&read), want);
+        drop(mapped);
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(values(&read), want);
+        let error = Weights::open_with(&path, Access::Read)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("the file is empty"), "{error}");
     }
 }

@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(unix)]
+mod build_script;
 mod c_abi;
 mod cli;
 mod docs;

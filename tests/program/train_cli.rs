@@ -289,6 +289,50 @@ fn an_interrupt_saves_and_leaves() {
     assert_eq!(state.step, steps as u64);
 }
 
+/// Rows that do not come: a pipe without a writer, one that is silent, and a file without line breaks.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupt_is_obeyed_while_rows_are_read() {
+    use std::time::{Duration, Instant};
+    let dir = tiny_model();
+    let pipe = dir.path().join("pipe.jsonl");
+    ok(Command::new("mkfifo").arg(&pipe));
+    for (signal, data, out, open) in [
+        ("-INT", pipe.to_str().unwrap(), "unopened", false),
+        ("-TERM", pipe.to_str().unwrap(), "silent", true),
+        ("-TERM", "/dev/zero", "endless", false),
+    ] {
+        let mut child = train(&dir, "regen", out)
+            .args(["--data", data, "--steps", "10"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Opening a pipe to write waits for its reader.
+        let _writer = open.then(|| std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
+        // The folder is written before the first row is read.
+        while !dir.path().join(out).exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "{data}: it did not wait"
+        );
+        let told = Instant::now();
+        ok(Command::new("kill").args([signal, &child.id().to_string()]));
+        let output = child.wait_with_output().unwrap();
+        // It takes a twentieth of that, on a machine that has time for it.
+        assert!(
+            told.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            told.elapsed()
+        );
+        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        let state = prefold::train::checkpoint::read_state(&dir.path().join(out)).unwrap();
+        assert_eq!(state.step, 0);
+    }
+}
+
 #[test]
 fn qa_icae_and_alignment_learn_their_rows() {
     let dir = tiny_model();

@@ -8,6 +8,7 @@ mod exact;
 mod forms;
 mod json;
 mod parity;
+mod rank;
 mod sentences;
 mod tokenizer;
 mod windows;

@@ -3,6 +3,8 @@
 use crate::common;
 
 use std::path::{Path, PathBuf};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::{TempDir, tiny};
 use prefold::model::config::Family;
@@ -679,5 +681,52 @@ fn curves_of_any_numbers_are_drawn() {
             );
         }
         assert!(svg(&[("run".into(), lines(losses))], Axis::Seconds).is_err());
+    }
+}
+
+/// A reader of a run's folder finds the one version or the other while it is replaced.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_runs_folder_is_there_at_any_time() {
+    let setting = setting();
+    let mut options = setting.options("always");
+    (options.steps, options.save_every) = (400, 1);
+    let done = AtomicBool::new(false);
+    let (polls, misses) = std::thread::scope(|scope| {
+        let poll = scope.spawn(|| {
+            let (mut polls, mut misses) = (0u64, 0u64);
+            while !done.load(Ordering::Relaxed) {
+                let there = std::fs::symlink_metadata(&options.out).is_ok();
+                polls += u64::from(there || polls > 0);
+                misses += u64::from(!there && polls > 0);
+            }
+            (polls, misses)
+        });
+        setting.run(&options, u64::MAX).unwrap();
+        done.store(true, Ordering::Relaxed);
+        poll.join().unwrap()
+    });
+    assert!(polls > 400, "{polls}");
+    assert_eq!(misses, 0, "of {polls}");
+}
+
+/// What a killed run left beside its folder is cleared by the next one.
+#[test]
+fn leftovers_of_a_killed_run_are_cleared() {
+    let setting = setting();
+    let options = setting.options("killed");
+    setting.run(&options, 4).unwrap();
+    for name in [".killed.new", ".killed.old"] {
+        let left = setting.dir.path().join(name);
+        std::fs::create_dir(&left).unwrap();
+        std::fs::write(left.join("adapter_model.safetensors"), "cut sho").unwrap();
+    }
+    assert_eq!(
+        checkpoint::look(&options.out).unwrap(),
+        checkpoint::Found::Run
+    );
+    for entry in std::fs::read_dir(setting.dir.path()).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!(!name.to_string_lossy().starts_with(".killed"), "{name:?}");
     }
 }

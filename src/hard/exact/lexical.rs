@@ -35,11 +35,13 @@ pub(crate) fn each_word(text: &str, mut word: impl FnMut(&str)) {
     static FUNCTION: LazyLock<HashSet<&str>> =
         LazyLock::new(|| FUNCTION_WORDS.split_whitespace().collect());
     let lower = text.to_lowercase();
-    for run in lower.split(|c: char| !c.is_alphanumeric()) {
-        if run.is_empty() {
+    for run in lower.split(|c: char| !in_word(c)) {
+        let ascii = run.is_ascii();
+        // Marks alone join emoji.
+        if run.is_empty() || !ascii && !run.contains(char::is_alphanumeric) {
             continue;
         }
-        if !run.is_ascii() && run.chars().any(unspaced) {
+        if !ascii && run.contains(unspaced) {
             pairs(run, &mut word);
         } else if !FUNCTION.contains(run) {
             word(stem(run));
@@ -104,13 +106,39 @@ pub(crate) fn grams(text: &str) -> Vec<Term> {
     grams
 }
 
-/// A word without the commonest English endings, if enough of it is left.
+/// Characters of a word in another script, or with marks of another language, that count: most inflect
+/// at the end, and the beginning tells words apart nearly as well as a stemmer does.
+const PREFIX: usize = 5;
+
+/// A word without its inflection, as far as its letters tell: ASCII loses the commonest English endings,
+/// if enough is left; other words keep their beginning, Arabic ones without the article.
 fn stem(word: &str) -> &str {
-    ["ing", "ed", "es", "s", "ly"]
+    if word.is_ascii() {
+        return ["ing", "ed", "es", "s", "ly"]
+            .iter()
+            .filter_map(|ending| word.strip_suffix(ending))
+            .find(|rest| rest.len() >= 4)
+            .unwrap_or(word);
+    }
+    let bare = ["وال", "بال", "لل", "ال"]
         .iter()
-        .filter_map(|ending| word.strip_suffix(ending))
-        .find(|rest| rest.chars().nth(3).is_some())
-        .unwrap_or(word)
+        .filter_map(|article| word.strip_prefix(article))
+        .find(|rest| rest.chars().nth(2).is_some())
+        .unwrap_or(word);
+    match bare.char_indices().nth(PREFIX) {
+        Some((end, _)) => &bare[..end],
+        None => bare,
+    }
+}
+
+/// Whether a character is part of a word: letters, digits, and the marks that scripts of India, Arabic,
+/// Hebrew and decomposed Latin put on them.
+fn in_word(c: char) -> bool {
+    c.is_alphanumeric()
+        || matches!(c, '\u{300}'..='\u{36f}' | '\u{591}'..='\u{5c7}' | '\u{610}'..='\u{61a}'
+            | '\u{64b}'..='\u{65f}' | '\u{670}' | '\u{200c}' | '\u{200d}')
+        // The sign that mutes a vowel, and the dot, stand at one place in each block of an Indic script.
+        || matches!(c, '\u{900}'..='\u{dff}' if matches!(u32::from(c) & 0x7f, 0x3c | 0x4d))
 }
 
 /// The words of a text without their order.
@@ -213,6 +241,9 @@ mod tests {
             ["keeper", "walk", "quick"]
         );
         assert_eq!(words("A red bus moved"), ["red", "bus", "moved"]);
+        assert_eq!(words("Библиотека библиотеки"), ["библи", "библи"]);
+        assert_eq!(words("المكتبة مكتبة"), ["مكتبة", "مكتبة"]);
+        assert_eq!(words("विद्यालय"), ["विद्य"]);
         assert_eq!(words("東京 Tower"), ["東京", "tower"]);
         assert_eq!(words("東京都の3人"), ["東京", "京都", "都の", "3", "人"]);
     }

@@ -177,6 +177,7 @@ impl Exact<'_> {
             Some(RankMethod::Bm25) => by_rank(contexts, parsed, &passages, |texts| {
                 rank_text::bm25(texts, question)
             }),
+            #[cfg(feature = "gzip")]
             Some(RankMethod::Gzip) => by_rank(contexts, parsed, &passages, |texts| {
                 rank_text::gzip(texts, question)
             }),

@@ -154,11 +154,16 @@ impl MessagesOptions {
     /// # Errors
     /// [`Error::Input`] naming the option, its value and the range.
     pub fn check(&self) -> Result<()> {
-        check_rate(self.rate())?;
+        check_rate("rate", self.rate())?;
         self.exact.check(usize::MAX)?;
-        for policy in [self.tool_results, self.user, self.assistant] {
+        let policies = [
+            ("tool_results", self.tool_results),
+            ("user", self.user),
+            ("assistant", self.assistant),
+        ];
+        for (field, policy) in policies {
             if let Policy::Rate(rate) = policy {
-                check_rate(rate)?;
+                check_rate(field, rate)?;
             }
         }
         match (0.0..1.0).contains(&self.min_saving) {

@@ -276,6 +276,7 @@ impl Reference<'_> {
     fn rank(&self, texts: &[&str], query: &str, at: Where) -> Result<Vec<usize>> {
         match self.options.rank_method {
             RankMethod::Bm25 => Ok(rank_text::bm25(texts, query)),
+            #[cfg(feature = "gzip")]
             RankMethod::Gzip => Ok(rank_text::gzip(texts, query)),
             RankMethod::Llmlingua | RankMethod::Longllmlingua => {
                 let query = format!(

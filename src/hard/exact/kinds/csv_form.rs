@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
+use super::{Class, Layout, Unit};
+
 /// Bytes of a text that are looked at for its form.
 const SAMPLE: usize = 32 << 10;
 
@@ -125,6 +127,33 @@ pub(super) fn has_header(text: &str, rows: &[Range<usize>], delimiter: u8) -> bo
     names.len() == count
 }
 
+/// Takes rows of fields apart: every row is whole and needs the header, if there is one.
+pub(super) fn layout(text: &str) -> Layout {
+    let delimiter = delimiter(text).unwrap_or(b',');
+    let rows = rows(text, delimiter);
+    let header = has_header(text, &rows, delimiter);
+    let units = rows
+        .into_iter()
+        .enumerate()
+        .map(|(i, range)| Unit {
+            range,
+            needs: if header && i > 0 { vec![0] } else { Vec::new() },
+            whole: true,
+            class: if header && i == 0 {
+                Class::Low
+            } else {
+                Class::Normal
+            },
+            record: !(header && i == 0),
+            comment: None,
+        })
+        .collect();
+    Layout {
+        units,
+        ..Layout::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +178,25 @@ mod tests {
         assert_eq!(fields(&text, b','), [300, 300]);
         assert_eq!(rows(&text, b',').len(), 2);
         assert_eq!(delimiter(&text), Some(b','));
+    }
+
+    #[test]
+    fn rows_need_their_header_and_quoted_breaks_end_no_row() {
+        let text = "name,note\nIlse,\"two\nlines\"\r\nOlaf,x\n\nUlf,y";
+        let parts = layout(text).finish(text);
+        let rows: Vec<&str> = parts.units.iter().map(|u| &text[u.range.clone()]).collect();
+        assert_eq!(
+            rows,
+            [
+                "name,note\n",
+                "Ilse,\"two\nlines\"\r\n",
+                "Olaf,x\n\n",
+                "Ulf,y"
+            ]
+        );
+        assert!(parts.units[1..].iter().all(|u| u.needs == [0] && u.whole));
+        // Figures in the first row: it is no header.
+        let text = "1,2\n3,4\n5,6\n";
+        assert!(layout(text).units.iter().all(|u| u.needs.is_empty()));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::text::LONG_SENTENCE;
-use super::{ContentKind, csv_form, indent};
+use super::{ContentKind, indent};
 
 /// Lines that are looked at.
 const SAMPLE: usize = 600;
@@ -22,7 +22,7 @@ pub(super) fn kind(text: &str) -> ContentKind {
         ContentKind::Html
     } else if is_jsonl(&shown) {
         ContentKind::Jsonl
-    } else if csv_form::delimiter(text).is_some() {
+    } else if is_csv(text) {
         ContentKind::Csv
     } else if are_dated(&shown) || is_diff(&shown) {
         ContentKind::Log
@@ -37,6 +37,16 @@ pub(super) fn kind(text: &str) -> ContentKind {
     } else {
         ContentKind::Text
     }
+}
+
+#[cfg(feature = "formats")]
+fn is_csv(text: &str) -> bool {
+    super::csv_form::delimiter(text).is_some()
+}
+
+#[cfg(not(feature = "formats"))]
+fn is_csv(_: &str) -> bool {
+    false
 }
 
 /// A document of HTML, or a text with many of its block elements.

@@ -12,6 +12,8 @@ const INLINE: &str = " a abbr acronym b bdi bdo big cite code data del dfn em fo
     samp small span strike strong sub sup time tt u var ";
 /// Elements without an end.
 const VOID: &str = " area base br col embed hr img input link meta param source track wbr ";
+/// Those of them that show nothing.
+const UNSEEN: &str = " base link meta param source track ";
 /// Elements that hold no text for a reader.
 const HIDDEN: &str = " script style svg noscript template iframe object canvas ";
 /// Elements round a page's text that say little of it.
@@ -147,6 +149,10 @@ impl Walk<'_> {
         let whole = part.partner.filter(|&end| end > i);
         match part.kind {
             Kind::Text => self.add_text(part.range.clone()),
+            Kind::Void if is(UNSEEN, &part.name) => {
+                self.close_flow();
+                self.unit(part.range.clone(), Class::Form);
+            }
             Kind::Void => self.add_glued(part.range.clone()),
             Kind::Other => {
                 self.close_flow();

@@ -1,6 +1,6 @@
-//! Lines that are records: logs, listings, JSON lines, and rows of separated fields.
+//! Lines that are records: logs, listings, JSON lines.
 
-use super::{Class, Layout, Unit, csv_form, detect, indent, lines};
+use super::{Class, Layout, Unit, detect, indent, lines};
 
 /// Takes a log or a listing apart: every line is whole, an indented one needs the one that it
 /// continues, the rows of a table need its header.
@@ -107,60 +107,9 @@ fn diff(text: &str) -> Layout {
     }
 }
 
-/// Takes rows of fields apart: every row is whole and needs the header, if there is one.
-pub(super) fn csv(text: &str) -> Layout {
-    let delimiter = csv_form::delimiter(text).unwrap_or(b',');
-    let rows = csv_form::rows(text, delimiter);
-    let header = csv_form::has_header(text, &rows, delimiter);
-    let units = rows
-        .into_iter()
-        .enumerate()
-        .map(|(i, range)| Unit {
-            range,
-            needs: if header && i > 0 { vec![0] } else { Vec::new() },
-            whole: true,
-            class: if header && i == 0 {
-                Class::Low
-            } else {
-                Class::Normal
-            },
-            record: !(header && i == 0),
-            comment: None,
-        })
-        .collect();
-    Layout {
-        units,
-        ..Layout::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_need_their_header_and_quoted_breaks_end_no_row() {
-        let text = "name,note\nIlse,\"two\nlines\"\r\nOlaf,x\n\nUlf,y";
-        let layout = csv(text).finish(text);
-        let rows: Vec<&str> = layout
-            .units
-            .iter()
-            .map(|u| &text[u.range.clone()])
-            .collect();
-        assert_eq!(
-            rows,
-            [
-                "name,note\n",
-                "Ilse,\"two\nlines\"\r\n",
-                "Olaf,x\n\n",
-                "Ulf,y"
-            ]
-        );
-        assert!(layout.units[1..].iter().all(|u| u.needs == [0] && u.whole));
-        // Figures in the first row: it is no header.
-        let text = "1,2\n3,4\n5,6\n";
-        assert!(csv(text).units.iter().all(|u| u.needs.is_empty()));
-    }
 
     #[test]
     fn a_changed_line_needs_its_hunk_and_its_file() {

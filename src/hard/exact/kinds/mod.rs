@@ -5,11 +5,16 @@
 //! only.
 
 mod code;
+#[cfg(feature = "formats")]
 mod csv_form;
 mod detect;
+#[cfg(feature = "grammars")]
+mod grammar;
+#[cfg(feature = "formats")]
 mod html;
 pub(crate) mod json;
 mod lines;
+#[cfg(feature = "formats")]
 mod markdown;
 mod text;
 
@@ -32,20 +37,23 @@ use crate::hard::json_text::render::Form;
 pub enum ContentKind {
     /// Prose: units are sentences; lines that are records stay whole.
     Text,
-    /// CommonMark with tables: units are sentences, list items, table rows, lines of code.
+    /// CommonMark with tables: units are sentences, list items, table rows, lines of code. Prose without
+    /// the feature `formats`.
     Markdown,
     /// Source code and configuration: units are lines and statements.
     Code,
     /// Logs, listings and other lines that each stand for themselves.
     Log,
-    /// Rows of fields by commas, semicolons, tabs or bars; a header stays.
+    /// Rows of fields by commas, semicolons, tabs or bars; a header stays. Lines without the feature
+    /// `formats`.
     Csv,
     /// One JSON value: units are members, items and the sentences of long strings, and what is left is
     /// JSON.
     Json,
     /// One JSON value a line.
     Jsonl,
-    /// HTML: units are the sentences of each element; tags stay balanced.
+    /// HTML: units are the sentences of each element; tags stay balanced. Prose without the feature
+    /// `formats`.
     Html,
 }
 
@@ -112,11 +120,18 @@ pub(crate) fn layout(text: &str, kind: Option<ContentKind>) -> Layout {
     let layout = match kind {
         // A request that calls something JSON that is not was refused before.
         ContentKind::Text | ContentKind::Json => text::layout(text),
+        #[cfg(feature = "formats")]
         ContentKind::Markdown => markdown::layout(text),
         ContentKind::Code => code::layout(text),
         ContentKind::Log | ContentKind::Jsonl => lines::log(text),
-        ContentKind::Csv => lines::csv(text),
+        #[cfg(feature = "formats")]
+        ContentKind::Csv => csv_form::layout(text),
+        #[cfg(not(feature = "formats"))]
+        ContentKind::Csv => lines::log(text),
+        #[cfg(feature = "formats")]
         ContentKind::Html => html::layout(text),
+        #[cfg(not(feature = "formats"))]
+        ContentKind::Markdown | ContentKind::Html => text::layout(text),
     };
     layout.finish(text)
 }

@@ -132,8 +132,9 @@ impl Wrap {
         // Records of one width look wrapped too, but prose continues in the middle of a sentence.
         let (mut inside, mut cased) = (0, 0);
         for pair in shown.windows(2) {
-            if wrap.continues(pair[0], pair[1]) {
-                let first = pair[1].trim_start().chars().next().unwrap_or(' ');
+            let word = pair[1].split_whitespace().next().unwrap_or_default();
+            if !word.is_empty() && !starts_item(word) && wrap.overflows(pair[0], word) {
+                let first = word.chars().next().unwrap_or(' ');
                 inside += usize::from(first.is_lowercase());
                 cased +=
                     usize::from(first.is_lowercase() || first.is_uppercase() || first.is_ascii());
@@ -144,6 +145,13 @@ impl Wrap {
         }
     }
 
+    /// Whether the first word of the next line did not fit into `line` any more.
+    fn overflows(&self, line: &str, word: &str) -> bool {
+        let length = line.trim_end().chars().count();
+        self.width
+            .is_some_and(|width| length + 1 + word.chars().count() > width)
+    }
+
     /// True where the break after `line` is only there because the next word did not fit any more:
     /// then it ends no sentence.
     pub(super) fn continues(&self, line: &str, next: &str) -> bool {
@@ -151,7 +159,12 @@ impl Wrap {
         let (Some(width), Some(word)) = (self.width, words.next()) else {
             return false;
         };
-        !starts_item(word) && line.trim_end().chars().count() + 1 + word.chars().count() > width
+        // One line in ten tells the width, so that a word may seem to fit that did not.
+        let line = line.trim_end();
+        let inside = line.chars().count() * 2 > width
+            && word.starts_with(char::is_lowercase)
+            && line.ends_with(|c: char| c.is_alphanumeric() || matches!(c, ',' | '’' | '\''));
+        !starts_item(word) && (inside || self.overflows(line, word))
     }
 }
 
@@ -226,6 +239,7 @@ pub(super) fn prose(text: &str, block: Range<usize>, wrap: &Wrap) -> Vec<Range<u
 }
 
 /// The sentences of a block, gapless, none of which ends inside of one of the `glued` stretches.
+#[cfg(feature = "formats")]
 pub(super) fn prose_around(
     text: &str,
     block: Range<usize>,
@@ -312,6 +326,9 @@ mod tests {
                 "- two\n"
             ]
         );
+        // A line that is a little short of the width continues too, where its sentence does.
+        let short = "The lines of this text are wrapped at a\nwidth of forty characters. He\nwas, I take it, the most perfect\nreasoning and observing machine of his\n";
+        assert_eq!(texts(short).len(), 2, "{:?}", texts(short));
         // A line a paragraph: every break is meant.
         let paragraphs = format!("{0}\n{0}\nb c\n", "a word ".repeat(30));
         assert_eq!(texts(&paragraphs).len(), 3);

@@ -425,6 +425,34 @@ mod tests {
         }
     }
 
+    /// In German, French, Spanish, Russian, Arabic, Hindi, Chinese and Japanese.
+    #[test]
+    fn other_languages_rank_no_worse_than_by_their_characters() {
+        #[derive(Deserialize)]
+        struct Language {
+            passages: Vec<String>,
+            questions: Vec<(String, usize)>,
+        }
+        let languages: std::collections::BTreeMap<String, Language> =
+            serde_json::from_str(include_str!("../../../../tests/data/languages.json")).unwrap();
+        assert_eq!(languages.len(), 8);
+        for (name, language) in languages {
+            let texts: Vec<&str> = language.passages.iter().map(String::as_str).collect();
+            let grams: Vec<Bag> = texts
+                .iter()
+                .map(|text| Bag::new(&super::super::lexical::grams(text)))
+                .collect();
+            let (mut ours, mut theirs) = (0, 0);
+            for (question, right) in &language.questions {
+                let worth = Ranker::shipped().rank(question, &texts);
+                ours += usize::from(descending(&worth)[0] == *right);
+                let query = Bag::new(&super::super::lexical::grams(question));
+                theirs += usize::from(descending(&bm25(grams.iter(), &query))[0] == *right);
+            }
+            assert!(ours >= theirs && ours >= 4, "{name}: {ours}, {theirs}");
+        }
+    }
+
     #[test]
     fn of_many_passages_the_right_ones_are_looked_at() {
         let mut texts: Vec<String> = (0..3000)
