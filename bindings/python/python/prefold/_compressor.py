@@ -490,9 +490,7 @@ class Compressor:
             _llmlingua=made._llmlingua,
         )
 
-    def recover(
-        self, original: Sequence[str] | str, result: Result | str, response: str
-    ) -> str:
+    def recover(self, original: Sequence[str] | str, result: Result | str, response: str) -> str:
         """Puts the original's words in place of shortened ones that a response quotes.
 
         Parameters
