@@ -101,6 +101,7 @@ test-python: $(PYTHON_VENV)
 	cd bindings/python && VIRTUAL_ENV="$(abspath $(PYTHON_VENV))" $(MATURIN) develop --quiet --locked
 	cd bindings/python && PREFOLD_MODEL="$(abspath $(MODEL))" $(call IN_VENV,$(PYTHON_VENV)) pytest -m "not slow"
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) mypy
+	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) ruff check --quiet .
 
 $(FRAMEWORKS): bindings/python/requirements-frameworks.txt
 	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"

@@ -47,7 +47,7 @@ def main():
         made = {}
         for batch in work.iter_batches(batch_size=4, prefetch_batches=0):
             arrived.append(time.perf_counter())
-            made.update(zip(batch["id"].tolist(), batch["compressed"].tolist()))
+            made.update(zip(batch["id"].tolist(), batch["compressed"].tolist(), strict=True))
         seconds[actors] = (arrived[-1] - arrived[0]) / (len(arrived) - 1) * len(arrived)
         texts[actors] = made
         print(f"{actors} actors: {count / seconds[actors]:.2f} rows/s")
@@ -56,7 +56,8 @@ def main():
     want = {r["id"]: single.compress(r["text"], rate=0.5, granularity="token").text for r in rows}
     assert texts[1] == texts[2] == want
     print(
-        f"twice the actors: {seconds[1] / seconds[2]:.2f} times the throughput; results as one process's"
+        f"twice the actors: {seconds[1] / seconds[2]:.2f} times the throughput; "
+        "results as one process's"
     )
 
 
