@@ -82,10 +82,11 @@ $(PYTHON_VENV): bindings/python/requirements.txt
 	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check -r $<
 	mv "$@.tmp" "$@"
 
-MATURIN = CARGO_TARGET_DIR="$(abspath target)" $(call IN_VENV,$(PYTHON_VENV)) maturin
+# zig is found as a module of the first python3.
+MATURIN = PATH="$(abspath $(PYTHON_VENV))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath target)" \
+  $(call IN_VENV,$(PYTHON_VENV)) maturin
 ZIG     = $(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux_2_28)
 
-# zig's own cache is beside the build's.
 wheel: $(PYTHON_VENV)
 	rm -f $(WHEELS)/prefold-*-abi3-*.whl
 	cd bindings/python && $(MATURIN) build --release --locked $(ZIG) --out "$(abspath $(WHEELS))"
@@ -101,6 +102,7 @@ test-python: $(PYTHON_VENV)
 	cd bindings/python && VIRTUAL_ENV="$(abspath $(PYTHON_VENV))" $(MATURIN) develop --quiet --locked
 	cd bindings/python && PREFOLD_MODEL="$(abspath $(MODEL))" $(call IN_VENV,$(PYTHON_VENV)) pytest -m "not slow"
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) mypy
+	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) ruff check --quiet .
 
 $(FRAMEWORKS): bindings/python/requirements-frameworks.txt
 	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"

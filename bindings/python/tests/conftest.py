@@ -4,9 +4,8 @@ import json
 import os
 import pathlib
 
-import pytest
-
 import prefold
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests/data/golden/llmlingua.jsonl"

@@ -4,14 +4,14 @@ import asyncio
 import concurrent.futures
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 import threading
 import time
 
-import pytest
-
 import prefold
+import pytest
 
 LONG = "The committee met on Tuesday and decided to postpone the vote until spring. " * 400
 
@@ -50,7 +50,8 @@ def test_spans_count_characters(compressor):
 
 def test_pieces_are_shown_by_a_notebook(compressor, documents):
     shown = compressor.compress(documents, question="Who is the mayor?", rate=0.4)._repr_html_()
-    assert "<s " in shown and "Ilse Brandt" in shown and "tokens" in shown
+    assert "<s " in shown and "tokens" in shown
+    assert "The mayor is called Ilse Brandt." in re.sub("<[^>]*>", "", shown)
 
 
 def test_a_callable_ranks(compressor, documents):
@@ -86,7 +87,11 @@ def test_batches_give_each_its_result_or_error(compressor, documents):
         ({"rate": "much"}, prefold.InputError, "rate"),
         ({"rate": float("nan")}, prefold.InputError, "arguments"),
         ({"rat": 0.5}, prefold.InputError, "rat"),
-        ({"target_tokens": 1, "question": "What is this all about?"}, prefold.BudgetError, "budget"),
+        (
+            {"target_tokens": 1, "question": "What is this all about?"},
+            prefold.BudgetError,
+            "budget",
+        ),
         ({"granularity": "letters"}, prefold.InputError, "granularity"),
         ({"force_tokens": object()}, prefold.InputError, "object"),
         ({"deadline": -1.0}, prefold.InputError, "deadline"),

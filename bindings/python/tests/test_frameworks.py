@@ -12,7 +12,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_langchain(compressor, documents):
     pytest.importorskip("langchain_core")
     from langchain_core.documents import Document
-
     from prefold.integrations.langchain import PrefoldCompressor
 
     given = [
@@ -39,7 +38,6 @@ def test_langchain(compressor, documents):
 def test_langchain_five_in_the_same_five_shorter_out(compressor, documents):
     pytest.importorskip("langchain_core")
     from langchain_core.documents import Document
-
     from prefold.integrations.langchain import PrefoldCompressor
 
     given = [Document(id=f"d{i}", page_content=text) for i, text in enumerate(documents)]
@@ -54,7 +52,6 @@ def test_langchain_five_in_the_same_five_shorter_out(compressor, documents):
 def test_langchain_tool_messages(compressor, documents):
     pytest.importorskip("langchain_core")
     from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-
     from prefold.integrations.langchain import ToolMessageCompressor
 
     long = "\n\n".join(text + f" Number {i}." for i in range(8) for text in documents)
@@ -83,7 +80,6 @@ def test_langchain_agent(compressor, documents):
     from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
     from langchain_core.messages import AIMessage, ToolMessage
     from langchain_core.tools import tool
-
     from prefold.integrations.langchain import ToolMessageCompressor, middleware
 
     long = "\n\n".join(text + f" Number {i}." for i in range(8) for text in documents)
@@ -111,13 +107,10 @@ def test_langchain_agent(compressor, documents):
 def test_llama_index(compressor, documents):
     pytest.importorskip("llama_index.core")
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-
     from prefold.integrations.llama_index import PrefoldPostprocessor
 
     nodes = [
-        NodeWithScore(
-            node=TextNode(id_=f"n{i}", text=text, metadata={"page": i}), score=1 - i / 10
-        )
+        NodeWithScore(node=TextNode(id_=f"n{i}", text=text, metadata={"page": i}), score=1 - i / 10)
         for i, text in enumerate(documents)
     ]
     work = PrefoldPostprocessor(compressor, rate=0.5)
@@ -137,7 +130,6 @@ def test_llama_index(compressor, documents):
 def test_haystack(compressor, documents):
     pytest.importorskip("haystack")
     from haystack import Document, Pipeline
-
     from prefold.integrations.haystack import PrefoldCompressor
 
     def component():

@@ -8,10 +8,9 @@ import pathlib
 import pickle
 import sys
 
-import pytest
-
 import prefold
 import prefold.llmlingua
+import pytest
 from prefold.llmlingua import PromptCompressor
 
 CALLS = ("compress_prompt", "structured_compress_prompt")
@@ -96,7 +95,12 @@ def test_empty_prompts(lingua):
     for context in ([], "", [""]):
         got = lingua.compress_prompt(context)
         assert set(got) == {
-            "compressed_prompt", "origin_tokens", "compressed_tokens", "ratio", "rate", "saving",
+            "compressed_prompt",
+            "origin_tokens",
+            "compressed_tokens",
+            "ratio",
+            "rate",
+            "saving",
         }
 
 
@@ -112,7 +116,10 @@ def test_a_function_ranks(lingua, documents):
         return [float("baker" in context) for context in contexts]
 
     got = lingua.compress_prompt(
-        documents, rank_method=rank, target_token=10, context_budget="+0",
+        documents,
+        rank_method=rank,
+        target_token=10,
+        context_budget="+0",
         use_token_level_filter=False,
     )
     assert got["compressed_prompt"] == documents[2]
@@ -167,9 +174,7 @@ def test_lengths_losses_and_ranks(lingua, documents):
     assert lingua.get_ppl(text, "token", condition_mode="after", condition_pos_id=2) == nll[2:]
     assert lingua.max_position_embeddings > 1000
     for method in ("bm25", "longllmlingua"):
-        ranked = lingua.get_rank_results(
-            documents, "Who is the mayor?", method, "after", [20] * 5
-        )
+        ranked = lingua.get_rank_results(documents, "Who is the mayor?", method, "after", [20] * 5)
         assert ranked[0][0] == 3 and len(ranked) == 5
 
 

@@ -2,9 +2,8 @@
 
 import sys
 
-import pytest
-
 import prefold.llmlingua
+import pytest
 
 QUERY = "Who is the mayor?"
 pytestmark = pytest.mark.filterwarnings("ignore")

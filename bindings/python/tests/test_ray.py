@@ -24,9 +24,7 @@ def cluster():
 
 
 def rows(documents):
-    return [
-        {"id": i, "docs": documents, "q": QUESTIONS[i % 3], "note": "kept"} for i in range(24)
-    ]
+    return [{"id": i, "docs": documents, "q": QUESTIONS[i % 3], "note": "kept"} for i in range(24)]
 
 
 def compressed(dataset, kind, model, actors=2, **more):
@@ -42,9 +40,7 @@ def compressed(dataset, kind, model, actors=2, **more):
 
 def wanted(model, documents):
     compressor = prefold.Compressor(model, device="cpu", threads=1)
-    return {
-        q: compressor.compress(documents, question=q, rate=0.5).text for q in QUESTIONS
-    }
+    return {q: compressor.compress(documents, question=q, rate=0.5).text for q in QUESTIONS}
 
 
 def check(got, model, documents):

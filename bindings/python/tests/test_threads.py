@@ -37,5 +37,8 @@ def test_memory_is_flat(compressor, documents):
     before = resident()
     done = together(SECONDS)
     grown = resident() - before
-    print(f"\n8 threads, {SECONDS:.0f} s: {done} calls, {before >> 20} MiB, grown by {grown >> 10} KiB")
+    print(
+        f"\n8 threads, {SECONDS:.0f} s: {done} calls, {before >> 20} MiB, "
+        f"grown by {grown >> 10} KiB"
+    )
     assert done >= 8 and grown < 16 << 20

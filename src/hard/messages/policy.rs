@@ -130,6 +130,8 @@ impl MessagesOptions {
             budget,
             question: args.optional("question")?,
             tool_results: args.or("tool_results", d.tool_results)?,
+            documents: args.or("documents", d.documents)?,
+            context_tags: args.or("context_tags", d.context_tags)?,
             user: args.or("user", d.user)?,
             assistant: args.or("assistant", d.assistant)?,
             recent: args.or("recent", d.recent)?,

@@ -35,7 +35,28 @@ _HOME = {
     "count_tokens": "prefold._compressor",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [
+    "AssertedError",
+    "BudgetError",
+    "Cancelled",
+    "Compressor",
+    "DeadlineExceeded",
+    "Decision",
+    "DeviceError",
+    "FileError",
+    "FormatError",
+    "InputError",
+    "JsonResult",
+    "KeptContext",
+    "MessagesResult",
+    "Piece",
+    "Prefix",
+    "PrefoldError",
+    "Result",
+    "UnsupportedError",
+    "__version__",
+    "count_tokens",
+]
 
 if TYPE_CHECKING:
     __version__: str

@@ -75,8 +75,8 @@ def _translated(call: Callable[..., Any], *args: Any) -> Any:
         kind, message = error.args
         raise getattr(_errors, kind, PrefoldError)(message) from None
     except (TypeError, OverflowError, UnicodeEncodeError) as error:
-        # A value of the wrong type, a number out of range, half of a surrogate pair. What a function
-        # of the caller's raises has a frame of its own, and goes through.
+        # A value of the wrong type, a number out of range, half of a surrogate pair. What a
+        # function of the caller's raises has a frame of its own, and goes through.
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise
         raise InputError(f"arguments: {error}") from None
@@ -143,7 +143,7 @@ class Compressor:
     Examples
     --------
     >>> compressor = Compressor()  # doctest: +SKIP
-    >>> compressor.compress(documents, question="Who pays?", target_tokens=300).text  # doctest: +SKIP
+    >>> short = compressor.compress(documents, question="Who pays?", rate=0.3)  # doctest: +SKIP
     """
 
     def __init__(
@@ -369,8 +369,8 @@ class Compressor:
             As in `compress`.
         **options
             ``question``, ``tool_results``, ``user``, ``assistant`` (``keep``, ``shorten`` or
-            ``{"rate": 0.3}``), ``recent``, ``min_tokens``, ``min_saving``, ``errors_up_to``, and the
-            options of `compress`.
+            ``{"rate": 0.3}``), ``recent``, ``min_tokens``, ``min_saving``, ``errors_up_to``, and
+            the options of `compress`.
 
         Returns
         -------
@@ -421,8 +421,8 @@ class Compressor:
     ) -> JsonResult:
         """Shortens a JSON object whose members have rates of their own.
 
-        The result parses by construction; names, numbers, ``true``, ``false`` and ``null`` are those
-        that were given.
+        The result parses by construction; names, numbers, ``true``, ``false`` and ``null`` are
+        those that were given.
 
         Parameters
         ----------
@@ -490,9 +490,7 @@ class Compressor:
             _llmlingua=made._llmlingua,
         )
 
-    def recover(
-        self, original: Sequence[str] | str, result: Result | str, response: str
-    ) -> str:
+    def recover(self, original: Sequence[str] | str, result: Result | str, response: str) -> str:
         """Puts the original's words in place of shortened ones that a response quotes.
 
         Parameters

@@ -76,7 +76,7 @@ class Prefix:
         return made
 
     def keys(self, layer: int) -> numpy.ndarray[Any, Any]:
-        """Gives K of a layer as a read-only array ``[kv_heads, tokens, head_dim]``, without a copy."""
+        """Gives K of a layer, ``[kv_heads, tokens, head_dim]``, read-only and without a copy."""
         import numpy
 
         return numpy.asarray(self.tensor(layer))
@@ -90,8 +90,8 @@ class Prefix:
     def tensor(self, layer: int, *, value: bool = False) -> _native.Tensor:
         """Gives K or V of a layer as an object of DLPack's protocol (1.0), without a copy.
 
-        ``torch.from_dlpack``, ``jax.dlpack.from_dlpack`` and ``numpy.from_dlpack`` take it. Its memory
-        must not be written.
+        ``torch.from_dlpack``, ``jax.dlpack.from_dlpack`` and ``numpy.from_dlpack`` take it. Its
+        memory must not be written.
         """
         made: _native.Tensor = _translated(self._native.tensor, layer, value)
         return made

@@ -47,8 +47,8 @@ class PromptCompressor:
     Parameters
     ----------
     model_name : str, optional
-        A GGUF file, a Hugging Face folder, or the name of a causal model on the hub; without one, or
-        where the name is the original's default, prefold's default model.
+        A GGUF file, a Hugging Face folder, or the name of a causal model on the hub; without one,
+        or where the name is the original's default, prefold's default model.
     device_map : str
         ``cpu``, ``cuda`` or ``cuda:N``; ``cuda`` runs on the CPU, with a warning, where no CUDA
         device can be used. Everything else is ``auto``.
@@ -79,8 +79,8 @@ class PromptCompressor:
         del llmlingua2_config
         if use_llmlingua2:
             raise UnsupportedError(
-                "use_llmlingua2 is not supported, because LLMLingua-2 needs an encoder model and only "
-                "causal language models are built; leave it out for LLMLingua and LongLLMLingua"
+                "use_llmlingua2 is not supported, because LLMLingua-2 needs an encoder model and "
+                "causal ones alone are built; leave it out for LLMLingua and LongLLMLingua"
             )
         if budget not in ("reference", "exact"):
             raise InputError(f"budget {budget!r}: expected 'reference' or 'exact'")
@@ -266,9 +266,9 @@ class PromptCompressor:
     ) -> dict[str, Any]:
         """Compresses a JSON object by a configuration per key.
 
-        The result always parses, and keys and numbers are never changed; the original can cut inside
-        both. So it is not the original's, token for token, and options of its token level have no
-        effect, with a warning.
+        The result always parses, and keys and numbers are never changed; the original can cut
+        inside both. So it is not the original's, token for token, and options of its token level
+        have no effect, with a warning.
 
         Returns
         -------
@@ -361,12 +361,13 @@ class PromptCompressor:
         condition_in_question: str = "none",
         granularity: str = "sentence",
     ) -> Any:
-        """Gives the nll of a text, of a text after the question, or of the question after a text."""
+        """Gives the nll of a text, of it after the question, or of the question after it."""
         if condition_in_question == "none":
             return self.get_ppl(text, granularity=granularity)
         if condition_in_question not in ("before", "after"):
             raise InputError(
-                f"condition_in_question {condition_in_question!r}: expected 'none', 'before' or 'after'"
+                f"condition_in_question {condition_in_question!r}: "
+                "expected 'none', 'before' or 'after'"
             )
         first, second = (question, text) if condition_in_question == "before" else (text, question)
         return self.get_ppl(
@@ -426,7 +427,7 @@ class PromptCompressor:
 
 
 def _exact(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments without those that have their defaults, which mean nothing to the exact budget."""
+    """The arguments without those that have their defaults, which the exact budget ignores."""
     kept = {
         name: value
         for name, value in arguments.items()

@@ -40,9 +40,7 @@ class Budget:
         }
 
 
-def shorten(
-    compressor: Compressor, texts: Sequence[str], question: str, budget: Budget
-) -> Shorter:
+def shorten(compressor: Compressor, texts: Sequence[str], question: str, budget: Budget) -> Shorter:
     """Compresses documents."""
     if not texts:
         return _nothing()

@@ -54,7 +54,7 @@ class PrefoldCompressor:
 
     def to_dict(self) -> dict[str, Any]:
         """Gives what `from_dict` makes the component from."""
-        return default_to_dict(
+        made: dict[str, Any] = default_to_dict(
             self,
             rate=self.rate,
             target_tokens=self.target_tokens,
@@ -63,6 +63,7 @@ class PrefoldCompressor:
             threads=self.threads,
             options=self.options,
         )
+        return made
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PrefoldCompressor:

@@ -28,8 +28,8 @@ __all__ = ["PrefoldCompressor", "ToolMessageCompressor", "middleware"]
 class PrefoldCompressor(BaseDocumentCompressor):
     """Shortens retrieved documents under one budget for all of them.
 
-    Documents keep their ids, metadata and order; ``metadata["prefold"]`` tells which characters were
-    kept. Documents of which nothing is left are dropped; `dropped` names the last call's.
+    Documents keep their ids, metadata and order; ``metadata["prefold"]`` tells which characters
+    were kept. Documents of which nothing is left are dropped; `dropped` names the last call's.
 
     Parameters
     ----------
