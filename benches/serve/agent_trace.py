@@ -1,5 +1,5 @@
-"""An agent's trace through compressors: tokens, cost with and without prompt caching, and what a model
-still answers.
+"""An agent's trace through compressors: tokens, cost with and without prompt caching, and what a
+model still answers.
 
 Usage: agent_trace.py PREFOLD MODEL HOST [--headroom PYTHON] [--rates 0.5,0.33,0.2] [--record FILE]
 
@@ -31,31 +31,54 @@ def log(draw, number):
     bank = draw.choice(CITIES)
     payment = 80000 + number
     lines = []
-    for minute in range(30):
-        for _ in range(4):
-            service, host = draw.choice(NAMES), draw.randint(1, 9)
-            lines.append(draw.choice([
-                f"INFO  {service}-{host} request id={draw.randint(10**6, 10**7)} path=/v1/orders status=200 ms={draw.randint(3, 90)}",
-                f"DEBUG {service}-{host} cache hit key=session:{draw.randint(10**6, 10**7)}",
-                f"INFO  {service}-{host} job nightly-{draw.randint(1, 40)} finished rows={draw.randint(10, 9999)}",
-                f"WARN  {service}-{host} slow query table=orders ms={draw.randint(500, 2000)}",
-            ]))
-    lines[draw.randrange(20, 100)] = f"WARN  gateway-2 payment {payment} declined by the bank of {bank}, not retried"
-    stamped = [f"2026-03-{1 + number % 28:02d}T09:{i // 4:02d}:{15 * (i % 4):02d}Z {line}" for i, line in enumerate(lines)]
-    return "\n".join(stamped), f"Which bank declined payment {payment}?", f"the bank of {bank}", "tail_log"
+    for _ in range(120):
+        where = f"{draw.choice(NAMES)}-{draw.randint(1, 9)}"
+        some, ms = draw.randint(10**6, 10**7), draw.randint(3, 90)
+        kinds = [
+            f"INFO  {where} request id={some} path=/v1/orders status=200 ms={ms}",
+            f"DEBUG {where} cache hit key=session:{some}",
+            f"INFO  {where} job nightly-{ms} finished rows={some % 9999}",
+            f"WARN  {where} slow query table=orders ms={500 + ms}",
+        ]
+        lines.append(draw.choice(kinds))
+    lines[draw.randrange(20, 100)] = (
+        f"WARN  gateway-2 payment {payment} declined by the bank of {bank}, not retried"
+    )
+    stamped = [
+        f"2026-03-{1 + number % 28:02d}T09:{i // 4:02d}:{15 * (i % 4):02d}Z {line}"
+        for i, line in enumerate(lines)
+    ]
+    return (
+        "\n".join(stamped),
+        f"Which bank declined payment {payment}?",
+        f"the bank of {bank}",
+        "tail_log",
+    )
 
 
 def records(draw, number):
     """A list of orders; one of them is asked for."""
-    orders = [{"id": f"A-{1000 + 50 * number + i}", "status": draw.choice(["open", "packed", "sent"]),
-               "total": round(draw.uniform(5, 900), 2), "items": draw.randint(1, 9),
-               "customer": {"name": draw.choice(NAMES).title(), "city": draw.choice(CITIES)},
-               "note": draw.choice(["", "Leave it at the door.", "Ring twice, the bell is quiet.", "A gift, no bill."])}
-              for i in range(36)]
+    orders = [
+        {
+            "id": f"A-{1000 + 50 * number + i}",
+            "status": draw.choice(["open", "packed", "sent"]),
+            "total": round(draw.uniform(5, 900), 2),
+            "items": draw.randint(1, 9),
+            "customer": {"name": draw.choice(NAMES).title(), "city": draw.choice(CITIES)},
+            "note": draw.choice(
+                ["", "Leave it at the door.", "Ring twice, the bell is quiet.", "A gift, no bill."]
+            ),
+        }
+        for i in range(36)
+    ]
     order = draw.choice(orders)
     order["carrier"] = f"{draw.choice(NAMES).title()} Parcel"
-    return json.dumps({"orders": orders, "next": None}, indent=1), f"Which carrier has order {order['id']}?", \
-        order["carrier"], "query_orders"
+    return (
+        json.dumps({"orders": orders, "next": None}, indent=1),
+        f"Which carrier has order {order['id']}?",
+        order["carrier"],
+        "query_orders",
+    )
 
 
 def code(draw, number):
@@ -64,8 +87,10 @@ def code(draw, number):
     parts = ["import math\n\n"]
     for i in range(40):
         name = f"{draw.choice(NAMES)}_{draw.choice(NAMES)}_{i}"
-        parts.append(f"def {name}(value, factor={draw.randint(1, 9)}):\n    scaled = value * factor\n"
-                     f"    return math.sqrt(scaled + {draw.randint(1, 99)})\n\n\n")
+        parts.append(
+            f"def {name}(value, factor={draw.randint(1, 9)}):\n    scaled = value * factor\n"
+            f"    return math.sqrt(scaled + {draw.randint(1, 99)})\n\n\n"
+        )
     parts.insert(draw.randint(5, 35), f"def backoff_limit_{number}():\n    return {limit}\n\n\n")
     return "".join(parts), f"What does backoff_limit_{number} return?", str(limit), "read_file"
 
@@ -73,17 +98,40 @@ def code(draw, number):
 def matches(draw, number):
     """Matches in files."""
     port = draw.randint(2000, 9000)
-    lines = [f"src/{draw.choice(NAMES)}/{draw.choice(NAMES)}.py:{draw.randint(1, 400)}:    port = config.get('{draw.choice(NAMES)}_port')"
-             for _ in range(70)]
-    lines.insert(draw.randrange(70), f"src/settings/defaults.py:{draw.randint(1, 90)}:RELAY_{number}_PORT = {port}")
+    lines = [
+        f"src/{draw.choice(NAMES)}/{draw.choice(NAMES)}.py:{draw.randint(1, 400)}:"
+        f"    port = config.get('{draw.choice(NAMES)}_port')"
+        for _ in range(70)
+    ]
+    lines.insert(
+        draw.randrange(70),
+        f"src/settings/defaults.py:{draw.randint(1, 90)}:RELAY_{number}_PORT = {port}",
+    )
     return "\n".join(lines), f"What is the value of RELAY_{number}_PORT?", str(port), "grep"
 
 
 def sentence(draw):
-    who = draw.choice(["The council", "A committee", "The harbour office", "The museum", "A local paper", "The ferry company"])
+    who = draw.choice(
+        [
+            "The council",
+            "A committee",
+            "The harbour office",
+            "The museum",
+            "A local paper",
+            "The ferry company",
+        ]
+    )
     did = draw.choice(["reported", "announced", "confirmed", "denied", "described", "postponed"])
-    what = draw.choice(["a new timetable", "repairs to the quay", "a rise in fares", "the opening of a hall",
-                        "an exhibition of maps", "works on the old bridge"])
+    what = draw.choice(
+        [
+            "a new timetable",
+            "repairs to the quay",
+            "a rise in fares",
+            "the opening of a hall",
+            "an exhibition of maps",
+            "works on the old bridge",
+        ]
+    )
     return f"{who} {did} {what} in {draw.choice(CITIES)} in {draw.randint(1950, 2020)}."
 
 
@@ -93,11 +141,18 @@ def search(draw, number):
     results = []
     for i in range(14):
         body = " ".join(sentence(draw) for _ in range(5))
-        results.append(f"{i + 1}. {draw.choice(CITIES)} {draw.choice(NAMES)} archive\n"
-                       f"   https://example.org/{draw.choice(NAMES)}/{draw.randint(1, 999)}\n   {body}")
+        results.append(
+            f"{i + 1}. {draw.choice(CITIES)} {draw.choice(NAMES)} archive\n"
+            f"   https://example.org/{draw.choice(NAMES)}/{draw.randint(1, 999)}\n   {body}"
+        )
     at = draw.randrange(14)
     results[at] += f" Lighthouse number {number} was moved to {city} in {year}."
-    return "\n\n".join(results), f"In which year was lighthouse number {number} moved?", str(year), "web_search"
+    return (
+        "\n\n".join(results),
+        f"In which year was lighthouse number {number} moved?",
+        str(year),
+        "web_search",
+    )
 
 
 def page(draw, number):
@@ -110,10 +165,22 @@ def page(draw, number):
         if i == at:
             body += f" Appeals of form {number} are heard within {days} days."
         parts.append(f"## {draw.choice(CITIES)} and {draw.choice(NAMES)}\n\n{body}\n")
-    return "\n".join(parts), f"Within how many days are appeals of form {number} heard?", str(days), "open_page"
+    return (
+        "\n".join(parts),
+        f"Within how many days are appeals of form {number} heard?",
+        str(days),
+        "open_page",
+    )
 
 
-KINDS = {"log": log, "json": records, "code": code, "matches": matches, "search": search, "page": page}
+KINDS = {
+    "log": log,
+    "json": records,
+    "code": code,
+    "matches": matches,
+    "search": search,
+    "page": page,
+}
 
 
 def trace(turns):
@@ -124,13 +191,25 @@ def trace(turns):
         kind = list(KINDS)[number % len(KINDS)]
         result, question, answer, tool = KINDS[kind](draw, number)
         assert answer in result
-        call = {"id": f"call_{number}", "type": "function",
-                "function": {"name": tool, "arguments": json.dumps({"about": f"item {number}"})}}
-        out.append({"kind": kind, "question": question, "answer": answer, "result": result, "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": call["id"], "content": result}],
-            "reply": {"role": "assistant", "content": f"It is {answer}."}})
+        call = {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {"name": tool, "arguments": json.dumps({"about": f"item {number}"})},
+        }
+        out.append(
+            {
+                "kind": kind,
+                "question": question,
+                "answer": answer,
+                "result": result,
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": None, "tool_calls": [call]},
+                    {"role": "tool", "tool_call_id": call["id"], "content": result},
+                ],
+                "reply": {"role": "assistant", "content": f"It is {answer}."},
+            }
+        )
     return out
 
 
@@ -173,7 +252,7 @@ class Counter:
 
 
 def figures(sent, count):
-    """Tokens and dollars of all requests. The cache holds the messages with which the request before began."""
+    """Tokens and dollars of all requests. The cache holds the messages of the request before."""
     before, tokens, plain, cached, broken = [], 0, 0.0, 0.0, 0
     for messages in sent:
         counts = count(messages)
@@ -186,30 +265,68 @@ def figures(sent, count):
         plain += (old + new) * PRICE / 1e6
         cached += (old * READ + new * WRITE) / 1e6
         before = messages
-    return {"tokens": tokens, "dollars": round(plain, 4), "dollars_with_cache": round(cached, 4),
-            "turns_that_broke_the_cache": broken}
+    return {
+        "tokens": tokens,
+        "dollars": round(plain, 4),
+        "dollars_with_cache": round(cached, 4),
+        "turns_that_broke_the_cache": broken,
+    }
 
 
 def results_of(sent, turns):
     """What became of each turn's result when it was first sent."""
-    return [messages[-1]["content"] if isinstance(messages[-1]["content"], str) else json.dumps(messages[-1]["content"])
-            for messages, _ in zip(sent, turns)]
+    return [
+        messages[-1]["content"]
+        if isinstance(messages[-1]["content"], str)
+        else json.dumps(messages[-1]["content"])
+        for messages, _ in zip(sent, turns)
+    ]
 
 
 def quality(args, turns, results):
     """Whether the answer is still there, and what a model answers by `prefold eval qa`."""
     kept = [turn["answer"] in result for turn, result in zip(turns, results)]
-    rows = [{"question": turn["question"], "answers": [turn["answer"]], "context": result}
-            for turn, result in zip(turns, results)]
+    rows = [
+        {"question": turn["question"], "answers": [turn["answer"]], "context": result}
+        for turn, result in zip(turns, results)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         data, report = Path(folder, "rows.jsonl"), Path(folder, "report.json")
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        command = [args.prefold, "eval", "qa", "--model", args.model, "--host", args.host, "--data", str(data),
-                   "--device", args.device, "--json", str(report), *args.eval]
+        command = [
+            args.prefold,
+            "eval",
+            "qa",
+            "--model",
+            args.model,
+            "--host",
+            args.host,
+            "--data",
+            str(data),
+            "--device",
+            args.device,
+            "--ways",
+            "full",
+            "--limit",
+            str(len(rows)),
+            "--json",
+            str(report),
+            *args.eval,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
-        answers = json.loads(report.read_text()) if done.returncode == 0 else {"error": done.stderr[-500:]}
-    by_kind = {kind: round(sum(k for k, t in zip(kept, turns) if t["kind"] == kind)
-                           / max(1, sum(t["kind"] == kind for t in turns)), 3) for kind in KINDS}
+        if done.returncode == 0:
+            row = json.loads(report.read_text())["rows"][0]
+            answers = {name: row[name] for name in ("host_tokens", "nll", "f1")}
+        else:
+            answers = {"error": done.stderr[-500:]}
+    by_kind = {
+        kind: round(
+            sum(k for k, t in zip(kept, turns) if t["kind"] == kind)
+            / max(1, sum(t["kind"] == kind for t in turns)),
+            3,
+        )
+        for kind in KINDS
+    }
     return {"answer_kept": round(sum(kept) / len(kept), 3), "by_kind": by_kind, "eval": answers}
 
 
@@ -255,9 +372,22 @@ def main():
     rates = [float(rate) for rate in args.rates.split(",")]
     port = free_port()
     base = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([
-        args.prefold, "serve", "--model", args.model, "--device", args.device, "--listen", f"127.0.0.1:{port}",
-        "--deadline", "600s", "--log", "off"])
+    server = subprocess.Popen(
+        [
+            args.prefold,
+            "serve",
+            "--model",
+            args.model,
+            "--device",
+            args.device,
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--deadline",
+            "600s",
+            "--log",
+            "off",
+        ]
+    )
     try:
         for _ in range(600):
             try:
@@ -273,12 +403,20 @@ def main():
         if args.headroom:
             for way in ("default", "frozen"):
                 *ways[f"headroom {way}"], version = by_headroom(args.headroom, turns, way)
-        report = {"date": time.strftime("%Y-%m-%d"), "turns": len(turns), "headroom": version,
-                  "prices": {"input": PRICE, "cache_write": WRITE, "cache_read": READ}, "ways": {}}
+        report = {
+            "date": time.strftime("%Y-%m-%d"),
+            "turns": len(turns),
+            "headroom": version,
+            "prices": {"input": PRICE, "cache_write": WRITE, "cache_read": READ},
+            "ways": {},
+        }
         for name, (sent, seconds) in ways.items():
-            report["ways"][name] = {**figures(sent, count), "seconds": round(seconds, 2),
-                                    **quality(args, turns, results_of(sent, turns))}
-            print(name, json.dumps({k: v for k, v in report["ways"][name].items() if k != "eval"}), flush=True)
+            report["ways"][name] = {
+                **figures(sent, count),
+                "seconds": round(seconds, 2),
+                **quality(args, turns, results_of(sent, turns)),
+            }
+            print(name, json.dumps(report["ways"][name]), flush=True)
     finally:
         server.terminate()
         code = server.wait(60)

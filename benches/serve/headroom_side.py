@@ -1,8 +1,9 @@
-"""headroom's own compressor over the requests of an agent, for agent_trace.py: headroom_side.py GIVEN OUT
+"""headroom's own compressor over the requests of an agent: headroom_side.py GIVEN OUT
 
-Its text model, which is downloaded at run time, is left out: rules alone. `default`: all messages of
-every request go through it, by its defaults. `frozen`: as its documentation advises to agents, what
-was sent before is frozen, and only what is new is compressed, the newest message included.
+For agent_trace.py. Its text model, which is downloaded at run time, is left out: rules alone.
+`default`: all messages of every request go through it, by its defaults. `frozen`: as its
+documentation advises to agents, what was sent before is frozen, and only what is new is
+compressed, the newest message included.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Load on `prefold serve`: latency that the proxy adds, memory, and tokens per second beside `prefold batch`.
+"""Load on `prefold serve`: latency it adds, memory, and tokens per second beside `prefold batch`.
 
 Usage: load.py PREFOLD MODEL [--seconds 60] [--connections 32] [--rounds 2] [--record FILE]
 Needed: wrk and node. The bare upstream and the proxy before it take turns in one run.
@@ -21,8 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-WORDS = ("the a keeper sailor lamp harbour letter bridge wall ship year winter oil glass door paper north "
-         "wrote carried painted counted sold lost found measured before after under with without and but").split()
+WORDS = (
+    "the a keeper sailor lamp harbour letter bridge wall ship year winter oil glass door paper "
+    "north wrote carried painted counted sold lost found measured before after under with without"
+).split()
 
 
 def text(seed, sentences):
@@ -33,18 +35,34 @@ def text(seed, sentences):
 
 def conversation(seed, sentences):
     """A question, a call and its result."""
-    return {"model": "m", "temperature": 0.7, "messages": [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": f"What happened in the year {seed}?"},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "read", "arguments": "{\"page\": 1}"}}]},
-        {"role": "tool", "tool_call_id": "c1", "content": text(seed, sentences)}]}
+    return {
+        "model": "m",
+        "temperature": 0.7,
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"What happened in the year {seed}?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "c1",
+                        "type": "function",
+                        "function": {"name": "read", "arguments": '{"page": 1}'},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": text(seed, sentences)},
+        ],
+    }
 
 
 def mixed():
     """Requests of which none waits for the model: too short, known, or no conversation."""
     lines = [("GET", "/v1/models", None)] * 2
-    lines += [("POST", "/v1/embeddings", {"model": "m", "input": text(900 + i, 20)}) for i in range(2)]
+    lines += [
+        ("POST", "/v1/embeddings", {"model": "m", "input": text(900 + i, 20)}) for i in range(2)
+    ]
     lines += [("POST", "/v1/chat/completions", conversation(i, 4)) for i in range(6)]
     known = [("POST", "/v1/chat/completions", conversation(100 + i, 60)) for i in range(3)]
     long = {"model": "m", "messages": [{"role": "user", "content": text(7, 800)}]}
@@ -84,15 +102,36 @@ def resident(process):
 def wrk(url, bodies, connections, seconds):
     """Latencies in ms, and errors."""
     done = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency", "-s", HERE / "mixed.lua", url],
-        check=True, capture_output=True, text=True, env={**os.environ, "BODIES": str(bodies)}).stdout
+        [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "--timeout",
+            "10s",
+            "--latency",
+            "-s",
+            HERE / "mixed.lua",
+            url,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "BODIES": str(bodies)},
+    ).stdout
     scale = {"us": 1e-3, "ms": 1, "s": 1e3}
-    latency = {f"p{share}": float(value) * scale[unit]
-               for share, value, unit in re.findall(r"^\s+(50|90|99)%\s+([\d.]+)(us|ms|s)$", done, re.M)}
+    latency = {
+        f"p{share}": float(value) * scale[unit]
+        for share, value, unit in re.findall(r"^\s+(50|90|99)%\s+([\d.]+)(us|ms|s)$", done, re.M)
+    }
     requests = int(re.search(r"(\d+) requests in", done).group(1))
     socket_errors = sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", done)))
     other = re.search(r"Non-2xx or 3xx responses: (\d+)", done)
-    return {**latency, "requests": requests, "errors": socket_errors + (int(other.group(1)) if other else 0)}
+    return {
+        **latency,
+        "requests": requests,
+        "errors": socket_errors + (int(other.group(1)) if other else 0),
+    }
 
 
 def overhead(args, base, upstream, server):
@@ -117,29 +156,48 @@ def overhead(args, base, upstream, server):
         for number in range(args.rounds):
             # The order changes, so that a busy moment of the machine meets both sides.
             sides = [("bare", upstream), ("proxy", base)]
-            rounds.append({name: wrk(url, file.name, args.connections, args.seconds)
-                           for name, url in (sides if number % 2 == 0 else sides[::-1])})
+            rounds.append(
+                {
+                    name: wrk(url, file.name, args.connections, args.seconds)
+                    for name, url in (sides if number % 2 == 0 else sides[::-1])
+                }
+            )
         done.set()
         watcher.join()
     median = lambda side, key: statistics.median(one[side][key] for one in rounds)
-    added = {key: round(median("proxy", key) - median("bare", key), 3) for key in ("p50", "p90", "p99")}
-    memory = {"first_kib": samples[0], "last_kib": samples[-1], "max_kib": max(samples), "min_kib": min(samples)}
+    added = {
+        key: round(median("proxy", key) - median("bare", key), 3) for key in ("p50", "p90", "p99")
+    }
+    memory = {
+        "first_kib": samples[0],
+        "last_kib": samples[-1],
+        "max_kib": max(samples),
+        "min_kib": min(samples),
+    }
     return {"rounds": rounds, "added_ms": added, "memory": memory}
 
 
 def speed(args, base):
     """Tokens per second of the same prompts by `prefold batch` and by the server, in turns."""
-    rows = [{"context": [text(5000 + i, 60)], "question": "What was sold in winter?", "rate": 0.5}
-            for i in range(args.prompts)]
+    rows = [
+        {"context": [text(5000 + i, 60)], "question": "What was sold in winter?", "rate": 0.5}
+        for i in range(args.prompts)
+    ]
 
     def batch():
         with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
             for number, row in enumerate(rows):
-                file.write(json.dumps({"name": str(number), "call": "compress_prompt", "args": row}) + "\n")
+                file.write(
+                    json.dumps({"name": str(number), "call": "compress_prompt", "args": row}) + "\n"
+                )
             file.flush()
             start = time.monotonic()
-            out = subprocess.run([args.prefold, "batch", "--model", args.model, "--device", args.device, file.name],
-                                 check=True, capture_output=True, text=True).stdout
+            out = subprocess.run(
+                [args.prefold, "batch", "--model", args.model, "--device", args.device, file.name],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
             seconds = time.monotonic() - start
         results = [json.loads(line) for line in out.splitlines()]
         return sum(tokens(row) for row in results), seconds
@@ -156,11 +214,15 @@ def speed(args, base):
 
     runs = {"batch": [], "serve": []}
     for number in range(3):
-        for name, run in (("batch", batch), ("serve", served))[::1 if number % 2 == 0 else -1]:
+        for name, run in (("batch", batch), ("serve", served))[:: 1 if number % 2 == 0 else -1]:
             count, seconds = run()
             runs[name].append(round(count / seconds, 1))
-    return {"tokens_per_second": runs, "serve_over_batch": round(
-        statistics.median(runs["serve"]) / statistics.median(runs["batch"]), 3)}
+    return {
+        "tokens_per_second": runs,
+        "serve_over_batch": round(
+            statistics.median(runs["serve"]) / statistics.median(runs["batch"]), 3
+        ),
+    }
 
 
 def main():
@@ -172,21 +234,45 @@ def main():
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--delay", type=int, default=20, help="milliseconds until the upstream answers")
+    parser.add_argument(
+        "--delay", type=int, default=20, help="milliseconds until the upstream answers"
+    )
     parser.add_argument("--record", type=Path)
     args = parser.parse_args()
     ports = free_port(), free_port()
     upstream, base = (f"http://127.0.0.1:{port}" for port in ports)
     provider = subprocess.Popen(["node", HERE / "upstream.mjs", str(ports[0]), str(args.delay)])
-    server = subprocess.Popen([
-        args.prefold, "serve", "--model", args.model, "--device", args.device, "--listen", f"127.0.0.1:{ports[1]}",
-        "--upstream", upstream, "--deadline", "60s", "--call-deadline", "600s", "--log", "off"])
+    server = subprocess.Popen(
+        [
+            args.prefold,
+            "serve",
+            "--model",
+            args.model,
+            "--device",
+            args.device,
+            "--listen",
+            f"127.0.0.1:{ports[1]}",
+            "--upstream",
+            upstream,
+            "--deadline",
+            "60s",
+            "--call-deadline",
+            "600s",
+            "--log",
+            "off",
+        ]
+    )
     try:
         wait(f"{base}/readyz")
         wait(upstream)
-        report = {"date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count(), "delay_ms": args.delay,
-                  "connections": args.connections, "seconds": args.seconds,
-                  "load_before": os.getloadavg()[0]}
+        report = {
+            "date": time.strftime("%Y-%m-%d"),
+            "cpus": os.cpu_count(),
+            "delay_ms": args.delay,
+            "connections": args.connections,
+            "seconds": args.seconds,
+            "load_before": os.getloadavg()[0],
+        }
         report["overhead"] = overhead(args, base, upstream, server)
         report["speed"] = speed(args, base)
     finally:

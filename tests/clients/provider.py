@@ -1,4 +1,4 @@
-"""A provider that keeps what it was sent and answers as OpenAI and Anthropic do, streaming and not."""
+"""A provider that keeps what it was sent and answers as OpenAI and Anthropic do, or in streams."""
 
 import json
 import threading
@@ -9,23 +9,48 @@ WORDS = ["The", " keeper", " did", "."]
 
 def openai_chunks(model):
     for word in WORDS:
-        yield {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": model,
-               "choices": [{"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None}]}
-    yield {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": model,
-           "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        yield {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": model,
+            "choices": [
+                {"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None}
+            ],
+        }
+    yield {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": model,
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+    }
 
 
 def openai_answer(model):
     message = {"role": "assistant", "content": "".join(WORDS)}
-    return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
+    }
 
 
 def anthropic_answer(model, text="".join(WORDS), stop="end_turn"):
     content = [{"type": "text", "text": text}] if text else []
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": content,
-            "stop_reason": stop, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 4}}
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 4},
+    }
 
 
 def anthropic_events(model):
@@ -34,8 +59,13 @@ def anthropic_events(model):
     for word in WORDS:
         yield "content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": word}}
     yield "content_block_stop", {"index": 0}
-    yield "message_delta", {"delta": {"stop_reason": "end_turn", "stop_sequence": None},
-                            "usage": {"output_tokens": 4}}
+    yield (
+        "message_delta",
+        {
+            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "usage": {"output_tokens": 4},
+        },
+    )
     yield "message_stop", {}
 
 

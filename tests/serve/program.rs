@@ -210,10 +210,10 @@ fn a_wrong_configuration_is_refused_with_its_line() {
 #[test]
 fn a_file_says_what_flags_say() {
     let Some(model) = smollm2() else { return };
-    let folder = TempDir::new();
-    folder.write("own/token", "0123456789abcdef");
-    let file = folder.write(
-        "own/serve.toml",
+    let (folder, own) = (TempDir::new(), TempDir::new());
+    own.write("token", "0123456789abcdef");
+    let file = own.write(
+        "serve.toml",
         "[serve]\nmode = \"audit\"\nrate = 0.2\ntoken-file = \"token\"\ncontext-tags = [\"doc\"]\n",
     );
     let file = file.to_str().unwrap();
