@@ -26,6 +26,8 @@ __version__ = "0.2.2"
 
 RankMethod = str | Callable[[list[str], str], Iterable[float]]
 
+_RANK_METHODS = ("llmlingua", "longllmlingua", "bm25", "gzip")
+
 # The defaults of the original are lists and dictionaries; nothing writes to these.
 _NONE: dict[str, Any] = {}
 _NO_TOKENS: list[str] = []
@@ -410,6 +412,11 @@ class PromptCompressor:
             raise AssertedError(f"rate {rate}: the share of tokens to keep lies in (0, 1]")
         if method == "longllmlingua" and not arguments["question"]:
             raise AssertedError("rank_method longllmlingua: it ranks by a question; give one")
+        if isinstance(method, str) and method not in _RANK_METHODS:
+            raise UnsupportedError(
+                f"rank_method {method!r} is not supported; there is {', '.join(_RANK_METHODS)}, "
+                "and a function of contexts and question that gives a score for each context"
+            )
         if callable(method):
             arguments["rank_method"] = "llmlingua"
             if contexts:
