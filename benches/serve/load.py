@@ -274,7 +274,9 @@ def main():
             "load_before": os.getloadavg()[0],
         }
         report["overhead"] = overhead(args, base, upstream, server)
+        print(json.dumps(report["overhead"]), flush=True)
         report["speed"] = speed(args, base)
+        report["load_after"] = os.getloadavg()[0]
     finally:
         server.terminate()
         code = server.wait(60)
