@@ -468,7 +468,7 @@ fn marked_contexts_are_shortened_where_they_stand() {
         {"role": "user", "content": text}, {"role": "assistant", "content": "so"},
         {"role": "user", "content": format!("<context>{}</context> Which?", long("d"))}]});
     let (why, asked) = reasons(&body, &marking());
-    assert_eq!(why, [Document, Policy, Document]);
+    assert_eq!(why, [Document, Short, Document]);
     assert_eq!(asked, vec!["<context></context> Which?"; 3]);
     let result = run(&body.to_string(), &marking());
     let out: Value = serde_json::from_slice(&result.body).unwrap();
