@@ -62,13 +62,14 @@ test:
 	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
 	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
 	@$(MAKE) --no-print-directory $(PYTHON_VENV) || [ "$$CI" != true ]
-	@[ ! -d $(PYTHON_VENV) ] || $(MAKE) --no-print-directory test-python
+	@[ ! -d $(PYTHON_VENV) ] || $(MAKE) --no-print-directory check-python
 
 # The Python package (bindings/python), built by maturin from the package index.
 #
 #   make wheel             a wheel for CPython 3.10 and later under target/wheels; on Linux for glibc 2.28, by zig
 #   make wheel-t           one for the free-threaded interpreter PYTHON_T
-#   make test-python       part of `make test`: the package's tests and mypy, on a build of the inner loop
+#   make check-python      part of `make test`: types, style, and the tests that need no built module
+#   make test-python       the package's tests, on a build of the inner loop, which takes minutes
 #   make test-frameworks   the wheel by itself in an environment with LangChain, LlamaIndex, Haystack and Ray
 PYTHON_VENV := .venv-python
 FRAMEWORKS  := .venv-frameworks
@@ -76,7 +77,7 @@ PYTHON_T    ?= python3.14t
 WHEELS      := target/wheels
 IN_VENV      = "$(abspath $(1))/bin/python" -m
 
-.PHONY: wheel wheel-t sdist test-python test-frameworks
+.PHONY: wheel wheel-t sdist check-python test-python test-frameworks
 $(PYTHON_VENV): bindings/python/requirements.txt
 	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
 	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check -r $<
@@ -98,11 +99,14 @@ wheel-t: $(PYTHON_VENV)
 sdist: $(PYTHON_VENV)
 	cd bindings/python && $(MATURIN) sdist --out "$(abspath $(WHEELS))"
 
-test-python: $(PYTHON_VENV)
-	cd bindings/python && VIRTUAL_ENV="$(abspath $(PYTHON_VENV))" $(MATURIN) develop --quiet --locked
-	cd bindings/python && PREFOLD_MODEL="$(abspath $(MODEL))" $(call IN_VENV,$(PYTHON_VENV)) pytest -m "not slow"
+check-python: $(PYTHON_VENV)
+	cd bindings/python && PYTHONPATH=python $(call IN_VENV,$(PYTHON_VENV)) pytest -q tests/test_prefix_file.py
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) mypy
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) ruff check --quiet .
+
+test-python: check-python
+	cd bindings/python && VIRTUAL_ENV="$(abspath $(PYTHON_VENV))" $(MATURIN) develop --quiet --locked
+	cd bindings/python && PREFOLD_MODEL="$(abspath $(MODEL))" $(call IN_VENV,$(PYTHON_VENV)) pytest -m "not slow"
 
 $(FRAMEWORKS): bindings/python/requirements-frameworks.txt
 	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
