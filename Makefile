@@ -61,6 +61,62 @@ test:
 	@$(MAKE) --no-print-directory $(LLAMA_CPP) || [ "$$CI" != true ]
 	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
 	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
+	@$(MAKE) --no-print-directory $(PYTHON_VENV) || [ "$$CI" != true ]
+	@[ ! -d $(PYTHON_VENV) ] || $(MAKE) --no-print-directory test-python
+
+# The Python package (bindings/python), built by maturin from the package index.
+#
+#   make wheel             a wheel for CPython 3.10 and later under target/wheels; on Linux for glibc 2.28, by zig
+#   make wheel-t           one for the free-threaded interpreter PYTHON_T
+#   make test-python       part of `make test`: the package's tests and mypy, on a build of the inner loop
+#   make test-frameworks   the wheel by itself in an environment with LangChain, LlamaIndex, Haystack and Ray
+PYTHON_VENV := .venv-python
+FRAMEWORKS  := .venv-frameworks
+PYTHON_T    ?= python3.14t
+WHEELS      := target/wheels
+IN_VENV      = "$(abspath $(1))/bin/python" -m
+
+.PHONY: wheel wheel-t sdist test-python test-frameworks
+$(PYTHON_VENV): bindings/python/requirements.txt
+	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
+	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check -r $<
+	mv "$@.tmp" "$@"
+
+# zig is found as a module of the first python3.
+MATURIN = PATH="$(abspath $(PYTHON_VENV))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath target)" \
+  $(call IN_VENV,$(PYTHON_VENV)) maturin
+ZIG     = $(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux_2_28)
+
+wheel: $(PYTHON_VENV)
+	rm -f $(WHEELS)/prefold-*-abi3-*.whl
+	cd bindings/python && $(MATURIN) build --release --locked $(ZIG) --out "$(abspath $(WHEELS))"
+
+wheel-t: $(PYTHON_VENV)
+	cd bindings/python && $(MATURIN) build --release --locked $(ZIG) --no-default-features \
+	  --interpreter $(PYTHON_T) --out "$(abspath $(WHEELS))"
+
+sdist: $(PYTHON_VENV)
+	cd bindings/python && $(MATURIN) sdist --out "$(abspath $(WHEELS))"
+
+test-python: $(PYTHON_VENV)
+	cd bindings/python && VIRTUAL_ENV="$(abspath $(PYTHON_VENV))" $(MATURIN) develop --quiet --locked
+	cd bindings/python && PREFOLD_MODEL="$(abspath $(MODEL))" $(call IN_VENV,$(PYTHON_VENV)) pytest -m "not slow"
+	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) mypy
+	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) ruff check --quiet .
+
+$(FRAMEWORKS): bindings/python/requirements-frameworks.txt
+	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
+	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check -r $<
+	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+	  llama-index-postprocessor-longllmlingua==0.7.0
+	mv "$@.tmp" "$@"
+
+# `--ignore-installed`: a wheel of the same version may be another build.
+test-frameworks: $(FRAMEWORKS) wheel
+	$(call IN_VENV,$(FRAMEWORKS)) pip install --quiet --disable-pip-version-check --no-deps \
+	  --ignore-installed $(WHEELS)/prefold-*-abi3-*.whl
+	PREFOLD_MODEL="$(abspath $(MODEL))" PREFOLD_FUZZ_SECONDS=30 PREFOLD_STRESS_SECONDS=60 \
+	  $(call IN_VENV,$(FRAMEWORKS)) pytest -s bindings/python/tests
 
 # Part of `make test`: every kernel executed by the CPU, directly and by the launcher for devices on a stand-in for
 # NVIDIA's driver. Needed: g++.
@@ -204,6 +260,12 @@ $(REFERENCE): benches/reference_requirements.txt
 
 bench-reference: $(SMOLLM2) $(REFERENCE) build
 	$(REFERENCE)/bin/python benches/reference.py --model "$(MODEL)" $(ARGS)
+
+# The Python package beside llmlingua, each in its own environment: `make bench-reference` makes the one,
+# `make test-frameworks` the other.
+.PHONY: bench-python
+bench-python: $(SMOLLM2)
+	$(PYTHON) benches/python_package.py --model "$(MODEL)" $(ARGS)
 
 # What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::hard::compress_json::{JsonConfig, JsonRequest};
 use crate::hard::json::Arguments;
 use crate::hard::messages::{Decision, MessagesOptions};
-use crate::hard::{Budget, Exact, KeptContext, LlmLinguaResult, recover};
+use crate::hard::{KeptContext, LlmLinguaResult, recover};
 use crate::{Engine, Error};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -106,28 +106,7 @@ pub fn compress_messages(
 ) -> Result<Box<RawValue>, Error> {
     let body = raw_argument(line, "body")?;
     args.remove("body");
-    let mut args = Arguments::new(args);
-    let mut options = MessagesOptions::default();
-    options.budget = match (args.optional("rate")?, args.optional("target_tokens")?) {
-        (None, None) => Budget::default(),
-        (Some(rate), None) => Budget::Rate(rate),
-        (None, Some(tokens)) => Budget::Tokens(tokens),
-        (Some(_), Some(_)) => return Err(bad("rate", "give this or `target_tokens`, not both")),
-    };
-    options.question = args.optional("question")?;
-    options.tool_results = args
-        .optional("tool_results")?
-        .unwrap_or(options.tool_results);
-    options.user = args.optional("user")?.unwrap_or(options.user);
-    options.assistant = args.optional("assistant")?.unwrap_or(options.assistant);
-    options.recent = args.optional("recent")?.unwrap_or(options.recent);
-    options.min_tokens = args.optional("min_tokens")?.unwrap_or(options.min_tokens);
-    options.min_saving = args.optional("min_saving")?.unwrap_or(options.min_saving);
-    options.errors_up_to = args
-        .optional("errors_up_to")?
-        .unwrap_or(options.errors_up_to);
-    options.exact = Exact::from_arguments(&mut args)?;
-    args.finish()?;
+    let options = MessagesOptions::from_arguments(Arguments::new(args))?;
     let result =
         engine.compress_messages(body.get().as_bytes(), &options, &interrupt::control())?;
     let body = String::from_utf8_lossy(&result.body).into_owned();

@@ -233,7 +233,11 @@ fn ways<'a>(args: &QaArgs, adapters: &'a [(Adapter, Method)]) -> Vec<Way<'a>> {
 impl Common {
     /// What is better known now than after an hour.
     fn check(&self) -> Outcome {
-        usage(self.rates.iter().copied().try_for_each(check_rate))?;
+        usage(
+            self.rates
+                .iter()
+                .try_for_each(|&rate| check_rate("rates", rate)),
+        )?;
         self.json.as_deref().map_or(Ok(()), check_target)
     }
 

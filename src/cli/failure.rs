@@ -123,6 +123,7 @@ fn flag(field: &str) -> Option<String> {
         | "rank"
         | "rank_method"
         | "rate"
+        | "rates"
         | "resume"
         | "schedule"
         | "seed"

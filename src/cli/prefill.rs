@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use crate::Error;
 use crate::hard::check_rate;
 use crate::soft::{KeepBy, PrefillOptions};
 
@@ -53,13 +52,7 @@ fn keep(text: &str) -> Result<Keep, String> {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     if let Some(Keep::Share(share)) = args.keep {
-        usage(check_rate(share).map_err(|error| match error {
-            Error::Input { what, reason } => Error::Input {
-                what: what.replacen("rate", "keep", 1),
-                reason,
-            },
-            error => error,
-        }))?;
+        usage(check_rate("keep", share))?;
     }
     let given = args.text.read()?;
     args.write.check()?;

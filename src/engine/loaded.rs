@@ -8,7 +8,7 @@ use super::ModelInfo;
 use crate::control;
 use crate::error::{Error, Result};
 use crate::gpu::Precision;
-use crate::hard::{self, Compressed, JsonRequest, Request};
+use crate::hard::{self, Compressed, JsonRequest, RankMethod, Request};
 use crate::model::config::Config;
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
@@ -33,7 +33,12 @@ pub(super) trait Runtime: Send + Sync {
     fn compress(&self, request: &Request) -> Result<Compressed>;
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
     fn compress_json(&self, request: &JsonRequest) -> Result<Compressed>;
-    fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>>;
+    fn rank(
+        &self,
+        question: &str,
+        texts: &[String],
+        method: Option<RankMethod>,
+    ) -> Result<Vec<f64>>;
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -229,8 +234,13 @@ impl<B: Backend> Runtime for Loaded<B> {
         }
     }
 
-    fn rank(&self, question: &str, texts: &[String]) -> Result<Vec<f64>> {
-        hard::rank(&self.scorer(), self.tokenizer()?, question, texts)
+    fn rank(
+        &self,
+        question: &str,
+        texts: &[String],
+        method: Option<RankMethod>,
+    ) -> Result<Vec<f64>> {
+        hard::rank(&self.scorer(), self.tokenizer()?, question, texts, method)
     }
 
     fn at_a_time(&self) -> usize {

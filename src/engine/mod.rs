@@ -16,7 +16,7 @@ use crate::control::{Call, Control};
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::messages::{self, MessagesOptions, MessagesResult};
-use crate::hard::{Compressed, JsonRequest, Request};
+use crate::hard::{Compressed, JsonRequest, RankMethod, Request};
 use crate::model::config::Config;
 use crate::model::weights::{Access, Weights};
 use crate::ops::Cpu;
@@ -402,7 +402,21 @@ impl Engine {
     /// # Errors
     /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, and what ends a call ([`Control`]).
     pub fn rank(&self, question: &str, texts: &[String], control: &Control) -> Result<Vec<f64>> {
-        self.call(control, || self.runtime.rank(question, texts))
+        self.call(control, || self.runtime.rank(question, texts, None))
+    }
+
+    /// The same by a method of the mode [`Exact`](crate::Exact).
+    ///
+    /// # Errors
+    /// As [`Engine::rank`].
+    pub fn rank_by(
+        &self,
+        method: RankMethod,
+        question: &str,
+        texts: &[String],
+        control: &Control,
+    ) -> Result<Vec<f64>> {
+        self.call(control, || self.runtime.rank(question, texts, Some(method)))
     }
 
     /// How many prompts [`Engine::compress_many`] works on at a time: 1 where one alone keeps the device

@@ -119,7 +119,9 @@ impl<'a> Qa<'a> {
         max_new_tokens: usize,
         seed: u64,
     ) -> Result<Self> {
-        rates.iter().copied().try_for_each(check_rate)?;
+        rates
+            .iter()
+            .try_for_each(|&rate| check_rate("rates", rate))?;
         let mut cases = Vec::new();
         for way in ways {
             match way.has_rate() {

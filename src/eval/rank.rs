@@ -76,7 +76,9 @@ pub fn recall(
     rates: &[f64],
     seed: u64,
 ) -> Result<Vec<Recall>> {
-    rates.iter().copied().try_for_each(check_rate)?;
+    rates
+        .iter()
+        .try_for_each(|&rate| check_rate("rates", rate))?;
     let kept: Vec<Vec<Vec<Kept>>> = examples
         .par_iter()
         .enumerate()

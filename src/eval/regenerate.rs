@@ -91,7 +91,7 @@ impl<'a> Regenerate<'a> {
         }
         from.iter()
             .filter_map(Holder::rate)
-            .try_for_each(check_rate)?;
+            .try_for_each(|rate| check_rate("rates", rate))?;
         let Some(bos) = bos.or(model.info().bos) else {
             let reason = "the model names none to ask for a text with; give one";
             return Err(Error::input("bos", reason));

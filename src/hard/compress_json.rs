@@ -218,7 +218,7 @@ fn segments(text: &str, config: &JsonConfig, drop_members: bool) -> Result<Vec<S
         let entry = &config.0[name];
         check_type(&tree, member, name, &entry.value_type)?;
         if entry.compress {
-            check_rate(entry.rate)?;
+            check_rate("rate", entry.rate)?;
         }
         let node = &tree.nodes[member];
         let end = node.element().end;

@@ -258,7 +258,7 @@ impl Arguments {
     }
 
     /// The argument `name`, or `default` where it is absent or `null`.
-    pub(super) fn or<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T> {
+    pub(crate) fn or<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T> {
         Ok(self.optional(name)?.unwrap_or(default))
     }
 
@@ -293,6 +293,7 @@ impl Arguments {
             granularity: self.or("granularity", d.granularity)?,
             count: self.or("count", d.count)?,
             rank_method: self.optional("rank_method")?,
+            context_scores: self.or("context_scores", d.context_scores)?,
             reorder: self.optional("reorder_context")?,
             keep_question: self.or("concate_question", d.keep_question)?,
             force_contexts: self.or("force_context_ids", d.force_contexts)?,

@@ -122,8 +122,8 @@ pub fn compress_json(
     exact.compress_segments(&prompt, &[segments])
 }
 
-/// How well each text answers to a question, as [`Mode::Exact`] ranks contexts by default; comparable
-/// within a call only.
+/// How well each text answers to a question, as [`Mode::Exact`] ranks contexts by a method, or by
+/// default; comparable within a call only.
 ///
 /// # Errors
 /// Whatever the model reports.
@@ -132,8 +132,9 @@ pub fn rank(
     tokenizer: &Tokenizer,
     question: &str,
     texts: &[String],
+    method: Option<RankMethod>,
 ) -> Result<Vec<f64>> {
-    let options = &Exact::default();
+    let options = &Exact::default().with_rank_method(method);
     exact::Exact {
         lm,
         tokenizer,

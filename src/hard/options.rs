@@ -229,6 +229,9 @@ options! {
         /// reads words alone and asks the model where [`effort`](Self::effort) says so; without one
         /// sentences by their surprisal, early ones of a paragraph a little more.
         pub rank_method (with_rank_method): Option<RankMethod> = None,
+        /// A score for each context, the higher the better, by a ranking of the caller's: contexts are
+        /// taken in that order. Empty: they are ranked here.
+        pub context_scores (with_context_scores): Vec<f64> = Vec::new(),
         /// The ranker to use in place of the one that is shipped.
         pub ranker (with_ranker): Option<Ranker> = None,
         /// What the ranking may cost.
@@ -324,6 +327,9 @@ options! {
         pub add_instruction (with_add_instruction): bool = false,
         /// How contexts and sentences are ranked.
         pub rank_method (with_rank_method): RankMethod = RankMethod::default(),
+        /// A score for each context, the higher the better, in place of their ranking. Not an option of
+        /// the reference.
+        pub context_scores (with_context_scores): Vec<f64> = Vec::new(),
         /// Put the question at the end of the result.
         pub concate_question (with_concate_question): bool = true,
         /// Structured prompts: never drop a context that has an uncompressed segment.
@@ -372,10 +378,27 @@ fn finite(name: &str, value: f64) -> Result<()> {
     }
 }
 
+/// Refuses scores that are not finite, or not one for each context.
+fn check_scores(scores: &[f64], contexts: usize) -> Result<()> {
+    if !scores.is_empty() && scores.len() != contexts {
+        return Err(Error::input(
+            "context_scores",
+            format!(
+                "{} scores for {contexts} contexts; give one for each",
+                scores.len()
+            ),
+        ));
+    }
+    scores
+        .iter()
+        .try_for_each(|&score| finite("context_scores", score))
+}
+
 impl Exact {
     /// Refuses values outside their range.
     pub(super) fn check(&self, contexts: usize) -> Result<()> {
         finite("high_priority_bonus", self.high_priority_bonus)?;
+        check_scores(&self.context_scores, contexts)?;
         match self.force_contexts.iter().find(|&&i| i >= contexts) {
             None => Ok(()),
             Some(i) => Err(Error::input(
@@ -388,7 +411,8 @@ impl Exact {
 
 impl LlmLingua {
     /// Refuses values outside their range.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, contexts: usize) -> Result<()> {
+        check_scores(&self.context_scores, contexts)?;
         if self.iterative_size == 0 {
             return Err(Error::input("iterative_size 0", "expected 1 token or more"));
         }

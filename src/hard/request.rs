@@ -118,11 +118,11 @@ impl Request {
     /// [`Error::Input`] naming the field, its value and the range.
     pub fn check(&self) -> Result<()> {
         if let Budget::Rate(rate) = self.budget {
-            check_rate(rate)?;
+            check_rate("rate", rate)?;
         }
         match &self.mode {
             Mode::Exact(options) => options.check(self.contexts.len()),
-            Mode::LlmLingua(options) => options.check(),
+            Mode::LlmLingua(options) => options.check(self.contexts.len()),
         }
     }
 }
@@ -131,11 +131,11 @@ impl Request {
 ///
 /// # Errors
 /// [`Error::Input`] naming it and the range.
-pub fn check_rate(rate: f64) -> Result<()> {
+pub fn check_rate(field: &str, rate: f64) -> Result<()> {
     match rate > 0.0 && rate <= 1.0 {
         true => Ok(()),
         false => Err(Error::input(
-            format!("rate {rate}"),
+            format!("{field} {rate}"),
             "the share of tokens to keep lies in (0, 1]",
         )),
     }

@@ -202,7 +202,8 @@ impl CompressRequest {
         let mut target = self.token_budget;
         if let Some(config) = &self.config {
             if let Some(rate) = config.target_ratio {
-                check_rate(rate).map_err(|error| format!("config.target_ratio: {error}"))?;
+                check_rate("rate", rate)
+                    .map_err(|error| format!("config.target_ratio: {error}"))?;
                 messages.budget = Budget::Rate(rate);
             }
             if let Some(recent) = config.protect_recent {
@@ -217,7 +218,7 @@ impl CompressRequest {
         }
         if let Some(own) = &self.prefold {
             if let Some(rate) = own.rate {
-                check_rate(rate).map_err(|error| format!("prefold.rate: {error}"))?;
+                check_rate("rate", rate).map_err(|error| format!("prefold.rate: {error}"))?;
                 messages.budget = Budget::Rate(rate);
             }
             target = own.target_token.or(target);

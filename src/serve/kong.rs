@@ -125,7 +125,8 @@ pub(super) async fn compress(
 async fn run(app: &Arc<App>, request: KongRequest) -> Result<(KongResponse, Summary), String> {
     for range in &request.compression_ranges {
         if request.compressor_type == Kind::Rate {
-            check_rate(range.value).map_err(|error| format!("compression_ranges: {error}"))?;
+            check_rate("rate", range.value)
+                .map_err(|error| format!("compression_ranges: {error}"))?;
         } else if range.value < 0.0 || range.value.fract() != 0.0 {
             return Err(format!(
                 "compression_ranges: {} is not a number of tokens",

@@ -274,7 +274,7 @@ impl ServeOptions {
     /// # Errors
     /// [`Error::Input`] naming the option, its value and the range.
     pub fn check(&self) -> Result<()> {
-        check_rate(self.rate)?;
+        check_rate("rate", self.rate)?;
         self.messages().check()?;
         if !self.listen.ip().is_loopback() && self.token_file.is_none() {
             return Err(Error::input(

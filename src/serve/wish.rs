@@ -48,7 +48,7 @@ impl Wish {
                 }
                 "x-prefold-rate" => {
                     let rate = value.parse().map_err(|_| bad("expected a number".into()))?;
-                    check_rate(rate).map_err(|error| bad(error.to_string()))?;
+                    check_rate("rate", rate).map_err(|error| bad(error.to_string()))?;
                     wish.rate = Some(rate);
                 }
                 "x-prefold-question" => wish.question = Some(value.to_string()),

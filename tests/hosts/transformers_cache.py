@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hugging Face transformers reads prefold's prefixes through python/prefold_transformers.py.
+"""Hugging Face transformers reads prefold's prefixes through `prefold.transformers`.
 
     transformers_cache.py PREFOLD GOLDEN
 
@@ -20,8 +20,8 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python"))
-import prefold_transformers as host
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../bindings/python/python"))
+import prefold.transformers as host
 
 TEXT = [(i * i * 7 + 13 * i + 5) % 380 for i in range(150)]
 PROMPT = [17, 4, 230, 9]

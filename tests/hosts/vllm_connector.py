@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""vLLM's server reads prefold's prefixes through python/prefold_vllm.py, over HTTP.
+"""vLLM's server reads prefold's prefixes through `prefold.vllm`, over HTTP.
 
     vllm_connector.py PREFOLD FOLDER [GOLDEN]
 
@@ -22,7 +22,7 @@ import urllib.request
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from smollm2_cases import ANSWER, HEAD, QUESTION, SOFT_QUESTION, TEXT, write_adapter
 
-PYTHON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python")
+PYTHON = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../bindings/python/python")
 STARTS_IN = 600
 
 
@@ -35,7 +35,7 @@ class Server:
             port = free.getsockname()[1]
         transfer = {
             "kv_connector": "PrefoldConnector",
-            "kv_connector_module_path": "prefold_vllm",
+            "kv_connector_module_path": "prefold.vllm",
             "kv_role": "kv_consumer",
             "kv_connector_extra_config": {"prefixes": prefixes},
         }
@@ -100,7 +100,7 @@ def check_moves(run, golden, folder):
     from safetensors import safe_open
 
     sys.path.insert(0, PYTHON)
-    import prefold_vllm
+    import prefold.vllm
 
     for family in ("500x/tiny", "models/llama3"):
         paths = {}
@@ -109,11 +109,11 @@ def check_moves(run, golden, folder):
             ids = json.dumps([7 * i % 300 for i in range(90)])
             more = ["--dtype", "f32", "--k-rope", state, "-o", paths[state], "-m", os.path.join(golden, family)]
             run("prefill", "--ids", ids, *more)
-        metadata, rows = prefold_vllm.read_header(paths["applied"])
+        metadata, rows = prefold.vllm.read_header(paths["applied"])
         with safe_open(paths["none"], "pt") as plain, safe_open(paths["applied"], "pt") as turned:
             k, want = plain.get_tensor("layers.0.k"), turned.get_tensor("layers.0.k")
         for row in (0, 1, 33, rows - 1):
-            got = prefold_vllm.moved(k[:, row : row + 1], row, metadata)
+            got = prefold.vllm.moved(k[:, row : row + 1], row, metadata)
             assert torch.allclose(got.float(), want[:, row : row + 1], rtol=0, atol=2e-5), (family, row)
     print("keys move as prefold moves them")
 

@@ -5,8 +5,8 @@ use crate::common;
 
 use crate::common::fake::AnyScores;
 use prefold::hard::{
-    self, Budget, Compressed, ContentKind, Count, Exact, Granularity, Mode, RankMethod, Reorder,
-    Request,
+    self, Budget, Compressed, ContentKind, Count, Exact, Granularity, LlmLingua, Mode, RankMethod,
+    Reorder, Request,
 };
 use prefold::text::{Tokenizer, count_cl100k};
 use prefold::{Device, Engine, Error};
@@ -590,4 +590,63 @@ fn the_real_model_finds_what_the_question_asks_for() {
     assert!(result.text.ends_with(question));
     // The best context stands last.
     assert_eq!(result.contexts.last().map(|kept| kept.index), Some(2));
+}
+
+#[test]
+fn contexts_are_taken_by_the_scores_that_the_caller_gives() {
+    if tokenizer().is_none() {
+        return;
+    }
+    let contexts = [
+        "The baker opens at six.",
+        "The mayor sails.",
+        "A market is held.",
+    ];
+    let tokens: Vec<usize> = contexts.iter().map(|c| count_cl100k(c)).collect();
+    for (scores, best) in [
+        ([0.0, 2.0, 1.0], 1),
+        ([3.0, 2.0, 1.0], 0),
+        ([-3.0, -2.0, -1.0], 2),
+    ] {
+        for granularity in [
+            Granularity::Context,
+            Granularity::Passage,
+            Granularity::Sentence,
+        ] {
+            let options = Exact::default()
+                .with_granularity(granularity)
+                .with_context_scores(scores.to_vec())
+                .with_keep_question(false);
+            let request = Request::new(contexts)
+                .with_question("When does the baker open?")
+                .with_tokens(tokens[best])
+                .with_mode(options);
+            let result = compress(&request).unwrap();
+            assert_eq!(result.text, contexts[best], "{granularity:?}, {scores:?}");
+        }
+        let options = LlmLingua::default()
+            .with_context_scores(scores.to_vec())
+            .with_context_budget("+0".into())
+            .with_use_token_level_filter(false);
+        let request = Request::new(contexts).with_tokens(1).with_mode(options);
+        let tokenizer = tokenizer().expect("it was looked for");
+        let result = hard::compress(&AnyScores, tokenizer, &request).unwrap();
+        assert_eq!(result.text, contexts[best]);
+    }
+    for scores in [vec![1.0], vec![f64::NAN; 3]] {
+        for mode in [
+            Mode::from(Exact::default().with_context_scores(scores.clone())),
+            LlmLingua::default()
+                .with_context_scores(scores.clone())
+                .into(),
+        ] {
+            let refused = Request::new(contexts).with_mode(mode).check();
+            assert!(
+                refused
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("context_scores")
+            );
+        }
+    }
 }

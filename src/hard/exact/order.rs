@@ -93,13 +93,18 @@ impl Exact<'_> {
         }
 
         // By preference alone, coarse to fine: smaller goes first, compared from left to right.
+        let scored = !self.options.context_scores.is_empty();
         let key = |step: &Step| {
             let bonus = bonus[step.context][step.unit];
             let class = f64::from(step.class as u8);
             let context = by_rank[step.context] as f64;
             match granularity {
                 Granularity::Context => [-bonus, context, class, -step.passage, -step.worth],
+                Granularity::Passage if scored => {
+                    [-bonus, class, context, -step.passage, -step.worth]
+                }
                 Granularity::Passage => [-bonus, class, -step.passage, context, -step.worth],
+                Granularity::Sentence if scored => [class, -bonus, context, -step.worth, 0.0],
                 Granularity::Sentence => [class, -(step.worth + bonus), 0.0, 0.0, 0.0],
                 Granularity::Token => [-bonus, class, -step.worth, 0.0, 0.0],
             }

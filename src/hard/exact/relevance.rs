@@ -138,6 +138,21 @@ impl Exact<'_> {
         parsed: &[Parsed],
         budget: usize,
     ) -> Result<Relevance> {
+        let mut relevance = self.own_relevance(prompt, contexts, parsed, budget)?;
+        if !self.options.context_scores.is_empty() {
+            relevance.contexts.clone_from(&self.options.context_scores);
+        }
+        Ok(relevance)
+    }
+
+    /// The same, whatever scores the caller gave.
+    fn own_relevance(
+        &self,
+        prompt: &Request,
+        contexts: &[String],
+        parsed: &[Parsed],
+        budget: usize,
+    ) -> Result<Relevance> {
         let question = prompt.question.as_str();
         let mut nll: Vec<Vec<Option<f32>>> =
             parsed.iter().map(|p| vec![None; p.ids.len()]).collect();

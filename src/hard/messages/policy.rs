@@ -7,6 +7,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::hard::json::Arguments;
 use crate::hard::options::Exact;
 use crate::hard::request::{Budget, check_rate};
 
@@ -109,6 +110,40 @@ impl MessagesOptions {
         errors_up_to with_errors_up_to: usize,
     }
 
+    /// Reads the options out of a call's arguments, under their names here, `rate` or `target_tokens`, and
+    /// those of [`Exact`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the argument that is unknown or of the wrong type.
+    pub fn from_arguments(mut args: Arguments) -> Result<Self> {
+        let d = MessagesOptions::default();
+        let budget = match (args.optional("rate")?, args.optional("target_tokens")?) {
+            (None, None) => d.budget,
+            (Some(rate), None) => Budget::Rate(rate),
+            (None, Some(tokens)) => Budget::Tokens(tokens),
+            (Some(_), Some(_)) => {
+                let reason = "give this or `target_tokens`, not both";
+                return Err(Error::input("argument `rate`", reason));
+            }
+        };
+        let options = MessagesOptions {
+            budget,
+            question: args.optional("question")?,
+            tool_results: args.or("tool_results", d.tool_results)?,
+            documents: args.or("documents", d.documents)?,
+            context_tags: args.or("context_tags", d.context_tags)?,
+            user: args.or("user", d.user)?,
+            assistant: args.or("assistant", d.assistant)?,
+            recent: args.or("recent", d.recent)?,
+            min_tokens: args.or("min_tokens", d.min_tokens)?,
+            min_saving: args.or("min_saving", d.min_saving)?,
+            errors_up_to: args.or("errors_up_to", d.errors_up_to)?,
+            exact: Exact::from_arguments(&mut args)?,
+        };
+        args.finish()?;
+        Ok(options)
+    }
+
     /// Tokens of the whole conversation, where the budget names them.
     pub(super) fn target(&self) -> Option<usize> {
         match self.budget {
@@ -131,11 +166,17 @@ impl MessagesOptions {
     /// # Errors
     /// [`Error::Input`] naming the option, its value and the range.
     pub fn check(&self) -> Result<()> {
-        check_rate(self.rate())?;
+        check_rate("rate", self.rate())?;
         self.exact.check(usize::MAX)?;
-        for policy in [self.tool_results, self.documents, self.user, self.assistant] {
+        let policies = [
+            ("tool_results", self.tool_results),
+            ("documents", self.documents),
+            ("user", self.user),
+            ("assistant", self.assistant),
+        ];
+        for (field, policy) in policies {
             if let Policy::Rate(rate) = policy {
-                check_rate(rate)?;
+                check_rate(field, rate)?;
             }
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);

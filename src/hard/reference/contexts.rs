@@ -21,8 +21,18 @@ impl Reference<'_> {
         segments: &Option<Vec<Vec<Segment>>>,
     ) -> Result<(Vec<usize>, Vec<f64>)> {
         let options = self.options;
-        let texts: Vec<&str> = contexts.iter().map(String::as_str).collect();
-        let ranked = self.rank(&texts, &prompt.question, condition.at)?;
+        let ranked = match options.context_scores.is_empty() {
+            true => {
+                let texts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+                self.rank(&texts, &prompt.question, condition.at)?
+            }
+            false => {
+                let scores = &options.context_scores;
+                let mut order: Vec<usize> = (0..scores.len()).collect();
+                order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+                order
+            }
+        };
 
         let target = if target < 0.0 { 100.0 } else { target };
         let mut left = context_budget::evaluate(target, &options.context_budget)?;

@@ -1,23 +1,45 @@
-//! Source code and configuration by indentation: whole statements, a line of a body needs its
-//! signature, what opens needs what closes.
+//! Source code and configuration: whole statements, a line of a body needs its signature, what opens
+//! needs what closes. Statements are found by a grammar, or else by indentation and brackets.
 
 use std::ops::Range;
 
 use super::{Class, Layout, Unit, indent, lines};
 
 /// Lines that one statement may take in brackets or as a chain of calls before it is cut.
-const LONG_STATEMENT: usize = 12;
+pub(super) const LONG_STATEMENT: usize = 12;
 /// Lines that a string or a comment may take before it is cut.
-const LONG_LITERAL: usize = 40;
+pub(super) const LONG_LITERAL: usize = 40;
 
 /// Takes code apart.
 pub(super) fn layout(text: &str) -> Layout {
-    let syntax = Syntax::of(text);
-    let statements = statements(text, &syntax);
+    let mut syntax = Syntax::of(text);
+    let statements = match by_grammar(text, &syntax) {
+        Some((comment, statements)) => {
+            syntax.comment = Some(comment);
+            statements
+        }
+        None => statements(text, &syntax),
+    };
     Layout {
         units: link(text, &statements, &syntax),
         ..Layout::default()
     }
+}
+
+#[cfg(feature = "grammars")]
+fn by_grammar(text: &str, syntax: &Syntax) -> Option<(&'static str, Vec<Statement>)> {
+    super::grammar::statements(text, syntax.comment)
+}
+
+#[cfg(not(feature = "grammars"))]
+fn by_grammar(_: &str, _: &Syntax) -> Option<(&'static str, Vec<Statement>)> {
+    None
+}
+
+/// What a text's comments seem to start with.
+#[cfg(all(test, feature = "grammars"))]
+pub(super) fn comment_of(text: &str) -> Option<&'static str> {
+    Syntax::of(text).comment
 }
 
 /// What the layout must know of a language.
@@ -163,11 +185,11 @@ fn string_end(text: &str, quote: char) -> Option<usize> {
 
 /// Lines that are one statement, with its comment-ness and the literal that it is a line of.
 #[derive(Debug)]
-struct Statement {
-    range: Range<usize>,
-    comment: bool,
+pub(super) struct Statement {
+    pub range: Range<usize>,
+    pub comment: bool,
     /// For a line inside a literal that was too long for one statement: its first and last.
-    literal: Option<(usize, usize)>,
+    pub literal: Option<(usize, usize)>,
 }
 
 /// Groups lines to statements; blank lines are left to what stands before them.

@@ -8,6 +8,8 @@ mod code;
 #[cfg(feature = "formats")]
 mod csv_form;
 mod detect;
+#[cfg(feature = "grammars")]
+mod grammar;
 #[cfg(feature = "formats")]
 mod html;
 pub(crate) mod json;

@@ -1,11 +1,14 @@
 """prefold's KV prefixes for Hugging Face transformers (4.57 and 5).
 
-    prefix = Prefix.open("p.safetensors")           # of `prefold export --to transformers`, or any with rotated K
+    # Of `prefold export --to transformers`, or any with rotated K.
+    prefix = Prefix.open("p.safetensors")
     ids = generate(model, prefix, prompt_ids, max_new_tokens=50, do_sample=False)
-    ids = generate(model, prefix, begin=beginning("adapter"), max_new_tokens=50)   # an ICAE's text, behind its [AE]
+    # An ICAE's text, after its [AE].
+    ids = generate(model, prefix, begin=beginning("adapter"), max_new_tokens=50)
 
-The cache holds the prefix's rows, and the prompt goes on at `prefix.next_pos`, which need not be the number of rows: a pruned
-prefix has gaps. That the model is the one that made the prefix is for you to see to; `prefix.metadata` names it.
+The cache holds the prefix's rows, and the prompt continues at `prefix.next_pos`, which need not be
+the number of rows: a pruned prefix has gaps. Whether the model is the one that made the prefix is
+not checked; `prefix.metadata` names it.
 """
 
 import contextlib
@@ -30,12 +33,14 @@ class Prefix:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != "prefold-kv" or metadata.get("format_version") != "1":
-                raise ValueError("{0}: not a prefix of prefold".format(path))
+                raise ValueError(f"{path}: not a prefix of prefold")
             if metadata["k_rope"] != "applied" or metadata.get("rope_pairing", "half") != "half":
-                raise ValueError("{0}: K is not rotated; run `prefold export --to transformers` on it".format(path))
-            layers = sum(name.endswith(".k") for name in file.keys())
-            keys = [file.get_tensor("layers.{0}.k".format(layer))[None] for layer in range(layers)]
-            values = [file.get_tensor("layers.{0}.v".format(layer))[None] for layer in range(layers)]
+                raise ValueError(
+                    f"{path}: K is not rotated; run `prefold export --to transformers` on it"
+                )
+            layers = sum(name.endswith(".k") for name in list(file.keys()))
+            keys = [file.get_tensor(f"layers.{layer}.k")[None] for layer in range(layers)]
+            values = [file.get_tensor(f"layers.{layer}.v")[None] for layer in range(layers)]
         return cls(keys, values, metadata)
 
     def cache(self, model):
@@ -44,9 +49,9 @@ class Prefix:
         wanted = (config.num_hidden_layers, config.num_key_value_heads)
         got = (len(self.keys), self.keys[0].shape[1])
         if wanted != got:
-            raise ValueError("the model has {0} layers and heads, the prefix {1}".format(wanted, got))
+            raise ValueError(f"the model has {wanted} layers and heads, the prefix {got}")
         cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(self.keys, self.values)):
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             key, value = (part.to(model.device, model.dtype).clone() for part in (key, value))
             cache.update(key, value, layer)
         return cache
@@ -78,7 +83,7 @@ def shifted(model, shift):
 
 
 def beginning(adapter):
-    """What an adapter's folder has its texts begin with, `[hidden]` (ICAE's [AE]), or None: then BOS asks for the text."""
+    """The embedding that an adapter's texts begin with, `[hidden]` (ICAE's [AE]); None for BOS."""
     path = os.path.join(adapter, "ae_embedding.safetensors")
     if not os.path.exists(path):
         return None
@@ -87,8 +92,10 @@ def beginning(adapter):
 
 
 def generate(model, prefix, prompt_ids=(), begin=None, placeholder=0, **options):
-    """Ids that `model.generate(..., **options)` makes behind the prefix and a prompt: a list of ids, at least one, or in its place
-    the embedding `begin`."""
+    """Ids that `model.generate(..., **options)` makes after the prefix and a prompt.
+
+    The prompt is a list of ids, at least one, or in its place the embedding `begin`.
+    """
     if begin is None:
         ids = torch.tensor([[placeholder] * prefix.tokens + list(prompt_ids)], device=model.device)
         inputs, mask, skip = {"input_ids": ids}, torch.ones_like(ids), ids.shape[1]
@@ -97,7 +104,13 @@ def generate(model, prefix, prompt_ids=(), begin=None, placeholder=0, **options)
         rows = torch.zeros(prefix.tokens, begin.shape[0], device=model.device, dtype=model.dtype)
         rows = torch.cat((rows, begin[None].to(rows)))[None]
         # Without ids in front, what comes back is new.
-        inputs, mask, skip = {"inputs_embeds": rows}, torch.ones(rows.shape[:2], dtype=torch.long, device=model.device), 0
+        inputs, mask, skip = (
+            {"inputs_embeds": rows},
+            torch.ones(rows.shape[:2], dtype=torch.long, device=model.device),
+            0,
+        )
     with shifted(model, prefix.next_pos - prefix.tokens):
-        made = model.generate(**inputs, attention_mask=mask, past_key_values=prefix.cache(model), **options)
+        made = model.generate(
+            **inputs, attention_mask=mask, past_key_values=prefix.cache(model), **options
+        )
     return made[0, skip:].tolist()

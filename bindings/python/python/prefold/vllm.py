@@ -1,44 +1,44 @@
-"""prefold's KV prefixes for vLLM (0.32): a connector that fills a request's first blocks from a file.
+"""KV prefixes for vLLM (0.32): a connector that fills a request's first blocks from a file.
 
     vllm serve MODEL --kv-transfer-config '{
-        "kv_connector": "PrefoldConnector", "kv_connector_module_path": "prefold_vllm",
+        "kv_connector": "PrefoldConnector", "kv_connector_module_path": "prefold.vllm",
         "kv_role": "kv_consumer", "kv_connector_extra_config": {"prefixes": "/folder"}}'
 
-with this file on PYTHONPATH. `prefold export --to vllm P -o /folder/NAME` prints what a request says: its prompt is `tokens`
-and behind them the question's ids, its `cache_salt` and `kv_transfer_params` go along as they are:
+Where the package is installed the module path may be left out. `prefold export --to vllm P -o
+/folder/NAME` prints what a request says: its prompt is `tokens` and after them the question's ids,
+its `cache_salt` and `kv_transfer_params` go along as they are:
 
     {"prompt": tokens + question, "cache_salt": "...", "kv_transfer_params": {"prefix": "NAME"}}
 
-The salt keeps blocks of this prefix from requests whose prompts begin with the same ids but have none or another; a request
-without it fails. So do one that names a file outside the folder, one of a model of other sizes, and one whose prompt has nothing
-behind the prefix. That the model is the one that made the prefix is for you to see to.
+The salt keeps blocks of this prefix from requests whose prompts begin with the same ids but have
+none or another; a request without it fails. So do one that names a file outside the folder, one of
+a model of other sizes, and one whose prompt has nothing after the prefix. Whether the model is the
+one that made the prefix is not checked.
 """
 
 import json
 import math
 import os
 import re
-import struct
 from dataclasses import dataclass, field
 
 import torch
 from safetensors import safe_open
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+)
 from vllm.logger import init_logger
 
+from prefold._prefix_file import PrefixError, path_of, read_header
+
 logger = init_logger("vllm.prefold")
-
-LONGEST_HEADER = 1 << 20
-
-
-class PrefixError(Exception):
-    """Why a request cannot have its prefix."""
 
 
 @dataclass
 class Load:
-    """Rows `start` to `start + count` of a prefix, and the slots of the paged cache that they go to."""
+    """Rows of a prefix from `start` on, and the slots of the paged cache that they go to."""
 
     request: str
     path: str
@@ -51,24 +51,6 @@ class Load:
 @dataclass
 class Loads(KVConnectorMetadata):
     loads: list[Load] = field(default_factory=list)
-
-
-def read_header(path):
-    """Metadata and number of rows of a prefix file."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > LONGEST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-        metadata = header["__metadata__"]
-        if metadata["format"] != "prefold-kv" or metadata["format_version"] != "1":
-            raise ValueError("no prefix of prefold")
-        if metadata["k_rope"] != "applied" or metadata.get("rope_pairing", "half") != "half":
-            raise ValueError("K is not rotated; run `prefold export --to vllm` on it")
-        return metadata, int(header["layers.0.k"]["shape"][1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
-        raise PrefixError("{0}: {1}".format(os.path.basename(path), error)) from None
 
 
 def frequencies(metadata):
@@ -84,8 +66,12 @@ def frequencies(metadata):
     if kind == "factors":
         return plain / torch.tensor(value, dtype=torch.float64)
     if kind != "llama3":
-        raise PrefixError("rope scaling {0} is not known".format(kind))
-    low, high, original = value["low_freq_factor"], value["high_freq_factor"], value["original_max_positions"]
+        raise PrefixError(f"rope scaling {kind} is not known")
+    low, high, original = (
+        value["low_freq_factor"],
+        value["high_freq_factor"],
+        value["original_max_positions"],
+    )
     smooth = ((original * plain / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
     return (1 - smooth) * plain / value["factor"] + smooth * plain
 
@@ -93,7 +79,9 @@ def frequencies(metadata):
 def moved(keys, shift, metadata):
     """K, `[kv_heads, tokens, head_dim]`, rotated by `shift` positions more."""
     if "rope_theta" not in metadata:
-        raise PrefixError("a prefix with gaps, and the model's positions are learned: its keys cannot be moved")
+        raise PrefixError(
+            "a prefix with gaps, and the model's positions are learned: its keys cannot be moved"
+        )
     angle = frequencies(metadata) * shift
     cos, sin = angle.cos(), angle.sin()
     low, high = keys.double().chunk(2, dim=-1)
@@ -105,9 +93,13 @@ class PrefoldConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config, role, kv_cache_config=None):
         super().__init__(vllm_config, role, kv_cache_config)
+        # Under "recompute" a prefix that does not load is computed from its placeholder ids.
+        policy = getattr(self._kv_transfer_config, "kv_load_failure_policy", "fail")
+        if policy != "fail":
+            raise ValueError(f'kv_load_failure_policy is {policy!r}; it must be "fail"')
         folder = self._kv_transfer_config.get_from_extra_config("prefixes", None)
         if not folder or not os.path.isdir(folder):
-            raise ValueError("kv_connector_extra_config names no folder of prefixes: {0}".format(folder))
+            raise ValueError(f"kv_connector_extra_config names no folder of prefixes: {folder}")
         self._folder = os.path.realpath(folder)
         self._block_size = vllm_config.cache_config.block_size
         self._asked, self._loads, self._failed = {}, [], set()
@@ -116,26 +108,28 @@ class PrefoldConnector(KVConnectorBase_V1):
 
     def _open(self, request, name):
         """Path and number of rows of the prefix that a request asks for."""
-        path = os.path.realpath(os.path.join(self._folder, str(name)))
-        if os.path.dirname(path) != self._folder:
-            raise PrefixError("{0!r} is not in the folder of prefixes".format(name))
+        path = path_of(self._folder, name)
         metadata, rows = read_header(path)
         if request.cache_salt != metadata["content_id"]:
-            raise PrefixError("cache_salt must be {0}".format(metadata["content_id"]))
+            raise PrefixError(f"cache_salt must be {metadata['content_id']}")
         if request.num_prompt_tokens <= rows:
-            raise PrefixError("a prompt of {0} tokens has nothing behind {1}".format(request.num_prompt_tokens, rows))
+            raise PrefixError(
+                f"a prompt of {request.num_prompt_tokens} tokens has nothing behind {rows}"
+            )
         return path, rows
 
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
-        name = (request.kv_transfer_params or {}).get("prefix")
+        params = request.kv_transfer_params
+        name = params.get("prefix") if isinstance(params, dict) else None
         if name is None:
             return 0, False
         path, error = "", None
         try:
             path, rows = self._open(request, name)
-        except PrefixError as reason:
+        # An exception here would end the engine, and with it all other requests.
+        except Exception as reason:  # noqa: BLE001
             # All of the prompt is claimed, so that the load can fail and the request with it.
-            rows, error = request.num_prompt_tokens - 1, str(reason)
+            rows, error = request.num_prompt_tokens - 1, "{0}".format(reason) or type(reason).__name__
         count = max(0, rows - num_computed_tokens)
         self._asked[request.request_id] = (path, num_computed_tokens, count, error)
         return count, False
@@ -147,14 +141,16 @@ class PrefoldConnector(KVConnectorBase_V1):
         path, start, count, error = asked
         if error is None and num_external_tokens != count:
             # As with prompt_logprobs, which have vLLM compute every row itself.
-            error = "vLLM loads {0} of the {1} rows that it was offered".format(num_external_tokens, count)
+            error = f"vLLM loads {num_external_tokens} of the {count} rows that it was offered"
         if count == 0 and error is None:
             return
         (ids,) = blocks.get_block_ids()
         size = self._block_size
         slots = [ids[at // size] * size + at % size for at in range(start, start + count)]
         first, last = start // size, max(start + count - 1, 0) // size
-        self._loads.append(Load(request.request_id, path, start, slots, ids[first : last + 1], error))
+        self._loads.append(
+            Load(request.request_id, path, start, slots, ids[first : last + 1], error)
+        )
 
     def build_connector_meta(self, scheduler_output):
         loads, self._loads = self._loads, []
@@ -168,12 +164,14 @@ class PrefoldConnector(KVConnectorBase_V1):
                 if load.error:
                     raise PrefixError(load.error)
                 self._load(load, forward_context.no_compile_layers)
-            except PrefixError as reason:
+            except Exception as reason:  # noqa: BLE001
                 logger.error("request %s: prefix: %s", load.request, reason)
                 self._failed.update(load.blocks)
 
     def _load(self, load, layers):
         metadata, rows = read_header(load.path)
+        if rows < load.start + len(load.slots):
+            raise PrefixError("{0} has become shorter".format(os.path.basename(load.path)))
         shift = rows - int(metadata["next_pos"])
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         dtype = self._vllm_config.model_config.dtype
@@ -181,27 +179,31 @@ class PrefoldConnector(KVConnectorBase_V1):
         total = self._vllm_config.model_config.hf_text_config.num_hidden_layers
         try:
             with safe_open(load.path, "pt") as file:
-                if sum(name.endswith(".k") for name in file.keys()) != total:
-                    raise PrefixError("the model has {0} layers, the prefix has not".format(total))
+                if sum(name.endswith(".k") for name in list(file.keys())) != total:
+                    raise PrefixError(f"the model has {total} layers, the prefix has not")
                 for name, layer in layers.items():
                     cache, number = getattr(layer, "kv_cache", None), re.search(r"\.(\d+)\.", name)
                     if cache is None or number is None:
                         continue
-                    key, value = (file.get_tensor("layers.{0}.{1}".format(number[1], kv)) for kv in "kv")
+                    key, value = (file.get_tensor(f"layers.{number[1]}.{kv}") for kv in "kv")
                     wanted = (layer.num_kv_heads * ranks, rows, layer.head_size)
                     if tuple(key.shape) != wanted or key.shape != value.shape:
-                        raise PrefixError("K is {0}, the model's {1}".format(tuple(key.shape), wanted))
-                    # What follows stands at the number of rows, so where the prefix has gaps its keys move with it.
+                        raise PrefixError(f"K is {tuple(key.shape)}, the model's {wanted}")
+                    # What follows is at the number of rows: a prefix with gaps moves with it.
                     key = moved(key, shift, metadata) if shift else key
                     heads = slice(rank * layer.num_kv_heads, (rank + 1) * layer.num_kv_heads)
                     # The backend's own op knows the cache's layout and type.
-                    rows_of = lambda each: each[heads, part].transpose(0, 1).to(cache.device, dtype).contiguous()
+                    key, value = (
+                        each[heads, part].transpose(0, 1).to(cache.device, dtype).contiguous()
+                        for each in (key, value)
+                    )
                     slots = torch.tensor(load.slots, dtype=torch.int64, device=cache.device)
-                    layer.impl.do_kv_cache_update(layer, rows_of(key), rows_of(value), cache, slots)
+                    layer.impl.do_kv_cache_update(layer, key, value, cache, slots)
         except PrefixError:
             raise
-        except Exception as error:  # A file that changed meanwhile, or is damaged, is one request's failure.
-            raise PrefixError("{0}: {1}".format(os.path.basename(load.path), error)) from error
+        # A file that changed meanwhile, or is damaged, is one request's failure.
+        except Exception as error:
+            raise PrefixError(f"{os.path.basename(load.path)}: {error}") from error
 
     def get_block_ids_with_load_errors(self):
         failed, self._failed = self._failed, set()
