@@ -338,6 +338,9 @@ mod tests {
             "dtype",
             "k-rope",
             "color",
+            "config",
+            "token-file",
+            "upstream",
         ];
         for (name, command) in all() {
             let silent = |arg: &&Arg| {

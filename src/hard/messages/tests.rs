@@ -394,10 +394,10 @@ fn what_is_not_a_text_stays() {
 fn bodies_that_are_none_are_refused_in_a_line() {
     for (body, says) in [
         (&b"{"[..], "not JSON"),
-        (b"{\"model\": 1}", "neither `messages` nor `input`"),
-        (b"{\"messages\": 3}", "neither `messages` nor `input`"),
+        (b"{\"model\": 1}", "found none of `messages`"),
+        (b"{\"messages\": 3}", "found none of `messages`"),
         (b"\xff", "not UTF-8"),
-        (b"7", "neither"),
+        (b"7", "found none of"),
     ] {
         let error = shorten_parts(body, &options(), &words, &first_words)
             .unwrap_err()
