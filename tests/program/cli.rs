@@ -340,7 +340,7 @@ fn json_has_the_references_keys_and_the_time() {
         assert!(row[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {row}");
     }
     let kept = row["compressed_tokens"].as_i64().unwrap();
-    assert!((kept - 100).abs() <= 1, "asked for 100 tokens, got {kept}");
+    assert!((95..=100).contains(&kept), "asked for 100 tokens, got {kept}");
     // And what is left of each context.
     assert_eq!(
         (&row["target"], &row["warnings"]),
@@ -635,7 +635,8 @@ fn a_batch_of_good_rows_succeeds() {
         assert_eq!(keys, want);
     }
     let kept = answers[1]["result"]["compressed_tokens"].as_i64().unwrap();
-    assert!((kept - 80).abs() <= 1, "asked for 80 tokens, got {kept}");
+    // A ceiling; words and figures are whole.
+    assert!((75..=80).contains(&kept), "asked for 80 tokens, got {kept}");
     let text = answers[2]["result"]["compressed_prompt"].as_str().unwrap();
     assert!(text.starts_with("Keep me."), "{text}");
     let own = answers[3]["result"].as_object().unwrap();
