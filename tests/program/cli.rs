@@ -340,7 +340,10 @@ fn json_has_the_references_keys_and_the_time() {
         assert!(row[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {row}");
     }
     let kept = row["compressed_tokens"].as_i64().unwrap();
-    assert!((95..=100).contains(&kept), "asked for 100 tokens, got {kept}");
+    assert!(
+        (95..=100).contains(&kept),
+        "asked for 100 tokens, got {kept}"
+    );
     // And what is left of each context.
     assert_eq!(
         (&row["target"], &row["warnings"]),
