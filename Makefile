@@ -233,6 +233,19 @@ docs: $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python tools/plot_results.py benches/results/raw docs/img
 	$(DOCS_VENV)/bin/python -m zensical build --strict
 
+# Clients that are not ours, installed from nothing, through `prefold serve`: SDKs, LiteLLM's proxy, and
+# the page in a browser. Needed: node with npm, Chromium.
+CLIENTS_VENV := .venv-clients
+.PHONY: test-clients
+test-clients: $(SMOLLM2) build $(CLIENTS_VENV)/installed
+	$(CLIENTS_VENV)/bin/python tests/clients/run.py target/release/prefold "$(abspath $(SMOLLM2))"
+# Not renamed when it is whole: its programs know their path.
+$(CLIENTS_VENV)/installed: tests/clients/requirements.txt
+	rm -rf $(CLIENTS_VENV) && $(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(CLIENTS_VENV)/node headroom-ai@0.37.0
+	touch $@
+
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings

@@ -59,6 +59,9 @@ pub mod hub;
 pub mod model;
 #[doc(hidden)]
 pub mod ops;
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod serve;
 #[doc(hidden)]
 pub mod soft;
 #[doc(hidden)]

@@ -27,6 +27,9 @@ pub struct Config {
     pub adapter: Option<PathBuf>,
     /// As `PREFOLD_LOG`.
     pub log: Option<String>,
+    /// What `prefold serve` does.
+    #[cfg(feature = "serve")]
+    pub serve: Option<super::serve::Settings>,
 }
 
 /// The settings of both files; the working folder's come first. They are read once.
@@ -52,7 +55,21 @@ impl Config {
             precision: over.precision.or(self.precision),
             adapter: over.adapter.or(self.adapter),
             log: over.log.or(self.log),
+            #[cfg(feature = "serve")]
+            serve: match (self.serve, over.serve) {
+                (Some(own), Some(over)) => Some(own.under(over)),
+                (own, over) => over.or(own),
+            },
         }
+    }
+}
+
+/// The settings of a file that was named: it has to be there.
+#[cfg(feature = "serve")]
+pub fn read_named(path: &Path) -> Outcome<Config> {
+    match path.exists() {
+        true => read(path),
+        false => Err(Error::io(path)(ErrorKind::NotFound.into()).into()),
     }
 }
 
@@ -88,6 +105,10 @@ fn parse(text: &str, path: &Path) -> Result<Config, String> {
         if beside.exists() {
             *value = beside;
         }
+    }
+    #[cfg(feature = "serve")]
+    if let Some(token) = config.serve.as_mut().and_then(|s| s.token_file.as_mut()) {
+        *token = folder.join(&*token);
     }
     Ok(config)
 }

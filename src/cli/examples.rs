@@ -190,9 +190,33 @@ const EXAMPLES: [(&str, [&str; 3]); 23] = [
     ),
 ];
 
+/// Those of the server, which a build may be without.
+#[cfg(feature = "serve")]
+const SERVE: &[(&str, [&str; 3])] = &[
+    (
+        "serve",
+        [
+            "prefold serve",
+            "prefold serve --upstream https://api.openai.com --rate 0.4",
+            "prefold serve --listen 0.0.0.0:8780 --token-file token --cache redis://redis:6379",
+        ],
+    ),
+    #[cfg(feature = "mcp")]
+    (
+        "mcp",
+        [
+            "prefold mcp",
+            "prefold mcp --rate 0.3 --device cpu",
+            "prefold mcp --retrieve-ttl 24h",
+        ],
+    ),
+];
+#[cfg(not(feature = "serve"))]
+const SERVE: &[(&str, [&str; 3])] = &[];
+
 /// Adds the examples to the commands that they are of.
 pub fn add(mut command: Command) -> Command {
-    for (path, lines) in EXAMPLES {
+    for &(path, lines) in EXAMPLES.iter().chain(SERVE) {
         let text = format!("Examples:\n  {}", lines.join("\n  "));
         command = at(command, path, &text);
     }

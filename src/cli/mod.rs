@@ -18,6 +18,8 @@ mod interrupt;
 mod log;
 mod manual;
 mod marked;
+#[cfg(feature = "mcp")]
+mod mcp;
 mod merge;
 mod messages;
 mod model;
@@ -27,6 +29,8 @@ mod page;
 mod plot;
 mod prefill;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod soft;
 mod train;
 mod train_progress;
@@ -66,6 +70,10 @@ enum Command {
     Merge(merge::Args),
     Plot(plot::Args),
     Models(models::Args),
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
+    #[cfg(feature = "mcp")]
+    Mcp(Box<mcp::Args>),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
     #[command(hide = true)]
@@ -126,6 +134,10 @@ pub fn run(args: Vec<OsString>) -> u8 {
             Command::Merge(args) => merge::run(args),
             Command::Plot(args) => plot::run(args),
             Command::Models(args) => models::run(args),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => serve::run(*args),
+            #[cfg(feature = "mcp")]
+            Command::Mcp(args) => mcp::run(*args),
             Command::Completions(args) => manual::completions(args),
             Command::Man(args) => manual::man(args),
             Command::Reference(args) => manual::reference(args),

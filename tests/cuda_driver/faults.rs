@@ -98,7 +98,7 @@ fn every_call_may_fail() {
         "cuGraphLaunch",
         "cublasLtMatmul",
         "cuMemFreeAsync",
-        "cuEventElapsedTime_v2",
+        "cuEventElapsedTime",
         "cuLaunchKernel",
     ] {
         assert!(count(name) > 0, "{name} is not called: {calls:?}");

@@ -491,8 +491,8 @@ SHARED int cuEventQuery(void *handle) {
   return !event->stream || event->stream->done >= event->at ? SUCCESS : NOT_READY;
 }
 
-SHARED int cuEventElapsedTime_v2(float *milliseconds, void *start, void *end) {
-  ENTER_CONTEXT("cuEventElapsedTime_v2");
+SHARED int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
+  ENTER_CONTEXT("cuEventElapsedTime");
   Event *const both[2] = {find(events, start), find(events, end)};
   for (Event *event : both) {
     if (!event || !event->stream || event->flags & 2) return refuse(INVALID_HANDLE, "cuEventElapsedTime of no recorded event");

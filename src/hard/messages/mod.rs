@@ -1,7 +1,7 @@
 //! Conversations: the body of a request to a chat model, with what may be shortened shortened.
 //!
-//! Only the strings of tool results, of documents and of turns before the newest one change; every
-//! other byte of the body is copied.
+//! Only the strings of tool results, of documents and of turns before the newest one change, and what
+//! is marked as a context; every other byte of the body is copied.
 
 mod parts;
 mod policy;
@@ -19,7 +19,7 @@ use super::json_text::tree::encode_like;
 use super::request::Request;
 use super::result::Compressed;
 use parts::{Conversation, Part};
-use policy::Plan;
+use policy::{Piece, Plan};
 
 /// What became of a part of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -93,12 +93,14 @@ pub(crate) fn compress_by(
 
 /// A text that is to be shortened.
 #[derive(Debug, Clone, PartialEq)]
-struct Task {
-    text: String,
+pub(crate) struct Task {
+    pub text: String,
     /// What it is ranked by; may be empty.
-    question: String,
+    pub question: String,
     /// Tokens to keep.
-    target: usize,
+    pub target: usize,
+    /// The rate that gave the target; none where texts share a number of tokens.
+    pub rate: Option<f64>,
 }
 
 /// Shortens a conversation; `shorten` does its texts, each to at most its target, and `count` gives the
@@ -108,6 +110,19 @@ fn shorten_parts(
     options: &MessagesOptions,
     count: &dyn Fn(&str) -> Result<usize>,
     shorten: &dyn Fn(&[Task]) -> Vec<Result<String>>,
+) -> Result<MessagesResult> {
+    let nothing = |tasks: &[Task]| vec![None; tasks.len()];
+    compress_frozen(body, options, count, shorten, &nothing)
+}
+
+/// The same where texts before a cache marker may have been shortened when they were first sent: `frozen`
+/// gives what they became then, which is put in again. Under a budget in tokens it is not asked.
+pub(crate) fn compress_frozen(
+    body: &[u8],
+    options: &MessagesOptions,
+    count: &dyn Fn(&str) -> Result<usize>,
+    shorten: &dyn Fn(&[Task]) -> Vec<Result<String>>,
+    frozen: &dyn Fn(&[Task]) -> Vec<Option<String>>,
 ) -> Result<MessagesResult> {
     options.check()?;
     let refuse = |reason: String| Error::input("messages", reason);
@@ -120,7 +135,10 @@ fn shorten_parts(
     let tree =
         Tree::parse(json).map_err(|error| refuse(format!("the body is not JSON: {error}")))?;
     let conversation = Conversation::read(&tree).ok_or_else(|| {
-        refuse("found neither `messages` nor `input`; give the body of a chat request".into())
+        refuse(
+            "found none of `messages`, `input` and `prompt`; give the body of a chat request"
+                .into(),
+        )
     })?;
     let texts: Vec<Option<String>> = conversation
         .parts
@@ -131,16 +149,16 @@ fn shorten_parts(
         .iter()
         .map(|text| text.as_deref().map_or(Ok(0), count))
         .collect::<Result<Vec<usize>>>()?;
-    let plan = Plan::new(&conversation, &texts, &counts, options)?;
-    let tasks: Vec<Task> = plan
-        .targets
-        .iter()
-        .map(|&(part, target)| Task {
-            text: texts[part].clone().unwrap_or_default(),
-            question: plan.question_of(&conversation.parts[part], options),
-            target,
-        })
-        .collect();
+    let plan = Plan::new(&conversation, &texts, &counts, options, count)?;
+    let text_at = |part: usize| texts[part].as_deref().unwrap_or_default();
+    let task = |piece: &Piece| Task {
+        text: piece.of(text_at(piece.part)).to_string(),
+        question: plan.question_of(&conversation.parts[piece.part], options),
+        target: piece.target,
+        rate: (!plan.strict).then_some(piece.rate),
+    };
+    let tasks: Vec<Task> = plan.targets.iter().map(task).collect();
+    let sent: Vec<Task> = plan.sent.iter().map(task).collect();
 
     let mut decisions: Vec<Decision> = conversation
         .parts
@@ -158,23 +176,55 @@ fn shorten_parts(
         })
         .collect();
     let mut changes: Vec<(std::ops::Range<usize>, String)> = Vec::new();
-    for (&(part, _), left) in plan.targets.iter().zip(shorten(&tasks)) {
-        let mut left = left?;
-        let decision = &mut decisions[part];
-        // Interfaces refuse a text of nothing. Only a budget in tokens takes the last of it.
-        if left.trim().is_empty() && plan.strict {
-            left = OMITTED.to_string();
+    let mut shorter: Vec<(&Piece, String)> = Vec::new();
+    for (piece, left) in plan.targets.iter().zip(shorten(&tasks)) {
+        shorter.push((piece, left?));
+    }
+    if !sent.is_empty() {
+        let known = plan.sent.iter().zip(frozen(&sent));
+        shorter.extend(known.filter_map(|(piece, left)| Some((piece, left?))));
+    }
+    // By their places, so that contexts of one text come one after the other.
+    shorter.sort_by_key(|(piece, _)| (piece.part, piece.range.clone().map_or(0, |r| r.start)));
+    let mut shorter = shorter.into_iter().peekable();
+    while let Some((first, _)) = shorter.peek() {
+        let part = first.part;
+        let (text, decision) = (text_at(part), &mut decisions[part]);
+        let mut whole = String::with_capacity(text.len());
+        let mut at = 0;
+        while let Some((piece, mut left)) = shorter.next_if(|(piece, _)| piece.part == part) {
+            // Interfaces refuse a text of nothing. Only a budget in tokens takes the last of it.
+            if left.trim().is_empty() && plan.strict {
+                left = OMITTED.to_string();
+            }
+            let tokens = count(&left)?;
+            let most = piece.before as f64 * (1.0 - options.min_saving);
+            let failed = if left.trim().is_empty() {
+                Some(Reason::NothingLeft)
+            } else if tokens >= piece.before || (!plan.strict && tokens as f64 > most) {
+                Some(Reason::HardlyShorter)
+            } else {
+                None
+            };
+            match (failed, &piece.range) {
+                (Some(reason), None) => decision.why = reason,
+                (Some(_), Some(_)) => {}
+                (None, range) => {
+                    decision.why = piece.why;
+                    let range = range.clone().unwrap_or(0..text.len());
+                    whole.push_str(&text[at..range.start]);
+                    whole.push_str(&left);
+                    at = range.end;
+                }
+            }
         }
-        let tokens = count(&left)?;
-        let most = decision.before as f64 * (1.0 - options.min_saving);
-        if left.trim().is_empty() {
-            decision.why = Reason::NothingLeft;
-        } else if tokens >= decision.before || (!plan.strict && tokens as f64 > most) {
-            decision.why = Reason::HardlyShorter;
-        } else if let Some(node) = conversation.parts[part].text {
-            decision.after = tokens;
+        if at > 0
+            && let Some(node) = conversation.parts[part].text
+        {
+            whole.push_str(&text[at..]);
+            decision.after = count(&whole)?;
             let place = tree.nodes[node].value.clone();
-            changes.push((place, encode_like(&left, tree.raw(node))));
+            changes.push((place, encode_like(&whole, tree.raw(node))));
         }
     }
     changes.sort_unstable_by_key(|(place, _)| place.start);

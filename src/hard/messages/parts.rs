@@ -84,8 +84,8 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    /// Takes a body apart: an object with `messages` or `input`, or the list alone. None where there is
-    /// neither.
+    /// Takes a body apart: an object with `messages`, `input` or `prompt`, or the list alone. None where
+    /// there is none of them.
     pub fn read(tree: &Tree) -> Option<Self> {
         let mut reader = Reader {
             tree,
@@ -101,7 +101,8 @@ impl Conversation {
                         reader.content(content, &Part::new(None, Role::System));
                     }
                 }
-                tree.member(0, "messages").or(tree.member(0, "input"))?
+                let names = ["messages", "input", "prompt"];
+                names.into_iter().find_map(|name| tree.member(0, name))?
             }
         };
         match tree.nodes[list].kind {
@@ -110,7 +111,8 @@ impl Conversation {
                     reader.item(item, index);
                 }
             }
-            // The input of the responses interface may be the user's text alone.
+            // The input of the responses interface may be the user's text alone; a prompt of the
+            // completions interface is.
             Kind::String => reader.content(list, &Part::new(Some(0), Role::User)),
             _ => return None,
         }

@@ -1,5 +1,6 @@
 //! Which parts of a conversation may be shortened, by how much, and against what.
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -27,8 +28,8 @@ pub enum Policy {
 
 /// How a conversation is shortened.
 ///
-/// System and developer messages, calls, reasoning, images and the newest turn of the user never change,
-/// nor does what stands before a cache marker.
+/// System and developer messages, calls, reasoning and images never change, nor does what stands before
+/// a cache marker; of the newest turn of the user only documents and marked contexts do.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct MessagesOptions {
@@ -41,10 +42,15 @@ pub struct MessagesOptions {
     pub question: Option<String>,
     /// Results of tools, wherever they stand.
     pub tool_results: Policy,
+    /// Blocks that are documents, and what stands in the tags of [`context_tags`](Self::context_tags).
+    pub documents: Policy,
     /// Turns of the user before the newest one.
     pub user: Policy,
     /// Turns of the model before the newest turn of the user.
     pub assistant: Policy,
+    /// Names of tags in the user's texts: `context` stands for `<context>…</context>`. What stands in
+    /// them is shortened where the text itself is kept.
+    pub context_tags: Vec<String>,
     /// Messages at the end that do not change.
     pub recent: usize,
     /// Texts of fewer tokens do not change.
@@ -64,8 +70,10 @@ impl Default for MessagesOptions {
             exact: Exact::default(),
             question: None,
             tool_results: Policy::Shorten,
+            documents: Policy::Shorten,
             user: Policy::Shorten,
             assistant: Policy::Shorten,
+            context_tags: Vec::new(),
             recent: 0,
             min_tokens: 300,
             min_saving: 0.15,
@@ -92,8 +100,10 @@ impl MessagesOptions {
         exact with_exact: Exact,
         question with_question: Option<String>,
         tool_results with_tool_results: Policy,
+        documents with_documents: Policy,
         user with_user: Policy,
         assistant with_assistant: Policy,
+        context_tags with_context_tags: Vec<String>,
         recent with_recent: usize,
         min_tokens with_min_tokens: usize,
         min_saving with_min_saving: f64,
@@ -120,6 +130,8 @@ impl MessagesOptions {
             budget,
             question: args.optional("question")?,
             tool_results: args.or("tool_results", d.tool_results)?,
+            documents: args.or("documents", d.documents)?,
+            context_tags: args.or("context_tags", d.context_tags)?,
             user: args.or("user", d.user)?,
             assistant: args.or("assistant", d.assistant)?,
             recent: args.or("recent", d.recent)?,
@@ -158,6 +170,7 @@ impl MessagesOptions {
         self.exact.check(usize::MAX)?;
         let policies = [
             ("tool_results", self.tool_results),
+            ("documents", self.documents),
             ("user", self.user),
             ("assistant", self.assistant),
         ];
@@ -165,6 +178,17 @@ impl MessagesOptions {
             if let Policy::Rate(rate) = policy {
                 check_rate(field, rate)?;
             }
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
+        if let Some(tag) = self
+            .context_tags
+            .iter()
+            .find(|tag| tag.is_empty() || !tag.chars().all(plain))
+        {
+            return Err(Error::input(
+                format!("context_tags `{tag}`"),
+                "expected a name of letters, digits, `_`, `-`, `.` and `:`, without brackets",
+            ));
         }
         match (0.0..1.0).contains(&self.min_saving) {
             true => Ok(()),
@@ -183,6 +207,8 @@ impl MessagesOptions {
 pub enum Reason {
     /// The result of a tool, shortened.
     ToolResult,
+    /// A document, or a marked context in a text of the user, shortened.
+    Document,
     /// An older turn, shortened.
     OldTurn,
     /// Kept: a system or developer message, or a role that is not known.
@@ -217,24 +243,57 @@ pub enum Reason {
 #[derive(Debug, PartialEq)]
 pub(super) struct Plan {
     pub reasons: Vec<Reason>,
-    /// Parts to shorten, and to how many tokens.
-    pub targets: Vec<(usize, usize)>,
+    /// What is to be shortened.
+    pub targets: Vec<Piece>,
+    /// What stands before a cache marker and would be shortened after it.
+    pub sent: Vec<Piece>,
     /// Whether the budget is a number of tokens, which is never passed.
     pub strict: bool,
     /// The newest turn of the user.
     question: String,
 }
 
+/// A text that is to be shortened, or a part of one.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Piece {
+    /// Index of its part.
+    pub part: usize,
+    /// Bytes of the part's text; none for all of them.
+    pub range: Option<Range<usize>>,
+    /// Its tokens.
+    pub before: usize,
+    /// Share of its tokens that it keeps.
+    pub rate: f64,
+    /// Tokens to keep.
+    pub target: usize,
+    /// Why it is shortened.
+    pub why: Reason,
+}
+
+impl Piece {
+    /// Its text, of the text of its part.
+    pub fn of<'a>(&self, text: &'a str) -> &'a str {
+        self.range
+            .clone()
+            .map_or(text, |range| text.get(range).unwrap_or_default())
+    }
+}
+
+/// Tokens that a marked context may have more together with the text around it than alone.
+const SEAMS: usize = 4;
+
 /// Characters of a question, or of a call, that a text is ranked by.
 const QUESTION: usize = 1_000;
 
 impl Plan {
-    /// Decides on every part; `texts` and `counts` are the parts' own.
+    /// Decides on every part; `texts` and `counts` are the parts' own, and `count` gives the tokens of a
+    /// text.
     pub fn new(
         conversation: &Conversation,
         texts: &[Option<String>],
         counts: &[usize],
         options: &MessagesOptions,
+        count: &dyn Fn(&str) -> Result<usize>,
     ) -> Result<Self> {
         let parts = &conversation.parts;
         let newest = parts
@@ -254,15 +313,26 @@ impl Plan {
         let mut plan = Plan {
             reasons: Vec::with_capacity(parts.len()),
             targets: Vec::new(),
+            sent: Vec::new(),
             strict: options.target().is_some(),
             question: String::new(),
         };
-        let mut wanted: Vec<(usize, f64)> = Vec::new();
+        let mut wanted: Vec<Piece> = Vec::new();
         for (i, part) in parts.iter().enumerate() {
             let text = texts[i].as_deref().unwrap_or_default();
-            let is_newest = part.message.is_some() && part.message == newest;
-            if is_newest && part.content == Content::Text && part.role == Role::User {
-                plan.question.push_str(text);
+            let of_user = part.content == Content::Text && part.role == Role::User;
+            let contexts = match of_user {
+                true => marked(text, &options.context_tags),
+                false => Vec::new(),
+            };
+            if of_user && part.message.is_some() && part.message == newest {
+                // The question is what stands around the contexts.
+                let mut at = 0;
+                for context in &contexts {
+                    plan.question.push_str(&text[at..context.start]);
+                    at = context.end;
+                }
+                plan.question.push_str(&text[at..]);
                 plan.question.push('\n');
             }
             let (reason, policy) = match rule(part, newest, options) {
@@ -273,61 +343,94 @@ impl Plan {
                 Ok((reason, policy)) => (reason, policy),
                 Err(reason) => {
                     plan.reasons.push(reason);
+                    if reason == Reason::NewestTurn {
+                        plan.contexts(i, text, &contexts, options, count, &mut wanted, cached)?;
+                    }
                     continue;
                 }
             };
-            let characters = || text.chars().take(options.errors_up_to + 1).count();
-            let kept = if i < cached {
-                Some(Reason::Cached)
-            } else if part.message.is_some_and(|message| message >= recent) {
+            let mut kept = if part.message.is_some_and(|message| message >= recent) {
                 Some(Reason::Recent)
             } else if policy == Policy::Keep {
+                plan.contexts(i, text, &contexts, options, count, &mut wanted, cached)?;
                 Some(Reason::Policy)
-            } else if counts[i] < options.min_tokens.max(1) {
-                Some(Reason::Short)
-            } else if characters() <= options.errors_up_to && ERROR.is_match(text) {
-                Some(Reason::ErrorOutput)
             } else {
-                None
+                spared(text, counts[i], options)
             };
             if kept.is_none() {
-                let rate = match policy {
-                    Policy::Rate(rate) => rate,
-                    _ => options.rate(),
-                };
-                wanted.push((i, rate));
+                let piece = Piece::new(i, None, counts[i], policy, options, reason);
+                match i < cached {
+                    false => wanted.push(piece),
+                    true => plan.sent.push(piece),
+                }
+            }
+            if i < cached {
+                kept = Some(Reason::Cached);
             }
             plan.reasons.push(kept.unwrap_or(reason));
+        }
+        if plan.strict {
+            plan.sent.clear();
         }
         if let Some(question) = &options.question {
             plan.question.clone_from(question);
         }
-        plan.share_out(&wanted, counts, options)?;
+        plan.share_out(wanted, counts, options)?;
         Ok(plan)
+    }
+
+    /// Adds the marked contexts of a text that itself is kept.
+    #[allow(clippy::too_many_arguments)]
+    fn contexts(
+        &mut self,
+        part: usize,
+        text: &str,
+        contexts: &[Range<usize>],
+        options: &MessagesOptions,
+        count: &dyn Fn(&str) -> Result<usize>,
+        wanted: &mut Vec<Piece>,
+        cached: usize,
+    ) -> Result<()> {
+        if options.documents == Policy::Keep {
+            return Ok(());
+        }
+        for range in contexts {
+            let inner = &text[range.clone()];
+            let tokens = count(inner)?;
+            if spared(inner, tokens, options).is_none() {
+                let range = Some(range.clone());
+                let why = Reason::Document;
+                let piece = Piece::new(part, range, tokens, options.documents, options, why);
+                match part < cached {
+                    false => wanted.push(piece),
+                    true => self.sent.push(piece),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives every text its tokens.
     fn share_out(
         &mut self,
-        wanted: &[(usize, f64)],
+        wanted: Vec<Piece>,
         counts: &[usize],
         options: &MessagesOptions,
     ) -> Result<()> {
         let Some(target) = options.target() else {
-            self.targets = wanted
-                .iter()
-                .map(|&(part, rate)| (part, (counts[part] as f64 * rate).round() as usize))
-                .collect();
+            self.targets = wanted;
             return Ok(());
         };
         let all: usize = counts.iter().sum();
         if all <= target {
-            for &(part, _) in wanted {
-                self.reasons[part] = Reason::HardlyShorter;
+            for piece in &wanted {
+                self.left_whole(piece);
             }
             return Ok(());
         }
-        let fixed = all - wanted.iter().map(|&(part, _)| counts[part]).sum::<usize>();
+        let seams = |piece: &Piece| piece.range.as_ref().map_or(0, |_| SEAMS);
+        let free: usize = wanted.iter().map(|piece| piece.before).sum();
+        let fixed = all.saturating_sub(free) + wanted.iter().map(seams).sum::<usize>();
         let mut left = target.checked_sub(fixed).ok_or_else(|| Error::Budget {
             target,
             reason: format!(
@@ -336,29 +439,36 @@ impl Plan {
             ),
         })?;
         // By their rates; those whose share is more than they have leave the rest to the others.
-        let mut open: Vec<(usize, f64)> = wanted.to_vec();
+        let mut open = wanted;
         loop {
             let sum: f64 = open
                 .iter()
-                .map(|&(part, rate)| counts[part] as f64 * rate)
+                .map(|piece| piece.before as f64 * piece.rate)
                 .sum();
             let factor = left as f64 / sum.max(1e-9);
             let before = open.len();
-            open.retain(|&(part, rate)| {
-                let whole = rate * factor >= 1.0;
+            open.retain(|piece| {
+                let whole = piece.rate * factor >= 1.0;
                 if whole {
-                    left = left.saturating_sub(counts[part]);
-                    self.reasons[part] = Reason::HardlyShorter;
+                    left = left.saturating_sub(piece.before);
+                    self.left_whole(piece);
                 }
                 !whole
             });
             if open.len() == before {
-                self.targets = open
-                    .into_iter()
-                    .map(|(part, rate)| (part, (counts[part] as f64 * rate * factor) as usize))
-                    .collect();
+                for piece in &mut open {
+                    piece.target = (piece.before as f64 * piece.rate * factor) as usize;
+                }
+                self.targets = open;
                 return Ok(());
             }
+        }
+    }
+
+    /// Notes that a text stays although it could be shortened.
+    fn left_whole(&mut self, piece: &Piece) {
+        if piece.range.is_none() {
+            self.reasons[piece.part] = Reason::HardlyShorter;
         }
     }
 
@@ -372,6 +482,63 @@ impl Plan {
             _ => question,
         }
     }
+}
+
+impl Piece {
+    fn new(
+        part: usize,
+        range: Option<Range<usize>>,
+        before: usize,
+        policy: Policy,
+        options: &MessagesOptions,
+        why: Reason,
+    ) -> Self {
+        let rate = match policy {
+            Policy::Rate(rate) => rate,
+            _ => options.rate(),
+        };
+        Piece {
+            part,
+            range,
+            before,
+            rate,
+            target: (before as f64 * rate).round() as usize,
+            why,
+        }
+    }
+}
+
+/// Why a text is not shortened although its policy allows it.
+fn spared(text: &str, tokens: usize, options: &MessagesOptions) -> Option<Reason> {
+    if tokens < options.min_tokens.max(1) {
+        return Some(Reason::Short);
+    }
+    let characters = text.chars().take(options.errors_up_to + 1).count();
+    (characters <= options.errors_up_to && ERROR.is_match(text)).then_some(Reason::ErrorOutput)
+}
+
+/// What stands in tags of these names, in bytes. A tag without its end marks nothing, and of nested
+/// ones of a name the first end counts.
+fn marked(text: &str, names: &[String]) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
+    while let Some(open) = text[at..].find('<').map(|open| at + open) {
+        at = open + 1;
+        let rest = &text[at..];
+        let name = names.iter().find(|name| {
+            let after = rest.strip_prefix(name.as_str()).map(str::as_bytes);
+            after.is_some_and(|after| matches!(after.first(), Some(b'>' | b' ' | b'\n' | b'\t')))
+        });
+        let Some(name) = name else { continue };
+        let Some(start) = rest.find('>').map(|end| at + end + 1) else {
+            break;
+        };
+        if let Some(end) = text[start..].find(&format!("</{name}>")) {
+            found.push(start..start + end);
+            at = start + end;
+        }
+    }
+    found
 }
 
 /// What would shorten a part, and its policy; or why it never changes.
@@ -396,6 +563,9 @@ fn rule(
     match part.role {
         Role::System | Role::Developer | Role::Other => Err(Reason::System),
         Role::Tool => Ok((Reason::ToolResult, options.tool_results)),
+        Role::User if part.content == Content::Document => {
+            Ok((Reason::Document, options.documents))
+        }
         Role::User if old => Ok((Reason::OldTurn, options.user)),
         Role::Assistant if old => Ok((Reason::OldTurn, options.assistant)),
         Role::User | Role::Assistant => Err(Reason::NewestTurn),

@@ -125,7 +125,7 @@ fn anthropic_messages() {
         why,
         [
             System,
-            OldTurn,
+            Document,
             NotText,
             Annotated,
             OldTurn,
@@ -448,4 +448,112 @@ fn stack_traces_are_seen_and_prose_is_not() {
     ] {
         assert_eq!(why(prose), ToolResult, "{prose}");
     }
+}
+
+#[test]
+fn marked_contexts_are_shortened_where_they_stand() {
+    use Reason::*;
+    let marking = || {
+        options()
+            .with_context_tags(vec!["context".into(), "doc".into()])
+            .with_user(super::Policy::Keep)
+    };
+    let text = format!(
+        "Read this. <context>{}</context> and <doc id=\"2\">{}</doc> but not <contexts>{}</contexts>. Why?",
+        long("a"),
+        long("b"),
+        long("c")
+    );
+    let body = json!({"messages": [
+        {"role": "user", "content": text}, {"role": "assistant", "content": "so"},
+        {"role": "user", "content": format!("<context>{}</context> Which?", long("d"))}]});
+    let (why, asked) = reasons(&body, &marking());
+    assert_eq!(why, [Document, Policy, Document]);
+    assert_eq!(asked, vec!["<context></context> Which?"; 3]);
+    let result = run(&body.to_string(), &marking());
+    let out: Value = serde_json::from_slice(&result.body).unwrap();
+    let half = |word: &str| vec![word; 20].join(" ");
+    let want = text
+        .replace(&long("a"), &half("a"))
+        .replace(&long("b"), &half("b"));
+    assert_eq!(out["messages"][0]["content"], want);
+    let count = |text: &str| words(text).unwrap();
+    assert_eq!(
+        (result.decisions[0].before, result.decisions[0].after),
+        (count(&text), count(&want))
+    );
+    // Where the whole turn is shortened its marks are text, and without names nothing is marked.
+    let (why, asked) = reasons(&body, &marking().with_user(super::Policy::Shorten));
+    assert_eq!((&why[0], asked.len()), (&OldTurn, 2));
+    let kept = marking().with_context_tags(Vec::new());
+    assert_eq!(
+        run(&body.to_string(), &kept).body,
+        body.to_string().as_bytes()
+    );
+    // What has no end, or is short, stays; a prompt is a text of the user.
+    for text in [
+        format!("<context>{}", long("a")),
+        format!("<context>{}</context>", "a b c"),
+        format!("<context {}</context>", long("a")),
+        "<context></context><".into(),
+    ] {
+        let body = json!({"prompt": text}).to_string();
+        assert_eq!(run(&body, &marking()).body, body.as_bytes(), "{text}");
+    }
+    let body = json!({"prompt": format!("<context>{}</context>", long("a"))}).to_string();
+    assert_eq!(run(&body, &marking()).decisions[0].why, Document);
+    assert!(
+        marking()
+            .with_context_tags(vec!["a b".into()])
+            .check()
+            .is_err()
+    );
+}
+
+#[test]
+fn marked_contexts_share_a_budget_in_tokens() {
+    let body = json!({"messages": [{"role": "user",
+        "content": format!("<context>{}</context> Which of these {}?", long("d"), long("e"))},
+        {"role": "tool", "content": long("t")}]});
+    for target in [60, 80, 100, 119] {
+        let marking = options()
+            .with_context_tags(vec!["context".into()])
+            .with_budget(Budget::Tokens(target));
+        let result = run(&body.to_string(), &marking);
+        assert!(
+            result.tokens_after <= target,
+            "{} of {target}",
+            result.tokens_after
+        );
+        assert!(result.tokens_after + 12 >= target);
+    }
+}
+
+#[test]
+fn a_cache_marker_covers_marked_contexts() {
+    let marking = options().with_context_tags(vec!["context".into()]);
+    let text = format!("<context>{}</context> Which?", long("d"));
+    let body = json!({"messages": [{"role": "user", "content": [
+        {"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]}]});
+    assert_eq!(
+        run(&body.to_string(), &marking).body,
+        body.to_string().as_bytes()
+    );
+    // What it became when it was first sent is put in again.
+    let frozen = |tasks: &[Task]| {
+        assert_eq!(tasks[0].text, long("d"));
+        vec![Some("d d".to_string())]
+    };
+    let result = compress_frozen(
+        body.to_string().as_bytes(),
+        &marking,
+        &words,
+        &first_words,
+        &frozen,
+    );
+    let out: Value = serde_json::from_slice(&result.unwrap().body).unwrap();
+    assert_eq!(
+        out["messages"][0]["content"][0]["text"],
+        "<context>d d</context> Which?"
+    );
 }

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import re
-import struct
 from dataclasses import dataclass, field
 
 import torch
@@ -32,13 +31,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.logger import init_logger
 
+from prefold._prefix_file import PrefixError, path_of, read_header
+
 logger = init_logger("vllm.prefold")
-
-LONGEST_HEADER = 1 << 20
-
-
-class PrefixError(Exception):
-    """Why a request cannot have its prefix."""
 
 
 @dataclass
@@ -56,24 +51,6 @@ class Load:
 @dataclass
 class Loads(KVConnectorMetadata):
     loads: list[Load] = field(default_factory=list)
-
-
-def read_header(path):
-    """Metadata and number of rows of a prefix file."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > LONGEST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-        metadata = header["__metadata__"]
-        if metadata["format"] != "prefold-kv" or metadata["format_version"] != "1":
-            raise ValueError("no prefix of prefold")
-        if metadata["k_rope"] != "applied" or metadata.get("rope_pairing", "half") != "half":
-            raise ValueError("K is not rotated; run `prefold export --to vllm` on it")
-        return metadata, int(header["layers.0.k"]["shape"][1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
-        raise PrefixError(f"{os.path.basename(path)}: {error}") from None
 
 
 def frequencies(metadata):
@@ -131,9 +108,7 @@ class PrefoldConnector(KVConnectorBase_V1):
 
     def _open(self, request, name):
         """Path and number of rows of the prefix that a request asks for."""
-        path = os.path.realpath(os.path.join(self._folder, str(name)))
-        if os.path.dirname(path) != self._folder:
-            raise PrefixError(f"{name!r} is not in the folder of prefixes")
+        path = path_of(self._folder, name)
         metadata, rows = read_header(path)
         if request.cache_salt != metadata["content_id"]:
             raise PrefixError(f"cache_salt must be {metadata['content_id']}")
@@ -144,15 +119,17 @@ class PrefoldConnector(KVConnectorBase_V1):
         return path, rows
 
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
-        name = (request.kv_transfer_params or {}).get("prefix")
+        params = request.kv_transfer_params
+        name = params.get("prefix") if isinstance(params, dict) else None
         if name is None:
             return 0, False
         path, error = "", None
         try:
             path, rows = self._open(request, name)
-        except PrefixError as reason:
+        # An exception here would end the engine, and with it all other requests.
+        except Exception as reason:  # noqa: BLE001
             # All of the prompt is claimed, so that the load can fail and the request with it.
-            rows, error = request.num_prompt_tokens - 1, str(reason)
+            rows, error = request.num_prompt_tokens - 1, "{0}".format(reason) or type(reason).__name__
         count = max(0, rows - num_computed_tokens)
         self._asked[request.request_id] = (path, num_computed_tokens, count, error)
         return count, False
@@ -187,12 +164,14 @@ class PrefoldConnector(KVConnectorBase_V1):
                 if load.error:
                     raise PrefixError(load.error)
                 self._load(load, forward_context.no_compile_layers)
-            except PrefixError as reason:
+            except Exception as reason:  # noqa: BLE001
                 logger.error("request %s: prefix: %s", load.request, reason)
                 self._failed.update(load.blocks)
 
     def _load(self, load, layers):
         metadata, rows = read_header(load.path)
+        if rows < load.start + len(load.slots):
+            raise PrefixError("{0} has become shorter".format(os.path.basename(load.path)))
         shift = rows - int(metadata["next_pos"])
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         dtype = self._vllm_config.model_config.dtype

@@ -73,7 +73,7 @@ pub(super) fn statements(
     text: &str,
     comment: Option<&str>,
 ) -> Option<(&'static str, Vec<Statement>)> {
-    if text.len() > LONGEST {
+    if text.len() > LONGEST || text.trim().is_empty() {
         return None;
     }
     let language = language_of(text, comment?)?;
@@ -256,11 +256,14 @@ impl<'t> Rows<'t> {
         let mut left = vec![node];
         while let Some(part) = left.pop() {
             let (start, end) = self.of(part);
-            if start == end {
-                continue;
-            }
-            if is_block(part) {
+            let own_line = || {
+                let before = &self.text[self.lines[start].start..part.start_byte()];
+                start > first && before.trim().is_empty()
+            };
+            if is_block(part) && (start != end || own_line()) {
                 inner.push(part);
+            } else if start == end {
+                continue;
             } else if part.kind().contains("string") {
                 self.string(start, end);
             } else {
