@@ -6,7 +6,6 @@ import struct
 import threading
 
 import pytest
-
 from prefold._prefix_file import LONGEST_HEADER, PrefixError, path_of, read_header
 
 METADATA = {
@@ -32,8 +31,31 @@ def test_a_plain_name_is_a_path_in_the_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a\0b", "\ud800", "x\udfff", "../a", "/etc/passwd", "a/b", "a\\b", ".", "..", ".hidden",
-     "a\nb", "\x1b[2J", "\u202eabc", "x" * 256, "é" * 200, 7, 1.5, True, [], {}, ["a"], b"a"],
+    [
+        "",
+        "a\0b",
+        "\ud800",
+        "x\udfff",
+        "../a",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        ".",
+        "..",
+        ".hidden",
+        "a\nb",
+        "\x1b[2J",
+        "\u202eabc",
+        "x" * 256,
+        "é" * 200,
+        7,
+        1.5,
+        True,
+        [],
+        {},
+        ["a"],
+        b"a",
+    ],
 )
 def test_other_names_are_refused(tmp_path, name):
     with pytest.raises(PrefixError):
@@ -63,8 +85,14 @@ def test_missing_metadata_are_refused(tmp_path, missing):
 
 @pytest.mark.parametrize(
     "change",
-    [{"next_pos": "x"}, {"next_pos": 3}, {"format": ["prefold-kv"]}, {"k_rope": "none"},
-     {"rope_pairing": "interleaved"}, {"content_id": None}],
+    [
+        {"next_pos": "x"},
+        {"next_pos": 3},
+        {"format": ["prefold-kv"]},
+        {"k_rope": "none"},
+        {"rope_pairing": "interleaved"},
+        {"content_id": None},
+    ],
 )
 def test_odd_metadata_are_refused(tmp_path, change):
     with pytest.raises(PrefixError):
@@ -73,8 +101,20 @@ def test_odd_metadata_are_refused(tmp_path, change):
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"[]", b"null", b"7", b"{}", b'{"__metadata__": 3}', b'{"__metadata__": []}', b"\xff\xfe",
-     b"[" * 100_000, b'{"a":' * 100_000, b"1e999999", b"NaN"],
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"7",
+        b"{}",
+        b'{"__metadata__": 3}',
+        b'{"__metadata__": []}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1e999999",
+        b"NaN",
+    ],
 )
 def test_odd_headers_are_refused(tmp_path, head):
     with pytest.raises(PrefixError):
@@ -83,8 +123,16 @@ def test_odd_headers_are_refused(tmp_path, head):
 
 @pytest.mark.parametrize(
     "layer",
-    [3, {"shape": []}, {"shape": [1]}, {"shape": [1, "3"]}, {"shape": [1, 0]}, {"shape": [1, -3]},
-     {"shape": None}, {"shape": {"1": 3}}],
+    [
+        3,
+        {"shape": []},
+        {"shape": [1]},
+        {"shape": [1, "3"]},
+        {"shape": [1, 0]},
+        {"shape": [1, -3]},
+        {"shape": None},
+        {"shape": {"1": 3}},
+    ],
 )
 def test_odd_layers_are_refused(tmp_path, layer):
     with pytest.raises(PrefixError):

@@ -41,7 +41,7 @@ def path_of(folder: str, name: Any) -> str:
         raise PrefixError(f"{shown} is not a file name: it is not UTF-8") from None
     if not 0 < length <= LONGEST_NAME:
         raise PrefixError(f"{shown} is not a file name: it has {length} bytes")
-    if name.startswith(".") or any(c in '/\\' or not c.isprintable() for c in name):
+    if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
         raise PrefixError(f"{shown} is not the plain name of a file in the folder of prefixes")
     path = os.path.join(folder, name)
     # A link would lead out of the folder.
@@ -52,7 +52,9 @@ def path_of(folder: str, name: Any) -> str:
 
 def _open_regular(path: str) -> Any:
     """Opens a regular file; a FIFO or a device, which would wait, is refused."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    )
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("it is not a regular file")
@@ -92,7 +94,16 @@ def read_header(path: str) -> tuple[dict[str, str], int]:
             raise ValueError("it has no rows")
         return metadata, rows
     # A header may nest deeper than the parser goes, or claim what memory does not hold.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError,
-            MemoryError, OverflowError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+        MemoryError,
+        OverflowError,
+    ) as error:
         said = str(error) if not isinstance(error, KeyError) else f"it has no {error}"
         raise PrefixError(f"{os.path.basename(path)}: {said or type(error).__name__}") from None

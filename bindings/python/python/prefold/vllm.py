@@ -127,9 +127,9 @@ class PrefoldConnector(KVConnectorBase_V1):
         try:
             path, rows = self._open(request, name)
         # An exception here would end the engine, and with it all other requests.
-        except Exception as reason:  # noqa: BLE001
+        except Exception as reason:
             # All of the prompt is claimed, so that the load can fail and the request with it.
-            rows, error = request.num_prompt_tokens - 1, "{0}".format(reason) or type(reason).__name__
+            rows, error = request.num_prompt_tokens - 1, f"{reason}" or type(reason).__name__
         count = max(0, rows - num_computed_tokens)
         self._asked[request.request_id] = (path, num_computed_tokens, count, error)
         return count, False
@@ -164,14 +164,14 @@ class PrefoldConnector(KVConnectorBase_V1):
                 if load.error:
                     raise PrefixError(load.error)
                 self._load(load, forward_context.no_compile_layers)
-            except Exception as reason:  # noqa: BLE001
+            except Exception as reason:
                 logger.error("request %s: prefix: %s", load.request, reason)
                 self._failed.update(load.blocks)
 
     def _load(self, load, layers):
         metadata, rows = read_header(load.path)
         if rows < load.start + len(load.slots):
-            raise PrefixError("{0} has become shorter".format(os.path.basename(load.path)))
+            raise PrefixError(f"{os.path.basename(load.path)} has become shorter")
         shift = rows - int(metadata["next_pos"])
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         dtype = self._vllm_config.model_config.dtype
