@@ -129,10 +129,7 @@ class PrefoldConnector(KVConnectorBase_V1):
         # An exception here would end the engine, and with it all other requests.
         except Exception as reason:
             # All of the prompt is claimed, so that the load can fail and the request with it.
-            rows, error = (
-                request.num_prompt_tokens - 1,
-                f"{reason}" or type(reason).__name__,
-            )
+            rows, error = request.num_prompt_tokens - 1, f"{reason}" or type(reason).__name__
         count = max(0, rows - num_computed_tokens)
         self._asked[request.request_id] = (path, num_computed_tokens, count, error)
         return count, False
