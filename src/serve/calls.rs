@@ -35,6 +35,8 @@ fn invalid(message: &str) -> Response {
 }
 
 /// Time for a call: what its header asks for, or the server's.
+// A handler's error is the response itself.
+#[allow(clippy::result_large_err)]
 fn time_for(app: &App, headers: &HeaderMap) -> Result<Duration, Response> {
     let wish = Wish::read(headers).map_err(|message| invalid(&message))?;
     Ok(wish.deadline.unwrap_or(app.options.call_deadline))

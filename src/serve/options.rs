@@ -366,7 +366,8 @@ mod tests {
     #[test]
     fn options_out_of_range_are_named() {
         assert!(ServeOptions::default().check().is_ok());
-        let changes: [(&str, fn(&mut ServeOptions)); 7] = [
+        type Change = fn(&mut ServeOptions);
+        let changes: [(&str, Change); 7] = [
             ("context_tags", |o| o.context_tags = vec!["<a>".into()]),
             ("rate", |o| o.rate = 0.0),
             ("min_saving", |o| o.min_saving = 1.0),
