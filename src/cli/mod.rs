@@ -1,4 +1,6 @@
 //! The command line: arguments, dispatch, errors and exit codes.
+// The comments of options are the help, which a terminal shows as it stands.
+#![allow(rustdoc::bare_urls, rustdoc::invalid_html_tags)]
 
 mod batch;
 mod batch_calls;
