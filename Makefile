@@ -59,8 +59,8 @@ $(LLAMA_CPP):
 # Without the model or the host, the tests that need it fail where CI=true, and elsewhere say that they were skipped.
 test:
 	@$(MAKE) --no-print-directory $(LLAMA_CPP) || [ "$$CI" != true ]
-	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) build || [ "$$CI" != true ]
-	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --release
+	@$(MAKE) --no-print-directory $(filter $(SMOLLM2),$(MODEL)) || [ "$$CI" != true ]
+	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test
 	@$(MAKE) --no-print-directory $(PYTHON_VENV) || [ "$$CI" != true ]
 	@[ ! -d $(PYTHON_VENV) ] || $(MAKE) --no-print-directory check-python
 
@@ -125,7 +125,7 @@ test-frameworks: $(FRAMEWORKS) wheel
 # Part of `make test`: every kernel executed by the CPU, directly and by the launcher for devices on a stand-in for
 # NVIDIA's driver. Needed: g++.
 test-kernels:
-	$(CARGO) test --release --test kernels --test cuda_driver
+	$(CARGO) test --test kernels --test cuda_driver
 
 # The same at small shapes under the address and the thread sanitizer.
 kernels-sanitize:
