@@ -237,11 +237,17 @@ docs: $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python tools/plot_results.py benches/results/raw docs/img
 	$(DOCS_VENV)/bin/python -m zensical build --strict
 
+# The server: its own tests, on a build of the inner loop with its features.
+.PHONY: test-serve
+test-serve: $(SMOLLM2)
+	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --features serve,mcp --test serve
+
 # Clients that are not ours, installed from nothing, through `prefold serve`: SDKs, LiteLLM's proxy, and
 # the page in a browser. Needed: node with npm, Chromium.
 CLIENTS_VENV := .venv-clients
 .PHONY: test-clients
-test-clients: $(SMOLLM2) build $(CLIENTS_VENV)/installed
+test-clients: $(SMOLLM2) $(CLIENTS_VENV)/installed
+	$(CARGO) build --release --features serve,mcp
 	$(CLIENTS_VENV)/bin/python tests/clients/run.py target/release/prefold "$(abspath $(SMOLLM2))"
 # Not renamed when it is whole: its programs know their path.
 $(CLIENTS_VENV)/installed: tests/clients/requirements.txt
