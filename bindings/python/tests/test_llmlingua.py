@@ -25,9 +25,6 @@ def lingua(model):
     return PromptCompressor(model, device_map="cpu")
 
 
-<<<<<<< HEAD
-def check_golden(lingua, rows):
-=======
 # All of them take minutes: the crate's own tests run them each time, those of this package the
 # short ones.
 @pytest.mark.parametrize(
@@ -37,7 +34,6 @@ def test_golden_rows(lingua, golden, longest, count):
     rows = [row for row in golden if row["call"] in CALLS]
     rows = [row for row in rows if longest is None or row["result"]["origin_tokens"] <= longest]
     assert len(rows) == count
->>>>>>> wheel2
     for row in rows:
         assert getattr(lingua, row["call"])(**row["args"]) == row["result"], row["name"]
 
