@@ -258,8 +258,8 @@ $(CLIENTS_VENV)/installed: tests/clients/requirements.txt
 
 check:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --release --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --release
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 
 # Beside Microsoft's llmlingua, both in one run; its environment needs several GB.
 REFERENCE := .venv-reference

@@ -12,8 +12,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefold import _errors
-from prefold._errors import InputError, PrefoldError
+from prefold._errors import DeviceError, InputError, PrefoldError
+from prefold._library import error_of, library, translated
 from prefold._result import (
     Decision,
     JsonResult,
@@ -51,7 +51,7 @@ def count_tokens(text: str, count: str = "cl100k") -> int:
     UnsupportedError
         For a vocabulary that is not built.
     """
-    made: int = _translated(_module().count_tokens, _text("text", text), _vocabulary(count))
+    made: int = translated(library().count_tokens, _text("text", text), _vocabulary(count))
     return made
 
 
@@ -59,27 +59,6 @@ def _vocabulary(name: Path) -> str:
     """A vocabulary by tiktoken's names too."""
     name = os.fspath(name)
     return {"cl100k_base": "cl100k", "o200k_base": "o200k"}.get(name, name)
-
-
-def _module() -> Any:
-    from prefold import _native
-
-    return _native
-
-
-def _translated(call: Callable[..., Any], *args: Any) -> Any:
-    """Calls into the library; what it raises becomes an error of this package."""
-    try:
-        return call(*args)
-    except _module().NativeError as error:
-        kind, message = error.args
-        raise getattr(_errors, kind, PrefoldError)(message) from None
-    except (TypeError, OverflowError, UnicodeEncodeError) as error:
-        # A value of the wrong type, a number out of range, half of a surrogate pair. What a
-        # function of the caller's raises has a frame of its own, and goes through.
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise
-        raise InputError(f"arguments: {error}") from None
 
 
 def _text(name: str, value: object) -> str:
@@ -207,15 +186,15 @@ class Compressor:
     def _opened(self) -> _native.Engine:
         model, *rest = self._settings
         model = model or os.environ.get("PREFOLD_MODEL") or None
-        engine = _module().Engine
+        engine = library().Engine
         made: _native.Engine
         try:
-            made = _translated(engine, model, *rest)
-        except _errors.DeviceError as error:
+            made = translated(engine, model, *rest)
+        except DeviceError as error:
             if not self._fall_back_to_cpu:
                 raise
             warnings.warn(f"{error}; using the CPU", stacklevel=5)
-            made = _translated(engine, model, "cpu", *rest[1:])
+            made = translated(engine, model, "cpu", *rest[1:])
         return made
 
     def info(self) -> dict[str, Any]:
@@ -318,13 +297,13 @@ class Compressor:
                 made.append(None)
             except PrefoldError as error:
                 made.append(error)
-        rows = iter(_translated(self._open().compress_many, calls, deadline, progress))
+        rows = iter(translated(self._open().compress_many, calls, deadline, progress))
         return [_outcome(next(rows)) if done is None else done for done in made]
 
     async def acompress(self, *args: Any, **kwargs: Any) -> Result:
         """Does what `compress` does in a worker thread; cancelling the task ends the call."""
         loop = asyncio.get_running_loop()
-        token = _module().CancelToken()
+        token = library().CancelToken()
         call = functools.partial(self._cancellable, token, args, kwargs)
         future = loop.run_in_executor(None, call)
         try:
@@ -391,7 +370,7 @@ class Compressor:
             body = bytes(messages)
         else:
             body = _json(messages).encode()
-        text, before, after, decisions = _translated(
+        text, before, after, decisions = translated(
             self._open().compress_messages,
             body,
             _json(arguments),
@@ -472,7 +451,7 @@ class Compressor:
                     described = file.read()
             except (OSError, TypeError, UnicodeDecodeError) as error:
                 raise InputError(f"json_config: {error}") from None
-        row = _translated(
+        row = translated(
             self._open().compress_json,
             value if isinstance(value, str) else _json(value),
             described,
@@ -510,12 +489,12 @@ class Compressor:
         made: str
         if isinstance(result, Result):
             kept = [(context.index, context.text, context.spans) for context in result.contexts]
-            made = _translated(
-                _module().recover_by_spans, _texts("original", original), kept, response
+            made = translated(
+                library().recover_by_spans, _texts("original", original), kept, response
             )
         else:
-            made = _translated(
-                _module().recover, "\n\n".join(_texts("original", original)), result, response
+            made = translated(
+                library().recover, "\n\n".join(_texts("original", original)), result, response
             )
         return made
 
@@ -538,7 +517,7 @@ class Compressor:
         list of (int, float)
             Index and score, the best first; scores are comparable within a call only.
         """
-        scores = _translated(self._open().rank, _texts("contexts", contexts), question, method)
+        scores = translated(self._open().rank, _texts("contexts", contexts), question, method)
         return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
     def score(self, text: str, *, deadline: float | None = None) -> list[float]:
@@ -547,26 +526,26 @@ class Compressor:
         The tokens are those of ``tokenize(text, add_special_tokens=True)``.
         """
         ids = self.tokenize(text, add_special_tokens=True)
-        made: list[float] = _translated(self._open().score, ids, None, deadline, _cancel_token())
+        made: list[float] = translated(self._open().score, ids, None, deadline, _cancel_token())
         return made
 
     def _score_from(self, ids: Sequence[int], start: int) -> list[float]:
         """Nll of ids from a place on, each given all before it."""
-        made: list[float] = _translated(self._open().score, list(ids), start)
+        made: list[float] = translated(self._open().score, list(ids), start)
         return made
 
     def tokenize(
         self, text: str, *, add_special_tokens: bool = False, parse_special: bool = False
     ) -> list[int]:
         """Gives the ids of a text's tokens."""
-        made: list[int] = _translated(
+        made: list[int] = translated(
             self._open().tokenize, _text("text", text), add_special_tokens, parse_special
         )
         return made
 
     def detokenize(self, ids: Iterable[int]) -> str:
         """Gives the text of token ids."""
-        made: str = _translated(self._open().detokenize, list(ids))
+        made: str = translated(self._open().detokenize, list(ids))
         return made
 
     def count_tokens(self, text: str, count: str = "scorer") -> int:
@@ -594,7 +573,7 @@ class Compressor:
         from prefold._prefix import Prefix
 
         engine = self._open()
-        return Prefix(_translated(engine.encode, text, os.fspath(adapter), piece_tokens))
+        return Prefix(translated(engine.encode, text, os.fspath(adapter), piece_tokens))
 
     def prefill(
         self, text: str, keep: float | None = None, by: str = "expected-attention"
@@ -616,7 +595,7 @@ class Compressor:
         """
         from prefold._prefix import Prefix
 
-        return Prefix(_translated(self._open().prefill, text, keep, by))
+        return Prefix(translated(self._open().prefill, text, keep, by))
 
     def generate(
         self,
@@ -650,7 +629,7 @@ class Compressor:
             What follows the prompt.
         """
         native = None if prefix is None else prefix._native
-        made: str = _translated(
+        made: str = translated(
             self._open().generate, prompt, native, max_new_tokens, temperature, top_p, seed
         )
         return made
@@ -664,9 +643,7 @@ class Compressor:
     ) -> Result:
         engine = self._open()
         return _result(
-            _translated(
-                engine.compress, name, _json(arguments), deadline, progress, _cancel_token()
-            )
+            translated(engine.compress, name, _json(arguments), deadline, progress, _cancel_token())
         )
 
 
@@ -736,9 +713,7 @@ def _plain(value: Any) -> Any:
 
 def _outcome(row: tuple[Any, ...]) -> Result | PrefoldError:
     if len(row) == 2:
-        kind, message = row
-        made: PrefoldError = getattr(_errors, kind, PrefoldError)(message)
-        return made
+        return error_of(*row)
     return _result(row)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from prefold._compressor import _module, _translated
+from prefold._library import library, translated
 
 if TYPE_CHECKING:
     import numpy
@@ -39,11 +39,11 @@ class Prefix:
         FileError, FormatError
             For a file that cannot be read, or is not a prefix.
         """
-        return cls(_translated(_module().Prefix.open, os.fspath(path)))
+        return cls(translated(library().Prefix.open, os.fspath(path)))
 
     def save(self, path: str | os.PathLike[str], dtype: str = "f32") -> None:
         """Writes a prefix file, whole or not at all; ``dtype`` is f32, f16 or bf16."""
-        _translated(self._native.save, os.fspath(path), dtype)
+        translated(self._native.save, os.fspath(path), dtype)
 
     @property
     def layers(self) -> int:
@@ -93,7 +93,7 @@ class Prefix:
         ``torch.from_dlpack``, ``jax.dlpack.from_dlpack`` and ``numpy.from_dlpack`` take it. Its
         memory must not be written.
         """
-        made: _native.Tensor = _translated(self._native.tensor, layer, value)
+        made: _native.Tensor = translated(self._native.tensor, layer, value)
         return made
 
     def __repr__(self) -> str:

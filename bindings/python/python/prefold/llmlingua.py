@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any, NoReturn
 
-from prefold._compressor import Compressor, _module, _scores, _texts, _translated
+from prefold._compressor import Compressor, _scores, _texts
 from prefold._errors import AssertedError, InputError, UnsupportedError
+from prefold._library import library, translated
 from prefold._result import Result
 
 __all__ = ["PromptCompressor", "install"]
@@ -395,7 +396,7 @@ class PromptCompressor:
             sign = -1 if condition_in_question == "none" else 1
             nll = [self.get_condition_ppl(text, query, condition_in_question) for text in texts]
             return sorted(enumerate(nll), key=lambda pair: sign * pair[1])
-        order = _translated(_module().order_by_words, rank_method, texts, question)
+        order = translated(library().order_by_words, rank_method, texts, question)
         return [(index, 0.0) for index in order]
 
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -3,12 +3,8 @@
 
 use std::ops::Range;
 
+use super::statement::{LONG_LITERAL, LONG_STATEMENT, Statement};
 use super::{Class, Layout, Unit, indent, lines};
-
-/// Lines that one statement may take in brackets or as a chain of calls before it is cut.
-pub(super) const LONG_STATEMENT: usize = 12;
-/// Lines that a string or a comment may take before it is cut.
-pub(super) const LONG_LITERAL: usize = 40;
 
 /// Takes code apart.
 pub(super) fn layout(text: &str) -> Layout {
@@ -34,12 +30,6 @@ fn by_grammar(text: &str, syntax: &Syntax) -> Option<(&'static str, Vec<Statemen
 #[cfg(not(feature = "grammars"))]
 fn by_grammar(_: &str, _: &Syntax) -> Option<(&'static str, Vec<Statement>)> {
     None
-}
-
-/// What a text's comments seem to start with.
-#[cfg(all(test, feature = "grammars"))]
-pub(super) fn comment_of(text: &str) -> Option<&'static str> {
-    Syntax::of(text).comment
 }
 
 /// What the layout must know of a language.
@@ -181,15 +171,6 @@ fn string_end(text: &str, quote: char) -> Option<usize> {
         }
     }
     None
-}
-
-/// Lines that are one statement, with its comment-ness and the literal that it is a line of.
-#[derive(Debug)]
-pub(super) struct Statement {
-    pub range: Range<usize>,
-    pub comment: bool,
-    /// For a line inside a literal that was too long for one statement: its first and last.
-    pub literal: Option<(usize, usize)>,
 }
 
 /// Groups lines to statements; blank lines are left to what stands before them.

@@ -7,8 +7,8 @@ use std::ops::{ControlFlow, Range};
 
 use tree_sitter::{Node, ParseOptions, Parser, Tree};
 
-use super::code::{LONG_LITERAL, LONG_STATEMENT, Statement};
 use super::lines;
+use super::statement::{LONG_LITERAL, LONG_STATEMENT, Statement};
 
 /// Bytes of a text by which its language is found.
 const SAMPLE: usize = 4 << 10;
@@ -17,54 +17,21 @@ const LONGEST: usize = 4 << 20;
 /// Lines of a sample for each error that is put up with, besides the one where it was cut off.
 const LINES_PER_ERROR: usize = 40;
 
-/// A grammar, and what starts a comment in its language.
-struct Language {
-    grammar: fn() -> tree_sitter::Language,
-    comment: &'static str,
-}
+/// What starts a comment in a language, and its grammar.
+type Language = (&'static str, fn() -> tree_sitter::Language);
 
 /// Those that are tried, in this order; the first that reads a sample without an error is taken.
 const LANGUAGES: [Language; 10] = [
-    Language {
-        grammar: || tree_sitter_python::LANGUAGE.into(),
-        comment: "#",
-    },
-    Language {
-        grammar: || tree_sitter_rust::LANGUAGE.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_go::LANGUAGE.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_java::LANGUAGE.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_c::LANGUAGE.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_javascript::LANGUAGE.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_typescript::LANGUAGE_TYPESCRIPT.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_typescript::LANGUAGE_TSX.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_cpp::LANGUAGE.into(),
-        comment: "//",
-    },
-    Language {
-        grammar: || tree_sitter_bash::LANGUAGE.into(),
-        comment: "#",
-    },
+    ("#", || tree_sitter_python::LANGUAGE.into()),
+    ("//", || tree_sitter_rust::LANGUAGE.into()),
+    ("//", || tree_sitter_go::LANGUAGE.into()),
+    ("//", || tree_sitter_java::LANGUAGE.into()),
+    ("//", || tree_sitter_c::LANGUAGE.into()),
+    ("//", || tree_sitter_javascript::LANGUAGE.into()),
+    ("//", || tree_sitter_typescript::LANGUAGE_TYPESCRIPT.into()),
+    ("//", || tree_sitter_typescript::LANGUAGE_TSX.into()),
+    ("//", || tree_sitter_cpp::LANGUAGE.into()),
+    ("#", || tree_sitter_bash::LANGUAGE.into()),
 ];
 
 /// The statements of a text and what starts a comment in its language; `None` where no grammar reads it.
@@ -76,42 +43,47 @@ pub(super) fn statements(
     if text.len() > LONGEST || text.trim().is_empty() {
         return None;
     }
-    let language = language_of(text, comment?)?;
-    let tree = parse(text, language)?;
+    let (language, sample) = language_of(text, comment?)?;
+    // A short text is its own sample.
+    let tree = match text.len() <= SAMPLE {
+        true => sample,
+        false => parse(text, language)?,
+    };
+    let (comment, _) = *language;
     let mut rows = Rows::new(text);
-    rows.read(&tree, language.comment == "#");
-    Some((language.comment, rows.statements()))
+    rows.read(&tree, comment == "#");
+    Some((comment, rows.statements()))
 }
 
-/// The language whose grammar finds the fewest errors in the beginning of a text.
-fn language_of(text: &str, comment: &str) -> Option<&'static Language> {
+/// The language whose grammar finds the fewest errors in the beginning of a text, and the tree of that.
+fn language_of(text: &str, comment: &str) -> Option<(&'static Language, Tree)> {
     let end = match text.len() <= SAMPLE {
         true => text.len(),
         false => text[..text.floor_char_boundary(SAMPLE)].rfind('\n')? + 1,
     };
     let sample = &text[..end];
-    let mut best: Option<(usize, &Language)> = None;
-    for language in LANGUAGES.iter().filter(|l| l.comment == comment) {
+    let mut best: Option<(usize, &Language, Tree)> = None;
+    for language in LANGUAGES.iter().filter(|(mark, _)| *mark == comment) {
         let Some(tree) = parse(sample, language) else {
             continue;
         };
         let errors = errors(&tree);
         if errors == 0 {
-            return Some(language);
+            return Some((language, tree));
         }
-        if best.is_none_or(|(fewest, _)| errors < fewest) {
-            best = Some((errors, language));
+        if best.as_ref().is_none_or(|(fewest, ..)| errors < *fewest) {
+            best = Some((errors, language, tree));
         }
     }
     let allowed = sample.lines().count() / LINES_PER_ERROR + usize::from(end < text.len());
-    best.filter(|&(errors, _)| errors <= allowed)
-        .map(|(_, language)| language)
+    best.filter(|(errors, ..)| *errors <= allowed)
+        .map(|(_, language, tree)| (language, tree))
 }
 
 /// Parses a text; `None` where that takes more steps than any program needs.
-fn parse(text: &str, language: &Language) -> Option<Tree> {
+fn parse(text: &str, (_, grammar): &Language) -> Option<Tree> {
     let mut parser = Parser::new();
-    parser.set_language(&(language.grammar)()).ok()?;
+    parser.set_language(&grammar()).ok()?;
     let bytes = text.as_bytes();
     let mut left = 10_000 + bytes.len();
     let mut progress = |_: &tree_sitter::ParseState| match left.checked_sub(1) {
@@ -337,9 +309,8 @@ mod tests {
     use super::*;
 
     /// Statements with a mark before comments, and what starts a comment.
-    fn read(text: &str) -> (&'static str, Vec<String>) {
-        let hint = super::super::code::comment_of(text);
-        let (comment, statements) = statements(text, hint).expect("a language");
+    fn read(text: &str, hint: &str) -> (&'static str, Vec<String>) {
+        let (comment, statements) = statements(text, Some(hint)).expect("a language");
         let shown = |s: &Statement| {
             let mark = if s.comment { "* " } else { "" };
             format!("{mark}{}", text[s.range.clone()].trim_end())
@@ -350,7 +321,7 @@ mod tests {
     #[test]
     fn signatures_and_calls_over_several_lines_are_one_statement() {
         let text = "import os\n\n\n@cached(\n    size=3,\n)\ndef load(\n    path,\n    mode='r',\n):\n    \"\"\"Reads.\n\n    All of it.\n    \"\"\"\n    # quickly\n    rows = [\n        1,\n        2,\n    ]\n    if rows:\n        return rows\n    else:\n        return None\n";
-        let (comment, got) = read(text);
+        let (comment, got) = read(text, "#");
         assert_eq!(comment, "#");
         assert_eq!(
             got,
@@ -371,7 +342,7 @@ mod tests {
     #[test]
     fn braces_stand_with_what_they_open() {
         let text = "// Adds.\nfn add(\n    a: u32,\n    b: u32,\n) -> u32\n{\n    /* two\n       lines */\n    if a > b {\n        a\n    } else if b\n        > 3\n    {\n        b\n    } else {\n        a + b\n    }\n}\n";
-        let (comment, got) = read(text);
+        let (comment, got) = read(text, "//");
         assert_eq!(comment, "//");
         assert_eq!(
             got,
@@ -394,7 +365,7 @@ mod tests {
     #[test]
     fn methods_of_an_object_are_apart() {
         let text = "export default {\n  name: 'list',\n  created() {\n    this.load();\n  },\n  load() {\n    fetch(url)\n      .then(show)\n      .catch(fail);\n  },\n};\n";
-        let (_, got) = read(text);
+        let (_, got) = read(text, "//");
         assert_eq!(
             got,
             [

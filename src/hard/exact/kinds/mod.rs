@@ -16,6 +16,7 @@ pub(crate) mod json;
 mod lines;
 #[cfg(feature = "formats")]
 mod markdown;
+mod statement;
 mod text;
 
 use std::ops::Range;
