@@ -29,7 +29,7 @@ pub struct Config {
     pub log: Option<String>,
     /// What `prefold serve` does.
     #[cfg(feature = "serve")]
-    pub serve: Option<super::serve::Settings>,
+    pub serve: Option<super::serve_settings::Settings>,
 }
 
 /// The settings of both files; the working folder's come first. They are read once.

@@ -3,7 +3,7 @@
 use crate::serve::serve_mcp;
 
 use super::failure::{Outcome, usage};
-use super::serve::{Settings, options_of};
+use super::serve_settings::Settings;
 use super::{config, model};
 
 /// Serves compression as tools of the Model Context Protocol, over standard input and output
@@ -23,7 +23,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     let file = config::get()?.serve.clone().unwrap_or_default();
-    let options = options_of(file.under(args.settings));
+    let options = file.under(args.settings).options();
     usage(options.check())?;
     let model = args.model.open_to_score(&args.adapter)?;
     Ok(serve_mcp(model.engine, options)?)

@@ -33,6 +33,8 @@ mod prefill;
 mod score;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(feature = "serve")]
+mod serve_settings;
 mod soft;
 mod train;
 mod train_progress;
