@@ -35,9 +35,23 @@ impl CancelToken {
 /// What ends a call early, and who is told of its progress.
 #[derive(Default)]
 pub struct Watch {
-    pub deadline: Option<f64>,
-    pub progress: Option<Py<PyAny>>,
-    pub token: Option<CancelToken>,
+    deadline: Option<f64>,
+    progress: Option<Py<PyAny>>,
+    token: Option<CancelToken>,
+}
+
+impl Watch {
+    pub fn new(
+        deadline: Option<f64>,
+        progress: Option<Py<PyAny>>,
+        token: Option<CancelToken>,
+    ) -> Self {
+        Watch {
+            deadline,
+            progress,
+            token,
+        }
+    }
 }
 
 /// A message to the thread that waits for a call.

@@ -9,8 +9,6 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::prefix::Tensor;
-
 /// `kDLCPU`.
 pub const CPU: i32 = 1;
 const FLOAT: u8 = 2;
@@ -58,7 +56,7 @@ struct Managed {
     shape: [i64; 3],
     strides: [i64; 3],
     /// Keeps the data alive.
-    owner: Option<Py<Tensor>>,
+    owner: Py<PyAny>,
 }
 
 /// Frees what [`capsule`] made.
@@ -81,9 +79,12 @@ unsafe extern "C" fn discard(capsule: *mut ffi::PyObject) {
     }
 }
 
-/// A capsule that holds `tensor`, for a consumer of `max_version` or later.
+/// A capsule of `data`, `shape` without gaps, which lives as long as `owner`, for a consumer of
+/// `max_version` or later.
 pub fn capsule(
-    tensor: &Bound<'_, Tensor>,
+    owner: &Bound<'_, PyAny>,
+    data: *const f32,
+    shape: [usize; 3],
     max_version: Option<(u32, u32)>,
     device: Option<(i32, i32)>,
     copy: Option<bool>,
@@ -100,14 +101,14 @@ pub fn capsule(
         let reason = "a copy is not made here; copy the result";
         return Err(PyBufferError::new_err(reason));
     }
-    let [heads, tokens, width] = tensor.get().shape().map(|size| size as i64);
+    let [heads, tokens, width] = shape.map(|size| size as i64);
     let mut managed = Box::new(Managed {
         version: Version { major: 1, minor: 0 },
         context: std::ptr::null_mut(),
         deleter: Some(delete),
         flags: READ_ONLY,
         tensor: Described {
-            data: tensor.get().data().as_ptr().cast_mut().cast(),
+            data: data.cast_mut().cast(),
             device: Device { kind: CPU, id: 0 },
             ndim: 3,
             element: Element {
@@ -121,7 +122,7 @@ pub fn capsule(
         },
         shape: [heads, tokens, width],
         strides: [tokens * width, width, 1],
-        owner: Some(tensor.clone().unbind()),
+        owner: owner.clone().unbind(),
     });
     managed.tensor.shape = managed.shape.as_mut_ptr();
     managed.tensor.strides = managed.strides.as_mut_ptr();
@@ -129,7 +130,7 @@ pub fn capsule(
     // SAFETY: the pointer is valid and the name lives for ever; on failure the tensor is freed here.
     unsafe {
         let made = ffi::PyCapsule_New(managed.cast(), UNUSED.as_ptr(), Some(discard));
-        match Bound::from_owned_ptr_or_err(tensor.py(), made) {
+        match Bound::from_owned_ptr_or_err(owner.py(), made) {
             Ok(made) => Ok(made.unbind()),
             Err(error) => {
                 delete(managed);

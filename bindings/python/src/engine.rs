@@ -8,25 +8,15 @@ use prefold::hub::{self, DEFAULT, ModelName, Settings};
 use prefold::prefix::{EncodeOptions, PrefillOptions, Sampling, Source};
 use prefold::{Error, Precision, Request, Result};
 use pyo3::prelude::*;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use crate::call::{CancelToken, Watch, run};
 use crate::prefix::Prefix;
 use crate::requests::{self, Row, row};
-use crate::{described, native};
+use crate::{described, named, native};
 
 /// See `prefold.Compressor`.
 #[pyclass(frozen)]
 pub struct Engine(Arc<prefold::Engine>);
-
-/// A value of an enum by its name.
-fn named<T: DeserializeOwned>(what: &str, name: &str, have: &str) -> Result<T> {
-    serde_json::from_value(Value::from(name)).map_err(|_| Error::Unsupported {
-        what: format!("{what} `{name}`"),
-        have: have.into(),
-    })
-}
 
 /// The model of a name, which may be downloaded; without one the default, which is not.
 fn located(model: Option<PathBuf>) -> Result<PathBuf> {
@@ -61,16 +51,7 @@ impl Engine {
         precision: &str,
     ) -> PyResult<Self> {
         let device: prefold::Device = device.parse().map_err(native)?;
-        let precision = match precision {
-            "bf16" => Precision::Bf16,
-            "f32" => Precision::F32,
-            other => {
-                return Err(native(Error::Unsupported {
-                    what: format!("precision `{other}`"),
-                    have: "bf16, f32".into(),
-                }));
-            }
-        };
+        let precision: Precision = named("precision", precision, "bf16, f32").map_err(native)?;
         let engine = run(py, Watch::default(), move |_| {
             let mut builder = prefold::Engine::builder(located(model)?)
                 .device(device)
@@ -100,11 +81,7 @@ impl Engine {
         token: Option<CancelToken>,
     ) -> PyResult<Row> {
         let engine = self.0.clone();
-        let watch = Watch {
-            deadline,
-            progress,
-            token,
-        };
+        let watch = Watch::new(deadline, progress, token);
         run(py, watch, move |control| {
             let request = requests::request(&name, &json)?;
             let compressed = engine.compress_with(&request, control)?;
@@ -122,11 +99,7 @@ impl Engine {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Vec<Py<PyAny>>> {
         let engine = self.0.clone();
-        let watch = Watch {
-            deadline,
-            progress,
-            token: None,
-        };
+        let watch = Watch::new(deadline, progress, None);
         let rows = run(py, watch, move |control| {
             let read: Vec<Result<Request>> = calls
                 .iter()
@@ -163,11 +136,7 @@ impl Engine {
         token: Option<CancelToken>,
     ) -> PyResult<(String, usize, usize, String)> {
         let engine = self.0.clone();
-        let watch = Watch {
-            deadline,
-            progress,
-            token,
-        };
+        let watch = Watch::new(deadline, progress, token);
         run(py, watch, move |control| {
             let options = requests::messages(&json)?;
             let made = engine.compress_messages(&body, &options, control)?;
@@ -197,11 +166,7 @@ impl Engine {
         token: Option<CancelToken>,
     ) -> PyResult<Row> {
         let engine = self.0.clone();
-        let watch = Watch {
-            deadline,
-            progress: None,
-            token,
-        };
+        let watch = Watch::new(deadline, None, token);
         run(py, watch, move |control| {
             let (request, warnings) = requests::json(data, &config, yaml, &json)?;
             let mut made = engine.compress_json(&request, control)?;
@@ -240,11 +205,7 @@ impl Engine {
         token: Option<CancelToken>,
     ) -> PyResult<Vec<f32>> {
         let engine = self.0.clone();
-        let watch = Watch {
-            deadline,
-            progress: None,
-            token,
-        };
+        let watch = Watch::new(deadline, None, token);
         run(py, watch, move |control| match start {
             None => engine.score(&ids, control),
             Some(start) => engine.score_tail(&ids, start, control),
@@ -278,8 +239,10 @@ impl Engine {
         let prefix = run(py, Watch::default(), move |control| {
             let prefixes = engine.prefixes().with(control);
             let adapter = prefixes.adapter(Path::new(&adapter))?;
-            let mut options = EncodeOptions::default();
-            options.piece_tokens = piece_tokens;
+            let options = EncodeOptions {
+                piece_tokens,
+                ..EncodeOptions::default()
+            };
             prefixes.encode(&adapter, &source(&engine, &text, false)?, &options)
         })?;
         Ok(Prefix::new(prefix))
@@ -295,8 +258,8 @@ impl Engine {
         let engine = self.0.clone();
         let prefix = run(py, Watch::default(), move |control| {
             let by = named("by", &by, "llmlingua, snapkv, expected-attention")?;
-            let mut options = PrefillOptions::default();
-            options.keep = keep.map(|share| (share, by));
+            let keep = keep.map(|share| (share, by));
+            let options = PrefillOptions { keep };
             let prefixes = engine.prefixes().with(control);
             prefixes.prefill(&source(&engine, &text, true)?, &options)
         })?;
@@ -324,11 +287,13 @@ impl Engine {
                 (true, Some(bos)) => vec![bos],
                 _ => engine.tokenize(&prompt, prefix.is_none(), true)?,
             };
-            let mut options = Sampling::default();
-            options.max_new_tokens = max_new_tokens;
-            options.temperature = temperature;
-            options.top_p = top_p;
-            options.seed = seed;
+            let options = Sampling {
+                max_new_tokens,
+                temperature,
+                top_p,
+                seed,
+                ..Sampling::default()
+            };
             let mut each = |_| ControlFlow::Continue(());
             let prefixes = engine.prefixes().with(control);
             let made = prefixes.generate(prefix.as_deref(), &ids, &options, &mut each)?;

@@ -12,6 +12,8 @@ use std::ffi::OsString;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 create_exception!(
     _native,
@@ -40,6 +42,14 @@ fn described(error: &prefold::Error) -> (&'static str, String) {
         _ => "PrefoldError",
     };
     (kind, error.to_string())
+}
+
+/// A value of an enum by its name.
+fn named<T: DeserializeOwned>(what: &str, name: &str, have: &str) -> prefold::Result<T> {
+    serde_json::from_value(Value::from(name)).map_err(|_| prefold::Error::Unsupported {
+        what: format!("{what} `{name}`"),
+        have: have.into(),
+    })
 }
 
 /// Runs the program and gives its exit code.

@@ -8,7 +8,7 @@ use prefold::{Error, KvPrefix};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::{dlpack, native};
+use crate::{dlpack, named, native};
 
 /// See `prefold.Prefix`.
 #[pyclass(frozen)]
@@ -35,17 +35,7 @@ impl Prefix {
 
     /// Writes a file.
     fn save(&self, py: Python<'_>, path: PathBuf, dtype: &str) -> PyResult<()> {
-        let dtype = match dtype {
-            "f32" => Dtype::F32,
-            "f16" => Dtype::F16,
-            "bf16" => Dtype::Bf16,
-            other => {
-                return Err(native(Error::Unsupported {
-                    what: format!("dtype `{other}`"),
-                    have: "f32, f16, bf16".into(),
-                }));
-            }
-        };
+        let dtype: Dtype = named("dtype", dtype, "f32, f16, bf16").map_err(native)?;
         py.detach(|| self.0.write(Path::new(&path), dtype))
             .map_err(native)
     }
@@ -160,6 +150,7 @@ impl Tensor {
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
         let _ = stream;
-        dlpack::capsule(&slf, max_version, dl_device, copy)
+        let (data, shape) = (slf.get().data().as_ptr(), slf.get().shape());
+        dlpack::capsule(slf.as_any(), data, shape, max_version, dl_device, copy)
     }
 }
