@@ -75,9 +75,12 @@ struct Copy {
 };
 
 constexpr size_t STACK = 256 << 10;
+// Stacks begin at addresses of their own modulo a page, or their tops would share the same few sets of every cache.
+constexpr size_t STAGGER = 1088, STAGGERED = 64 << 10;
+
+enum State : unsigned char { READY, WAITING, DONE };
 
 struct Fiber {
-  enum { READY, WAITING, DONE } state;
   char *stack;
 #if defined(__x86_64__)
   void *top;
@@ -109,6 +112,8 @@ struct Warp {
 
 struct Machine {
   std::vector<Fiber> fibers;
+  // Of each fiber, side by side: the scheduler looks at all of them between any two.
+  std::vector<State> states;
   std::vector<Warp> warps;
   unsigned char *shared;
   size_t shared_bytes;
@@ -142,13 +147,18 @@ struct Machine {
   }
 };
 
-thread_local Machine *machine;
+TLS Machine *machine;
 
 uint64_t next_random(uint64_t &state) {
   uint64_t z = state += 0x9e3779b97f4a7c15u;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
   z = (z ^ z >> 27) * 0x94d049bb133111ebu;
   return z ^ z >> 31;
+}
+
+// By a product, as a division takes longer than most fibers run.
+unsigned below(unsigned end, uint64_t &state) {
+  return static_cast<unsigned>((next_random(state) >> 32) * end >> 32);
 }
 
 // From a fiber to the scheduler. A fiber that has `ended` is not entered again.
@@ -217,14 +227,15 @@ void fiber_main() {
   acquire(&m.kernel);
   m.kernel->run(m.params);
   release(&m.params);
-  m.fibers[m.current].state = Fiber::DONE;
+  m.states[m.current] = DONE;
   leave(true);
   abort();
 }
 
-void start(Fiber &fiber) {
-  fiber.state = Fiber::READY;
-  fiber.copies.assign(1, {});
+void start(Fiber &fiber, unsigned thread) {
+  // The open group alone; its memory is kept.
+  fiber.copies.resize(1);
+  fiber.copies.front().clear();
 #ifdef TSAN
   fiber.tsan = __tsan_create_fiber(0);
 #endif
@@ -235,7 +246,7 @@ void start(Fiber &fiber) {
 #if defined(__x86_64__)
   // As if fiber_main had been left by prefold_switch: six registers, where to return to, and the stack
   // as it is after a call.
-  auto top = reinterpret_cast<void **>(fiber.stack + STACK);
+  auto top = reinterpret_cast<void **>(fiber.stack + STACK - thread * STAGGER % STAGGERED);
   *--top = nullptr;
   *--top = reinterpret_cast<void *>(fiber_main);
   for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -243,11 +254,14 @@ void start(Fiber &fiber) {
 #else
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack;
-  fiber.context.uc_stack.ss_size = STACK;
+  fiber.context.uc_stack.ss_size = STACK - thread * STAGGER % STAGGERED;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, fiber_main, 0);
 #endif
 }
+
+// Mostly one and the same literal.
+bool same_file(const char *a, const char *b) { return a == b || strcmp(a, b) == 0; }
 
 std::string place(const char *what, const char *file, int line) {
   const char *slash = strrchr(file, '/');
@@ -261,7 +275,7 @@ std::string deadlock() {
   unsigned ended = 0;
   for (unsigned i = 0; i < m.threads; i++) {
     const Fiber &f = m.fibers[i];
-    if (f.state == Fiber::DONE) ended++;
+    if (m.states[i] == DONE) ended++;
     else waiting[place(f.what, f.file, f.line)]++;
   }
   std::string out = "deadlock:";
@@ -272,7 +286,7 @@ std::string deadlock() {
 
 void wait_here(const char *what, const char *file, int line) {
   Fiber &me = machine->fibers[machine->current];
-  me.state = Fiber::WAITING;
+  machine->states[machine->current] = WAITING;
   me.what = what;
   me.file = file;
   me.line = line;
@@ -284,34 +298,33 @@ void land(const Copy &copy) {
   memset(static_cast<char *>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
 }
 
-void run_block(std::vector<unsigned> &turn) {
+// Threads that can run, in the order of this round; `ready` has room for all of them.
+unsigned in_order(unsigned *ready) {
+  Machine &m = *machine;
+  unsigned count = 0;
+  for (unsigned i = 0; i < m.threads; i++) {
+    const unsigned thread = m.order == DESCENDING ? m.threads - 1 - i : i;
+    if (m.states[thread] == READY) ready[count++] = thread;
+  }
+  if (m.order == RANDOM)
+    for (unsigned i = count; i > 1; i--) std::swap(ready[i - 1], ready[below(i, m.seed)]);
+  return count;
+}
+
+void run_block(std::vector<unsigned> &ready) {
   Machine &m = *machine;
   memset(m.shared, 0xff, m.shared_bytes);
   for (auto &warp : m.warps) warp = {};
   m.arrived = 0;
   release(&m.kernel);
-  for (unsigned i = 0; i < m.threads; i++) start(m.fibers[i]);
-  for (;;) {
-    bool progress = false;
-    if (m.order == RANDOM)
-      for (unsigned i = m.threads; i > 1; i--)
-        std::swap(turn[i - 1], turn[next_random(m.seed) % i]);
-    for (unsigned i = 0; i < m.threads && !m.failed; i++) {
-      const unsigned thread = m.order == DESCENDING ? m.threads - 1 - i : turn[i];
-      if (m.fibers[thread].state != Fiber::READY) continue;
-      progress = true;
-      enter(thread);
-    }
-    if (m.failed) break;
-    if (!progress) {
-      for (unsigned i = 0; i < m.threads; i++) {
-        if (m.fibers[i].state == Fiber::DONE) continue;
-        m.report = deadlock();
-        m.failed = true;
-        break;
-      }
-      break;
-    }
+  m.states.assign(m.threads, READY);
+  for (unsigned i = 0; i < m.threads; i++) start(m.fibers[i], i);
+  unsigned count;
+  while (!m.failed && (count = in_order(ready.data())))
+    for (unsigned i = 0; i < count && !m.failed; i++) enter(ready[i]);
+  if (!m.failed && m.states != std::vector<State>(m.threads, DONE)) {
+    m.report = deadlock();
+    m.failed = true;
   }
   // To the thread sanitizer blocks follow each other, as they do here.
   acquire(&m.params);
@@ -349,11 +362,11 @@ void barrier(const char *file, int line) {
     for (unsigned i = 0; i < m.threads; i++) {
       Fiber &f = m.fibers[i];
       if (i == m.current) continue;
-      if (f.line != line || strcmp(f.file, file) != 0)
+      if (f.line != line || !same_file(f.file, file))
         fail(("threads meet at different barriers, this one and " + place("that", f.file, f.line))
                  .c_str(),
              file, line);
-      f.state = Fiber::READY;
+      m.states[i] = READY;
     }
   }
   acquire(meeting);
@@ -370,7 +383,7 @@ void collective(const char *what, unsigned mask, void *payload, void (*compute)(
     warp.file = file;
     warp.line = line;
     warp.mask = mask;
-  } else if (warp.mask != mask || warp.line != line || strcmp(warp.file, file) != 0) {
+  } else if (warp.mask != mask || warp.line != line || !same_file(warp.file, file)) {
     fail(("lanes diverge: others wait for a " + place(warp.what, warp.file, warp.line) +
           ", this one for a " + what)
              .c_str(),
@@ -384,7 +397,7 @@ void collective(const char *what, unsigned mask, void *payload, void (*compute)(
   }
   if (compute) compute(warp.lanes);
   for (unsigned i = 0; i < 32; i++)
-    if (mask >> i & 1 && i != lane) m.fibers[m.current - lane + i].state = Fiber::READY;
+    if (mask >> i & 1 && i != lane) m.states[m.current - lane + i] = READY;
   const unsigned phase = warp.phase + 1;
   warp = {};
   warp.phase = phase;
@@ -493,13 +506,12 @@ extern "C" int prefold_launch(const char *name, const void *params, size_t size,
   block_size = {threads, 1, 1};
   grid_size = {grid[0], grid[1], grid[2]};
   thread_index = {0, 0, 0};
-  std::vector<unsigned> turn(threads);
-  for (unsigned i = 0; i < threads; i++) turn[i] = i;
+  std::vector<unsigned> ready(threads);
   for (unsigned z = 0; z < grid[2] && !m.failed; z++)
     for (unsigned y = 0; y < grid[1] && !m.failed; y++)
       for (unsigned x = 0; x < grid[0] && !m.failed; x++) {
         block_index = {x, y, z};
-        run_block(turn);
+        run_block(ready);
       }
   free(shared);
   if (!m.failed) return 0;

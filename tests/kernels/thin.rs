@@ -374,11 +374,11 @@ fn texts_that_share_launches_come_out_as_alone() {
     let mut random = Random(8);
     // The last has one window, and is read once.
     let shapes = [
-        (200, 32, 0, 1),
-        (250, 32, 6, 2),
-        (120, 32, 0, 1),
-        (64, 31, 0, 1),
-        (40, 32, 0, 1),
+        (110, 24, 0, 1),
+        (130, 24, 6, 2),
+        (70, 24, 0, 1),
+        (48, 23, 0, 1),
+        (30, 24, 0, 1),
     ];
     let jobs = shapes.map(|(n, size, start, runs)| Plan::new(n, size, start, runs, &mut random));
     let texts: Vec<Thinning<'_>> = jobs.iter().map(Plan::text).collect();
@@ -431,7 +431,7 @@ fn texts_that_share_launches_come_out_as_alone() {
             assert_eq!(count(&log, "replay"), readings, "{at}: {log:?}");
             assert_eq!(count(&log, "graph"), 0, "{at}: {log:?}");
             // A larger pass: what ops share grows, and the record's addresses are no good any more.
-            let many: Vec<Vec<u32>> = (0..6).map(|_| (0..150).collect()).collect();
+            let many: Vec<Vec<u32>> = (0..6).map(|_| (0..100).collect()).collect();
             let many: Vec<&[u32]> = many.iter().map(Vec::as_slice).collect();
             model.score_each(&many).unwrap();
             device::log();
@@ -501,17 +501,30 @@ fn golden_rows_come_out_the_same() {
     let tokenizer = Tokenizer::from_vocab(weights.gguf().unwrap().vocab().unwrap()).unwrap();
     let text = std::fs::read_to_string(shared.join("golden/llmlingua.jsonl")).unwrap();
     let (mut thinned, mut wrong) = (0, Vec::new());
-    // Those that differ from one below in their rate alone, or are as long and no other kind.
-    let more_of_the_same = [
+    // Those that plan no windows, or whose plan differs from another's in numbers alone: a reading of the whole text by
+    // the real model is what takes time, and `tests/selection` compares every row by the loop.
+    let left_out = [
+        "gsm1_t150",
+        "licence_long",
+        "long_after",
+        "long_full",
+        "own_budget",
+        "own_ctxonly",
+        "own_iq_noconcat",
+        "own_iter100",
+        "own_iter50",
+        "own_keepsplit",
         "own_r0.2",
         "own_r0.33",
+        "own_r0.5",
         "own_r0.8",
-        "own_iter100",
-        "licence_long",
+        "own_sent",
+        "own_sent_keep",
+        "short",
     ];
     for line in text.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
-        if more_of_the_same.contains(&row["name"].as_str().unwrap()) {
+        if left_out.contains(&row["name"].as_str().unwrap()) {
             continue;
         }
         let structured = match row["call"].as_str() {
@@ -535,5 +548,5 @@ fn golden_rows_come_out_the_same() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(thinned >= 18, "only {thinned} texts were thinned");
+    assert!(thinned >= 10, "only {thinned} texts were thinned");
 }
