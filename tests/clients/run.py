@@ -7,6 +7,7 @@ Usage: run.py PREFOLD MODEL [openai anthropic litellm mcp headroom page]
 import json
 import os
 import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -126,6 +127,8 @@ def try_anthropic(base, upstream):
 
 def try_litellm(base, upstream):
     port = free_port()
+    # LiteLLM refuses to start with a key that is widely known.
+    key = f"sk-{secrets.token_hex(32)}"
     config = {
         "model_list": [
             {
@@ -148,7 +151,7 @@ def try_litellm(base, upstream):
                 },
             }
         ],
-        "general_settings": {"master_key": "sk-1234"},
+        "general_settings": {"master_key": key},
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
@@ -172,7 +175,7 @@ def try_litellm(base, upstream):
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/v1/chat/completions",
                 json.dumps({"model": "m", "messages": given}).encode(),
-                {"content-type": "application/json", "authorization": "Bearer sk-1234"},
+                {"content-type": "application/json", "authorization": f"Bearer {key}"},
             )
             with urllib.request.urlopen(request, timeout=120) as answer:
                 assert json.load(answer)["choices"][0]["message"]["content"] == "".join(

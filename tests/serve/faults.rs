@@ -154,7 +154,9 @@ fn work_ends_when_its_client_leaves() {
     drop(stream);
     let start = Instant::now();
     while metric(address, "prefold_queue_depth") > 0 {
-        assert!(start.elapsed() < Duration::from_secs(10), "it still works");
+        // A forward pass takes up to 200 ms on the CPU, and more where other tests share the cores. All
+        // of the text would take minutes.
+        assert!(start.elapsed() < Duration::from_secs(2), "it still works");
         thread::sleep(Duration::from_millis(10));
     }
 }
