@@ -360,6 +360,7 @@ pub(super) async fn preview(
         Err(response) => return response,
     };
     let time = app.options.call_deadline;
+    let length = request.text.len();
     let done = app.queued(time, move |app, control| {
         let exact = Exact::default().with_keep_question(false).with_trace(true);
         let request = Request::new([request.text])
@@ -375,9 +376,21 @@ pub(super) async fn preview(
                 text: compressed.text,
                 tokens_before: compressed.tokens_before,
                 tokens_after: compressed.tokens_after,
-                pieces: compressed.pieces,
+                pieces: without_question(compressed.pieces, length),
             },
         ),
         Err(refused) => refusal(&app, refused),
     }
+}
+
+/// The pieces of the first `length` bytes: the text's. The question comes after it.
+fn without_question(mut pieces: Vec<Piece>, length: usize) -> Vec<Piece> {
+    let mut left = length;
+    pieces.retain_mut(|piece| {
+        let end = piece.text.floor_char_boundary(left);
+        piece.text.truncate(end);
+        left -= end;
+        end > 0
+    });
+    pieces
 }

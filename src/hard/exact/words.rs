@@ -90,6 +90,9 @@ fn continues(before: &str, space: &str, after: &str) -> bool {
     if listed(SIGNS, before.trim_start_matches(['(', '['])) {
         return after.starts_with(digit);
     }
+    if is_number_in_groups(before, after) {
+        return true;
+    }
     if !before.ends_with(digit) {
         return false;
     }
@@ -100,6 +103,35 @@ fn continues(before: &str, space: &str, after: &str) -> bool {
         return true;
     }
     listed(UNITS, after) || listed(UNITS, after.trim_end_matches(closes))
+}
+
+/// True for neighbouring groups of a telephone, card or account number: `+49 (30)`, `555 0199`,
+/// `DE89 3704`.
+fn is_number_in_groups(before: &str, after: &str) -> bool {
+    let digits = |text: &str, count: std::ops::RangeInclusive<usize>| {
+        count.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+    };
+    let bracketed = |text: &str| {
+        let inner = text
+            .strip_prefix('(')
+            .and_then(|rest| rest.strip_suffix(')'));
+        inner.is_some_and(|inner| digits(inner, 1..=5))
+    };
+    let starts = after.starts_with(|c: char| c.is_ascii_digit());
+    let country = before.trim_start_matches('(').strip_prefix('+');
+    if country.is_some_and(|code| digits(code, 1..=4)) {
+        return starts || bracketed(after);
+    }
+    if bracketed(before) && before.len() > 3 {
+        return starts;
+    }
+    let next = after.trim_end_matches(closes);
+    let account = before.len() == 4
+        && before.as_bytes()[..2].iter().all(u8::is_ascii_uppercase)
+        && digits(&before[2..], 2..=2);
+    account && digits(next, 4..=4)
+        || digits(before, 4..=4) && (digits(next, 4..=4) || digits(next, 2..=2))
+        || digits(before, 3..=3) && digits(next, 4..=4)
 }
 
 /// Whether a list of words between spaces has this one.
@@ -274,6 +306,10 @@ mod tests {
             "0x1f",
             "5\u{a0}kg",
             "100 km/h",
+            "+49 (30) 1234-5678",
+            "(030) 555 0199",
+            "DE89 3704 0044 0532 0130 00",
+            "4111 1111 1111 1111",
         ] {
             let text = format!("It is {figure} here");
             let whole = if figure == "100 km/h" { "100 " } else { figure };

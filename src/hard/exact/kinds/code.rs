@@ -333,6 +333,20 @@ fn role(statement: &str) -> Role {
     }
 }
 
+/// The statement that the comment `i` describes: the next one at its indentation, with no blank line
+/// between. A docstring describes the line above it.
+fn described(text: &str, statements: &[Statement], i: usize) -> Option<usize> {
+    let own = &text[statements[i].range.clone()];
+    if own.trim_start().starts_with(['"', '\'']) {
+        return None;
+    }
+    let next = i + 1 + statements[i + 1..].iter().position(|s| !s.comment)?;
+    let between = &text[statements[i].range.start..statements[next].range.start];
+    let blank = between.lines().any(|line| line.trim().is_empty());
+    let width = indent(&text[statements[next].range.clone()]);
+    (!blank && width == indent(own)).then_some(next)
+}
+
 /// Makes units of statements and says what each needs.
 fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
     let mut units: Vec<Unit> = statements
@@ -372,6 +386,7 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
         if statement.comment {
             let parent = open.iter().rev().find(|(_, at)| *at < width);
             units[i].needs.extend(parent.map(|&(parent, _)| parent));
+            units[i].needs.extend(described(text, statements, i));
             continue;
         }
         if let Some(rest) = start
@@ -493,6 +508,23 @@ mod tests {
             with_needs(yaml, "d: 2"),
             "a:\n  b:\n    - c: 1\n      d: 2\n"
         );
+    }
+
+    #[test]
+    fn a_comment_keeps_the_statement_it_describes() {
+        let python = "def f():\n    \"\"\"Docs.\"\"\"\n    # why\n    # more\n    x = 1\n    # apart\n\n    y = 2\n";
+        assert_eq!(
+            with_needs(python, "# why"),
+            "def f():\n    # why\n    x = 1\n"
+        );
+        assert_eq!(with_needs(python, "# apart"), "def f():\n    # apart\n");
+        assert_eq!(
+            with_needs(python, "Docs"),
+            "def f():\n    \"\"\"Docs.\"\"\"\n"
+        );
+        let rust = "/// Adds.\nfn add() {\n    go();\n    // done\n}\n";
+        assert_eq!(with_needs(rust, "Adds"), "/// Adds.\nfn add() {\n}\n");
+        assert_eq!(with_needs(rust, "done"), "fn add() {\n    // done\n}\n");
     }
 
     #[test]
