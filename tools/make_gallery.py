@@ -6,6 +6,7 @@
 The texts are in tests/data/gallery. Dropped text is struck, or a line of a diff that starts with `-`.
 """
 
+import difflib
 import json
 import subprocess
 import sys
@@ -24,6 +25,12 @@ EXAMPLES = [
     ("A listing", "listing.txt", "", "30%", False),
     ("A table", "table.csv", "When was Sarge released?", "30%", False),
     ("HTML", "page.html", "What does ffi_prep_cif do?", "40%", False),
+]
+
+# The same for texts that come out as JSON: what is inside of a value is shown by lines.
+JSON = [
+    ("JSON", "response.json", ["--rate", "30%", "--question", "Which issue is about a large upload?"]),
+    ("A conversation", "conversation.json", ["--rate", "40%", "--messages"]),
 ]
 
 
@@ -90,6 +97,13 @@ def diff(data, kept):
     return "\n".join(out)
 
 
+def changes(before, after):
+    """Lines that differ, with one around them."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm="")
+    # The first two name files.
+    return "\n".join(["…" if line.startswith("@@") else line for line in lines][2:])
+
+
 def main():
     program = [sys.argv[1], "compress"]
     if "--model" in sys.argv:
@@ -104,6 +118,16 @@ def main():
         asked = f"Question: *{question}* " if question else ""
         print(f"{asked}{result['origin_tokens']} tokens, at most {result['target']}: {result['compressed_tokens']} are left.\n")
         print(struck(data, kept) if running else f"````diff\n{diff(data, kept)}\n````")
+    for title, name, options in JSON:
+        command = [*program, "--quiet", *options, str(FOLDER / name)]
+        after = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        before = (FOLDER / name).read_text()
+        if "--question" in options:
+            # The question comes last.
+            after = after.removesuffix(options[-1]).rstrip()
+        json.loads(after)
+        print(f"\n## {title}\n\n`{' '.join(options)}`; {len(before)} characters, {len(after)} are left.\n")
+        print(f"````diff\n{changes(before, after)}\n````")
 
 
 if __name__ == "__main__":
