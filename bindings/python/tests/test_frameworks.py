@@ -1,6 +1,7 @@
 """The classes for frameworks, against the real packages; skipped where one is not installed."""
 
 import asyncio
+import inspect
 import pickle
 
 import pytest
@@ -46,7 +47,10 @@ def test_langchain_five_in_the_same_five_shorter_out(compressor, documents):
     )
     made = work.compress_documents(given, QUERY)
     assert [document.id for document in made] == [f"d{i}" for i in range(5)] and not work.dropped
-    assert all(len(m.page_content) < len(text) for m, text in zip(made, documents, strict=True))
+    pairs = list(zip([m.page_content for m in made], documents, strict=True))
+    assert all(short and text.startswith(short) for short, text in pairs)
+    # What is left of the question's budget may leave one of them whole.
+    assert sum(len(short) < len(text) for short, text in pairs) >= 4
 
 
 def test_langchain_tool_messages(compressor, documents):
@@ -149,7 +153,11 @@ def test_haystack(compressor, documents):
     assert PrefoldCompressor.from_dict(work.to_dict()).rate == 0.5
     pipeline = Pipeline()
     pipeline.add_component("compressor", component())
-    again = Pipeline.loads(pipeline.dumps())
+    # Newer versions load a class of another package only where it is named.
+    trusted = {"allowed_modules": ["prefold.integrations.haystack"]}
+    if "allowed_modules" not in inspect.signature(Pipeline.loads).parameters:
+        trusted = {}
+    again = Pipeline.loads(pipeline.dumps(), **trusted)
     out = again.run({"compressor": {"documents": given, "query": QUERY}})["compressor"]
     assert [document.id for document in out["documents"]] == ids
 
