@@ -3,7 +3,7 @@
 #
 #   ./train.sh [seconds] [folder for results] [options of `prefold train regen`…]    (default 540, ./trained)
 #
-# The folder holds the adapter, whole at any time: started again with it, here or elsewhere, training goes on
+# The folder holds the adapter, whole at any time: started again with it, here or elsewhere, training continues
 # from the last checkpoint. Beside it the log, its curves, what it keeps, and a step beside PyTorch's. The model
 # and the rows arrive in parts, as for run.sh: model.gguf.part-* and corpus.jsonl[.xz|.zst].part-*. Needed
 # besides: an NVIDIA driver, bash, coreutils, tar, gzip; for the comparison Python with PyTorch and transformers.

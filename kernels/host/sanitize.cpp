@@ -113,7 +113,7 @@ void thinning() {
   std::vector<AttentionTile> staged(2 * tiles);
   auto run = [&](const float *scores) {
     for (unsigned i = 0; i < 2 * capacity; i++) ids[i] = i, from[i] = i % capacity;
-    // Each order of the launch goes on where the one before stopped.
+    // Each order of the launch continues where the one before stopped.
     std::vector<ThinText> texts = {{290, scores ? 20u : 0, scores ? 80u : 290, 80, 0, 3, 30, 0},
                                    {200, 0, 0, 30, 3, 3, 30, 0}};
     launch("thin", 2, 1, 1, 96, sizeof(Shared) + 4 * cached,

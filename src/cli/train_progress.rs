@@ -1,4 +1,4 @@
-//! How training shows that it goes on: a bar on a terminal, else a line now and then.
+//! How training shows its progress: a bar on a terminal, else a line now and then.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

@@ -57,7 +57,7 @@ impl<'e> Training<'e> {
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for a plan that cannot be ([`Plan::check`]) or does not suit
-    /// the model, a folder that is no run or a run of another plan, or a loss that is not finite;
+    /// the model, a folder that is not a run or a run of another plan, or a loss that is not finite;
     /// [`Error::Io`](crate::Error::Io) and [`Error::Format`](crate::Error::Format) for rows and files.
     pub fn run(
         &self,

@@ -123,7 +123,7 @@ pub struct Report {
 
 /// Asks for every pair that `log` has no answer to and reports on all.
 ///
-/// `log`, JSON lines, grows with every batch, so that a run that was cut off goes on where it was.
+/// `log`, JSON lines, grows with every batch, so that a run that was cut off continues where it was.
 /// `base` names the way whose differences to the others are reported. `tick` is called twice for each
 /// of the task's pairs.
 ///

@@ -37,7 +37,7 @@ pub(super) fn note(launch: impl FnOnce() -> Launch) {
     });
 }
 
-/// Says that this thread does something with the device that is no launch: launchers do, of whatever would
+/// Says that this thread does something with the device that is not a launch: launchers do, of whatever would
 /// not be done by a replay, and of memory that might be gone by then.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(super) fn spoil() {

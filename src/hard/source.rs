@@ -198,7 +198,7 @@ impl Source {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut at = head;
         let mut push = |range: Range<usize>, kept: bool, nll: Option<f32>| {
-            // A token may end inside a character; the piece then goes on to its end.
+            // A token may end inside a character; the piece then continues to its end.
             let mut end = range.end.min(tail);
             while !self.text.is_char_boundary(end) {
                 end += 1;

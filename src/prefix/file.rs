@@ -226,7 +226,7 @@ impl KvPrefix {
     /// Reads a prefix and the element type that its file has.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for whatever is no sound prefix.
+    /// [`Error::Io`]; [`Error::Format`] for whatever is not a sound prefix.
     pub fn read(path: &Path) -> Result<(Self, Dtype)> {
         let bad = |reason: String| Error::format(path, reason.replace(char::is_control, " "));
         if !fs::metadata(path).map_err(Error::io(path))?.is_file() {

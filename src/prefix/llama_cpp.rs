@@ -3,7 +3,7 @@
 //!
 //! The server takes a file only if its version, number of streams, element types and order of V are
 //! its own, so the best template is a slot that it saved itself; a slot of one token will do. It
-//! compares the prompt with the file's token ids and goes on behind them, so a prompt begins with
+//! compares the prompt with the file's token ids and continues after them, so a prompt begins with
 //! those ids; memory tokens have none and get placeholders.
 
 use std::path::Path;

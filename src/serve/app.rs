@@ -107,7 +107,7 @@ pub(super) struct Job {
 /// A conversation after its compression.
 #[derive(Debug, Clone)]
 pub(super) struct Done {
-    /// The new body; `None` where the original goes on.
+    /// The new body; `None` where the original is passed on.
     pub body: Option<Bytes>,
     /// What was decided; `None` where the conversation was not read.
     pub result: Option<MessagesResult>,

@@ -12,7 +12,7 @@ use crate::model::lora::{LoraWeights, floats};
 use crate::model::{mapped, safetensors};
 use crate::prefix::{KvPrefix, Method, hex};
 
-/// Where the decoder goes on.
+/// Where the decoder continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NextPosition {
@@ -36,7 +36,7 @@ pub struct Settings {
     pub pad_to: Option<usize>,
     /// With this id; the model's end-of-text id unless it is given.
     pub pad_id: Option<u32>,
-    /// Where the decoder goes on.
+    /// Where the decoder continues.
     pub next_position: NextPosition,
     /// [`crate::ModelInfo::fingerprint`] of the model that it was trained with. Another quantisation
     /// of that model serves as well, hence it is not demanded; a default adapter is chosen by it.

@@ -36,7 +36,7 @@ pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
 ///
 /// Each piece goes through the encoder (the frozen model with the adapter on) by itself from position
 /// 0, and its memory tokens stand behind it; where their K is rotated to is recorded as
-/// `rope_positions`. The runs are joined in the text's order. The decoder goes on at the number of
+/// `rope_positions`. The runs are joined in the text's order. The decoder continues at the number of
 /// all memory tokens, unless the adapter's settings say otherwise.
 ///
 /// By ICAE's method the memory tokens' output states (behind the last norm) are read by the decoder,

@@ -25,7 +25,7 @@ pub struct Sampling {
     pub top_p: f32,
     /// The same seed gives the same tokens.
     pub seed: u64,
-    /// Goes on behind the end of a text.
+    /// Continues after the end of a text.
     pub ignore_eos: bool,
 }
 
@@ -94,7 +94,7 @@ pub struct Reply {
     pub generated: Generated,
 }
 
-/// Goes on behind `prefix` and `prompt`; `each` hears every id as it comes and may stop.
+/// Continues after `prefix` and `prompt`; `each` hears every id as it comes and may stop.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty prompt, options outside their ranges, ids outside the vocabulary or

@@ -19,7 +19,7 @@ pub struct PrefillOptions {
 /// The K and V of a text by the model itself.
 ///
 /// A pruned prefix keeps those of some tokens only: they were made with all of the text in sight, keep
-/// the angles of their positions, and what follows goes on behind the whole text.
+/// the angles of their positions, and what follows continues after the whole text.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty text, one with ids outside the vocabulary, one longer than the

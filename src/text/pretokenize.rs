@@ -202,7 +202,7 @@ fn llama3_word(text: &str, max_digits: usize, classes: &Classes) -> usize {
     wordless(text, max_digits, &['\r', '\n'], classes)
 }
 
-/// What is no word of letters: numbers of so many digits, marks with the characters that may follow
+/// What is not a word of letters: numbers of so many digits, marks with the characters that may follow
 /// them, and white space.
 fn wordless(text: &str, max_digits: usize, after_marks: &[char], classes: &Classes) -> usize {
     let first = text.chars().next().unwrap_or('\n');

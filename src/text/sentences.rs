@@ -50,7 +50,7 @@ impl Candidate {
 fn candidates(text: &str) -> Vec<Candidate> {
     let mut out = Vec::new();
     let mut last: Option<Candidate> = None;
-    // The word before the last mark, also of one that is no candidate any more.
+    // The word before the last mark, also of one that is not a candidate any more.
     let mut word = 0..0;
     for (mark, _) in text.match_indices(['.', '?', '!']) {
         let end = mark + 1;

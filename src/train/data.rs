@@ -171,7 +171,7 @@ fn filled(name: &str, ids: Vec<u32>) -> Result<Vec<u32>, String> {
     }
 }
 
-/// What becomes of a row that is no sample.
+/// What becomes of a row that is not a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum BadRows {
@@ -271,7 +271,7 @@ impl<'a> Stream<'a> {
         Ok(stream)
     }
 
-    /// Where it stands: a stream opened there goes on with the same samples.
+    /// Where it stands: a stream opened there continues with the same samples.
     pub fn position(&self) -> Position {
         self.position
     }

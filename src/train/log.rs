@@ -40,7 +40,7 @@ impl Log {
     /// a kill cut short. Step 0 begins anew.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for a file that is no log, which stays as it is.
+    /// [`Error::Io`]; [`Error::Format`] for a file that is not a log, which stays as it is.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
             regular_file(path)?;

@@ -12,7 +12,7 @@ use crate::control;
 use crate::error::{Error, Result};
 use crate::files::mark;
 
-/// A line beyond this is no row of text; it bounds what a file can have allocated.
+/// A line beyond this is not a row of text; it bounds what a file can have allocated.
 pub const LONGEST_LINE: usize = 16 << 20;
 
 /// A line and where it stands.

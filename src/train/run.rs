@@ -67,7 +67,7 @@ pub struct Options {
     pub out: PathBuf,
     /// The log; `None` for none.
     pub log: Option<PathBuf>,
-    /// Goes on with the run in `out`, if there is one.
+    /// Continues with the run in `out`, if there is one.
     pub resume: bool,
     /// What must be the same when a run is resumed, by the names of options.
     pub identity: Map<String, Value>,
@@ -120,11 +120,11 @@ impl Options {
     }
 }
 
-/// What a run tells while it goes on.
+/// What a run tells while it works.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// It goes on behind a step.
+    /// It continues after a step.
     Resumed(u64),
     /// There was nothing to go on with.
     Fresh,
@@ -183,7 +183,7 @@ pub struct Start<'a> {
 ///
 /// # Errors
 /// [`Error::Input`] for options that cannot be, a folder that is something else, a run that was made
-/// with other options, or a loss that is no number; those of rows, files and the model.
+/// with other options, or a loss that is not a number; those of rows, files and the model.
 pub fn run(
     source: &mut dyn Source,
     start: Start<'_>,

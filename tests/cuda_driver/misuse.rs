@@ -67,7 +67,7 @@ fn work_is_done_when_somebody_waits() {
         .unwrap();
     assert_eq!(place.count("launches"), 1);
     assert!(host.iter().all(|v| (v - 2.9964).abs() < 1e-3), "{host:?}");
-    // What nobody wrote is no number.
+    // What nobody wrote is not a number.
     let z = cuda.alloc(64, false).unwrap();
     cuda.read(&z, 0, bytemuck::cast_slice_mut(&mut host))
         .unwrap();
@@ -177,7 +177,7 @@ fn a_write_beside_a_piece_is_found() {
     said(&place, &["gelu touched 0x"]);
 }
 
-/// Nothing but launches belongs into a recording; and after one that was broken everything goes on.
+/// Nothing but launches belongs into a recording; and after one that was broken everything continues.
 #[test]
 fn a_recording_in_which_somebody_waits_is_broken() {
     let Some(place) = Place::new(90) else { return };

@@ -518,7 +518,7 @@ int allocate(Context *context, const shared_ptr<Pool> &pool, uint64_t *out, size
   for (auto &[_, pool] : pools)
     if (pool->device == context->device) used += pool->used;
   const size_t all = properties[context->device].memory;
-  // No complaint: to be full is no mistake.
+  // No complaint: to be full is not a mistake.
   if (size > all || used > all - size) return OUT_OF_MEMORY;
   const uint64_t address = memory::reserve(context->device, size);
   if (!address) return OUT_OF_MEMORY;

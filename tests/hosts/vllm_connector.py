@@ -167,7 +167,7 @@ def compare(server, run, model, adapter, folder, served):
         assert server.complete(prompt) == plain
         assert (plain == want) == (name == "prefilled"), (name, plain)
         print("{0}: {1} rows, the same {2} ids, twice".format(name, len(told["tokens"]), len(got)))
-    # What cannot be right fails, and the server goes on.
+    # What cannot be right fails, and the server continues.
     prompt, asked = requests["soft"]
     prefix = asked["kv_transfer_params"]["prefix"]
     server.refuses(prompt, kv_transfer_params=asked["kv_transfer_params"])

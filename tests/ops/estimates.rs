@@ -276,7 +276,7 @@ fn nll_is_as_near_as_its_logits() {
     }
 }
 
-/// What is no number must not be estimated as one, and must not reach other rows.
+/// What is not a number must not be estimated as one, and must not reach other rows.
 #[test]
 fn what_is_no_number_stays_none() {
     let mut random = Random(14);

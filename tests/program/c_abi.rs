@@ -133,7 +133,7 @@ fn a_c_program_works_on_texts() {
     run_static("tests/c/text.c", &[model]);
 }
 
-/// ICAE's [AE] is no id: the C ABI has a function that begins with it.
+/// ICAE's [AE] is not an id: the C ABI has a function that begins with it.
 #[test]
 fn a_c_program_asks_for_a_text_by_an_embedding() {
     let Some(golden) = golden() else { return };

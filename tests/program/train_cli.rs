@@ -604,7 +604,7 @@ fn plots_are_svg() {
         dir.write(name, (1..=steps).map(line).collect::<String>())
     };
     let long = log("long <&> \"run\".jsonl", 80, true);
-    // A line that is being written is no error.
+    // A line that is being written is not an error.
     let short = log("short.jsonl", 10, false);
     let text = std::fs::read_to_string(&short).unwrap() + "{\"step\": 11, \"lo";
     std::fs::write(&short, text).unwrap();

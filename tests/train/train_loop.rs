@@ -392,7 +392,7 @@ fn rows_are_shuffled_by_seed_and_each_comes_once_an_epoch() {
         assert_eq!(sorted, (0..17).collect::<Vec<_>>());
     }
     assert_eq!(from_start(1, 1, 17), (0..17).collect::<Vec<_>>());
-    // From anywhere it goes on as if it had never stopped.
+    // From anywhere it continues as if it had never stopped.
     for taken in [0, 1, 16, 17, 18, 34, 40] {
         let mut stream = open(1, 6, Position::default());
         draw(&mut stream, taken);

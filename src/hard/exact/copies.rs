@@ -79,7 +79,7 @@ pub(super) fn find(
         let (c, u) = units[i];
         let unit = &parsed[c].units[u];
         let first = *first_of.entry(hashes[i]).or_insert(i);
-        // A body under another signature is no copy: it says what that one does.
+        // A body under another signature is not a copy: it says what that one does.
         let form = unit.whole && !unit.record;
         let body = form && unit.needs.iter().any(|&need| need < u);
         if first == i || unit.class == Class::Blank || body {

@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
 
 impl Reference<'_> {
     /// The tokens of `contexts` joined by blank lines, each with the decision on it. `prefix` is read
-    /// in front of them and is no part of the result.
+    /// in front of them and is not part of the result.
     pub(super) fn filter_tokens(
         &self,
         contexts: &[String],

@@ -146,7 +146,7 @@ impl Syntax {
                     None => return Ok(closing),
                 }
             } else if matches!(c, '"' | '\'') {
-                // A quote without its end is an apostrophe, a lifetime, or a string that goes on.
+                // A quote without its end is an apostrophe, a lifetime, or a string that continues.
                 skip = string_end(rest, c).unwrap_or(1);
             } else if matches!(c, '(' | '[') {
                 depth += 1;
@@ -274,7 +274,7 @@ fn bracket_end(
     None
 }
 
-/// Whether a statement goes on over the end of a line.
+/// Whether a statement continues over the end of a line.
 fn continues(line: &str, next: &str) -> bool {
     let next = next.trim_start();
     let chain =

@@ -163,7 +163,7 @@ fn is_plain(shape: &str) -> bool {
     bare.chars().all(|c| matches!(c, 'a' | '\'' | '’' | '-')) && bare != "-"
 }
 
-/// The shapes of a line's first tokens up to one that is no word of prose.
+/// The shapes of a line's first tokens up to one that is not a word of prose.
 fn key(line: &str) -> Option<String> {
     let mut key = String::new();
     for token in line.split_whitespace().take(3) {
