@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "tests/data/gallery"
 
 # Title, file, question, rate, and whether the text is drawn as running text.
 EXAMPLES = [
-    ("Prose, with a question", "prose.txt", "Where did Holmes live?", "30%", True),
+    ("Prose, with a question", "prose.txt", "In which street were Holmes's lodgings?", "30%", True),
     ("Prose, without a question", "prose.txt", "", "50%", True),
     ("Markdown", "readme.md", "How is a prefix made for llama.cpp?", "20%", False),
     ("Code", "module.rs", "", "40%", False),
