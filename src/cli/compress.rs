@@ -154,17 +154,37 @@ impl Report {
     }
 }
 
+/// The file of a conversation: that of `--messages`, or the one that `--as chat` calls so.
+fn conversation(args: &Args) -> Outcome<Option<PathBuf>> {
+    if !args.flags.is_chat() || args.conversation.messages.is_some() {
+        return Ok(args.conversation.messages.clone());
+    }
+    if args.instruction.is_some() || args.structured || args.show || args.html.is_some() {
+        let reason =
+            "--as chat: a conversation takes no --instruction, --structured, --show or --html";
+        return Err(Failure::Usage(reason.into()));
+    }
+    match args.files.as_slice() {
+        [] => Ok(Some("-".into())),
+        [file] => Ok(Some(file.clone())),
+        _ => Err(Failure::Usage(
+            "--as chat: takes one FILE, the body of a chat request".into(),
+        )),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     // A place where nothing can be written is better known before the work than behind it.
     for path in args.output.iter().chain(&args.html) {
         check_target(path)?;
     }
+    let conversation = conversation(&args)?;
     let (budget, mode) = args.flags.budget_and_mode(args.html.is_some());
-    if let Some(file) = &args.conversation.messages {
+    if let Some(file) = conversation {
         let question = args.question.as_deref().map(text_or_file).transpose()?;
         let options = args.conversation.options(budget, mode, question)?;
-        let body = messages::read(file)?;
+        let body = messages::read(&file)?;
         crate::text::prepare_cl100k();
         let model = args.model.open_to_score(&args.adapter)?;
         let output = messages::Output {

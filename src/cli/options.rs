@@ -5,6 +5,8 @@ use crate::hard::{
     Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
     RankMethod, Ranker, Reorder,
 };
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 
 /// A share as a number, `0.5`, or in per cent, `50%`.
 pub fn share(text: &str) -> Result<f64, String> {
@@ -60,10 +62,11 @@ pub struct Flags {
     /// Keep every digit
     #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
     force_digits: bool,
-    /// What the contexts are [default: what each looks like]
+    /// What the contexts are; `chat`: the one FILE is a conversation, as --messages takes it
+    /// [default: what each looks like]
     #[arg(long = "as", value_name = "KIND", value_enum,
         conflicts_with = "reference", help_heading = EXACT)]
-    as_kind: Option<ContentKind>,
+    as_kind: Option<AsKind>,
     /// Put TEXT where something was dropped; empty: nothing [default: `…` in a comment of code, else
     /// nothing]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
@@ -173,7 +176,43 @@ const RANKING: &str = "Ranking";
 const LEVELS: &str = "Levels";
 const REFERENCE: &str = "Only with --reference";
 
+/// What `--as` names: the form of all contexts, or a conversation in place of contexts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AsKind {
+    Contexts(ContentKind),
+    Chat,
+}
+
+impl ValueEnum for AsKind {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [AsKind; 9] = [
+            AsKind::Contexts(ContentKind::Text),
+            AsKind::Contexts(ContentKind::Markdown),
+            AsKind::Contexts(ContentKind::Json),
+            AsKind::Contexts(ContentKind::Jsonl),
+            AsKind::Contexts(ContentKind::Code),
+            AsKind::Contexts(ContentKind::Log),
+            AsKind::Contexts(ContentKind::Csv),
+            AsKind::Contexts(ContentKind::Html),
+            AsKind::Chat,
+        ];
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            AsKind::Contexts(kind) => kind.to_possible_value(),
+            AsKind::Chat => Some(PossibleValue::new("chat")),
+        }
+    }
+}
+
 impl Flags {
+    /// Whether the file is a conversation.
+    pub fn is_chat(&self) -> bool {
+        self.as_kind == Some(AsKind::Chat)
+    }
+
     /// What the library is asked for; what was not given has its default there. With `trace` every
     /// token is scored.
     pub fn budget_and_mode(self, trace: bool) -> (Budget, Mode) {
@@ -202,7 +241,10 @@ impl Flags {
         set(&mut o.force_contexts, self.force_context_ids);
         o.force_tokens = self.force_token;
         o.force_digits = self.force_digits;
-        o.as_kind = self.as_kind;
+        o.as_kind = match self.as_kind {
+            Some(AsKind::Contexts(kind)) => Some(kind),
+            Some(AsKind::Chat) | None => None,
+        };
         o.mark = self.mark;
         o.dedupe = !self.no_dedupe;
         o.fill = self.fill;

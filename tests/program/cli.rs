@@ -126,6 +126,42 @@ fn read(path: &str) -> String {
 // Bad input, before a model is needed.
 
 #[test]
+fn a_conversation_comes_back_as_the_same_json_shorter() {
+    let Some(model) = common::smollm2() else {
+        return;
+    };
+    let model = model.to_str().unwrap();
+    let file = "tests/data/gallery/conversation.json";
+    let messages = ["compress", "--model", model, "--quiet", "--rate", "0.4"];
+    let short = run(&[&messages[..], &["--messages", file]].concat()).good();
+    let given = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    assert!(short.len() < given.len());
+    let [was, is]: [Value; 2] =
+        [&given, &short].map(|text| serde_json::from_str(text).expect("JSON"));
+    for same in ["model", "max_tokens", "system", "tools"] {
+        assert_eq!(was[same], is[same]);
+    }
+    let turns = |body: &Value| body["messages"].as_array().unwrap().len();
+    assert_eq!(turns(&was), turns(&is));
+    // By its other name, and from standard input.
+    assert_eq!(
+        run(&[&messages[..], &["--as", "chat", file]].concat()).good(),
+        short
+    );
+    let piped = run_with(given.as_bytes(), &[&messages[..], &["--as=chat"]].concat());
+    assert_eq!(piped.good(), short);
+    let two = run(&[&messages[..], &["--as=chat", file, file]].concat()).bad(2);
+    assert!(two.contains("one FILE"), "{two}");
+    let shown = run(&[&messages[..], &["--as=chat", "--show", file]].concat()).bad(2);
+    assert!(shown.contains("--show"), "{shown}");
+    let broken = run_with(
+        b"{\"messages\": 3",
+        &[&messages[..], &["--as=chat"]].concat(),
+    );
+    broken.bad(1);
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_is_told_so_in_a_line() {
     for (args, about) in [
         (&["compress", "--frobnicate"][..], "--frobnicate"),
