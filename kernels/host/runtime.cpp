@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <tuple>
@@ -77,6 +78,7 @@ struct Copy {
 constexpr size_t STACK = 256 << 10;
 // Stacks begin at addresses of their own modulo a page, or their tops would share the same few sets of every cache.
 constexpr size_t STAGGER = 1088, STAGGERED = 64 << 10;
+constexpr size_t stack_of(unsigned thread) { return STACK - thread * STAGGER % STAGGERED; }
 
 enum State : unsigned char { READY, WAITING, DONE };
 
@@ -246,7 +248,7 @@ void start(Fiber &fiber, unsigned thread) {
 #if defined(__x86_64__)
   // As if fiber_main had been left by prefold_switch: six registers, where to return to, and the stack
   // as it is after a call.
-  auto top = reinterpret_cast<void **>(fiber.stack + STACK - thread * STAGGER % STAGGERED);
+  auto top = reinterpret_cast<void **>(fiber.stack + stack_of(thread));
   *--top = nullptr;
   *--top = reinterpret_cast<void *>(fiber_main);
   for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -254,7 +256,7 @@ void start(Fiber &fiber, unsigned thread) {
 #else
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack;
-  fiber.context.uc_stack.ss_size = STACK - thread * STAGGER % STAGGERED;
+  fiber.context.uc_stack.ss_size = stack_of(thread);
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, fiber_main, 0);
 #endif
@@ -322,7 +324,8 @@ void run_block(std::vector<unsigned> &ready) {
   unsigned count;
   while (!m.failed && (count = in_order(ready.data())))
     for (unsigned i = 0; i < count && !m.failed; i++) enter(ready[i]);
-  if (!m.failed && m.states != std::vector<State>(m.threads, DONE)) {
+  const auto done = [](State state) { return state == DONE; };
+  if (!m.failed && !std::all_of(m.states.begin(), m.states.end(), done)) {
     m.report = deadlock();
     m.failed = true;
   }

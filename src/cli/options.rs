@@ -1,6 +1,8 @@
 //! The options of hard compression as flags: the library's names in kebab case without `use_`; a
 //! switch that is on by default is turned off by `--no-…`.
 
+use std::sync::LazyLock;
+
 use crate::hard::{
     Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
     RankMethod, Ranker, Reorder,
@@ -185,17 +187,13 @@ enum AsKind {
 
 impl ValueEnum for AsKind {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [AsKind; 9] = [
-            AsKind::Contexts(ContentKind::Text),
-            AsKind::Contexts(ContentKind::Markdown),
-            AsKind::Contexts(ContentKind::Json),
-            AsKind::Contexts(ContentKind::Jsonl),
-            AsKind::Contexts(ContentKind::Code),
-            AsKind::Contexts(ContentKind::Log),
-            AsKind::Contexts(ContentKind::Csv),
-            AsKind::Contexts(ContentKind::Html),
-            AsKind::Chat,
-        ];
+        static ALL: LazyLock<Vec<AsKind>> = LazyLock::new(|| {
+            let contexts = ContentKind::value_variants().iter();
+            contexts
+                .map(|&kind| AsKind::Contexts(kind))
+                .chain([AsKind::Chat])
+                .collect()
+        });
         &ALL
     }
 

@@ -333,18 +333,30 @@ fn role(statement: &str) -> Role {
     }
 }
 
-/// The statement that the comment `i` describes: the next one at its indentation, with no blank line
-/// between. A docstring describes the line above it.
-fn described(text: &str, statements: &[Statement], i: usize) -> Option<usize> {
-    let own = &text[statements[i].range.clone()];
-    if own.trim_start().starts_with(['"', '\'']) {
-        return None;
+/// For each comment the statement that it describes: the next one, with no blank line between, if it has
+/// the same indentation. A docstring describes the line above it.
+fn described(text: &str, statements: &[Statement]) -> Vec<Option<usize>> {
+    let mut found = vec![None; statements.len()];
+    // From the end, as one statement may have any number of comments.
+    let (mut next, mut end) = (None, text.len());
+    for (i, statement) in statements.iter().enumerate().rev() {
+        let own = &text[statement.range.clone()];
+        let lines = &text[statement.range.start..end];
+        end = statement.range.start;
+        if !statement.comment {
+            next = Some((i, indent(own)));
+            continue;
+        }
+        if lines.lines().any(|line| line.trim().is_empty()) {
+            next = None;
+        }
+        if !own.trim_start().starts_with(['"', '\'']) {
+            found[i] = next
+                .filter(|&(_, width)| width == indent(own))
+                .map(|(next, _)| next);
+        }
     }
-    let next = i + 1 + statements[i + 1..].iter().position(|s| !s.comment)?;
-    let between = &text[statements[i].range.start..statements[next].range.start];
-    let blank = between.lines().any(|line| line.trim().is_empty());
-    let width = indent(&text[statements[next].range.clone()]);
-    (!blank && width == indent(own)).then_some(next)
+    found
 }
 
 /// Makes units of statements and says what each needs.
@@ -363,6 +375,7 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
             ..Unit::default()
         })
         .collect();
+    let described = described(text, statements);
     let both = |units: &mut Vec<Unit>, a: usize, b: usize| {
         units[a].needs.push(b);
         units[b].needs.push(a);
@@ -386,7 +399,7 @@ fn link(text: &str, statements: &[Statement], syntax: &Syntax) -> Vec<Unit> {
         if statement.comment {
             let parent = open.iter().rev().find(|(_, at)| *at < width);
             units[i].needs.extend(parent.map(|&(parent, _)| parent));
-            units[i].needs.extend(described(text, statements, i));
+            units[i].needs.extend(described[i]);
             continue;
         }
         if let Some(rest) = start
