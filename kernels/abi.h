@@ -185,7 +185,8 @@ typedef struct RotateParams {
   uint32_t unused;
 } RotateParams;
 
-/// swiglu: y = silu(gate) · up, rows of x being [gate, up]; gelu: y = gelu(x), width elements a row.
+/// swiglu: y = silu(gate) · up, rows of x being [gate, up]; gelu, gelu_erf: y = gelu(x), width elements a
+/// row.
 typedef struct ActivateParams {
   ADDRESS(const float) x;
   ADDRESS(float) y;
@@ -311,7 +312,7 @@ typedef struct AttentionTile {
   uint32_t position; ///< of the first: keys before it
   uint32_t from;     ///< cache row of the first key of the sequence's prefix
   uint32_t own;      ///< cache row of the sequence's own first key, whose position is `prefix`
-  uint32_t unused;
+  uint32_t end;      ///< keys of the sequence, its prefix among them
 } AttentionTile;
 
 /// attention_f32_*, attention_bf16_*: a block per (tile, key head, split). With one split the result
@@ -326,8 +327,10 @@ typedef struct AttentionParams {
   ADDRESS(float) lse;                 ///< [rows, heads]: ln of the sum of exponentials; or null
   uint32_t rows, heads, kv_heads, head_dim;
   uint32_t prefix, splits;
-  uint32_t window; ///< keys that a query sees, itself included; 0: all
+  uint32_t window; ///< keys that a query sees up to itself, itself included; 0: all
   float scale;     ///< log2(e) / sqrt(head_dim)
+  uint32_t ahead;  ///< keys after itself that a query sees, below 2^30; 0: causal
+  uint32_t unused;
 } AttentionParams;
 
 /// attention_merge: one warp per (row, head).
@@ -378,7 +381,7 @@ typedef struct AttentionBwdParams {
   uint32_t heads, kv_heads, head_dim, prefix, splits;
   uint32_t window;
   float scale; ///< log2(e) / sqrt(head_dim)
-  uint32_t unused;
+  uint32_t ahead; ///< 0: gradients are of causal attention
 } AttentionBwdParams;
 
 /// A text that loses tokens window by window.

@@ -1,4 +1,5 @@
-// Causal attention of new queries over [compressed prefix | their own sequence], grouped-query.
+// Attention of new queries over [compressed prefix | their own sequence], grouped-query: causal, or with keys
+// after the query too (`ahead`), as encoders see them.
 //
 //   out[row, head] = softmax over visible keys of (q · k / sqrt(head_dim)) · v
 //
@@ -22,12 +23,13 @@ template <class P> DEVICE size_t cache_row(const P &p, const AttentionTile &tile
 // Which keys this block looks at, and who may see what.
 struct Keys {
   int first, last; // of this split
-  int position, window;
+  int position, window, ahead;
 
   template <class P> DEVICE Keys(const P &p, const AttentionTile &tile, int step) {
     position = tile.position;
     window = p.window ? static_cast<int>(p.window) : 0x7fffffff;
-    const int end = tile.position + tile.count;
+    ahead = p.ahead;
+    const int end = least(static_cast<int>(tile.position + tile.count) + ahead, static_cast<int>(tile.end));
     const int start = most(0, position + 1 - window) / step * step;
     const int steps = (end - start + step - 1) / step, splits = p.splits;
     const int share = (steps + splits - 1) / splits;
@@ -36,7 +38,7 @@ struct Keys {
   }
   DEVICE bool sees(int offset, int key) const {
     const int own = position + offset;
-    return key <= own && own - key < window && key < last;
+    return key - own <= ahead && own - key < window && key < last;
   }
 };
 

@@ -96,7 +96,8 @@ KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
   for (unsigned i = threadIdx.x; i < tiles; i += blockDim.x) {
     const unsigned row = i * p.tile, count = row < rows ? least(p.tile, rows - row) : 0;
     // A row of the cache is a position here, counted from the text's first.
-    p.tiles[blockIdx.x * tiles + i] = {static_cast<unsigned>(first_row) + row, count,
-                                       count ? text.past + row : 0, 0, static_cast<unsigned>(first), 0};
+    const unsigned position = count ? text.past + row : 0;
+    p.tiles[blockIdx.x * tiles + i] = {static_cast<unsigned>(first_row) + row, count, position, 0,
+                                       static_cast<unsigned>(first), position + count};
   }
 }

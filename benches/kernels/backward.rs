@@ -101,6 +101,7 @@ impl<L: Clock> Bench<L> {
                 at: 0,
                 lengths: &lengths,
                 window: None,
+                ahead: 0,
             };
             let upload = |host: &Vec<f32>| self.gpu.upload(host);
             let (qkv_on, k_on, v_on, dout_on) =

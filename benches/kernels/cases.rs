@@ -485,6 +485,7 @@ impl<L: Clock> Bench<L> {
                 at: prefix,
                 lengths: &lengths,
                 window: None,
+                ahead: 0,
             };
             let cpu = Cpu::new();
             self.case(

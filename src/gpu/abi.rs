@@ -741,7 +741,7 @@ pub struct AttentionTile {
     pub position: u32,
     pub from: u32,
     pub own: u32,
-    pub unused: u32,
+    pub end: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -754,8 +754,7 @@ const _: () = {
         [::std::mem::offset_of!(AttentionTile, position) - 8usize];
     ["Offset of field: AttentionTile::from"][::std::mem::offset_of!(AttentionTile, from) - 12usize];
     ["Offset of field: AttentionTile::own"][::std::mem::offset_of!(AttentionTile, own) - 16usize];
-    ["Offset of field: AttentionTile::unused"]
-        [::std::mem::offset_of!(AttentionTile, unused) - 20usize];
+    ["Offset of field: AttentionTile::end"][::std::mem::offset_of!(AttentionTile, end) - 20usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -775,10 +774,12 @@ pub struct AttentionParams {
     pub splits: u32,
     pub window: u32,
     pub scale: f32,
+    pub ahead: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 88usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 96usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     ["Offset of field: AttentionParams::qkv"]
         [::std::mem::offset_of!(AttentionParams, qkv) - 0usize];
@@ -808,6 +809,10 @@ const _: () = {
         [::std::mem::offset_of!(AttentionParams, window) - 80usize];
     ["Offset of field: AttentionParams::scale"]
         [::std::mem::offset_of!(AttentionParams, scale) - 84usize];
+    ["Offset of field: AttentionParams::ahead"]
+        [::std::mem::offset_of!(AttentionParams, ahead) - 88usize];
+    ["Offset of field: AttentionParams::unused"]
+        [::std::mem::offset_of!(AttentionParams, unused) - 92usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -920,7 +925,7 @@ pub struct AttentionBwdParams {
     pub splits: u32,
     pub window: u32,
     pub scale: f32,
-    pub unused: u32,
+    pub ahead: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -964,8 +969,8 @@ const _: () = {
         [::std::mem::offset_of!(AttentionBwdParams, window) - 116usize];
     ["Offset of field: AttentionBwdParams::scale"]
         [::std::mem::offset_of!(AttentionBwdParams, scale) - 120usize];
-    ["Offset of field: AttentionBwdParams::unused"]
-        [::std::mem::offset_of!(AttentionBwdParams, unused) - 124usize];
+    ["Offset of field: AttentionBwdParams::ahead"]
+        [::std::mem::offset_of!(AttentionBwdParams, ahead) - 124usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

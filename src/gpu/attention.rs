@@ -11,6 +11,8 @@ use crate::ops::expect_len;
 
 /// Keys that a split has at least: less is not worth the merge.
 const KEYS: usize = 128;
+/// Keys that a query sees after itself, at most: more than any text has, and sums of two fit an `int`.
+const FARTHEST: usize = 1 << 30;
 /// Splits, at most.
 const SPLITS: usize = 64;
 
@@ -110,6 +112,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
             lse,
         } = attended;
         let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+        shape.check_causal(op)?;
         let rows = shape.check(op, qkv.len, k.len.min(v.len), out.len)?;
         expect_len(op, "dout", rows * heads * d, dout.len)?;
         expect_len(op, "lse", rows * heads, lse.len)?;
@@ -186,7 +189,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
                 None => 0,
             },
             scale: std::f32::consts::LOG2_E / (d as f32).sqrt(),
-            unused: 0,
+            ahead: 0,
         };
         let rows_of_tiles = 4 * 32 * (d | 1) * size_of::<f32>();
         let weights = 2 * 32 * 33 * size_of::<f32>();
@@ -295,6 +298,7 @@ impl<L: Launcher> Gpu<L> {
             head_dim,
             prefix,
             window,
+            ahead,
             ..
         } = shape;
         let rows = tiles.rows;
@@ -302,7 +306,7 @@ impl<L: Launcher> Gpu<L> {
         let Some(variant) = Variant::of(self.precision, head_dim) else {
             return Ok(());
         };
-        let keys = tiles.keys.min(window.unwrap_or(usize::MAX));
+        let keys = tiles.keys.min(window.unwrap_or(usize::MAX).saturating_add(ahead));
         let blocks = tiles.count * kv_heads;
         let splits = (2 * self.launcher.processors() as usize / blocks.max(1))
             .min(keys / KEYS)
@@ -333,6 +337,8 @@ impl<L: Launcher> Gpu<L> {
                 None => 0,
             },
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            ahead: ahead.min(FARTHEST) as u32,
+            unused: 0,
         };
         let grid = [tiles.count, kv_heads, splits];
         // SAFETY: the caller's promise.
@@ -375,7 +381,7 @@ fn tiles(shape: &Attention<'_>, positions: usize) -> Result<Vec<AttentionTile>> 
                 position: size("attention", shape.prefix + first)?,
                 from: size("attention", shape.prefixes.get(i).copied().unwrap_or(0))?,
                 own: size("attention", shape.at + row)?,
-                unused: 0,
+                end: size("attention", shape.prefix + length)?,
             });
         }
         row += length;

@@ -132,6 +132,7 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
         at: prefix,
         lengths: &[ROWS - 9, 9],
         window: None,
+        ahead: 0,
     };
     b.attention(&shape, &qkv, &k, &v, &mut out)?;
     results.push(("attention", b.download(&out, 0..ROWS * HEADS * HEAD_DIM)?));

@@ -112,6 +112,30 @@ impl<L: Launcher> Gpu<L> {
     }
 }
 
+impl<L: Launcher> Gpu<L> {
+    /// `y = f(x)`, element by element.
+    fn activate(
+        &self,
+        kernel: &'static str,
+        len: usize,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        expect_len(kernel, "x", len, x.len)?;
+        expect_len(kernel, "y", len, y.len)?;
+        let params = ActivateParams {
+            x: self.at(x),
+            y: self.at(y),
+            rows: 1,
+            width: size(kernel, len)?,
+        };
+        // One row; the grid's second side has an end, and a thread takes several elements where there are more.
+        let grid = [1, shares(len).min(4096), 1];
+        // SAFETY: lengths were checked.
+        unsafe { self.launch(kernel, grid, THREADS, 0, &params) }
+    }
+}
+
 impl<L: Launcher> LayerOp for Gpu<L> {
     fn embed(
         &self,
@@ -204,18 +228,11 @@ impl<L: Launcher> LayerOp for Gpu<L> {
     }
 
     fn gelu(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
-        expect_len("gelu", "x", len, x.len)?;
-        expect_len("gelu", "y", len, y.len)?;
-        let params = ActivateParams {
-            x: self.at(x),
-            y: self.at(y),
-            rows: 1,
-            width: size("gelu", len)?,
-        };
-        // One row; the grid's second side has an end, and threads go on where there are more.
-        let grid = [1, shares(len).min(4096), 1];
-        // SAFETY: lengths were checked.
-        unsafe { self.launch("gelu", grid, THREADS, 0, &params) }
+        self.activate("gelu", len, x, y)
+    }
+
+    fn gelu_erf(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+        self.activate("gelu_erf", len, x, y)
     }
 
     fn norm_bwd(

@@ -245,6 +245,7 @@ impl<'m, B: Backend> Backward<'m, B> {
             at: prefixes.len() * prefix,
             lengths: pass.lengths,
             window: c.sliding_window,
+            ahead: 0,
         }
     }
 

@@ -361,6 +361,7 @@ impl<B: Backend> Model<B> {
             at: held,
             lengths,
             window: c.sliding_window,
+            ahead: 0,
         }
     }
 

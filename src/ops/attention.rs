@@ -1,4 +1,4 @@
-//! Causal attention over a KV cache, for any number of sequences at once.
+//! Attention over a KV cache, causal or not, for any number of sequences at once.
 //!
 //! A task takes a few positions of one sequence and all heads. The queries of one key head, with all
 //! heads of its group, form the columns of a panel; keys are the rows that the kernel reads where they
@@ -43,6 +43,9 @@ pub struct Attention<'a> {
     pub lengths: &'a [usize],
     /// Keys further back than this are not seen.
     pub window: Option<usize>,
+    /// Keys after its own position that a query sees, where its sequence has them: 0 in a decoder
+    /// (causal), `usize::MAX` in an encoder.
+    pub ahead: usize,
 }
 
 /// Attention.
@@ -140,6 +143,7 @@ impl AttentionOp for Cpu {
         } = attended;
         let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
         let op = "attention_bwd";
+        shape.check_causal(op)?;
         let rows = shape.check(op, qkv.len(), k.len().min(v.len()), out.len())?;
         expect_len(op, "dout", rows * heads * d, dout.len())?;
         expect_len(op, "lse", rows * heads, lse.len())?;
@@ -197,6 +201,18 @@ impl AttentionOp for Cpu {
 }
 
 impl Attention<'_> {
+    /// Gradients are made of causal attention alone: encoders are not trained here.
+    pub(crate) fn check_causal(&self, op: &'static str) -> Result<()> {
+        match self.ahead {
+            0 => Ok(()),
+            ahead => Err(Error::Shape {
+                op,
+                want: "causal attention".into(),
+                got: format!("queries that see {ahead} keys ahead"),
+            }),
+        }
+    }
+
     /// Checks the lengths of qkv, of the cache and of the output; gives the number of rows.
     pub(crate) fn check(
         &self,
@@ -267,6 +283,7 @@ impl Cpu {
                     count,
                     row: row + first,
                     position: shape.prefix + first,
+                    end: shape.prefix + length,
                     from: shape.prefixes.get(i).copied().unwrap_or(0),
                     own: shape.at + row,
                     out,
@@ -298,6 +315,8 @@ struct Task<'a> {
     row: usize,
     /// Its position: the number of keys that it sees before itself.
     position: usize,
+    /// Keys of the sequence, its prefix among them.
+    end: usize,
     /// The cache row of the first key of the sequence's prefix.
     from: usize,
     /// That of its first own key, which has position `prefix`.
@@ -330,7 +349,7 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
     let d = shape.head_dim;
     let width = N * S::F32_LANES;
     let queries = task.count * task.group;
-    let keys = task.position + task.count;
+    let keys = (task.position + task.count).saturating_add(shape.ahead).min(task.end);
     // Scores, then queries, outputs, and first and last visible key of each lane.
     let need = (keys + 2 * d + 2) * width;
     if scratch.len() < need + LINE {
@@ -362,9 +381,10 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
                     let start = (task.row + t) * (shape.heads + 2 * shape.kv_heads) + head;
                     *row = &qkv[start * d..][..d];
                     if lane + i < width {
-                        let last = task.position + t;
+                        let own = task.position + t;
+                        let last = own.saturating_add(shape.ahead).min(task.end - 1);
                         let from = match shape.window {
-                            Some(window) => (last + 1).saturating_sub(window),
+                            Some(window) => (own + 1).saturating_sub(window),
                             None => 0,
                         };
                         limits[lane + i] = from as f32;

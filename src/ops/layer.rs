@@ -115,6 +115,9 @@ pub trait LayerOp: GemmOp {
     /// `y = gelu(x)`, GPT-2's approximation by a hyperbolic tangent.
     fn gelu(&self, len: usize, x: &Self::Buf<f32>, y: &mut Self::Buf<f32>) -> Result<()>;
 
+    /// `y = gelu(x) = x/2 · (1 + erf(x / √2))`, as BERT and its kin have it.
+    fn gelu_erf(&self, len: usize, x: &Self::Buf<f32>, y: &mut Self::Buf<f32>) -> Result<()>;
+
     /// Adds to `dx` the gradient of the input of [`LayerOp::norm`], whose output has the gradient
     /// `dy`. (The bias does not matter.)
     fn norm_bwd(
@@ -332,6 +335,16 @@ impl LayerOp for Cpu {
             .par_chunks(4096)
             .zip(y[..len].par_chunks_mut(4096))
             .for_each(|(x, y)| gelu_chunk(self.arch, x, y));
+        Ok(())
+    }
+
+    fn gelu_erf(&self, len: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
+        expect_len("gelu_erf", "x", len, x.len())?;
+        expect_len("gelu_erf", "y", len, y.len())?;
+        x[..len]
+            .par_chunks(4096)
+            .zip(y[..len].par_chunks_mut(4096))
+            .for_each(|(x, y)| gelu_erf_chunk(self.arch, x, y));
         Ok(())
     }
 
@@ -786,4 +799,35 @@ fn gelu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
         s.splat_f32s(TWICE_ROOT),
     );
     s.mul_f32s(x, simd::sigmoid(s, s.mul_f32s(x, cubic)))
+}
+
+simd_fn! {
+    fn gelu_erf_chunk<'a, S>(s, x: &'a [f32], y: &'a mut [f32]) {
+        let (xs, x_tail) = S::as_simd_f32s(x);
+        let (ys, y_tail) = S::as_mut_simd_f32s(y);
+        for (&x, y) in xs.iter().zip(ys) {
+            *y = gelu_erf(s, x);
+        }
+        let tail = gelu_erf(s, s.partial_load_f32s(x_tail));
+        s.partial_store_f32s(y_tail, tail);
+    }
+}
+
+/// `x/2 · (1 + erf(x / √2))`. The complement of the error function is a polynomial times an exponential
+/// (Abramowitz and Stegun, 7.1.26, to 1.5e-7); taken from the side on which it is small, so that the far
+/// negative tail keeps its relative precision.
+#[inline(always)]
+fn gelu_erf<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let z = s.mul_f32s(s.abs_f32s(x), s.splat_f32s(std::f32::consts::FRAC_1_SQRT_2));
+    let one = s.splat_f32s(1.0);
+    let t = s.div_f32s(one, s.mul_add_e_f32s(s.splat_f32s(0.327_591_1), z, one));
+    let mut polynomial = s.splat_f32s(1.061_405_429);
+    for coefficient in [-1.453_152_027, 1.421_413_741, -0.284_496_736, 0.254_829_592] {
+        polynomial = s.mul_add_e_f32s(polynomial, t, s.splat_f32s(coefficient));
+    }
+    let gauss = simd::exp(s, s.neg_f32s(s.mul_f32s(z, z)));
+    let complement = s.mul_f32s(s.mul_f32s(polynomial, t), gauss);
+    let small = s.mul_f32s(s.mul_f32s(s.splat_f32s(0.5), x), complement);
+    let positive = s.less_than_or_equal_f32s(s.splat_f32s(0.0), x);
+    s.select_f32s(positive, s.sub_f32s(x, small), small)
 }

@@ -66,7 +66,34 @@ pub fn gelu(x: f32) -> f64 {
     0.5 * x * (1.0 + z.tanh())
 }
 
-/// Attention of every row over the prefix and over its own sequence up to itself.
+pub fn gelu_erf(x: f32) -> f64 {
+    let x = f64::from(x);
+    0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// The complement of the error function: by its series near 0, by its continued fraction elsewhere.
+fn erfc(x: f64) -> f64 {
+    let root = std::f64::consts::PI.sqrt();
+    if x < 0.0 {
+        return 2.0 - erfc(-x);
+    }
+    if x > 2.0 {
+        let mut tail = x;
+        for i in (1..200).rev() {
+            tail = x + f64::from(i) / 2.0 / tail;
+        }
+        return (-x * x).exp() / root / tail;
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..100 {
+        let n = f64::from(n);
+        term *= -x * x / n;
+        sum += term / (2.0 * n + 1.0);
+    }
+    1.0 - 2.0 / root * sum
+}
+
+/// Attention of every row over the prefix and over its own sequence, up to itself or as far ahead as it sees.
 pub fn attention(shape: &Attention<'_>, qkv: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
     let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
     let mut out = Vec::new();
@@ -75,9 +102,10 @@ pub fn attention(shape: &Attention<'_>, qkv: &[f32], k: &[f32], v: &[f32]) -> Ve
         let from = shape.prefixes.get(sequence).copied().unwrap_or(0);
         for i in 0..length {
             let mut rows: Vec<usize> = (from..from + shape.prefix).collect();
-            rows.extend((0..=i).map(|j| shape.at + first + j));
-            let seen = shape.window.unwrap_or(usize::MAX).min(rows.len());
-            let rows = &rows[rows.len() - seen..];
+            let seen = shape.window.unwrap_or(usize::MAX);
+            let last = i.saturating_add(shape.ahead).min(length - 1);
+            rows.extend((0..=last).map(|j| shape.at + first + j));
+            let rows = &rows[(shape.prefix + i + 1).saturating_sub(seen)..];
             for head in 0..heads {
                 let kv = head / (heads / kv_heads);
                 let at = |row: usize| (row * kv_heads + kv) * d;

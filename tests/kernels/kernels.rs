@@ -8,6 +8,7 @@ use crate::common::Random;
 use crate::common::compare::{assert_close, wide};
 use crate::common::device::{Device, everywhere};
 use crate::common::emu::{SCHEDULES, launcher};
+use crate::common::oracle;
 use half::bf16;
 use prefold::Error;
 use prefold::gpu::{Gpu, Launcher, Precision, Schedule};
@@ -550,53 +551,19 @@ fn activations() {
                 .collect();
             let got = gpu.download(&y, 0..rows * width).unwrap();
             assert_close(at, &got, &want, 1e-5, 1e-5);
+
+            gpu.gelu_erf(rows * width, &on, &mut y).unwrap();
+            let x = &x[..rows * width];
+            let want: Vec<f64> = x.iter().map(|&x| oracle::gelu_erf(x)).collect();
+            let got = gpu.download(&y, 0..rows * width).unwrap();
+            assert_close(at, &got, &want, 1e-5, 1e-5);
         }
     });
 }
 
-/// Key by key.
-fn attention_oracle(shape: &Attention<'_>, qkv: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
-    let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
-    let group = shape.heads / kv_heads;
-    let mut out = Vec::new();
-    let mut first = 0;
-    for &length in shape.lengths {
-        for t in 0..length {
-            let row = first + t;
-            for head in 0..shape.heads {
-                let q = &qkv[(row * (shape.heads + 2 * kv_heads) + head) * d..][..d];
-                let last = shape.prefix + t;
-                let from = shape.window.map_or(0, |w| (last + 1).saturating_sub(w));
-                let at = |position: usize| {
-                    let row = match position < shape.prefix {
-                        true => position,
-                        false => shape.at + first + position - shape.prefix,
-                    };
-                    (row * kv_heads + head / group) * d
-                };
-                let scores: Vec<f64> = (from..=last)
-                    .map(|p| {
-                        let key = &k[at(p)..][..d];
-                        q.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt()
-                    })
-                    .collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                for column in 0..d {
-                    let values = (from..=last).zip(&scores);
-                    let all = values.map(|(p, s)| (s - max).exp() * v[at(p) + column]);
-                    out.push(all.sum::<f64>() / sum);
-                }
-            }
-        }
-        first += length;
-    }
-    out
-}
-
 #[test]
 fn attention() {
-    // heads, key heads, width, prefix, gap before the rows, lengths, window
+    // heads, key heads, width, prefix, gap before the rows, lengths, window, keys ahead
     type Case = (
         usize,
         usize,
@@ -605,20 +572,25 @@ fn attention() {
         usize,
         &'static [usize],
         Option<usize>,
+        usize,
     );
-    let cases: [Case; 9] = [
-        (1, 1, 2, 0, 0, &[1], None),
-        (6, 2, 8, 0, 0, &[33], None),
-        (6, 2, 16, 70, 0, &[5, 1, 40], None),
-        (3, 1, 64, 300, 7, &[31, 0, 2], None),
-        (4, 4, 64, 10, 0, &[130], Some(20)),
-        (9, 3, 64, 257, 0, &[9], Some(100)),
-        (8, 2, 128, 140, 3, &[17, 20], None),
-        (2, 1, 30, 64, 0, &[64], None),
-        (2, 1, 160, 5, 0, &[10], None),
+    let cases: [Case; 12] = [
+        (1, 1, 2, 0, 0, &[1], None, 0),
+        (6, 2, 8, 0, 0, &[33], None, 0),
+        (6, 2, 16, 70, 0, &[5, 1, 40], None, 0),
+        (3, 1, 64, 300, 7, &[31, 0, 2], None, 0),
+        (4, 4, 64, 10, 0, &[130], Some(20), 0),
+        (9, 3, 64, 257, 0, &[9], Some(100), 0),
+        (8, 2, 128, 140, 3, &[17, 20], None, 0),
+        (2, 1, 30, 64, 0, &[64], None, 0),
+        (2, 1, 160, 5, 0, &[10], None, 0),
+        // As encoders see them: all of a sequence, and some on either side.
+        (12, 12, 32, 0, 0, &[70, 1, 33], None, usize::MAX),
+        (4, 4, 64, 0, 0, &[150], Some(20), 19),
+        (6, 2, 16, 40, 2, &[9, 50], None, 5),
     ];
     for precision in PRECISIONS {
-        for (heads, kv_heads, head_dim, prefix, gap, lengths, window) in cases {
+        for (heads, kv_heads, head_dim, prefix, gap, lengths, window, ahead) in cases {
             everywhere(precision, |gpu, at| {
                 let shape = Attention {
                     heads,
@@ -629,6 +601,7 @@ fn attention() {
                     at: prefix + gap,
                     lengths,
                     window,
+                    ahead,
                 };
                 let mut random = Random(4);
                 let rows: usize = lengths.iter().sum();
@@ -642,7 +615,7 @@ fn attention() {
                     cache
                 };
                 let (k, v) = (cache(), cache());
-                let want = attention_oracle(&shape, &wide(&qkv), &wide(&k), &wide(&v));
+                let want = oracle::attention(&shape, &qkv, &k, &v);
                 let [qkv, k, v] = [qkv, k, v].map(|host| gpu.upload(&host).unwrap());
                 let mut out = gpu.upload(&vec![f32::NAN; want.len()]).unwrap();
                 gpu.attention(&shape, &qkv, &k, &v, &mut out).unwrap();
@@ -689,6 +662,7 @@ fn operands_are_checked() {
             at: 0,
             lengths: &[],
             window: None,
+            ahead: 0,
         };
         let error = gpu.attention(&shape, &x, &x, &x, &mut y).unwrap_err();
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");

@@ -471,6 +471,7 @@ fn attention() {
             at: from,
             lengths,
             window,
+            ahead: 0,
         };
         let mut random = Random(4);
         let rows: usize = lengths.iter().sum();

@@ -410,6 +410,7 @@ fn attentions() -> Vec<Attention<'static>> {
         at: 0,
         lengths: &[5],
         window: None,
+        ahead: 0,
     };
     vec![
         plain,

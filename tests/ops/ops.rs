@@ -188,12 +188,19 @@ fn activations() {
                 let mut y = output(x.len());
                 cpu.gelu(x.len(), &x, &mut y).unwrap();
                 assert_close("gelu", &checked(y), &want, 1e-6, 1e-5);
+
+                let want: Vec<f64> = x.iter().map(|&x| oracle::gelu_erf(x)).collect();
+                let mut y = output(x.len());
+                cpu.gelu_erf(x.len(), &x, &mut y).unwrap();
+                assert_close("gelu_erf", &checked(y), &want, 1e-6, 1e-5);
             }
         }
         assert_shape(cpu.swiglu(2, 3, &vec![0.0; 11], &mut vec![0.0; 6]));
         assert_shape(cpu.swiglu(2, 3, &vec![0.0; 12], &mut vec![0.0; 5]));
         assert_shape(cpu.gelu(2, &vec![0.0; 1], &mut vec![0.0; 2]));
         assert_shape(cpu.gelu(2, &vec![0.0; 2], &mut vec![0.0; 1]));
+        assert_shape(cpu.gelu_erf(2, &vec![0.0; 1], &mut vec![0.0; 2]));
+        assert_shape(cpu.gelu_erf(2, &vec![0.0; 2], &mut vec![0.0; 1]));
     }
 }
 
@@ -305,7 +312,17 @@ fn attention() {
                 let gap = prefix * kv_heads * head_dim..at * kv_heads * head_dim;
                 k[gap.clone()].fill(POISON);
                 v[gap].fill(POISON);
-                for window in [None, Some(1), Some(3), Some(30), Some(1000)] {
+                for (window, ahead) in [
+                    (None, 0),
+                    (Some(1), 0),
+                    (Some(3), 0),
+                    (Some(30), 0),
+                    (Some(1000), 0),
+                    (None, usize::MAX),
+                    (None, 2),
+                    (Some(4), 3),
+                    (Some(1), 40),
+                ] {
                     let shape = Attention {
                         heads,
                         kv_heads,
@@ -315,6 +332,7 @@ fn attention() {
                         at,
                         lengths,
                         window,
+                        ahead,
                     };
                     let mut out = output(rows * heads * head_dim);
                     cpu.attention(&shape, &qkv, &k, &v, &mut out).unwrap();
@@ -339,6 +357,7 @@ fn attention_takes_large_and_equal_scores() {
             at: 0,
             lengths: &[3],
             window: None,
+            ahead: 0,
         };
         let v = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         for (scale, want) in [
@@ -367,6 +386,7 @@ fn attention_checks_its_operands() {
         at: 3,
         lengths: &[2],
         window: None,
+        ahead: 0,
     };
     let (qkv, k, mut out) = (vec![0.0; 128], vec![0.0; 80], vec![0.0; 64]);
     let short = |of: &Vec<f32>| of[1..].to_vec();

@@ -24,7 +24,7 @@ pub(super) fn kind(text: &str) -> ContentKind {
         ContentKind::Jsonl
     } else if is_csv(text) {
         ContentKind::Csv
-    } else if are_dated(&shown) || is_diff(&shown) {
+    } else if are_dated(&shown) || is_diff(&shown) || is_stack_trace(&shown) {
         ContentKind::Log
     } else if has_fence(&shown) {
         ContentKind::Markdown
@@ -182,6 +182,23 @@ fn key(line: &str) -> Option<String> {
 pub(super) fn is_diff(lines: &[&str]) -> bool {
     lines.iter().any(|line| line.starts_with("@@ -"))
         && lines.iter().any(|line| line.starts_with("+++ "))
+}
+
+/// Two calls or more, a quarter of the lines at least, as Python, Java, JavaScript, .NET, Rust and Go tell
+/// them: each on a line of its own, with the place in the source.
+fn is_stack_trace(lines: &[&str]) -> bool {
+    let place = |text: &str| {
+        let mut parts = text.split(':').skip(1);
+        parts.any(|part| part.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let call = |line: &&&str| {
+        let own = line.trim_start();
+        own.starts_with("File \"") && own.contains(", line ")
+            || own.starts_with("at ") && (place(own) || own.ends_with(')') || own.contains(":line "))
+            || own.contains(".go:") && place(own) && indent(line) > 0
+    };
+    let calls = lines.iter().filter(call).count();
+    calls >= 2 && calls * 4 >= lines.len()
 }
 
 /// Keys with values under keys, as in YAML.
@@ -413,6 +430,30 @@ mod tests {
              mention her under any other name. In his eyes she eclipses and\n\
              predominates the whole of her sex. It was not that he felt any emotion\n\
              akin to love for Irene Adler.\n",
+        );
+    }
+
+    #[test]
+    fn stack_traces_are_lines() {
+        is(
+            ContentKind::Log,
+            "Traceback (most recent call last):\n  File \"/app/server.py\", line 214, in handle\n    \
+             result = await self.dispatch(request)\n  File \"/app/orders.py\", line 33, in create_order\n    \
+             total = sum(item[\"price\"] for item in body[\"items\"])\nKeyError: 'price'\n",
+        );
+        is(
+            ContentKind::Log,
+            "java.lang.IllegalStateException: order 4711 has no customer\n\
+             \tat com.example.OrderService.place(OrderService.java:88)\n\
+             \tat java.base/java.lang.reflect.Method.invoke(Method.java:580)\n\t... 42 more\n",
+        );
+        is(
+            ContentKind::Log,
+            "TypeError: x is undefined\n    at f (/app/a.js:10:15)\n    at async main (/app/b.js:3:1)\n",
+        );
+        is(
+            ContentKind::Text,
+            "We met at noon.\nShe stood at the door (as ever).\nAt 10:30 we left at last.\n",
         );
     }
 
