@@ -36,7 +36,7 @@ pub use error::{Error, Result};
 pub use gpu::Precision;
 pub use hard::{
     Budget, Compressed, Condition, Count, Effort, Exact, Granularity, KeptContext, LlmLingua,
-    LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request,
+    LlmLingua2, LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request, TokenToWord,
 };
 pub use model::weights::Access;
 pub use prefix::KvPrefix;

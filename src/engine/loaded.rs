@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ModelInfo;
+use super::encoding::LoadedEncoder;
+use super::text_encoder::TextEncoder;
 use crate::control;
 use crate::error::{Error, Result};
 use crate::gpu::Precision;
@@ -13,7 +15,7 @@ use crate::model::config::Config;
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
-use crate::model::{Adapted, Scorer};
+use crate::model::{Adapted, Scorer, Session, Thinned, Thinning};
 use crate::ops::Backend;
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{
@@ -77,12 +79,68 @@ pub(super) trait Runtime: Send + Sync {
 }
 
 /// What does not lie in a model's own files.
-#[derive(Clone, Copy)]
 pub(super) struct Beside<'a> {
     /// The adapter that is on when it scores.
     pub scoring: Option<&'a Path>,
     /// A `tokenizer.json` in place of its own tokenizer.
     pub tokenizer: Option<&'a Path>,
+    /// An encoder that ranks by meaning.
+    pub encoder: Option<Arc<dyn Meaning>>,
+}
+
+/// An encoder beside the model, whatever device it is on.
+pub(super) trait Meaning: Send + Sync {
+    /// As [`Scorer::similarity`].
+    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>>;
+}
+
+impl<B: Backend> Meaning for TextEncoder<B> {
+    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        self.similarity(question, texts)
+    }
+}
+
+/// A scorer with the encoder beside it.
+struct WithEncoder<'a, B: Backend> {
+    scorer: Adapted<'a, B>,
+    encoder: Option<&'a dyn Meaning>,
+}
+
+impl<B: Backend> Scorer for WithEncoder<'_, B> {
+    fn max_positions(&self) -> usize {
+        self.scorer.max_positions()
+    }
+
+    fn session(&self) -> Result<Box<dyn Session + '_>> {
+        self.scorer.session()
+    }
+
+    fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        self.scorer.score_tails(sequences)
+    }
+
+    fn estimate_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
+        self.scorer.estimate_tails(sequences)
+    }
+
+    fn thins(&self) -> bool {
+        self.scorer.thins()
+    }
+
+    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+        self.scorer.thin(texts)
+    }
+
+    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        match self.encoder {
+            Some(encoder) => encoder.similarity(question, texts),
+            None => self.scorer.similarity(question, texts),
+        }
+    }
+
+    fn has_encoder(&self) -> bool {
+        self.encoder.is_some()
+    }
 }
 
 /// Brings a model to a device.
@@ -94,7 +152,6 @@ pub(super) fn load<B: Backend>(
     precision: Precision,
     beside: Beside,
 ) -> Result<Box<dyn Runtime>> {
-    let tokenizer = tokenizer(weights, beside.tokenizer)?;
     let config = weights.config();
     let name = path.file_name().unwrap_or(path.as_os_str());
     let info = ModelInfo {
@@ -112,6 +169,13 @@ pub(super) fn load<B: Backend>(
         precision,
     };
     log::info!("{}: {} on {}", info.name, info.architecture, info.device);
+    if config.encoder.is_some() {
+        return Ok(Box::new(LoadedEncoder {
+            reader: TextEncoder::load(weights, backend, beside.tokenizer)?,
+            info,
+        }));
+    }
+    let tokenizer = tokenizer(weights, beside.tokenizer)?;
     let scoring = match beside.scoring {
         Some(folder) => Some(LoraWeights::open_without_memory(folder, config)?),
         None => None,
@@ -128,6 +192,7 @@ pub(super) fn load<B: Backend>(
         model,
         lora: Mutex::default(),
         scoring,
+        encoder: beside.encoder,
     }))
 }
 
@@ -165,6 +230,8 @@ struct Loaded<B: Backend> {
     lora: Mutex<Option<(String, Arc<Lora<B>>)>>,
     /// The adapter that is on when it scores.
     scoring: Option<Lora<B>>,
+    /// What ranks by meaning.
+    encoder: Option<Arc<dyn Meaning>>,
 }
 
 impl<B: Backend> Loaded<B> {
@@ -176,8 +243,11 @@ impl<B: Backend> Loaded<B> {
         }
     }
 
-    fn scorer(&self) -> Adapted<'_, B> {
-        self.model.with(self.scoring.as_ref())
+    fn scorer(&self) -> WithEncoder<'_, B> {
+        WithEncoder {
+            scorer: self.model.with(self.scoring.as_ref()),
+            encoder: self.encoder.as_deref(),
+        }
     }
 
     fn lora(&self, adapter: &Adapter) -> Result<Arc<Lora<B>>> {

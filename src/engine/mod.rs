@@ -1,7 +1,9 @@
 //! An open model: the whole library behind one object.
 
+mod encoding;
 mod loaded;
 mod prefixes;
+mod text_encoder;
 mod training;
 
 use std::fmt;
@@ -22,6 +24,7 @@ use crate::model::weights::{Access, Weights};
 use crate::ops::Cpu;
 use crate::text::Tokenizer;
 use loaded::Runtime;
+use text_encoder::TextEncoder;
 
 pub use prefixes::Prefixes;
 pub use training::Training;
@@ -68,7 +71,7 @@ impl FromStr for Device {
 pub struct ModelInfo {
     /// Name of its file or folder.
     pub name: String,
-    /// `llama`, `qwen2`, `qwen3`, `gpt2`.
+    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert`, `xlm-roberta`.
     pub architecture: String,
     /// Number of weights; a tied head counts once.
     pub parameters: usize,
@@ -102,6 +105,7 @@ pub struct EngineBuilder {
     threads: usize,
     adapter: Option<PathBuf>,
     tokenizer: Option<PathBuf>,
+    encoder: Option<PathBuf>,
     access: Access,
 }
 
@@ -135,6 +139,14 @@ impl EngineBuilder {
     /// built, or was converted wrongly.
     pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
         self.tokenizer = Some(file.into());
+        self
+    }
+
+    /// Opens an encoder beside the model: a folder or GGUF of BERT's or XLM-RoBERTa's family that makes one
+    /// vector of a text, as all-MiniLM-L6-v2, or a reranker. It ranks by meaning:
+    /// [`RankMethod::Sentbert`], and beside the words where the mode [`Exact`](crate::Exact) ranks by default.
+    pub fn encoder(mut self, model: impl Into<PathBuf>) -> Self {
+        self.encoder = Some(model.into());
         self
     }
 
@@ -209,11 +221,22 @@ impl EngineBuilder {
         device: String,
         precision: Precision,
     ) -> Result<Engine> {
-        let beside = loaded::Beside {
-            scoring: self.adapter.as_deref(),
-            tokenizer: self.tokenizer.as_deref(),
+        let load = || {
+            let encoder: Option<Arc<dyn loaded::Meaning>> = match &self.encoder {
+                Some(path) => {
+                    let weights = Weights::open_with(path, self.access)?;
+                    // Small enough for a CPU, whatever the model runs on.
+                    Some(Arc::new(TextEncoder::load(&weights, Cpu::new(), None)?))
+                }
+                None => None,
+            };
+            let beside = loaded::Beside {
+                scoring: self.adapter.as_deref(),
+                tokenizer: self.tokenizer.as_deref(),
+                encoder,
+            };
+            loaded::load(&self.path, weights, backend, device, precision, beside)
         };
-        let load = || loaded::load(&self.path, weights, backend, device, precision, beside);
         let runtime = threads.install(load)?;
         Ok(Engine {
             runtime,
@@ -268,6 +291,7 @@ impl Engine {
             threads: 0,
             adapter: None,
             tokenizer: None,
+            encoder: None,
             access: Access::Map,
         }
     }

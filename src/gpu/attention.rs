@@ -306,7 +306,9 @@ impl<L: Launcher> Gpu<L> {
         let Some(variant) = Variant::of(self.precision, head_dim) else {
             return Ok(());
         };
-        let keys = tiles.keys.min(window.unwrap_or(usize::MAX).saturating_add(ahead));
+        let keys = tiles
+            .keys
+            .min(window.unwrap_or(usize::MAX).saturating_add(ahead));
         let blocks = tiles.count * kv_heads;
         let splits = (2 * self.launcher.processors() as usize / blocks.max(1))
             .min(keys / KEYS)

@@ -4,7 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::options::{Exact, LlmLingua, Mode};
+use super::options::{Exact, LlmLingua, LlmLingua2, Mode};
 use super::request::{Budget, Request};
 use super::result::Compressed;
 use crate::error::{Error, Result};
@@ -32,8 +32,8 @@ impl Request {
     /// Reads a request in our own words.
     ///
     /// `contexts` (a string or a list) must be there; `instruction`, `question`, `structured`, one of
-    /// `rate` and `target_tokens`, `mode` (`exact`, `llmlingua`) and the mode's options, under the names
-    /// of the fields of [`Exact`] or [`LlmLingua`], may be.
+    /// `rate` and `target_tokens`, `mode` (`exact`, `llmlingua`, `llmlingua2`) and the mode's options, under
+    /// the names of the fields of [`Exact`], [`LlmLingua`] or [`LlmLingua2`], may be.
     ///
     /// # Errors
     /// [`Error::Input`] naming the argument that is missing, unknown, of the wrong type, or an option of
@@ -57,28 +57,58 @@ impl Request {
             mode: Mode::default(),
         };
         let mode: Option<String> = args.optional("mode")?;
-        let (own, other) = match mode.as_deref() {
-            None | Some("exact") => {
-                request.mode = Exact::take(&mut args)?.into();
-                ("exact", LlmLingua::NAMES)
-            }
-            Some("llmlingua") => {
-                request.mode = LlmLingua::take(&mut args)?.into();
-                ("llmlingua", Exact::NAMES)
-            }
+        request.mode = match mode.as_deref() {
+            None | Some("exact") => Exact::take(&mut args)?.into(),
+            Some("llmlingua") => LlmLingua::take(&mut args)?.into(),
+            Some("llmlingua2") => LlmLingua2::take(&mut args)?.into(),
             Some(name) => {
                 return Err(Error::Unsupported {
                     what: format!("mode `{name}`"),
-                    have: "exact, llmlingua".into(),
+                    have: "exact, llmlingua, llmlingua2".into(),
                 });
             }
         };
-        args.refuse(
-            other,
-            &format!("it has no effect in mode `{own}`; leave it out"),
-        )?;
+        // What is left of these belongs to another mode.
+        let own = request.mode.name();
+        let reason = format!("it has no effect in mode `{own}`; leave it out");
+        for names in [Exact::NAMES, LlmLingua::NAMES, LlmLingua2::NAMES] {
+            args.refuse(names, &reason)?;
+        }
         args.finish()?;
         Ok(request)
+    }
+
+    /// Reads the keyword arguments of the reference's `compress_prompt_llmlingua2`, with its defaults.
+    ///
+    /// As there, what else `compress_prompt` takes is taken and has no effect, a question too.
+    ///
+    /// # Errors
+    /// As [`Request::from_python`].
+    pub fn from_llmlingua2(arguments: Map<String, Value>) -> Result<Self> {
+        let mut args = Arguments::new(arguments);
+        // Above 1 is the whole there.
+        let rate = args.or("rate", 0.5f64)?.min(1.0);
+        let budget = match args.optional("target_token")?.filter(|&n: &f64| n >= 0.0) {
+            None => Budget::Rate(rate),
+            Some(tokens) => Budget::Tokens(whole("target_token", tokens)?),
+        };
+        // An empty text is a text here.
+        let contexts = match args.0.get("context") {
+            Some(Value::String(text)) if text.is_empty() => vec![args.required("context")?],
+            _ => args.texts("context")?,
+        };
+        let options = LlmLingua2::take(&mut args)?;
+        for name in ["instruction", "question"]
+            .iter()
+            .chain(LlmLingua::NAMES)
+            .chain(&SEGMENTS)
+        {
+            args.0.remove(*name);
+        }
+        args.finish()?;
+        Ok(Request::new(contexts)
+            .with_budget(budget)
+            .with_mode(options))
     }
 
     /// Reads the reference's keyword arguments, with its defaults, and prefold's own `budget`
@@ -98,7 +128,7 @@ impl Request {
         {
             return Err(Error::Unsupported {
                 what: format!("rank_method `{name}`"),
-                have: "llmlingua, longllmlingua, bm25, gzip".into(),
+                have: "llmlingua, longllmlingua, bm25, gzip, sentbert".into(),
             });
         }
         for name in SEGMENTS {
@@ -167,7 +197,12 @@ enum Form {
 
 impl Call {
     /// All calls.
-    pub const NAMES: [&str; 3] = ["compress", "compress_prompt", "structured_compress_prompt"];
+    pub const NAMES: [&str; 4] = [
+        "compress",
+        "compress_prompt",
+        "structured_compress_prompt",
+        "compress_prompt_llmlingua2",
+    ];
 
     /// Reads a call: `compress` by [`Request::from_json`], the others by [`Request::from_python`].
     ///
@@ -180,6 +215,7 @@ impl Call {
             "structured_compress_prompt" => {
                 (Request::from_python(arguments, true)?, Form::LlmLingua)
             }
+            "compress_prompt_llmlingua2" => (Request::from_llmlingua2(arguments)?, Form::LlmLingua),
             other => {
                 return Err(Error::Unsupported {
                     what: format!("call `{other}`"),
@@ -506,7 +542,7 @@ mod tests {
         let said = python(json!({"context": "a", "rank_method": "bge"}));
         assert_eq!(
             said.unwrap_err().to_string(),
-            "rank_method `bge` is not supported; there is llmlingua, longllmlingua, bm25, gzip"
+            "rank_method `bge` is not supported; there is llmlingua, longllmlingua, bm25, gzip, sentbert"
         );
     }
 }

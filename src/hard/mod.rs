@@ -6,6 +6,7 @@ mod count;
 mod exact;
 pub mod json;
 pub(crate) mod json_text;
+pub(crate) mod llmlingua2;
 pub mod messages;
 pub mod options;
 mod python;
@@ -24,7 +25,10 @@ pub use exact::rank::Ranker;
 pub(crate) use exact::{lexical, rank};
 pub use json_text::Omission;
 pub use messages::{MessagesOptions, MessagesResult};
-pub use options::{Condition, Effort, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder};
+pub use options::{
+    Condition, Effort, Exact, Granularity, LlmLingua, LlmLingua2, Mode, RankMethod, Reorder,
+    TokenToWord,
+};
 pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 
@@ -55,6 +59,10 @@ pub fn compress(lm: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Re
             options,
         }
         .compress(request),
+        Mode::LlmLingua2(_) => Err(crate::error::Error::Unsupported {
+            what: "mode llmlingua2 with a decoder".into(),
+            have: "modes exact and llmlingua; llmlingua2 needs a token classifier, as microsoft's llmlingua-2 models".into(),
+        }),
     }
 }
 

@@ -26,6 +26,8 @@ pub enum RankMethod {
     /// Normalised compression distance between context and question.
     #[cfg(feature = "gzip")]
     Gzip,
+    /// By an encoder that is open beside the model: the cosine of two vectors, or a reranker's score.
+    Sentbert,
 }
 
 /// Where the question stands when a context is ranked, and whether the token level is conditioned
@@ -337,6 +339,65 @@ options! {
     }
 }
 
+/// How the probabilities of a word's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "cli",
+    derive(clap::ValueEnum),
+    value(rename_all = "snake_case")
+)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenToWord {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// That of the first.
+    First,
+}
+
+options! {
+    /// Options of LLMLingua-2 (arXiv 2403.12968) in Microsoft's `llmlingua` 0.2.2, under the names and with
+    /// the defaults of its `compress_prompt_llmlingua2`: the result is the same, token for token. The model is
+    /// a token classifier, as `microsoft/llmlingua-2-xlm-roberta-large-meetingbank`.
+    ///
+    /// ```
+    /// use prefold::hard::{LlmLingua2, Request};
+    ///
+    /// let options = LlmLingua2::default().with_force_tokens(vec!["\n".into(), "?".into()]);
+    /// let request = Request::new(["A long transcript."]).with_rate(0.33).with_mode(options);
+    /// ```
+    pub struct LlmLingua2 {
+        /// Drop whole contexts first.
+        pub use_context_level_filter (with_use_context_level_filter): bool = false,
+        /// Drop words.
+        pub use_token_level_filter (with_use_token_level_filter): bool = true,
+        /// How many contexts the context level keeps; below 1 as the rates say.
+        pub target_context (with_target_context): i64 = -1,
+        /// The share of contexts that the context level keeps. 1: half-way between the whole and the rate.
+        pub context_level_rate (with_context_level_rate): f64 = 1.0,
+        /// The tokens that the context level keeps, as a share of all; below 1 as the rates say.
+        pub context_level_target_token (with_context_level_target_token): i64 = -1,
+        /// Contexts that are always kept.
+        pub force_context_ids (with_force_context_ids): Vec<i64> = Vec::new(),
+        /// Return every word with a 1 where it was kept, as one text.
+        pub return_word_label (with_return_word_label): bool = false,
+        /// Between two words of that text.
+        pub word_sep (with_word_sep): String = "\t\t|\t\t".into(),
+        /// Between a word of that text and its label.
+        pub label_sep (with_label_sep): String = " ".into(),
+        /// How the probabilities of a word's tokens become one.
+        pub token_to_word (with_token_to_word): TokenToWord = TokenToWord::default(),
+        /// Strings that are kept wherever they occur, at most 100.
+        pub force_tokens (with_force_tokens): Vec<String> = Vec::new(),
+        /// Keep every token that has a digit.
+        pub force_reserve_digit (with_force_reserve_digit): bool = false,
+        /// Of such strings that come to stand side by side keep one.
+        pub drop_consecutive (with_drop_consecutive): bool = false,
+        /// Tokens after which a text of more than 510 tokens may be cut.
+        pub chunk_end_tokens (with_chunk_end_tokens): Vec<String> = vec![".".into(), "\n".into()],
+    }
+}
+
 /// What selects the text to keep, with the options of that mode.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -347,6 +408,20 @@ pub enum Mode {
     Exact(Exact),
     /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
     LlmLingua(LlmLingua),
+    /// Token for token what Microsoft's `llmlingua` 0.2.2 does with `use_llmlingua2=True`: a token classifier
+    /// reads the contexts, and neither instruction nor question.
+    LlmLingua2(LlmLingua2),
+}
+
+impl Mode {
+    /// `exact`, `llmlingua` or `llmlingua2`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Mode::Exact(_) => "exact",
+            Mode::LlmLingua(_) => "llmlingua",
+            Mode::LlmLingua2(_) => "llmlingua2",
+        }
+    }
 }
 
 impl Default for Mode {
@@ -364,6 +439,12 @@ impl From<Exact> for Mode {
 impl From<LlmLingua> for Mode {
     fn from(options: LlmLingua) -> Self {
         Mode::LlmLingua(options)
+    }
+}
+
+impl From<LlmLingua2> for Mode {
+    fn from(options: LlmLingua2) -> Self {
+        Mode::LlmLingua2(options)
     }
 }
 
@@ -404,6 +485,19 @@ impl Exact {
             Some(i) => Err(Error::input(
                 format!("force_contexts {i}"),
                 format!("the prompt has {contexts} contexts, counted from 0"),
+            )),
+        }
+    }
+}
+
+impl LlmLingua2 {
+    /// Refuses values outside their range.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.context_level_rate >= 0.0 {
+            true => Ok(()),
+            false => Err(Error::input(
+                format!("context_level_rate {}", self.context_level_rate),
+                "the share of contexts to keep is 0 or more",
             )),
         }
     }

@@ -12,7 +12,7 @@ pub enum Budget {
     /// Tokens.
     ///
     /// [`Mode::Exact`] counts the whole result, [`Mode::LlmLingua`] the contexts alone, by the scorer's
-    /// tokens.
+    /// tokens, [`Mode::LlmLingua2`] the contexts in cl100k_base tokens.
     Tokens(usize),
 }
 
@@ -123,6 +123,7 @@ impl Request {
         match &self.mode {
             Mode::Exact(options) => options.check(self.contexts.len()),
             Mode::LlmLingua(options) => options.check(self.contexts.len()),
+            Mode::LlmLingua2(options) => options.check(),
         }
     }
 }

@@ -75,12 +75,23 @@ pub struct Compressed {
     /// cl100k_base tokens before and after, which the reference's figures rest on.
     #[serde(skip)]
     pub(crate) cl100k: [usize; 2],
+    /// What is left of each context that was kept, where the mode tells.
+    #[serde(skip)]
+    pub(crate) by_context: Option<Vec<String>>,
+    /// Every word with its label, where that was asked for.
+    #[serde(skip)]
+    pub(crate) word_labels: Option<String>,
 }
 
 impl Compressed {
     /// A result of which nothing but the texts is known, counted in cl100k_base tokens.
     pub(crate) fn new(whole: &str, text: String) -> Self {
         let cl100k = [count_cl100k(whole), count_cl100k(&text)];
+        Self::counted(text, cl100k)
+    }
+
+    /// The same with its cl100k_base tokens before and after.
+    pub(crate) fn counted(text: String, cl100k: [usize; 2]) -> Self {
         Compressed {
             text,
             tokens_before: cl100k[0],
@@ -90,6 +101,8 @@ impl Compressed {
             warnings: Vec::new(),
             pieces: Vec::new(),
             cl100k,
+            by_context: None,
+            word_labels: None,
         }
     }
 
@@ -126,11 +139,13 @@ impl Compressed {
                 ", Saving ${:.1} in GPT-4.",
                 (origin - compressed) * 0.06 / 1000.0
             ),
+            compressed_prompt_list: self.by_context.clone(),
+            fn_labeled_original_prompt: self.word_labels.clone(),
         }
     }
 }
 
-/// The six keys of the dictionary that `llmlingua` 0.2.2 returns.
+/// The six keys of the dictionary that `llmlingua` 0.2.2 returns, and the two more of LLMLingua-2.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LlmLinguaResult {
@@ -146,4 +161,10 @@ pub struct LlmLinguaResult {
     pub rate: String,
     /// The reference's estimate of GPT-4 prices in 2023.
     pub saving: String,
+    /// What is left of each context: LLMLingua-2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compressed_prompt_list: Option<Vec<String>>,
+    /// Every word with its label: LLMLingua-2, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fn_labeled_original_prompt: Option<String>,
 }

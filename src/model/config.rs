@@ -1,4 +1,4 @@
-//! Shapes and constants of a decoder, read from `config.json` or from GGUF metadata.
+//! Shapes and constants of a decoder or an encoder, read from `config.json` or from GGUF metadata.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::rope::Rope;
 pub use crate::rope::RopeScaling;
 
-/// The decoder families whose forward is built.
+/// The families whose forward is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama and its kin: SmolLM2, Mistral.
@@ -21,17 +21,28 @@ pub enum Family {
     Qwen3,
     /// GPT-2: LayerNorm, learned positions, GELU, biases everywhere.
     Gpt2,
+    /// BERT and MiniLM, an encoder.
+    Bert,
+    /// RoBERTa and XLM-RoBERTa: BERT with another offset of its positions.
+    XlmRoberta,
 }
 
 impl Family {
-    /// `llama`, `qwen2`, `qwen3` or `gpt2`.
+    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert` or `xlm-roberta`.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Llama => "llama",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
             Family::Gpt2 => "gpt2",
+            Family::Bert => "bert",
+            Family::XlmRoberta => "xlm-roberta",
         }
+    }
+
+    /// Whether positions are learned, not rotated.
+    pub const fn learns_positions(self) -> bool {
+        matches!(self, Family::Gpt2 | Family::Bert | Family::XlmRoberta)
     }
 
     /// From `model_type` or `general.architecture`.
@@ -41,12 +52,14 @@ impl Family {
             "qwen2" => Family::Qwen2,
             "qwen3" => Family::Qwen3,
             "gpt2" => Family::Gpt2,
+            "bert" => Family::Bert,
+            "roberta" | "xlm-roberta" => Family::XlmRoberta,
             _ => return None,
         })
     }
 }
 
-/// Shapes and constants of a decoder. Those of an open model are checked: sizes lie between 1 and
+/// Shapes and constants of a model. Those of an open model are checked: sizes lie between 1 and
 /// 2²⁴, `heads` is a multiple of `kv_heads`, constants are finite and positive, and every tensor has
 /// the shape that follows from them.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +96,35 @@ pub struct Config {
     pub bos: Option<u32>,
     /// Id of the token that ends a text (the first where there are several), if it is one of `vocab`.
     pub eos: Option<u32>,
+    /// What an encoder has beyond that; `None`: it is a decoder.
+    pub encoder: Option<EncoderConfig>,
+}
+
+/// Constants of an encoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderConfig {
+    /// Rows of the table of token types.
+    pub token_types: usize,
+    /// Row of the table of positions that the first token takes: 0, or after the padding's (XLM-RoBERTa).
+    /// [`Config::max_positions`] counts from there.
+    pub first_position: u32,
+    /// Id of the token that fills up a batch.
+    pub padding: u32,
+    /// GELU by a hyperbolic tangent, not by the error function.
+    pub gelu_tanh: bool,
+    /// What reads the hidden states.
+    pub head: EncoderHead,
+}
+
+/// What reads an encoder's hidden states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EncoderHead {
+    /// Nothing: they are averaged to one vector.
+    None,
+    /// A classifier of tokens, with so many classes.
+    Tokens(usize),
+    /// A classifier of texts by their first token, with so many classes; a reranker has one.
+    Text(usize),
 }
 
 /// Sizes beyond this are taken for garbage: it bounds what a hostile file can have allocated, and
@@ -96,7 +138,7 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 impl Config {
     /// How keys and queries are rotated; `None` where positions are learned.
     pub fn rope(&self) -> Option<Rope> {
-        (self.family != Family::Gpt2).then(|| Rope {
+        (!self.family.learns_positions()).then(|| Rope {
             theta: self.rope_theta,
             dim: self.head_dim,
             scaling: self.rope_scaling.clone(),
@@ -116,6 +158,19 @@ impl Config {
             ("feed-forward size", self.ffn),
             ("number of positions", self.max_positions),
             ("sliding window", self.sliding_window.unwrap_or(1)),
+            (
+                "number of token types",
+                self.encoder
+                    .as_ref()
+                    .map_or(1, |encoder| encoder.token_types),
+            ),
+            (
+                "number of labels",
+                match self.encoder.as_ref().map(|encoder| encoder.head) {
+                    Some(EncoderHead::Tokens(labels) | EncoderHead::Text(labels)) => labels,
+                    Some(EncoderHead::None) | None => 1,
+                },
+            ),
         ] {
             if !(1..=LARGEST).contains(&value) {
                 return bad(format!("{name} is {value}, expected 1 to {LARGEST}"));
@@ -127,7 +182,7 @@ impl Config {
                 self.heads, self.kv_heads
             ));
         }
-        if self.family == Family::Gpt2 {
+        if self.family.learns_positions() {
             if self.heads * self.head_dim != self.hidden {
                 return bad(format!(
                     "hidden size {} is no multiple of {} heads",
@@ -196,7 +251,11 @@ impl Config {
                 "there is no \"model_type\": not a model's config.json",
             )
         })?;
-        let family = family(path, name, "llama, mistral, qwen2, qwen3, gpt2")?;
+        let family = family(
+            path,
+            name,
+            "llama, mistral, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta",
+        )?;
         if json.get("quantization_config").is_some() {
             return Err(unsupported(
                 path,
@@ -206,6 +265,7 @@ impl Config {
         }
         let mut config = match family {
             Family::Gpt2 => gpt2_from_json(json)?,
+            Family::Bert | Family::XlmRoberta => bert_from_json(json, family)?,
             _ => llama_from_json(json, family)?,
         };
         config.bos = json.token("bos_token_id", config.vocab);
@@ -227,7 +287,7 @@ impl Config {
         let arch = meta
             .str("general.architecture")?
             .ok_or_else(|| Error::format(path, "there is no general.architecture"))?;
-        let family = family(path, arch, "llama, qwen2, qwen3, gpt2")?;
+        let family = family(path, arch, "llama, qwen2, qwen3, gpt2, bert")?;
         let key = |name: &str| format!("{arch}.{name}");
         let size = |name: &str| meta.usize(&key(name));
         let required = |name: &str| {
@@ -240,7 +300,7 @@ impl Config {
             Some(size) => size,
             None => hidden.checked_div(heads).unwrap_or(0),
         };
-        let eps = if family == Family::Gpt2 {
+        let eps = if family.learns_positions() {
             "attention.layer_norm_epsilon"
         } else {
             "attention.layer_norm_rms_epsilon"
@@ -292,6 +352,14 @@ impl Config {
             tied,
             bos: token("bos")?,
             eos: token("eos")?,
+            // Their positions begin at 0 in a GGUF, whatever the padding was.
+            encoder: (family == Family::Bert).then_some(EncoderConfig {
+                token_types: meta.u32("tokenizer.ggml.token_type_count")?.unwrap_or(1) as usize,
+                first_position: 0,
+                padding: token("padding")?.unwrap_or(0),
+                gelu_tanh: false,
+                head: EncoderHead::None,
+            }),
         };
         config.check(path)?;
         Ok(config)
@@ -479,6 +547,7 @@ fn llama_from_json(json: Json, family: Family) -> Result<Config> {
         tied: json.bool("tie_word_embeddings")?.unwrap_or(false),
         bos: None,
         eos: None,
+        encoder: None,
     })
 }
 
@@ -569,5 +638,69 @@ fn gpt2_from_json(json: Json) -> Result<Config> {
         tied: json.bool("tie_word_embeddings")?.unwrap_or(true),
         bos: None,
         eos: None,
+        encoder: None,
+    })
+}
+
+fn bert_from_json(json: Json, family: Family) -> Result<Config> {
+    json.only("position_embedding_type", &["absolute".into()])?;
+    json.only("is_decoder", &[false.into()])?;
+    json.only("add_cross_attention", &[false.into()])?;
+    let tanh = ["gelu_new", "gelu_pytorch_tanh"];
+    json.only(
+        "hidden_act",
+        &["gelu".into(), tanh[0].into(), tanh[1].into()],
+    )?;
+    let hidden = json.required_size("hidden_size")?;
+    let heads = json.required_size("num_attention_heads")?;
+    let vocab = json.required_size("vocab_size")?;
+    let padding = json.token("pad_token_id", vocab);
+    // RoBERTa's positions begin after that of the padding, whose number is its id.
+    let first_position = match family {
+        Family::XlmRoberta => padding.unwrap_or(1).saturating_add(1),
+        _ => 0,
+    };
+    let positions = json.required_size("max_position_embeddings")?;
+    Ok(Config {
+        family,
+        vocab,
+        hidden,
+        layers: json.required_size("num_hidden_layers")?,
+        heads,
+        kv_heads: heads,
+        head_dim: hidden.checked_div(heads).unwrap_or(0),
+        ffn: json.required_size("intermediate_size")?,
+        max_positions: positions.saturating_sub(first_position as usize),
+        norm_eps: json.f32("layer_norm_eps")?.unwrap_or(1e-12),
+        rope_theta: DEFAULT_THETA,
+        rope_scaling: RopeScaling::None,
+        sliding_window: None,
+        tied: true,
+        bos: None,
+        eos: None,
+        encoder: Some(EncoderConfig {
+            token_types: json.size("type_vocab_size")?.unwrap_or(2),
+            first_position,
+            padding: padding.unwrap_or(0),
+            gelu_tanh: json
+                .str("hidden_act")?
+                .is_some_and(|name| tanh.contains(&name)),
+            head: encoder_head(json)?,
+        }),
+    })
+}
+
+/// The head that the first architecture named has, and its number of classes.
+fn encoder_head(json: Json) -> Result<EncoderHead> {
+    let named = json.get("architectures").and_then(|list| list.get(0));
+    let named = named.and_then(Value::as_str).unwrap_or_default();
+    let labels = match json.get("id2label").and_then(Value::as_object) {
+        Some(labels) => labels.len(),
+        None => json.size("num_labels")?.unwrap_or(2),
+    };
+    Ok(match named {
+        _ if named.ends_with("ForTokenClassification") => EncoderHead::Tokens(labels),
+        _ if named.ends_with("ForSequenceClassification") => EncoderHead::Text(labels),
+        _ => EncoderHead::None,
     })
 }

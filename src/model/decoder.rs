@@ -54,6 +54,18 @@ pub(super) struct NormWeights<B: Backend> {
     pub(super) bias: Option<B::Buf<f32>>,
 }
 
+impl<B: Backend> NormWeights<B> {
+    pub(super) fn apply(
+        &self,
+        backend: &B,
+        shape: Norm,
+        x: &B::Buf<f32>,
+        y: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        backend.norm(shape, x, &self.weight, self.bias.as_ref(), y)
+    }
+}
+
 pub(super) struct Projection<B: Backend> {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
@@ -62,12 +74,32 @@ pub(super) struct Projection<B: Backend> {
 }
 
 impl<B: Backend> Projection<B> {
-    fn shape(&self, rows: usize, add: bool) -> Linear {
-        Linear {
+    /// Width of what comes out.
+    pub(super) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `y = x · wᵀ + bias` of so many rows, or with `add` `y` more by that; with `estimate` by
+    /// [`crate::ops::GemmOp::estimate`].
+    pub(super) fn apply(
+        &self,
+        backend: &B,
+        rows: usize,
+        x: &B::Buf<f32>,
+        add: bool,
+        estimate: bool,
+        y: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let shape = Linear {
             rows,
             inputs: self.inputs,
             outputs: self.outputs,
             add,
+        };
+        let bias = self.bias.as_ref();
+        match estimate {
+            true => backend.estimate(shape, x, &self.weight, bias, y),
+            false => backend.linear(shape, x, &self.weight, bias, y),
         }
     }
 }
@@ -136,6 +168,16 @@ impl<B: Backend> Model<B> {
     /// Those of [`Weights::get`] and of the device.
     pub fn load(backend: B, weights: &Weights) -> Result<Self> {
         let config = weights.config().clone();
+        if config.encoder.is_some() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "{}: an encoder ({}) where a decoder is wanted",
+                    weights.path().display(),
+                    config.family.name()
+                ),
+                have: "llama, mistral, qwen2, qwen3, gpt2".into(),
+            });
+        }
         if config.head_dim % 2 == 1 {
             return Err(Error::Unsupported {
                 what: format!("heads of odd width {}", config.head_dim),
@@ -376,26 +418,28 @@ impl<B: Backend> Model<B> {
         estimate: bool,
         attend: &mut dyn FnMut(&mut Scratch<B>) -> Result<()>,
     ) -> Result<()> {
-        let project = match estimate {
-            true => Self::estimate_projection,
-            false => Self::project,
-        };
         let (b, c) = (&self.backend, &self.config);
         self.norm(&layer.attention_norm, rows, &s.x, &mut s.h)?;
-        project(self, &layer.qkv, rows, &s.h, false, &mut s.qkv)?;
+        layer
+            .qkv
+            .apply(b, rows, &s.h, false, estimate, &mut s.qkv)?;
         self.adapt(lora.qkv, rows, &s.h, &mut s.qkv)?;
         attend(s)?;
-        project(self, &layer.output, rows, &s.attention, true, &mut s.x)?;
+        layer
+            .output
+            .apply(b, rows, &s.attention, true, estimate, &mut s.x)?;
         self.adapt(lora.output, rows, &s.attention, &mut s.x)?;
         self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
-        project(self, &layer.up, rows, &s.h, false, &mut s.up)?;
+        layer.up.apply(b, rows, &s.h, false, estimate, &mut s.up)?;
         self.adapt(lora.up, rows, &s.h, &mut s.up)?;
         if c.family == Family::Gpt2 {
             b.gelu(rows * c.ffn, &s.up, &mut s.inner)?;
         } else {
             b.swiglu(rows, c.ffn, &s.up, &mut s.inner)?;
         }
-        project(self, &layer.down, rows, &s.inner, true, &mut s.x)?;
+        layer
+            .down
+            .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
         self.adapt(lora.down, rows, &s.inner, &mut s.x)
     }
 
@@ -458,8 +502,7 @@ impl<B: Backend> Model<B> {
                 _ => NormKind::Rms,
             },
         };
-        let bias = weights.bias.as_ref();
-        self.backend.norm(shape, x, &weights.weight, bias, y)
+        weights.apply(&self.backend, shape, x, y)
     }
 
     pub(super) fn project(
@@ -470,22 +513,7 @@ impl<B: Backend> Model<B> {
         add: bool,
         y: &mut B::Buf<f32>,
     ) -> Result<()> {
-        let bias = projection.bias.as_ref();
-        let shape = projection.shape(rows, add);
-        self.backend.linear(shape, x, &projection.weight, bias, y)
-    }
-
-    fn estimate_projection(
-        &self,
-        projection: &Projection<B>,
-        rows: usize,
-        x: &B::Buf<f32>,
-        add: bool,
-        y: &mut B::Buf<f32>,
-    ) -> Result<()> {
-        let bias = projection.bias.as_ref();
-        let shape = projection.shape(rows, add);
-        self.backend.estimate(shape, x, &projection.weight, bias, y)
+        projection.apply(&self.backend, rows, x, add, false, y)
     }
 
     pub(super) fn head(&self) -> &B::Matrix {
@@ -698,13 +726,13 @@ impl<B: Backend> Drop for Hidden<'_, B> {
 }
 
 /// Reads tensors and lays them out for the device.
-struct Loader<'a, B: Backend> {
-    backend: &'a B,
-    weights: &'a Weights,
+pub(super) struct Loader<'a, B: Backend> {
+    pub(super) backend: &'a B,
+    pub(super) weights: &'a Weights,
 }
 
 impl<B: Backend> Loader<'_, B> {
-    fn matrix(&self, name: &str) -> Result<B::Matrix> {
+    pub(super) fn matrix(&self, name: &str) -> Result<B::Matrix> {
         Ok(self.stacked(&[name])?.0)
     }
 
@@ -731,11 +759,15 @@ impl<B: Backend> Loader<'_, B> {
         Ok((self.backend.matrix_of(source)?, outputs, inputs))
     }
 
-    fn projection(&self, layer: &str, names: &[&str]) -> Result<Projection<B>> {
+    /// The layers `names` of `layer`, one above the other; an empty name is the layer itself.
+    pub(super) fn projection(&self, layer: &str, names: &[&str]) -> Result<Projection<B>> {
         let full = |suffix| -> Vec<String> {
             names
                 .iter()
-                .map(|name| format!("{layer}.{name}.{suffix}"))
+                .map(|name| match name.is_empty() {
+                    true => format!("{layer}.{suffix}"),
+                    false => format!("{layer}.{name}.{suffix}"),
+                })
                 .collect()
         };
         let (weights, biases) = (full("weight"), full("bias"));
@@ -762,7 +794,7 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.upload(&self.weights.get(name)?.to_f32()?)
     }
 
-    fn norm(&self, name: &str) -> Result<NormWeights<B>> {
+    pub(super) fn norm(&self, name: &str) -> Result<NormWeights<B>> {
         let bias = format!("{name}.bias");
         Ok(NormWeights {
             weight: self.vector(&format!("{name}.weight"))?,

@@ -1,6 +1,6 @@
-//! Which tensors a decoder family has: their names in both formats, shapes, and peculiarities.
+//! Which tensors a family has: their names in both formats, shapes, and peculiarities.
 
-use super::config::{Config, Family};
+use super::config::{Config, EncoderHead, Family};
 
 /// A tensor that a model must have.
 pub(crate) struct Slot {
@@ -29,6 +29,8 @@ pub(crate) enum Kind {
 pub(crate) fn hf_layers(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "transformer.h.",
+        Family::Bert => "bert.encoder.layer.",
+        Family::XlmRoberta => "roberta.encoder.layer.",
         _ => "model.layers.",
     }
 }
@@ -40,7 +42,22 @@ pub(crate) const GGUF_LAYERS: &str = "blk.";
 pub(crate) fn hf_prefix(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "transformer.",
+        Family::Bert => "bert.",
+        Family::XlmRoberta => "roberta.",
         _ => "model.",
+    }
+}
+
+/// Whether a tensor of a Hugging Face file stands beside what [`hf_prefix`] is put in front of.
+pub(crate) fn is_head(name: &str) -> bool {
+    name == HF_HEAD || name.starts_with("classifier.")
+}
+
+/// The two layers of an encoder's classifier of texts, by their Hugging Face names.
+pub(crate) fn text_head(family: Family) -> [&'static str; 2] {
+    match family {
+        Family::XlmRoberta => ["classifier.dense", "classifier.out_proj"],
+        _ => ["bert.pooler.dense", "classifier"],
     }
 }
 
@@ -70,6 +87,7 @@ pub(crate) fn outer_slots(c: &Config) -> Vec<Slot> {
             slot("transformer.ln_f.weight", "output_norm.weight", &[c.hidden]),
             slot("transformer.ln_f.bias", "output_norm.bias", &[c.hidden]),
         ],
+        Family::Bert | Family::XlmRoberta => encoder_slots(c),
         _ => vec![
             slot(
                 "model.embed_tokens.weight",
@@ -89,6 +107,7 @@ pub(crate) fn outer_slots(c: &Config) -> Vec<Slot> {
 pub(crate) fn layer_slots(c: &Config) -> Vec<Slot> {
     match c.family {
         Family::Gpt2 => gpt2_layer(c),
+        Family::Bert | Family::XlmRoberta => bert_layer(c),
         _ => llama_layer(c),
     }
 }
@@ -146,7 +165,7 @@ fn llama_layer(c: &Config) -> Vec<Slot> {
                 &[c.head_dim],
             ),
         ]),
-        Family::Llama | Family::Gpt2 => {}
+        Family::Llama | Family::Gpt2 | Family::Bert | Family::XlmRoberta => {}
     }
     slots
 }
@@ -177,6 +196,113 @@ fn gpt2_layer(c: &Config) -> Vec<Slot> {
         slot("mlp.c_fc.bias", "ffn_up.bias", &[c.ffn]),
         conv1d("mlp.c_proj.weight", "ffn_down.weight", [c.hidden, c.ffn]),
         slot("mlp.c_proj.bias", "ffn_down.bias", &[c.hidden]),
+    ]
+}
+
+/// An encoder's tensors outside the layers; the same names for both families but for their prefix.
+fn encoder_slots(c: &Config) -> Vec<Slot> {
+    let Some(encoder) = &c.encoder else {
+        return Vec::new();
+    };
+    let positions = c.max_positions + encoder.first_position as usize;
+    let bert = c.family == Family::Bert;
+    let named = |bert_name, roberta_name, gguf, shape: &[usize]| {
+        slot(if bert { bert_name } else { roberta_name }, gguf, shape)
+    };
+    let mut slots = vec![
+        named(
+            "bert.embeddings.word_embeddings.weight",
+            "roberta.embeddings.word_embeddings.weight",
+            GGUF_EMBEDDING,
+            &[c.vocab, c.hidden],
+        ),
+        named(
+            "bert.embeddings.position_embeddings.weight",
+            "roberta.embeddings.position_embeddings.weight",
+            "position_embd.weight",
+            &[positions, c.hidden],
+        ),
+        named(
+            "bert.embeddings.token_type_embeddings.weight",
+            "roberta.embeddings.token_type_embeddings.weight",
+            "token_types.weight",
+            &[encoder.token_types, c.hidden],
+        ),
+        named(
+            "bert.embeddings.LayerNorm.weight",
+            "roberta.embeddings.LayerNorm.weight",
+            "token_embd_norm.weight",
+            &[c.hidden],
+        ),
+        named(
+            "bert.embeddings.LayerNorm.bias",
+            "roberta.embeddings.LayerNorm.bias",
+            "token_embd_norm.bias",
+            &[c.hidden],
+        ),
+    ];
+    let wide = [c.hidden, c.hidden];
+    match encoder.head {
+        EncoderHead::None => {}
+        EncoderHead::Tokens(labels) => slots.extend([
+            slot("classifier.weight", "cls.weight", &[labels, c.hidden]),
+            slot("classifier.bias", "cls.bias", &[labels]),
+        ]),
+        EncoderHead::Text(labels) if bert => slots.extend([
+            slot("bert.pooler.dense.weight", "cls.weight", &wide),
+            slot("bert.pooler.dense.bias", "cls.bias", &[c.hidden]),
+            slot(
+                "classifier.weight",
+                "cls.output.weight",
+                &[labels, c.hidden],
+            ),
+            slot("classifier.bias", "cls.output.bias", &[labels]),
+        ]),
+        EncoderHead::Text(labels) => slots.extend([
+            slot("classifier.dense.weight", "cls.weight", &wide),
+            slot("classifier.dense.bias", "cls.bias", &[c.hidden]),
+            slot(
+                "classifier.out_proj.weight",
+                "cls.output.weight",
+                &[labels, c.hidden],
+            ),
+            slot("classifier.out_proj.bias", "cls.output.bias", &[labels]),
+        ]),
+    }
+    slots
+}
+
+fn bert_layer(c: &Config) -> Vec<Slot> {
+    let (wide, row) = ([c.hidden, c.hidden], [c.hidden]);
+    vec![
+        slot("attention.self.query.weight", "attn_q.weight", &wide),
+        slot("attention.self.query.bias", "attn_q.bias", &row),
+        slot("attention.self.key.weight", "attn_k.weight", &wide),
+        slot("attention.self.key.bias", "attn_k.bias", &row),
+        slot("attention.self.value.weight", "attn_v.weight", &wide),
+        slot("attention.self.value.bias", "attn_v.bias", &row),
+        slot("attention.output.dense.weight", "attn_output.weight", &wide),
+        slot("attention.output.dense.bias", "attn_output.bias", &row),
+        slot(
+            "attention.output.LayerNorm.weight",
+            "attn_output_norm.weight",
+            &row,
+        ),
+        slot(
+            "attention.output.LayerNorm.bias",
+            "attn_output_norm.bias",
+            &row,
+        ),
+        slot(
+            "intermediate.dense.weight",
+            "ffn_up.weight",
+            &[c.ffn, c.hidden],
+        ),
+        slot("intermediate.dense.bias", "ffn_up.bias", &[c.ffn]),
+        slot("output.dense.weight", "ffn_down.weight", &[c.hidden, c.ffn]),
+        slot("output.dense.bias", "ffn_down.bias", &row),
+        slot("output.LayerNorm.weight", "layer_output_norm.weight", &row),
+        slot("output.LayerNorm.bias", "layer_output_norm.bias", &row),
     ]
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod backward;
 pub(crate) mod buffers;
 pub mod config;
 pub mod decoder;
+pub mod encoder;
 pub mod gguf;
 pub mod kv;
 mod layout;
@@ -21,6 +22,7 @@ pub(crate) mod trained;
 pub mod weights;
 
 pub use decoder::Model;
+pub use encoder::{Encoder, EncoderInput, Pooling};
 pub use score::Adapted;
 pub(crate) use together::{SEATS, together};
 
@@ -70,6 +72,24 @@ pub trait Scorer: Send + Sync {
             what: "thinning texts without a look at their scores".into(),
             have: "scores".into(),
         })
+    }
+
+    /// How alike a question and each text are in meaning, by the encoder that stands beside the model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where there is none; errors of the device.
+    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        let _ = (question, texts);
+        Err(Error::Unsupported {
+            what: "ranking by meaning without an encoder".into(),
+            have: "open one beside the model, as all-MiniLM-L6-v2".into(),
+        })
+    }
+
+    /// Whether there is an encoder for [`Scorer::similarity`].
+    fn has_encoder(&self) -> bool {
+        false
     }
 
     /// Nll of `ids[1..]` of each sequence on its own.

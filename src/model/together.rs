@@ -255,6 +255,14 @@ impl Drop for Seat<'_, '_> {
 }
 
 impl Scorer for Seat<'_, '_> {
+    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        self.table.model.similarity(question, texts)
+    }
+
+    fn has_encoder(&self) -> bool {
+        self.table.model.has_encoder()
+    }
+
     fn max_positions(&self) -> usize {
         self.table.model.max_positions()
     }

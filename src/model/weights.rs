@@ -143,10 +143,15 @@ impl Weights {
     fn open_folder(path: &Path, access: Access) -> Result<Weights> {
         let mut config = Config::from_json(&path.join("config.json"))?;
         let mut raw = HashMap::new();
+        let encodes = config.encoder.is_some();
         let prefix = layout::hf_prefix(config.family);
         for (name, tensor) in safetensors::read_folder(path, access)? {
             // Some files leave the prefix out.
-            let full = if name.starts_with(prefix) || name == layout::HF_HEAD {
+            // As the first checkpoints of BERT name them.
+            let name = name
+                .replace(".LayerNorm.gamma", ".LayerNorm.weight")
+                .replace(".LayerNorm.beta", ".LayerNorm.bias");
+            let full = if name.starts_with(prefix) || layout::is_head(&name) {
                 name
             } else {
                 format!("{prefix}{name}")
@@ -160,7 +165,7 @@ impl Weights {
         if config.tied {
             raw.remove(layout::HF_HEAD);
         }
-        config.tied = !raw.contains_key(layout::HF_HEAD);
+        config.tied = encodes || !raw.contains_key(layout::HF_HEAD);
         let tokenizer = path.join("tokenizer.json");
         Ok(Weights {
             path: path.to_owned(),

@@ -349,7 +349,9 @@ fn attention_tiles<S: Simd, const N: usize, const M: usize>(
     let d = shape.head_dim;
     let width = N * S::F32_LANES;
     let queries = task.count * task.group;
-    let keys = (task.position + task.count).saturating_add(shape.ahead).min(task.end);
+    let keys = (task.position + task.count)
+        .saturating_add(shape.ahead)
+        .min(task.end);
     // Scores, then queries, outputs, and first and last visible key of each lane.
     let need = (keys + 2 * d + 2) * width;
     if scratch.len() < need + LINE {

@@ -11,6 +11,8 @@ mod hf;
 #[cfg(feature = "tokenizer-json")]
 mod hf_file;
 mod merge;
+#[cfg(feature = "tokenizer-json")]
+mod pieces;
 mod pretokenize;
 mod punkt;
 pub mod sentences;
@@ -21,6 +23,10 @@ mod vocab;
 
 pub use counts::{count_cl100k, count_o200k, encode_cl100k, encode_o200k, prepare_cl100k};
 pub use export::tokenizer_json;
+#[cfg(not(feature = "tokenizer-json"))]
+pub(crate) use hf::Pieces;
+#[cfg(feature = "tokenizer-json")]
+pub(crate) use pieces::Pieces;
 pub use sentences::sentences;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use vocab::GgufVocab;

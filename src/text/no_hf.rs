@@ -10,11 +10,7 @@ pub(super) enum HfTokenizer {}
 
 impl HfTokenizer {
     pub(super) fn from_file(path: &Path) -> Result<Self> {
-        Err(Error::Unsupported {
-            what: path.display().to_string(),
-            have: "the tokenizers of GGUF files; this one needs the feature `tokenizer-json`"
-                .into(),
-        })
+        Err(unsupported(path))
     }
 
     pub(super) fn vocab_size(&self) -> usize {
@@ -35,5 +31,37 @@ impl HfTokenizer {
 
     pub(super) fn token_bytes(&self, _: u32) -> Vec<u8> {
         match *self {}
+    }
+}
+
+/// Pieces that cannot be had.
+pub(crate) enum Pieces {}
+
+impl Pieces {
+    pub(crate) fn from_file(path: &Path, _: &[String]) -> Result<Self> {
+        Err(unsupported(path))
+    }
+
+    pub(crate) fn split(&self, _: &str) -> Result<Vec<String>> {
+        match *self {}
+    }
+
+    pub(crate) fn id(&self, _: &str) -> Option<u32> {
+        match *self {}
+    }
+
+    pub(crate) fn is_added(&self, _: &str) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn join(&self, _: Vec<String>) -> Result<String> {
+        match *self {}
+    }
+}
+
+fn unsupported(path: &Path) -> Error {
+    Error::Unsupported {
+        what: path.display().to_string(),
+        have: "the tokenizers of GGUF files; this one needs the feature `tokenizer-json`".into(),
     }
 }

@@ -222,9 +222,13 @@ fn config_json(file: &Path, c: &Config, dtype: Dtype) -> Result<Value> {
         (Family::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
         (Family::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),
         (Family::Qwen3, _) => ("qwen3", "Qwen3ForCausalLM"),
-        (Family::Gpt2, _) => {
+        (Family::Gpt2 | Family::Bert | Family::XlmRoberta, _) => {
+            let name = match c.family {
+                Family::Gpt2 => "GPT-2",
+                family => family.name(),
+            };
             return Err(Error::Unsupported {
-                what: format!("{}: merging into GPT-2", file.display()),
+                what: format!("{}: merging into {name}", file.display()),
                 have: "Llama, Mistral, Qwen2, Qwen3".into(),
             });
         }

@@ -4,6 +4,7 @@
 pub mod compare;
 pub mod device;
 pub mod emu;
+pub mod encoders;
 pub mod fake;
 pub mod gguf;
 pub mod mutate;

@@ -5,6 +5,7 @@ use crate::common;
 use crate::common::compare::assert_close;
 use crate::common::device::{self, Device, backends};
 use crate::common::emu::{SCHEDULES, launcher};
+use crate::common::encoders::agrees;
 use crate::common::tiny::byte_tokenizer;
 use prefold::gpu::{Gpu, Precision, Schedule};
 use prefold::hard::{self, LlmLingua, Request};
@@ -49,6 +50,17 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
         .iter()
         .map(|&b| f32::from_le_bytes(b).into())
         .collect()
+}
+
+#[test]
+fn encoders_agree_with_the_reference() {
+    for name in ["bert", "xlmr-tokens", "xlmr-reranker"] {
+        for (precision, bound) in [(Precision::F32, 1e-3), (Precision::Bf16, 0.25)] {
+            backends(precision, &SCHEDULES[..1], |gpu, _| {
+                agrees(name, gpu, bound)
+            });
+        }
+    }
 }
 
 #[test]

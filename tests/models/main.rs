@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod encoders;
 mod hostile_files;
 mod icae;
 mod models;

@@ -41,6 +41,7 @@ fn smollm2_opens() {
             tied: true,
             bos: Some(1),
             eos: Some(2),
+            encoder: None,
         }
     );
     assert_eq!(weights.parameters(), 134_515_008);
@@ -83,6 +84,7 @@ fn shared_tiny(family: Family) -> Config {
         tied: false,
         bos: None,
         eos: None,
+        encoder: None,
     }
 }
 
@@ -195,6 +197,7 @@ fn tiny_config(family: Family) -> Config {
         tied: gpt2,
         bos: Some(1),
         eos: Some(2),
+        encoder: None,
     }
 }
 

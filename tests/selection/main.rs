@@ -7,6 +7,7 @@ mod counts;
 mod exact;
 mod forms;
 mod json;
+mod llmlingua2;
 mod parity;
 mod rank;
 mod sentences;

@@ -73,6 +73,8 @@ const SECOND_STEP: f64 = 1.0;
 const READ: usize = 2048;
 /// What a sentence that the model has not read is at least below those that it has read.
 const UNREAD: f64 = 100.0;
+/// Log-odds that a standard deviation of an encoder's similarity is worth beside the ranker's.
+const MEANING: f64 = 1.0;
 /// Log-odds that a nat of the question's nll is worth beside the ranker's.
 const NAT: f64 = 1.0;
 /// Passages within so many log-odds of the cut could be on its other side; where the first outside is
@@ -177,6 +179,7 @@ impl Exact<'_> {
             Some(RankMethod::Bm25) => by_rank(contexts, parsed, &passages, |texts| {
                 rank_text::bm25(texts, question)
             }),
+            Some(RankMethod::Sentbert) => self.by_meaning(question, contexts, parsed, &passages)?,
             #[cfg(feature = "gzip")]
             Some(RankMethod::Gzip) => by_rank(contexts, parsed, &passages, |texts| {
                 rank_text::gzip(texts, question)
@@ -247,6 +250,16 @@ impl Exact<'_> {
             .unwrap_or_else(|| Ranker::shipped());
         let scores = control::step(|| Ok(ranker.scores(&candidates)))?;
         let mut worth = candidates.spread(&scores);
+        if self.lm.has_encoder() && candidates.chosen.len() > 1 {
+            let chosen = candidates
+                .chosen
+                .iter()
+                .map(|&i| passages[i].text(contexts, parsed));
+            let meaning = self.lm.similarity(question, &chosen.collect::<Vec<_>>())?;
+            for (&i, meaning) in candidates.chosen.iter().zip(standardised(&meaning)) {
+                worth[i] += MEANING * meaning;
+            }
+        }
         let read = self.to_read(
             &worth,
             &candidates.chosen,
@@ -377,6 +390,24 @@ impl Exact<'_> {
         Ok(sentences)
     }
 
+    /// By an encoder, passages and sentences alike.
+    fn by_meaning(
+        &self,
+        question: &str,
+        contexts: &[String],
+        parsed: &[Parsed],
+        passages: &[Passage],
+    ) -> Result<Worth> {
+        let texts = sentence_texts(contexts, parsed);
+        let mut own = self.lm.similarity(question, &texts)?.into_iter();
+        let sentences = parsed
+            .iter()
+            .map(|p| own.by_ref().take(p.sentences.len()).collect())
+            .collect();
+        let texts: Vec<&str> = passages.iter().map(|p| p.text(contexts, parsed)).collect();
+        Ok((self.lm.similarity(question, &texts)?, sentences))
+    }
+
     /// By what the model says: how much less surprising the question is after a text (LongLLMLingua, eq.
     /// 2), the words they share, and for the second step of a question the words shared with the passage
     /// that answers it best.
@@ -503,18 +534,22 @@ fn by_rank(
         }
         worth
     };
-    let sentences: Vec<&str> = contexts
-        .iter()
-        .zip(parsed)
-        .flat_map(|(text, p)| p.sentences.iter().map(|r| &text[r.clone()]))
-        .collect();
-    let mut flat = worth(&sentences).into_iter();
+    let mut flat = worth(&sentence_texts(contexts, parsed)).into_iter();
     let passages: Vec<&str> = passages.iter().map(|p| p.text(contexts, parsed)).collect();
     let sentences = parsed
         .iter()
         .map(|p| flat.by_ref().take(p.sentences.len()).collect())
         .collect();
     (worth(&passages), sentences)
+}
+
+/// The sentences of all contexts.
+fn sentence_texts<'t>(contexts: &'t [String], parsed: &[Parsed]) -> Vec<&'t str> {
+    contexts
+        .iter()
+        .zip(parsed)
+        .flat_map(|(text, p)| p.sentences.iter().map(|r| &text[r.clone()]))
+        .collect()
 }
 
 fn add(to: &mut [f64], values: &[f64], weight: f64) {

@@ -278,6 +278,11 @@ impl Reference<'_> {
             RankMethod::Bm25 => Ok(rank_text::bm25(texts, query)),
             #[cfg(feature = "gzip")]
             RankMethod::Gzip => Ok(rank_text::gzip(texts, query)),
+            RankMethod::Sentbert => {
+                let mut scores = self.lm.similarity(query, texts)?;
+                scores.iter_mut().for_each(|score| *score = -*score);
+                Ok(python::argsort(&scores))
+            }
             RankMethod::Llmlingua | RankMethod::Longllmlingua => {
                 let query = format!(
                     "{query} We can get the answer to this question in the given documents."

@@ -194,7 +194,8 @@ fn is_stack_trace(lines: &[&str]) -> bool {
     let call = |line: &&&str| {
         let own = line.trim_start();
         own.starts_with("File \"") && own.contains(", line ")
-            || own.starts_with("at ") && (place(own) || own.ends_with(')') || own.contains(":line "))
+            || own.starts_with("at ")
+                && (place(own) || own.ends_with(')') || own.contains(":line "))
             || own.contains(".go:") && place(own) && indent(line) > 0
     };
     let calls = lines.iter().filter(call).count();

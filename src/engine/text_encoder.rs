@@ -1,0 +1,224 @@
+//! An encoder with its tokenizer: texts to vectors, scores and probabilities.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::hard::llmlingua2::{self, TokenClassifier};
+use crate::model::config::{EncoderHead, Family};
+use crate::model::mapped::read_json;
+use crate::model::weights::Weights;
+use crate::model::{Encoder, EncoderInput, Pooling};
+use crate::ops::Backend;
+use crate::text::{Pieces, Tokenizer};
+
+/// Tokens of a text that a vector is made of; what follows is not read.
+const LONGEST: usize = 512;
+/// Bytes of a file of settings.
+const LONGEST_SETTINGS: u64 = 1 << 20;
+
+/// An open encoder, for texts.
+pub(super) struct TextEncoder<B: Backend> {
+    pub encoder: Encoder<B>,
+    tokenizer: Tokenizer,
+    /// Of the tokenizer.
+    file: PathBuf,
+    pieces: OnceLock<Pieces>,
+    pooling: Pooling,
+}
+
+impl<B: Backend> TextEncoder<B> {
+    /// Opens weights; `tokenizer` is a file in place of their own.
+    pub(super) fn load(weights: &Weights, backend: B, tokenizer: Option<&Path>) -> Result<Self> {
+        let own = weights.tokenizer_path();
+        let Some(file) = tokenizer.map(Path::to_owned).or(own) else {
+            return Err(Error::Unsupported {
+                what: format!("text with {}", weights.path().display()),
+                have: "no tokenizer.json beside the weights: put one there, or name it".into(),
+            });
+        };
+        let tokenizer = Tokenizer::from_file(&file)?;
+        let rows = weights.config().vocab;
+        if tokenizer.vocab_size() > rows {
+            return Err(Error::format(
+                &file,
+                format!(
+                    "has {} ids, but the embedding of {} only {rows} rows",
+                    tokenizer.vocab_size(),
+                    weights.path().display()
+                ),
+            ));
+        }
+        Ok(TextEncoder {
+            encoder: Encoder::load(backend, weights)?,
+            tokenizer,
+            file,
+            pieces: OnceLock::new(),
+            pooling: pooling(weights.path())?,
+        })
+    }
+
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The pieces that LLMLingua-2 works on.
+    pub(super) fn pieces(&self) -> Result<&Pieces> {
+        if let Some(pieces) = self.pieces.get() {
+            return Ok(pieces);
+        }
+        let pieces = llmlingua2::pieces(&self.file)?;
+        Ok(self.pieces.get_or_init(|| pieces))
+    }
+
+    /// How well each text answers to a question: the score of a reranker, or the cosine of two vectors.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a classifier that is neither.
+    pub(super) fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        match self.head() {
+            EncoderHead::Text(1) => self.rerank(question, texts),
+            EncoderHead::None => {
+                let mut inputs = Vec::with_capacity(texts.len() + 1);
+                inputs.push(self.input(question)?);
+                for text in texts {
+                    inputs.push(self.input(text)?);
+                }
+                let vectors = self.encoder.embed(&inputs, self.pooling, true)?;
+                let Some((question, texts)) = vectors.split_first() else {
+                    return Ok(Vec::new());
+                };
+                let cosine = |text: &Vec<f32>| {
+                    let products = text.iter().zip(question).map(|(a, b)| f64::from(a * b));
+                    products.sum()
+                };
+                Ok(texts.iter().map(cosine).collect())
+            }
+            EncoderHead::Tokens(_) | EncoderHead::Text(_) => Err(Error::Unsupported {
+                what: "ranking texts by a classifier".into(),
+                have: "encoders without a head (sentence-transformers) and rerankers, which have one label".into(),
+            }),
+        }
+    }
+
+    fn head(&self) -> EncoderHead {
+        let encoder = self.encoder.config().encoder.as_ref();
+        encoder.map_or(EncoderHead::None, |encoder| encoder.head)
+    }
+
+    fn room(&self) -> usize {
+        LONGEST.min(self.encoder.config().max_positions)
+    }
+
+    /// A text with what the tokenizer puts around it, cut at the model's length.
+    fn input(&self, text: &str) -> Result<EncoderInput> {
+        let mut ids = self.tokenizer.encode(text, true, true)?.ids;
+        if ids.len() > self.room() {
+            // What ends a text ends a shortened one too.
+            let last = ids[ids.len() - 1];
+            ids.truncate(self.room() - 1);
+            ids.push(last);
+        }
+        Ok(ids.into())
+    }
+
+    /// Scores of pairs: one text after the other, as the family marks them.
+    fn rerank(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        let roberta = self.encoder.config().family == Family::XlmRoberta;
+        let [first, between, last]: [&[&str]; 3] = match roberta {
+            true => [&["<s>"], &["</s>", "</s>"], &["</s>"]],
+            false => [&["[CLS]"], &["[SEP]"], &["[SEP]"]],
+        };
+        let marks = |names: &[&str]| -> Result<Vec<u32>> {
+            let id = |name: &&str| {
+                self.tokenizer.token_id(name).ok_or_else(|| {
+                    Error::format(
+                        &self.file,
+                        format!("has no token {name}, which this model needs"),
+                    )
+                })
+            };
+            names.iter().map(id).collect()
+        };
+        let (first, between, last) = (marks(first)?, marks(between)?, marks(last)?);
+        let question = self.tokenizer.encode(question, false, true)?.ids;
+        let around = first.len() + between.len() + last.len();
+        // The question may take half; a text gives way first.
+        let room = self.room().saturating_sub(around);
+        let question = &question[..question.len().min(room / 2)];
+        let mut inputs = Vec::with_capacity(texts.len());
+        for text in texts {
+            let mut text = self.tokenizer.encode(text, false, true)?.ids;
+            text.truncate(room - question.len());
+            let mut ids = [&first[..], question, &between].concat();
+            let mut types = vec![0; ids.len()];
+            ids.extend(text.iter().chain(&last));
+            if !roberta {
+                types.resize(ids.len(), 1);
+            }
+            inputs.push(EncoderInput {
+                types: if roberta { Vec::new() } else { types },
+                ids,
+                ..EncoderInput::default()
+            });
+        }
+        let scores = self.encoder.text_logits(&inputs)?;
+        Ok(scores.iter().map(|logits| logits[0].into()).collect())
+    }
+}
+
+impl<B: Backend> TokenClassifier for TextEncoder<B> {
+    fn family(&self) -> Family {
+        self.encoder.config().family
+    }
+
+    fn max_positions(&self) -> usize {
+        self.encoder.config().max_positions
+    }
+
+    fn keep_probabilities(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
+        match self.head() {
+            EncoderHead::Tokens(2) => {}
+            EncoderHead::Tokens(labels) => {
+                return Err(Error::Unsupported {
+                    what: format!("mode llmlingua2 with a classifier of {labels} labels"),
+                    have: "two: drop and keep".into(),
+                });
+            }
+            EncoderHead::None | EncoderHead::Text(_) => {
+                return Err(Error::Unsupported {
+                    what: "mode llmlingua2 with an encoder that classifies no tokens".into(),
+                    have: "models for token classification, as microsoft's llmlingua-2".into(),
+                });
+            }
+        }
+        let softmax = |pair: &[f32]| {
+            let most = pair[0].max(pair[1]);
+            let [drop, keep] = [(pair[0] - most).exp(), (pair[1] - most).exp()];
+            keep / (drop + keep)
+        };
+        let logits = self.encoder.token_logits(inputs)?;
+        let of_text = |logits: &Vec<f32>| logits.chunks_exact(2).map(softmax).collect();
+        Ok(logits.iter().map(of_text).collect())
+    }
+}
+
+/// What sentence-transformers' `1_Pooling/config.json` beside the weights says.
+fn pooling(folder: &Path) -> Result<Pooling> {
+    let file = folder.join("1_Pooling").join("config.json");
+    if !file.exists() {
+        return Ok(Pooling::default());
+    }
+    let settings: Value = read_json(&file, LONGEST_SETTINGS)?;
+    let on = |name: &str| settings.get(name).and_then(Value::as_bool) == Some(true);
+    match (on("pooling_mode_mean_tokens"), on("pooling_mode_cls_token")) {
+        (true, _) => Ok(Pooling::Mean),
+        (false, true) => Ok(Pooling::First),
+        (false, false) => Err(Error::Unsupported {
+            what: format!("{}: this pooling", file.display()),
+            have: "the mean of all tokens, the first token".into(),
+        }),
+    }
+}

@@ -1,0 +1,515 @@
+//! LLMLingua-2 (arXiv 2403.12968), token for token: `compress_prompt` of Microsoft's `llmlingua` 0.2.2 with
+//! `use_llmlingua2=True`. A token classifier says of each token how likely it is to be kept; words above a
+//! percentile of their chunk stay.
+//!
+//! Its oddities are kept where they show in the result, and named where they are kept. Where it raises an
+//! exception over a text (an empty one, one without a known word, `<|endoftext|>`), the text is compressed.
+
+mod percentile;
+mod words;
+
+use crate::error::{Error, Result};
+use crate::model::EncoderInput;
+use crate::model::config::Family;
+use crate::text::{Pieces, counts::count_cl100k};
+
+use super::options::{LlmLingua2, TokenToWord};
+use super::request::{Budget, Request};
+use super::result::{Compressed, KeptContext, Piece};
+use percentile::{Probability, percentile};
+use words::{Words, regex_words};
+
+/// Tokens that the reference's classifiers read at a time, special ones included.
+const WINDOW: usize = 512;
+/// Tokens that can be added for strings that must stay (`max_force_token`).
+const ADDED: usize = 100;
+
+/// A token classifier of two classes: all that LLMLingua-2 needs of a model.
+pub(crate) trait TokenClassifier: Send + Sync {
+    /// Its family, which says how its tokenizer marks words.
+    fn family(&self) -> Family;
+
+    /// Longest sequence, in tokens.
+    fn max_positions(&self) -> usize;
+
+    /// The probability of the second class, "keep", for each token of each sequence.
+    ///
+    /// # Errors
+    /// As [`crate::model::Encoder::token_logits`].
+    fn keep_probabilities(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>>;
+}
+
+/// The pieces of a model's `tokenizer.json`, with the reference's `[NEW0]` to `[NEW99]` added.
+///
+/// # Errors
+/// As [`Pieces::from_file`].
+pub(crate) fn pieces(tokenizer: &std::path::Path) -> Result<Pieces> {
+    let added: Vec<String> = (0..ADDED).map(added).collect();
+    Pieces::from_file(tokenizer, &added)
+}
+
+fn added(i: usize) -> String {
+    format!("[NEW{i}]")
+}
+
+/// What every step needs.
+pub(crate) struct Classified<'a> {
+    pub classifier: &'a dyn TokenClassifier,
+    pub pieces: &'a Pieces,
+    pub options: &'a LlmLingua2,
+}
+
+/// Strings that must stay, and the added tokens that stand for those that are not one token, in the order
+/// in which they were named.
+struct Forced<'a> {
+    strings: &'a [String],
+    map: Vec<(String, String)>,
+}
+
+impl Forced<'_> {
+    fn maps_to(&self, piece: &str) -> bool {
+        self.map.iter().any(|(_, added)| added == piece)
+    }
+
+    fn has(&self, piece: &str) -> bool {
+        self.strings.iter().any(|forced| forced == piece)
+    }
+
+    /// A text with its strings in place of the added tokens.
+    fn restored(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for (original, added) in &self.map {
+            text = text.replace(added.as_str(), original);
+        }
+        text
+    }
+}
+
+/// A chunk's words and which of them stay.
+struct Judged {
+    words: Vec<String>,
+    labels: Vec<bool>,
+    text: String,
+}
+
+impl Classified<'_> {
+    pub(crate) fn compress(&self, request: &Request) -> Result<Compressed> {
+        if request.structured {
+            return Err(Error::Unsupported {
+                what: "tags in mode llmlingua2".into(),
+                have: "untagged contexts; modes exact and llmlingua read tags".into(),
+            });
+        }
+        let options = self.options;
+        let forced = self.forced()?;
+        let mut ends: Vec<&str> = options
+            .chunk_end_tokens
+            .iter()
+            .map(String::as_str)
+            .collect();
+        for end in &options.chunk_end_tokens {
+            let mapped = forced.map.iter().find(|(original, _)| original == end);
+            ends.extend(mapped.map(|(_, added)| added.as_str()));
+        }
+
+        let contexts = &request.contexts;
+        let before: usize = contexts.iter().map(|text| count_cl100k(text)).sum();
+        let mut chunks = Vec::with_capacity(contexts.len());
+        for context in contexts {
+            let mut text = context.clone();
+            for (original, added) in &forced.map {
+                text = text.replace(original.as_str(), added);
+            }
+            chunks.push(self.chunks(&text, &ends)?);
+        }
+        let (mut rate, target) = match request.budget {
+            Budget::Rate(rate) => (rate, None),
+            Budget::Tokens(target) => (0.5, Some(target)),
+        };
+
+        let mut kept: Vec<usize> = (0..contexts.len()).collect();
+        let mut dropped_words = Vec::new();
+        if options.use_context_level_filter && contexts.len() != 1 {
+            let (chosen, words) = self.choose(&chunks, &forced, rate, target, before)?;
+            let left: usize = chosen
+                .iter()
+                .flat_map(|&i| &chunks[i])
+                .map(|chunk| count_cl100k(chunk))
+                .sum();
+            if let Some(target) = target {
+                rate = share(target, left)?;
+            }
+            (kept, dropped_words) = (chosen, words);
+        } else if let Some(target) = target.filter(|&target| target > 0) {
+            rate = share(target, before)?;
+        }
+
+        let reduce = if options.use_token_level_filter {
+            (1.0 - rate).max(0.0)
+        } else {
+            0.0
+        };
+        let mut judged: Vec<Vec<Judged>> = Vec::with_capacity(kept.len());
+        if reduce <= 0.0 {
+            for &i in &kept {
+                judged.push(
+                    chunks[i]
+                        .iter()
+                        .map(|chunk| whole(&forced.restored(chunk)))
+                        .collect(),
+                );
+            }
+        } else {
+            let all: Vec<&String> = kept.iter().flat_map(|&i| &chunks[i]).collect();
+            let words = self.words(&all, &forced)?;
+            let mut done = words
+                .into_iter()
+                .map(|words| self.judge(words, &forced, reduce))
+                .collect::<Result<Vec<_>>>()?
+                .into_iter();
+            for &i in &kept {
+                judged.push(done.by_ref().take(chunks[i].len()).collect());
+            }
+        }
+        Ok(self.result(request, before, &kept, judged, dropped_words))
+    }
+
+    fn forced(&self) -> Result<Forced<'_>> {
+        let strings = &self.options.force_tokens;
+        if strings.len() > ADDED {
+            return Err(Error::input(
+                format!("force_tokens: {} strings", strings.len()),
+                format!("at most {ADDED}"),
+            ));
+        }
+        let mut map: Vec<(String, String)> = Vec::new();
+        for (i, string) in strings.iter().enumerate() {
+            if self.pieces.split(string)?.len() == 1 {
+                continue;
+            }
+            // As in a Python dictionary the last of two alike counts, in the place of the first.
+            match map.iter_mut().find(|(original, _)| original == string) {
+                Some((_, token)) => *token = added(i),
+                None => map.push((string.clone(), added(i))),
+            }
+        }
+        Ok(Forced { strings, map })
+    }
+
+    /// Texts of up to 510 tokens, cut after one of `ends` where there is one (`__chunk_context`).
+    fn chunks(&self, text: &str, ends: &[&str]) -> Result<Vec<String>> {
+        let room = self.window() - 2;
+        let pieces = self.pieces.split(text)?;
+        let mut chunks = Vec::new();
+        let mut start = 0;
+        while start < pieces.len() {
+            let mut end = start + room;
+            if end > pieces.len() - 1 {
+                end = pieces.len() - 1;
+            } else {
+                let at_end = |&at: &usize| ends.contains(&pieces[at].as_str());
+                end = (start + 1..=end).rev().find(at_end).unwrap_or(end);
+            }
+            chunks.push(self.pieces.join(pieces[start..=end].to_vec())?);
+            start = end + 1;
+        }
+        Ok(chunks)
+    }
+
+    fn window(&self) -> usize {
+        WINDOW.min(self.classifier.max_positions()).max(3)
+    }
+
+    /// The words of chunks, judged.
+    fn words(&self, chunks: &[&String], forced: &Forced<'_>) -> Result<Vec<Words>> {
+        let unknown = ["[UNK]", "<unk>"];
+        let unknown = unknown
+            .iter()
+            .find_map(|name| self.pieces.id(name))
+            .unwrap_or(0);
+        let id = |piece: &str| match self.pieces.is_added(piece) {
+            true => EncoderInput::MEAN,
+            false => self.pieces.id(piece).unwrap_or(unknown),
+        };
+        let mut inputs = Vec::with_capacity(chunks.len());
+        let mut names = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            // The reference puts BERT's marks around the text of every model: XLM-RoBERTa reads them as
+            // unknown.
+            let mut pieces = vec!["[CLS]".to_owned()];
+            pieces.extend(self.pieces.split(chunk)?);
+            pieces.push("[SEP]".to_owned());
+            pieces.truncate(self.window());
+            // A padding in the text is padding.
+            let padded = pieces.iter().any(|piece| piece == "[PAD]");
+            let seen = || {
+                pieces
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, piece)| *piece != "[PAD]")
+            };
+            inputs.push(EncoderInput {
+                ids: seen().map(|(_, piece)| id(piece)).collect(),
+                positions: match padded {
+                    true => seen().map(|(at, _)| at as u32).collect(),
+                    false => Vec::new(),
+                },
+                ..EncoderInput::default()
+            });
+            names.push(seen().map(|(_, piece)| piece.clone()).collect::<Vec<_>>());
+        }
+        let probabilities = self.classifier.keep_probabilities(&inputs)?;
+        let rules = words::Rules {
+            family: self.classifier.family(),
+            pieces: self.pieces,
+            forced,
+            digits: self.options.force_reserve_digit,
+        };
+        Ok(names
+            .iter()
+            .zip(&probabilities)
+            .map(|(names, probabilities)| rules.merge(names, probabilities))
+            .collect())
+    }
+
+    /// The contexts that stay, and the words of all (`use_context_level_filter`).
+    fn choose(
+        &self,
+        chunks: &[Vec<String>],
+        forced: &Forced<'_>,
+        rate: f64,
+        target: Option<usize>,
+        before: usize,
+    ) -> Result<(Vec<usize>, Vec<Vec<String>>)> {
+        let options = self.options;
+        let given = |number: i64| usize::try_from(number).ok();
+        let mut level_rate = options.context_level_rate;
+        let mut level_target = given(options.context_level_target_token);
+        if options.target_context <= 0
+            && level_rate >= 1.0
+            && options.context_level_target_token <= 0
+        {
+            match target {
+                None if rate < 1.0 && options.use_token_level_filter => {
+                    level_rate = (rate + 1.0) / 2.0;
+                }
+                None if rate < 1.0 => level_rate = rate,
+                Some(target) if options.use_token_level_filter => level_target = Some(2 * target),
+                Some(target) => level_target = Some(target),
+                None => {}
+            }
+        }
+        if let Some(count) = given(options.target_context) {
+            level_rate = (count as f64 / chunks.len().max(1) as f64).min(1.0);
+        }
+        if let Some(target) = level_target {
+            level_rate = share(target, before)?;
+        }
+        let all: Vec<&String> = chunks.iter().flatten().collect();
+        let mut judged = self.words(&all, forced)?.into_iter();
+        let mut scores = Vec::with_capacity(chunks.len());
+        let mut words = Vec::with_capacity(chunks.len());
+        for chunks in chunks {
+            let own: Vec<Words> = judged.by_ref().take(chunks.len()).collect();
+            let means: Vec<f32> = own
+                .iter()
+                .flat_map(|words| words.plain(options.token_to_word))
+                .collect();
+            // A text without a known word has no score; it goes first.
+            let sum = means.iter().fold(0.0f32, |sum, mean| sum + mean);
+            scores.push(Probability::Single(match means.len() {
+                0 => 0.0,
+                n => sum / n as f32,
+            }));
+            let shown = own.iter().flat_map(|words| words.texts.iter());
+            words.push(shown.map(|word| self.bare(word)).collect());
+        }
+        if scores.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let threshold = percentile(&scores, (100.0 * (1.0 - level_rate)) as i64)?;
+        let chosen = (0..scores.len())
+            .filter(|&i| {
+                scores[i].value() >= threshold || options.force_context_ids.contains(&(i as i64))
+            })
+            .collect();
+        Ok((chosen, words))
+    }
+
+    /// A word without the mark of its beginning.
+    fn bare(&self, word: &str) -> String {
+        match self.classifier.family() {
+            Family::XlmRoberta => word.trim_start_matches('\u{2581}').to_owned(),
+            _ => word.to_owned(),
+        }
+    }
+
+    /// Which words of a chunk stay (`__compress`).
+    fn judge(&self, words: Words, forced: &Forced<'_>, reduce: f64) -> Result<Judged> {
+        let options = self.options;
+        let mut worth = words.worth(options.token_to_word);
+        let texts = words.texts;
+        if texts.is_empty() {
+            return Ok(Judged {
+                words: texts,
+                labels: Vec::new(),
+                text: String::new(),
+            });
+        }
+        if options.drop_consecutive {
+            let threshold = percentile(&worth, (100.0 * reduce) as i64)?;
+            let mut between = false;
+            let mut last: Option<&String> = None;
+            for (word, worth) in texts.iter().zip(&mut worth) {
+                if !forced.has(word) {
+                    between |= worth.value() > threshold;
+                    continue;
+                }
+                if between {
+                    between = false;
+                } else if last == Some(word) {
+                    *worth = Probability::Double(0.0);
+                }
+                last = Some(word);
+            }
+        }
+        let mut by_token = Vec::new();
+        for (word, worth) in texts.iter().zip(&worth) {
+            by_token.extend(std::iter::repeat_n(*worth, count_cl100k(word)));
+        }
+        let threshold = match by_token.is_empty() {
+            true => f64::INFINITY,
+            false => percentile(&by_token, (100.0 * reduce + 1.0) as i64)?,
+        };
+        let mut kept: Vec<String> = Vec::new();
+        let mut labels = Vec::with_capacity(texts.len());
+        for (word, worth) in texts.iter().zip(&worth) {
+            let worth = worth.value();
+            let keep = worth > threshold || threshold == 1.0 && worth == threshold;
+            let again = options.drop_consecutive && forced.has(word) && kept.last() == Some(word);
+            labels.push(keep && !again);
+            if keep && !again {
+                kept.push(word.clone());
+            }
+        }
+        Ok(Judged {
+            text: self.pieces.join(kept)?,
+            words: texts.iter().map(|word| self.bare(word)).collect(),
+            labels,
+        })
+    }
+
+    fn result(
+        &self,
+        request: &Request,
+        before: usize,
+        kept: &[usize],
+        judged: Vec<Vec<Judged>>,
+        dropped_words: Vec<Vec<String>>,
+    ) -> Compressed {
+        let texts: Vec<String> = judged
+            .iter()
+            .map(|chunks| chunks.iter().map(|chunk| chunk.text.as_str()).collect())
+            .collect();
+        let after = texts.iter().map(|text| count_cl100k(text)).sum();
+        let mut result = Compressed::counted(texts.join("\n\n"), [before, after]);
+        let mut labels: Vec<(String, bool)> = Vec::new();
+        let mut own = judged.iter().zip(&texts);
+        let mut pieces = Vec::new();
+        for (index, given) in request.contexts.iter().enumerate() {
+            if index > 0 {
+                pieces.push(piece("\n\n", kept.contains(&index)));
+            }
+            if !kept.contains(&index) {
+                let words = dropped_words.get(index).into_iter().flatten();
+                labels.extend(words.map(|word| (word.clone(), false)));
+                pieces.push(piece(given, false));
+                continue;
+            }
+            let Some((chunks, text)) = own.next() else {
+                continue;
+            };
+            let words = || {
+                chunks
+                    .iter()
+                    .flat_map(|chunk| chunk.words.iter().zip(chunk.labels.iter().copied()))
+            };
+            labels.extend(words().map(|(word, label)| (word.clone(), label)));
+            let spans = match chunks.iter().all(|chunk| chunk.whole()) {
+                true => vec![0..given.len()],
+                false => words::spans(given, words()),
+            };
+            let mut done = 0;
+            for span in &spans {
+                pieces.push(piece(&given[done..span.start], false));
+                pieces.push(piece(&given[span.clone()], true));
+                done = span.end;
+            }
+            pieces.push(piece(&given[done..], false));
+            result.contexts.push(KeptContext {
+                index,
+                text: text.clone(),
+                tokens: count_cl100k(text),
+                spans,
+            });
+        }
+        pieces.retain(|piece| !piece.text.is_empty());
+        result.pieces = pieces;
+        result.by_context = Some(texts);
+        if self.options.return_word_label {
+            let (word_sep, label_sep) = (&self.options.word_sep, &self.options.label_sep);
+            let lines = labels
+                .iter()
+                .map(|(word, label)| format!("{word}{label_sep}{}", u8::from(*label)));
+            result.word_labels = Some(lines.collect::<Vec<_>>().join(word_sep));
+        }
+        result
+    }
+}
+
+impl Judged {
+    /// Whether nothing of the chunk was put to the vote.
+    fn whole(&self) -> bool {
+        self.labels.iter().all(|&kept| kept)
+    }
+}
+
+/// A chunk that stays as it is.
+fn whole(text: &str) -> Judged {
+    let words = regex_words(text);
+    Judged {
+        labels: vec![true; words.len()],
+        words,
+        text: text.to_owned(),
+    }
+}
+
+fn piece(text: &str, kept: bool) -> Piece {
+    Piece {
+        text: text.to_owned(),
+        kept,
+        nll: None,
+    }
+}
+
+/// `target` of `tokens`, at most all; a text without tokens has all of them.
+fn share(target: usize, tokens: usize) -> Result<f64> {
+    match target {
+        0 => Err(Error::input(
+            "target_token 0",
+            "LLMLingua-2 keeps a percentile of the words; ask for 1 token or more",
+        )),
+        _ if tokens == 0 => Ok(1.0),
+        _ => Ok((target as f64 / tokens as f64).min(1.0)),
+    }
+}
+
+impl TokenToWord {
+    /// The probability of a word by those of its tokens.
+    fn of(self, tokens: &[Probability]) -> Probability {
+        match self {
+            TokenToWord::First => tokens.first().copied().unwrap_or(Probability::Single(0.0)),
+            TokenToWord::Mean => Probability::mean(tokens),
+        }
+    }
+}

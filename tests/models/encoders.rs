@@ -1,0 +1,151 @@
+//! Encoders beside transformers: hidden states, classes and vectors of tiny random models of each family.
+
+use crate::common;
+
+use prefold::model::weights::Weights;
+use prefold::model::{Encoder, EncoderInput, Model, Pooling};
+use prefold::ops::Cpu;
+use prefold::{Control, Device, Engine};
+use serde_json::Value;
+
+use common::encoders::{agrees, folder};
+
+#[test]
+fn states_and_classes_are_those_of_transformers() {
+    for name in [
+        "bert",
+        "mbert-tokens",
+        "xlmr-tokens",
+        "xlmr-reranker",
+        "bert3",
+    ] {
+        agrees(name, Cpu::new(), 1e-4);
+    }
+}
+
+#[test]
+fn estimated_vectors_are_close() {
+    let folder = folder("bert");
+    let encoder = Encoder::load(Cpu::new(), &Weights::open(&folder).unwrap()).unwrap();
+    let inputs: Vec<EncoderInput> = vec![vec![2, 573, 682, 613, 3].into(), vec![2, 9, 3].into()];
+    let exact = encoder.embed(&inputs, Pooling::First, false).unwrap();
+    let quick = encoder.embed(&inputs, Pooling::First, true).unwrap();
+    for (exact, quick) in exact.iter().zip(&quick) {
+        let cosine: f32 = exact.iter().zip(quick).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.98, "{cosine}");
+    }
+}
+
+fn golden_json(name: &str) -> Value {
+    let text = std::fs::read_to_string(folder(name).join("golden.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn open(name: &str) -> Engine {
+    let builder = Engine::builder(folder(name)).device(Device::Cpu);
+    builder.build().expect("the encoder opens")
+}
+
+#[test]
+fn texts_become_the_ids_of_transformers() {
+    for name in ["bert", "mbert-tokens", "xlmr-tokens"] {
+        let engine = open(name);
+        for row in golden_json(name)["texts"].as_array().unwrap() {
+            let want: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+            let text = row["text"].as_str().unwrap();
+            assert_eq!(engine.tokenize(text, true, true).unwrap(), want, "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_encoder_ranks_by_cosine_and_a_reranker_by_its_score() {
+    let golden = golden_json("bert");
+    let rows = golden["texts"].as_array().unwrap();
+    let vector =
+        |row: &Value| -> Vec<f64> { serde_json::from_value(row["embedding"].clone()).unwrap() };
+    let texts: Vec<String> = rows
+        .iter()
+        .map(|row| row["text"].as_str().unwrap().to_owned())
+        .collect();
+    let question = vector(&rows[0]);
+    let want: Vec<f64> = rows
+        .iter()
+        .map(|row| vector(row).iter().zip(&question).map(|(a, b)| a * b).sum())
+        .collect();
+    let got = open("bert")
+        .rank(&texts[0], &texts, &Control::default())
+        .unwrap();
+    for (got, want) in got.iter().zip(&want) {
+        // Products in 8 bits.
+        assert!((got - want).abs() < 0.05, "{got}, {want}");
+    }
+
+    let reranker = open("xlmr-reranker");
+    for pair in golden_json("xlmr-reranker")["pairs"].as_array().unwrap() {
+        let passage = pair["passage"].as_str().unwrap().to_owned();
+        let question = pair["question"].as_str().unwrap();
+        let got = reranker
+            .rank(question, &[passage], &Control::default())
+            .unwrap();
+        let want = pair["score"].as_f64().unwrap();
+        assert!((got[0] - want).abs() < 1e-3, "{got:?}, {want}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_said_in_a_line() {
+    let weights = Weights::open(&folder("bert")).unwrap();
+    let error = Model::load(Cpu::new(), &weights).err().unwrap().to_string();
+    assert!(
+        error.contains("an encoder (bert) where a decoder is wanted"),
+        "{error}"
+    );
+    let golden = common::shared().unwrap().join("golden");
+    let decoder = Weights::open(&golden.join("models/llama3")).unwrap();
+    let error = Encoder::load(Cpu::new(), &decoder)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("a decoder (llama) where an encoder is wanted"),
+        "{error}"
+    );
+
+    let encoder = Encoder::load(Cpu::new(), &weights).unwrap();
+    let long = vec![3; 513];
+    for (input, part) in [
+        (Vec::new().into(), "a text of 0 tokens"),
+        (long.into(), "a text of 513 tokens"),
+        (vec![1400].into(), "token id 1400"),
+        (
+            EncoderInput {
+                ids: vec![3],
+                types: vec![2],
+                ..EncoderInput::default()
+            },
+            "token types: 2",
+        ),
+    ] {
+        let error = encoder.states(&[input]).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let error = encoder
+        .token_logits(&[vec![3].into()])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("without a head"), "{error}");
+
+    let engine = open("bert");
+    let error = engine
+        .compress(&prefold::Request::new(["A text."]))
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("mode exact with bert, an encoder"),
+        "{error}"
+    );
+    let error = engine.score(&[3, 4], &Control::default()).unwrap_err();
+    assert!(error.to_string().contains("an encoder"), "{error}");
+}

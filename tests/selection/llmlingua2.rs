@@ -1,0 +1,140 @@
+//! Token for token what llmlingua 0.2.2 gives with `use_llmlingua2=True`, over tiny random classifiers.
+
+use crate::common;
+
+use std::collections::BTreeMap;
+
+use prefold::hard::LlmLingua2;
+use prefold::hard::json::Call;
+use prefold::{Device, Engine, Request};
+use serde_json::Value;
+
+fn engine(name: &str) -> Engine {
+    let golden = common::shared().expect("golden values").join("golden");
+    let builder = Engine::builder(golden.join("encoders").join(name)).device(Device::Cpu);
+    builder.build().expect("the classifier opens")
+}
+
+fn rows() -> Vec<Value> {
+    let golden = common::shared().expect("golden values").join("golden");
+    let text = std::fs::read_to_string(golden.join("encoders/llmlingua2.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// What the reference refuses, and so does the library. Over an empty text, one without a known word and one
+/// that holds a name of its own added tokens it fails where the library compresses.
+const REFUSED: [&str; 4] = [
+    "rate 0",
+    "token_to_word unknown",
+    "force_tokens: too many",
+    "context filter by target_token 0",
+];
+
+#[test]
+fn every_row_is_identical() {
+    let engines: BTreeMap<&str, Engine> = ["mbert-tokens", "xlmr-tokens"]
+        .map(|name| (name, engine(name)))
+        .into();
+    let rows = rows();
+    assert!(rows.len() > 200);
+    let mut failed = Vec::new();
+    for row in &rows {
+        let name = row["name"].as_str().unwrap();
+        let mut args = row["args"].as_object().unwrap().clone();
+        // `compress_prompt` hands its own default on.
+        args.entry("use_context_level_filter")
+            .or_insert(true.into());
+        let model = row["model"].as_str().unwrap();
+        let got = Call::new("compress_prompt_llmlingua2", args).and_then(|call| {
+            let result = engines[model].compress(&call.request)?;
+            call.answer(&result)
+        });
+        match (&got, row.get("result")) {
+            (Ok(got), Some(want)) if got == want => {}
+            (Err(_), None) if REFUSED.contains(&name) => {}
+            (Ok(_), None) if !REFUSED.contains(&name) => {}
+            (got, want) => {
+                failed.push(format!("{model}, {name}:\n  want {want:?}\n  got  {got:?}"))
+            }
+        }
+    }
+    let shown = failed
+        .iter()
+        .take(12)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(
+        failed.is_empty(),
+        "{} of {}\n{shown}",
+        failed.len(),
+        rows.len()
+    );
+}
+
+#[test]
+fn kept_spans_are_of_the_given_text() {
+    let engine = engine("xlmr-tokens");
+    let given =
+        "Speaker 1: The council votes on the motion. Is it clear? It is! Speaker 2: I second it.";
+    let request = Request::new([given, "Another text."])
+        .with_rate(0.5)
+        .with_mode(LlmLingua2::default().with_force_tokens(vec!["?".into()]));
+    let result = engine.compress(&request).unwrap();
+    assert_eq!(result.contexts.len(), 2);
+    for kept in &result.contexts {
+        let text = &request.contexts[kept.index];
+        let spans: String = kept.spans.iter().map(|span| &text[span.clone()]).collect();
+        let letters = |text: &str| text.split_whitespace().collect::<String>();
+        assert_eq!(letters(&spans), letters(&kept.text));
+    }
+    let pieces: String = result
+        .pieces
+        .iter()
+        .map(|piece| piece.text.as_str())
+        .collect();
+    assert_eq!(pieces, format!("{given}\n\nAnother text."));
+    assert!(result.tokens_after < result.tokens_before && result.text.contains('?'));
+}
+
+#[test]
+fn texts_on_which_the_reference_fails_are_compressed() {
+    for name in ["mbert-tokens", "xlmr-tokens"] {
+        let engine = engine(name);
+        let contexts = ["", "A text of some words.", "龘", "<|endoftext|> and more"];
+        let options = LlmLingua2::default()
+            .with_use_context_level_filter(true)
+            .with_target_context(4);
+        let request = Request::new(contexts).with_rate(0.5).with_mode(options);
+        let result = engine.compress(&request).unwrap();
+        assert_eq!(result.contexts.len(), 4, "{result:?}");
+        let none = Request::new([""; 0]).with_mode(LlmLingua2::default());
+        assert_eq!(engine.compress(&none).unwrap().text, "");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_is_told_apart() {
+    let request = Request::new(["A text."]).with_mode(LlmLingua2::default());
+    let said = |name: &str| engine(name).compress(&request).unwrap_err().to_string();
+    assert!(
+        said("bert3").contains("a classifier of 3 labels"),
+        "{}",
+        said("bert3")
+    );
+    assert!(
+        said("bert").contains("classifies no tokens"),
+        "{}",
+        said("bert")
+    );
+    if let Some(model) = common::smollm2() {
+        let decoder = Engine::builder(&model).device(Device::Cpu).build().unwrap();
+        let error = decoder.compress(&request).unwrap_err().to_string();
+        assert!(
+            error.contains("llmlingua2 needs a token classifier"),
+            "{error}"
+        );
+    }
+}
