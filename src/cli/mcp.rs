@@ -18,6 +18,8 @@ pub struct Args {
     model: model::Args,
     #[command(flatten)]
     adapter: model::AdapterArgs,
+    #[command(flatten)]
+    encoder: model::EncoderArgs,
 }
 
 /// Runs the command.
@@ -25,6 +27,6 @@ pub fn run(args: Args) -> Outcome {
     let file = config::get()?.serve.clone().unwrap_or_default();
     let options = file.under(args.settings).options();
     usage(options.check())?;
-    let model = args.model.open_to_score(&args.adapter)?;
+    let model = args.model.open_to_rank(&args.adapter, &args.encoder)?;
     Ok(serve_mcp(model.engine, options)?)
 }

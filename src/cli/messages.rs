@@ -21,7 +21,7 @@ pub struct Flags {
     /// Shorten the body of a chat request (OpenAI's chat completions or responses, Anthropic's
     /// messages): only tool results, documents and older turns change; `-` is standard input
     #[arg(long, value_name = "FILE", help_heading = MESSAGES,
-        conflicts_with_all = ["files", "instruction", "structured", "reference", "show", "html"])]
+        conflicts_with_all = ["files", "instruction", "structured", "reference", "llmlingua2", "show", "html"])]
     pub messages: Option<PathBuf>,
     /// Results of tools: `keep`, or a share of each [default: --rate]
     #[arg(long, value_name = "keep|SHARE", value_parser = policy, requires = "messages", help_heading = MESSAGES)]

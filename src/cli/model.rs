@@ -103,6 +103,14 @@ pub struct AdapterArgs {
     adapter: Option<PathBuf>,
 }
 
+/// The encoder beside the model
+#[derive(clap::Args)]
+pub struct EncoderArgs {
+    /// Rank by meaning too: an encoder as all-MiniLM-L6-v2 (`minilm`), or a reranker; folder, name, or org/repo
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    encoder: Option<PathBuf>,
+}
+
 /// An open model, where it came from and how long that took.
 pub struct Model {
     pub engine: Engine,
@@ -118,10 +126,18 @@ impl Args {
 
     /// Opens the model that was asked for, to score with an adapter if one was.
     pub fn open_to_score(&self, adapter: &AdapterArgs) -> Outcome<Model> {
+        self.open_to_rank(adapter, &EncoderArgs { encoder: None })
+    }
+
+    /// The same, with the encoder that was asked for.
+    pub fn open_to_rank(&self, adapter: &AdapterArgs, beside: &EncoderArgs) -> Outcome<Model> {
         let path = self.path.path()?;
         let mut builder = self.builder(&path)?;
         if let Some(folder) = &adapter.adapter {
             builder = builder.adapter(folder);
+        }
+        if let Some(name) = &beside.encoder {
+            builder = builder.encoder(models::locate(Some(name))?);
         }
         open(&path, builder)
     }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::hub::{self, DEFAULT, KNOWN, ModelName, Settings};
+use crate::hub::{self, DEFAULT, ENCODERS, KNOWN, ModelName, Settings};
 use clap::Subcommand;
 use serde_json::json;
 
@@ -24,7 +24,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Known scorers and all models on this machine; `*` marks the default
+    /// Known scorers and encoders, and all models on this machine; `*` marks the default
     List {
         /// Print JSON
         #[arg(long)]
@@ -198,10 +198,22 @@ fn list(settings: &Settings, as_json: bool) -> Outcome {
             "path": path,
         }));
     }
+    for known in ENCODERS {
+        let path = hub::find(&ModelName::parse(known.name.as_ref()), settings);
+        rows.push(json!({
+            "name": known.name,
+            "bytes": known.bytes,
+            "licence": known.licence,
+            "purpose": known.purpose,
+            "default": false,
+            "path": path,
+        }));
+    }
     let stored = hub::list(settings);
     for model in stored
         .iter()
         .filter(|model| hub::known::known(&model.name).is_none())
+        .filter(|model| ENCODERS.iter().all(|known| known.repo != model.name))
     {
         rows.push(json!({"name": model.name, "bytes": model.bytes, "path": model.path}));
     }

@@ -4,8 +4,8 @@
 use std::sync::LazyLock;
 
 use crate::hard::{
-    Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, Mode, Omission,
-    RankMethod, Ranker, Reorder,
+    Budget, Condition, ContentKind, Count, Effort, Exact, Granularity, LlmLingua, LlmLingua2, Mode,
+    Omission, RankMethod, Ranker, Reorder, TokenToWord,
 };
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
@@ -48,14 +48,18 @@ pub struct Flags {
     /// Do token for token what Microsoft's `llmlingua` 0.2.2 does, instead of keeping the budget exactly
     #[arg(long, help_heading = BUDGET)]
     reference: bool,
+    /// Do token for token what it does with `use_llmlingua2=True`: the model is a token classifier, as
+    /// microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank
+    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    llmlingua2: bool,
 
     /// How far down to go before cutting inside a unit [default: passage]
     #[arg(long, value_name = "UNIT", value_enum,
-        conflicts_with = "reference", help_heading = EXACT)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = EXACT)]
     granularity: Option<Granularity>,
     /// Whose tokens the budget counts: cl100k, o200k, scorer, or those of a tokenizer.json [default: cl100k]
     #[arg(long, value_name = "WHOSE|FILE", value_parser = whose,
-        conflicts_with = "reference", help_heading = EXACT)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = EXACT)]
     count: Option<Count>,
     /// A string that is kept wherever it stands; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
@@ -67,44 +71,44 @@ pub struct Flags {
     /// What the contexts are; `chat`: the one FILE is a conversation, as --messages takes it
     /// [default: what each looks like]
     #[arg(long = "as", value_name = "KIND", value_enum,
-        conflicts_with = "reference", help_heading = EXACT)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = EXACT)]
     as_kind: Option<AsKind>,
     /// Put TEXT where something was dropped; empty: nothing [default: `…` in a comment of code, else
     /// nothing]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
-        conflicts_with = "reference", help_heading = EXACT)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = EXACT)]
     mark: Option<String>,
     /// Treat copies of documents and passages as anything else
-    #[arg(long, conflicts_with = "reference", help_heading = EXACT)]
+    #[arg(long, conflicts_with_all = ["reference", "llmlingua2"], help_heading = EXACT)]
     no_dedupe: bool,
     /// Spend the last token of the budget, at the price of half a word
-    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    #[arg(long, conflicts_with_all = ["reference", "llmlingua2"], help_heading = BUDGET)]
     fill: bool,
     /// What stands for the items that a JSON array lost: nothing, the string "…", or their number
     /// [default: silent]
     #[arg(long, value_name = "WHAT", value_enum,
-        conflicts_with = "reference", help_heading = EXACT)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = EXACT)]
     omitted_items: Option<Omission>,
 
     /// What the ranking may cost: words alone, the model near the cut, or the model on all that may be
     /// chosen [default: balanced]
     #[arg(long, value_name = "EFFORT", value_enum,
-        conflicts_with = "reference", help_heading = RANKING)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = RANKING)]
     effort: Option<Effort>,
     /// Weights of a ranker of your own, by `prefold train rank` [default: the built-in ranker]
     #[arg(long, value_name = "FILE", value_parser = |path: &str| Ranker::open(path.as_ref()),
-        conflicts_with = "reference", help_heading = RANKING)]
+        conflicts_with_all = ["reference", "llmlingua2"], help_heading = RANKING)]
     ranker: Option<Ranker>,
     /// Stop before the budget is full where what is left is far below the best
-    #[arg(long, conflicts_with = "reference", help_heading = BUDGET)]
+    #[arg(long, conflicts_with_all = ["reference", "llmlingua2"], help_heading = BUDGET)]
     enough: bool,
     /// How contexts and sentences are ranked [default: with a question the learned ranker, without one
     /// surprisal; with --reference llmlingua]
-    #[arg(long, value_name = "METHOD", value_enum, help_heading = RANKING)]
+    #[arg(long, conflicts_with = "llmlingua2", value_name = "METHOD", value_enum, help_heading = RANKING)]
     rank_method: Option<RankMethod>,
     /// The order of contexts in the result [default: with a question the best last, else as given; with
     /// --reference as given]
-    #[arg(long, value_name = "ORDER", value_enum, help_heading = RANKING)]
+    #[arg(long, conflicts_with = "llmlingua2", value_name = "ORDER", value_enum, help_heading = RANKING)]
     reorder_context: Option<Reorder>,
 
     /// Drop no whole contexts
@@ -114,19 +118,19 @@ pub struct Flags {
     #[arg(long, value_name = "0,2,…", value_delimiter = ',', help_heading = LEVELS)]
     force_context_ids: Option<Vec<usize>>,
     /// Sentences kept at the start of the text [default: 0]
-    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    #[arg(long, conflicts_with = "llmlingua2", value_name = "N", help_heading = LEVELS)]
     keep_first_sentence: Option<usize>,
     /// Sentences kept at its end [default: 0]
-    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    #[arg(long, conflicts_with = "llmlingua2", value_name = "N", help_heading = LEVELS)]
     keep_last_sentence: Option<usize>,
     /// Sentences kept in every context [default: 0]
-    #[arg(long, value_name = "N", help_heading = LEVELS)]
+    #[arg(long, conflicts_with = "llmlingua2", value_name = "N", help_heading = LEVELS)]
     keep_sentence_number: Option<usize>,
     /// Bonus of the kept sentences in the ranking [default: 100]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
+    #[arg(long, conflicts_with = "llmlingua2", value_name = "X", allow_negative_numbers = true, help_heading = LEVELS)]
     high_priority_bonus: Option<f64>,
     /// Leave the question out of the result
-    #[arg(long, help_heading = LEVELS)]
+    #[arg(long, conflicts_with = "llmlingua2", help_heading = LEVELS)]
     no_concate_question: bool,
 
     /// Where the question stands while contexts are ranked; `…_condition` conditions the token level too
@@ -170,6 +174,24 @@ pub struct Flags {
     /// Let --structured drop contexts that hold a segment marked as uncompressed
     #[arg(long, requires_all = ["structured", "reference"], help_heading = REFERENCE)]
     no_strict_preserve_uncompressed: bool,
+
+    /// How many contexts are kept before words are dropped [default: half-way to the budget]
+    #[arg(long, value_name = "N", requires = "llmlingua2", help_heading = LLMLINGUA2)]
+    target_context: Option<i64>,
+    /// Which share of the contexts is kept before words are dropped [default: half-way to the budget]
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "llmlingua2", help_heading = LLMLINGUA2)]
+    context_level_rate: Option<f64>,
+    /// How the probabilities of a word's tokens become one [default: mean]
+    #[arg(long, value_name = "HOW", value_enum, requires = "llmlingua2", help_heading = LLMLINGUA2)]
+    token_to_word: Option<TokenToWord>,
+    /// Of kept strings (--force-token) that come to stand side by side keep one
+    #[arg(long, requires = "llmlingua2", help_heading = LLMLINGUA2)]
+    drop_consecutive: bool,
+    /// A token after which a text of more than 510 tokens may be cut; may be repeated [default: `.` and a
+    /// line break]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true,
+        requires = "llmlingua2", help_heading = LLMLINGUA2)]
+    chunk_end_token: Vec<String>,
 }
 
 const BUDGET: &str = "Budget";
@@ -177,6 +199,7 @@ const EXACT: &str = "Exact budget";
 const RANKING: &str = "Ranking";
 const LEVELS: &str = "Levels";
 const REFERENCE: &str = "Only with --reference";
+const LLMLINGUA2: &str = "Only with --llmlingua2";
 
 /// What `--as` names: the form of all contexts, or a conversation in place of contexts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,9 +242,12 @@ impl Flags {
             (None, Some(rate)) => Budget::Rate(rate),
             (None, None) => Budget::default(),
         };
-        let mode = match self.reference {
-            true => self.llmlingua().into(),
-            false => self.exact().with_trace(trace).into(),
+        let mode = if self.reference {
+            self.llmlingua().into()
+        } else if self.llmlingua2 {
+            self.llmlingua2().into()
+        } else {
+            self.exact().with_trace(trace).into()
         };
         (budget, mode)
     }
@@ -252,6 +278,24 @@ impl Flags {
         set(&mut o.keep_sentence_number, self.keep_sentence_number);
         set(&mut o.high_priority_bonus, self.high_priority_bonus);
         o.per_context = self.no_context_level_filter;
+        o
+    }
+
+    fn llmlingua2(self) -> LlmLingua2 {
+        let mut o = LlmLingua2::default();
+        // As `compress_prompt` hands it on.
+        o.use_context_level_filter = !self.no_context_level_filter;
+        set(&mut o.target_context, self.target_context);
+        set(&mut o.context_level_rate, self.context_level_rate);
+        let ids = self.force_context_ids.unwrap_or_default();
+        o.force_context_ids = ids.into_iter().map(|id| id as i64).collect();
+        set(&mut o.token_to_word, self.token_to_word);
+        o.force_tokens = self.force_token;
+        o.force_reserve_digit = self.force_digits;
+        o.drop_consecutive = self.drop_consecutive;
+        if !self.chunk_end_token.is_empty() {
+            o.chunk_end_tokens = self.chunk_end_token;
+        }
         o
     }
 
@@ -415,6 +459,28 @@ mod tests {
             .with_high_priority_bonus(50.0)
             .with_keep_question(false);
         assert_eq!(exact, (Budget::Tokens(90), want.into()));
+        let classified = asked(&[
+            "--llmlingua2",
+            "--no-context-level-filter",
+            "--force-context-ids=0,2",
+            "--target-context=3",
+            "--context-level-rate=50%",
+            "--token-to-word=first",
+            "--force-token=?",
+            "--force-digits",
+            "--drop-consecutive",
+            "--chunk-end-token=!",
+        ]);
+        let want = LlmLingua2::default()
+            .with_force_context_ids(vec![0, 2])
+            .with_target_context(3)
+            .with_context_level_rate(0.5)
+            .with_token_to_word(TokenToWord::First)
+            .with_force_tokens(vec!["?".into()])
+            .with_force_reserve_digit(true)
+            .with_drop_consecutive(true)
+            .with_chunk_end_tokens(vec!["!".into()]);
+        assert_eq!(classified, (Budget::default(), want.into()));
     }
 
     #[test]

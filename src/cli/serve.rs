@@ -34,6 +34,8 @@ pub struct Args {
     model: model::Args,
     #[command(flatten)]
     adapter: model::AdapterArgs,
+    #[command(flatten)]
+    encoder: model::EncoderArgs,
 }
 
 /// Runs the command.
@@ -47,7 +49,7 @@ pub fn run(args: Args) -> Outcome {
         return is_ready(options.listen);
     }
     usage(options.check())?;
-    let model = args.model.open_to_score(&args.adapter)?;
+    let model = args.model.open_to_rank(&args.adapter, &args.encoder)?;
     let server = Server::start(model.engine, options)?;
     eprintln!("prefold: {} on http://{}", model.name, server.address());
     while !interrupt::told() {

@@ -15,11 +15,12 @@ pub(super) enum Choice {
 const PREFERRED: [&str; 2] = ["Q4_K_M", "Q8_0"];
 
 /// Files of a Hugging Face folder that are read beside the weights, where they are there.
-const BESIDE: [&str; 4] = [
+const BESIDE: [&str; 5] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
+    "1_Pooling/config.json",
 ];
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";

@@ -53,3 +53,49 @@ pub const KNOWN: &[Known] = &[
 pub fn known(name: &str) -> Option<&'static Known> {
     KNOWN.iter().find(|known| known.name == name)
 }
+
+/// A repository on the hub that is known to work, whose files make up a folder.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KnownFolder {
+    /// What `--model`, `--encoder` and `prefold models pull` call it.
+    pub name: &'static str,
+    /// Repository on the hub.
+    pub repo: &'static str,
+    /// Size of its weights in bytes.
+    pub bytes: u64,
+    /// SPDX identifier of the weights' licence.
+    pub licence: &'static str,
+    /// What it is for, in a few words.
+    pub purpose: &'static str,
+}
+
+/// Encoders: one to rank by, and LLMLingua-2's classifiers.
+pub const ENCODERS: &[KnownFolder] = &[
+    KnownFolder {
+        name: "minilm",
+        repo: "sentence-transformers/all-MiniLM-L6-v2",
+        bytes: 90_868_376,
+        licence: "Apache-2.0",
+        purpose: "--encoder: ranks by meaning, English",
+    },
+    KnownFolder {
+        name: "llmlingua-2-small",
+        repo: "microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank",
+        bytes: 709_000_000,
+        licence: "Apache-2.0",
+        purpose: "--llmlingua2, many languages",
+    },
+    KnownFolder {
+        name: "llmlingua-2",
+        repo: "microsoft/llmlingua-2-xlm-roberta-large-meetingbank",
+        bytes: 2_240_000_000,
+        licence: "Apache-2.0",
+        purpose: "--llmlingua2, many languages, slower",
+    },
+];
+
+/// Finds a known repository by its short name.
+pub fn known_folder(name: &str) -> Option<&'static KnownFolder> {
+    ENCODERS.iter().find(|known| known.name == name)
+}

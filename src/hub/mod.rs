@@ -14,7 +14,7 @@ mod transfer;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-pub use known::{DEFAULT, KNOWN, Known};
+pub use known::{DEFAULT, ENCODERS, KNOWN, Known, KnownFolder};
 pub use store::{Stored, list, remove};
 
 /// Where models are looked for, and how the hub is reached.
@@ -128,6 +128,12 @@ impl ModelName {
         };
         if let Some(known) = known::known(text) {
             return ModelName::Known(known);
+        }
+        if let Some(known) = known::known_folder(text) {
+            return ModelName::Hub {
+                repo: known.repo.into(),
+                file: None,
+            };
         }
         match hub_name(text) {
             Some((repo, file)) => ModelName::Hub {
