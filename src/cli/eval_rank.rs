@@ -1,14 +1,17 @@
 //! `prefold eval rank`: what rankings of passages keep, without a model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::Engine;
 use crate::eval::Interval;
-use crate::eval::rank::{Ranking, Recall, recall};
+use crate::eval::rank::{Recall, recall};
 use crate::hard::Ranker;
 use crate::train::rank::{Example, Options, prompts, read, read_corpus, without_titles};
 use serde_json::json;
 
 use super::failure::Outcome;
+use super::model::{Busy, open};
+use super::models;
 use super::files::{check_target, write_stdout, write_whole};
 
 /// Rankings of passages at several budgets: are the right ones there whole, is the answer there?
@@ -44,6 +47,9 @@ pub struct Args {
     /// Take titles off the passages
     #[arg(long)]
     without_titles: bool,
+    /// An encoder to rank by as well, alone and beside the ranker: a folder, `minilm`, or a reranker
+    #[arg(long, value_name = "MODEL")]
+    encoder: Option<PathBuf>,
     /// Write the table as JSON too; `-` is standard output, in place of the table
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -75,7 +81,9 @@ pub fn run(args: Args) -> Outcome {
     if args.without_titles {
         rows.iter_mut().for_each(without_titles);
     }
-    let table = recall(&rows, ranker, &Ranking::ALL, &args.rates, args.seed)?;
+    let meaning = args.encoder.as_deref().map(|name| similarities(name, &rows));
+    let meaning = meaning.transpose()?;
+    let table = recall(&rows, ranker, meaning.as_deref(), &args.rates, args.seed)?;
     let report = json!({ "rows": rows.len(), "rates": args.rates, "recall": table });
     match (&args.json, json_out) {
         (Some(_), None) => return write_stdout(&format!("{report:#}\n")),
@@ -83,6 +91,17 @@ pub fn run(args: Args) -> Outcome {
         _ => {}
     }
     write_stdout(&render(rows.len(), &args.rates, &table))
+}
+
+/// How alike each row's question and documents are.
+fn similarities(name: &Path, rows: &[Example]) -> Outcome<Vec<Vec<f64>>> {
+    let path = models::locate(Some(name))?;
+    let encoder = open(&path, Engine::builder(&path))?.engine;
+    let busy = Busy::new(format!("{} questions by the encoder", rows.len()));
+    let ranked = rows
+        .iter()
+        .map(|row| encoder.rank(&row.question, &row.docs, &busy.control()));
+    Ok(ranked.collect::<Result<_, _>>()?)
 }
 
 /// Two tables: right passages whole, answers kept.

@@ -8,7 +8,7 @@ use super::bootstrap::{Interval, interval};
 use crate::error::Result;
 use crate::hard::check_rate;
 use crate::hard::lexical::{Bag, bm25, grams, terms};
-use crate::hard::rank::{Prompt, Ranker};
+use crate::hard::rank::{Prompt, Ranker, add_meaning};
 use crate::random::Random;
 use crate::text::counts::count_cl100k;
 use crate::train::rank::{Example, passages};
@@ -19,6 +19,10 @@ use crate::train::rank::{Example, passages};
 pub enum Ranking {
     /// The learned ranker.
     Ranker,
+    /// An encoder: meaning alone.
+    Encoder,
+    /// Both, as the mode exact weighs them.
+    Both,
     /// Okapi BM25 over words.
     Bm25,
     /// Okapi BM25 over runs of four characters.
@@ -31,8 +35,10 @@ pub enum Ranking {
 
 impl Ranking {
     /// All of them.
-    pub const ALL: [Ranking; 5] = [
+    pub const ALL: [Ranking; 7] = [
         Ranking::Ranker,
+        Ranking::Encoder,
+        Ranking::Both,
         Ranking::Bm25,
         Ranking::Grams,
         Ranking::Random,
@@ -43,6 +49,8 @@ impl Ranking {
     pub fn name(self) -> &'static str {
         match self {
             Ranking::Ranker => "ranker",
+            Ranking::Encoder => "encoder",
+            Ranking::Both => "ranker and encoder",
             Ranking::Bm25 => "bm25",
             Ranking::Grams => "grams",
             Ranking::Random => "random",
@@ -65,17 +73,23 @@ pub struct Recall {
     pub answered: Option<Interval>,
 }
 
-/// Recall of each ranking at each rate.
+/// Recall of each ranking at each rate. `meaning` is an encoder's similarity of each document of each
+/// example to its question; without it the rankings that ask for it are left out.
 ///
 /// # Errors
 /// [`crate::Error::Input`] for a rate outside (0, 1].
 pub fn recall(
     examples: &[Example],
     ranker: &Ranker,
-    rankings: &[Ranking],
+    meaning: Option<&[Vec<f64>]>,
     rates: &[f64],
     seed: u64,
 ) -> Result<Vec<Recall>> {
+    let needs = |ranking: &Ranking| matches!(ranking, Ranking::Encoder | Ranking::Both);
+    let rankings: Vec<Ranking> = Ranking::ALL
+        .into_iter()
+        .filter(|ranking| meaning.is_some() || !needs(ranking))
+        .collect();
     rates
         .iter()
         .try_for_each(|&rate| check_rate("rates", rate))?;
@@ -87,12 +101,15 @@ pub fn recall(
             rankings
                 .iter()
                 .map(|&ranking| {
-                    let worth = worth(example, ranking, ranker, Random::of(seed, &[i as u64]));
+                    let meaning = meaning.map_or(&[][..], |all| &all[i]);
+                    let random = Random::of(seed, &[i as u64]);
+                    let worth = worth(example, ranking, ranker, meaning, random);
                     rates.iter().map(|&rate| sized.keep(&worth, rate)).collect()
                 })
                 .collect()
         })
         .collect();
+    if let Ok(path) = std::env::var("DUMP") { use std::io::Write; let mut f=std::fs::File::create(path).unwrap(); for (i,e) in examples.iter().enumerate() { let p=Prompt::new(&e.question, passages(&e.docs)); let c=p.candidates(0); let r=c.spread(&ranker.scores(&c)); let s=Sized::new(e); writeln!(f,"{}", serde_json::json!({"r":r,"m":meaning.map(|m|&m[i]),"g":e.gold,"n":s.docs})).unwrap(); } }
     let mut rows = Vec::new();
     for (r, &ranking) in rankings.iter().enumerate() {
         for (b, &rate) in rates.iter().enumerate() {
@@ -117,7 +134,13 @@ struct Worth {
     sentences: Vec<Vec<f64>>,
 }
 
-fn worth(example: &Example, ranking: Ranking, ranker: &Ranker, mut random: Random) -> Worth {
+fn worth(
+    example: &Example,
+    ranking: Ranking,
+    ranker: &Ranker,
+    meaning: &[f64],
+    mut random: Random,
+) -> Worth {
     let prompt = Prompt::new(&example.question, passages(&example.docs));
     let by = |words: &dyn Fn(&str) -> Bag| {
         let bags: Vec<Bag> = example.docs.iter().map(|doc| words(doc)).collect();
@@ -127,6 +150,13 @@ fn worth(example: &Example, ranking: Ranking, ranker: &Ranker, mut random: Rando
         Ranking::Ranker => {
             let candidates = prompt.candidates(0);
             candidates.spread(&ranker.scores(&candidates))
+        }
+        Ranking::Encoder => meaning.to_vec(),
+        Ranking::Both => {
+            let candidates = prompt.candidates(0);
+            let mut worth = candidates.spread(&ranker.scores(&candidates));
+            add_meaning(&mut worth, meaning);
+            worth
         }
         Ranking::Bm25 => by(&|text| Bag::new(&terms(text))),
         Ranking::Grams => by(&|text| Bag::new(&grams(text))),

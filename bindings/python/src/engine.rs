@@ -49,6 +49,7 @@ impl Engine {
         threads: usize,
         adapter: Option<PathBuf>,
         precision: &str,
+        encoder: Option<PathBuf>,
     ) -> PyResult<Self> {
         let device: prefold::Device = device.parse().map_err(native)?;
         let precision: Precision = named("precision", precision, "bf16, f32").map_err(native)?;
@@ -59,6 +60,9 @@ impl Engine {
                 .threads(threads);
             if let Some(folder) = adapter {
                 builder = builder.adapter(folder);
+            }
+            if let Some(model) = encoder {
+                builder = builder.encoder(located(Some(model))?);
             }
             builder.build()
         })?;

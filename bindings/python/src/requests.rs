@@ -124,6 +124,7 @@ pub fn request(name: &str, json: &str) -> Result<Request> {
     let mut request = match name {
         "compress" => Request::from_json(arguments)?,
         "compress_prompt" => Request::from_python(arguments, false)?,
+        "compress_prompt_llmlingua2" => Request::from_llmlingua2(arguments)?,
         _ => Request::from_python(arguments, true)?,
     };
     if let Some(file) = file {

@@ -67,13 +67,46 @@ def test_signatures(name):
 
 
 def test_what_it_cannot_do_is_one_sentence(model, lingua):
-    with pytest.raises(NotImplementedError, match="encoder model"):
-        PromptCompressor(model, use_llmlingua2=True)
+    with pytest.raises(NotImplementedError, match="without an encoder"):
+        lingua.compress_prompt(["a"], question="b", rank_method="sentbert")
+    classifier = PromptCompressor(model, use_llmlingua2=True)
+    with pytest.raises(NotImplementedError, match="token classifier"):
+        classifier.compress_prompt(["a"])
+    with pytest.raises(NotImplementedError, match="structured_compress_prompt"):
+        classifier.structured_compress_prompt(["a"])
+    with pytest.raises(ValueError, match="use_llmlingua2"):
+        PromptCompressor(model, use_llmlingua2=True, budget="exact")
     with pytest.warns(UserWarning, match="model_config"):
         PromptCompressor(model, model_config={"revision": "main"})
     assert not hasattr(lingua, "tokenizer")
     with pytest.raises(NotImplementedError, match="past_key_values"):
         lingua.get_ppl("a", past_key_values=())
+
+
+ENCODERS = pathlib.Path(__file__).resolve().parents[3] / "tests/data/golden/encoders"
+
+
+@pytest.mark.parametrize("name", ["mbert-tokens", "xlmr-tokens"])
+def test_llmlingua2_is_the_originals(name):
+    rows = [json.loads(line) for line in (ENCODERS / "llmlingua2.jsonl").open(encoding="utf-8")]
+    rows = [row for row in rows if row["model"] == name and "result" in row]
+    assert len(rows) > 80
+    lingua = PromptCompressor(str(ENCODERS / name), device_map="cpu", use_llmlingua2=True)
+    for row in rows:
+        assert lingua.compress_prompt(**row["args"]) == row["result"], row["name"]
+
+
+def test_an_encoder_ranks(model):
+    lingua = PromptCompressor(model, device_map="cpu", encoder=ENCODERS / "bert")
+    short = lingua.compress_prompt(
+        ["The cat sat on the mat.", "Rain fell all day.", "A dog barked."],
+        question="Where did the cat sit?",
+        target_token=12,
+        context_budget="+0",
+        use_token_level_filter=False,
+        rank_method="sentbert",
+    )
+    assert 0 < short["compressed_tokens"] < short["origin_tokens"]
 
 
 def test_cuda_falls_back_to_the_cpu_with_a_warning(model):

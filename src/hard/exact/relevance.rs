@@ -73,8 +73,6 @@ const SECOND_STEP: f64 = 1.0;
 const READ: usize = 2048;
 /// What a sentence that the model has not read is at least below those that it has read.
 const UNREAD: f64 = 100.0;
-/// Log-odds that a standard deviation of an encoder's similarity is worth beside the ranker's.
-const MEANING: f64 = 1.0;
 /// Log-odds that a nat of the question's nll is worth beside the ranker's.
 const NAT: f64 = 1.0;
 /// Passages within so many log-odds of the cut could be on its other side; where the first outside is
@@ -256,8 +254,10 @@ impl Exact<'_> {
                 .iter()
                 .map(|&i| passages[i].text(contexts, parsed));
             let meaning = self.lm.similarity(question, &chosen.collect::<Vec<_>>())?;
-            for (&i, meaning) in candidates.chosen.iter().zip(standardised(&meaning)) {
-                worth[i] += MEANING * meaning;
+            let mut looked_at: Vec<f64> = candidates.chosen.iter().map(|&i| worth[i]).collect();
+            rank::add_meaning(&mut looked_at, &meaning);
+            for (&i, now) in candidates.chosen.iter().zip(looked_at) {
+                worth[i] = now;
             }
         }
         let read = self.to_read(

@@ -118,6 +118,9 @@ class Compressor:
         An adapter that distribution alignment trained, used while scoring.
     precision : str
         What a CUDA device multiplies in: ``bf16`` or ``f32``. The CPU works in f32.
+    encoder : str or path, optional
+        An encoder beside the model, which ranks by meaning: a folder, ``minilm`` for
+        all-MiniLM-L6-v2, or a reranker. With it there is the rank method ``sentbert``.
 
     Examples
     --------
@@ -132,6 +135,7 @@ class Compressor:
         threads: int | None = None,
         adapter: Path | None = None,
         precision: str = "bf16",
+        encoder: Path | None = None,
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads {threads!r}: expected 1 or more")
@@ -141,6 +145,7 @@ class Compressor:
             threads or 0,
             None if adapter is None else os.fspath(adapter),
             _text("precision", precision),
+            None if encoder is None else os.fspath(encoder),
         )
         self._fall_back_to_cpu = False
         self._lock = threading.Lock()

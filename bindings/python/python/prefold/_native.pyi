@@ -27,6 +27,7 @@ class Engine:
         threads: int,
         adapter: str | None,
         precision: str,
+        encoder: str | None,
     ) -> Engine: ...
     def info(self) -> str: ...
     def compress(

@@ -15,6 +15,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
+from os import PathLike
 from typing import Any, NoReturn
 
 from prefold._compressor import Compressor, _scores, _texts
@@ -27,11 +28,12 @@ __version__ = "0.2.2"
 
 RankMethod = str | Callable[[list[str], str], Iterable[float]]
 
-_RANK_METHODS = ("llmlingua", "longllmlingua", "bm25", "gzip")
+_RANK_METHODS = ("llmlingua", "longllmlingua", "bm25", "gzip", "sentbert")
 
 # The defaults of the original are lists and dictionaries; nothing writes to these.
 _NONE: dict[str, Any] = {}
 _NO_TOKENS: list[str] = []
+_NO_IDS: list[int] = []
 _CHUNK_ENDS: list[str] = [".", "\n"]
 
 
@@ -56,16 +58,20 @@ class PromptCompressor:
         ``cpu``, ``cuda`` or ``cuda:N``; ``cuda`` runs on the CPU, with a warning, where no CUDA
         device can be used. Everything else is ``auto``.
     model_config, open_api_config, llmlingua2_config : dict
-        Taken and not used: they are for transformers, OpenAI's client and LLMLingua-2.
+        Taken and not used: they are for transformers, OpenAI's client and batches on a GPU.
     use_llmlingua2 : bool
-        Refused: LLMLingua-2 needs an encoder model.
+        Compress as LLMLingua-2 does. `model_name` is a token classifier then, by default
+        ``microsoft/llmlingua-2-xlm-roberta-large-meetingbank``.
     budget : {"reference", "exact"}
         ``exact`` keeps prefold's own budget under llmlingua's names.
     threads : int, optional
         CPU threads; all cores by default.
+    encoder : str or path, optional
+        What ``rank_method="sentbert"`` ranks by: a folder, or ``minilm``.
     """
 
     _DEFAULT = "NousResearch/Llama-2-7b-hf"
+    _CLASSIFIER = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
     def __init__(
         self,
@@ -78,13 +84,9 @@ class PromptCompressor:
         *,
         budget: str = "reference",
         threads: int | None = None,
+        encoder: str | PathLike[str] | None = None,
     ) -> None:
         del llmlingua2_config
-        if use_llmlingua2:
-            raise UnsupportedError(
-                "use_llmlingua2 is not supported, because LLMLingua-2 needs an encoder model and "
-                "causal ones alone are built; leave it out for LLMLingua and LongLLMLingua"
-            )
         if budget not in ("reference", "exact"):
             raise InputError(f"budget {budget!r}: expected 'reference' or 'exact'")
         if model_config:
@@ -92,12 +94,19 @@ class PromptCompressor:
                 "model_config has no effect: the model is not opened by transformers", stacklevel=2
             )
         self.model_name = model_name
-        self.use_llmlingua2 = False
+        self.use_llmlingua2 = bool(use_llmlingua2)
         self.open_api_config = open_api_config
         self.context_idxs: list[list[int]] = []
         self._budget = budget
         model = None if model_name in (None, self._DEFAULT) else model_name
-        self._compressor = Compressor(model, device=_device(device_map), threads=threads)
+        if self.use_llmlingua2:
+            if budget == "exact":
+                raise InputError("budget 'exact' has no effect with use_llmlingua2; leave it out")
+            model = model or self._CLASSIFIER
+        self._has_encoder = encoder is not None
+        self._compressor = Compressor(
+            model, device=_device(device_map), threads=threads, encoder=encoder
+        )
         if isinstance(device_map, str) and device_map.startswith("cuda"):
             self._compressor._fall_back_to_cpu = True
 
@@ -197,7 +206,46 @@ class PromptCompressor:
             With ``budget="exact"``, where what must be kept is longer than the target.
         """
         arguments = {name: value for name, value in locals().items() if name != "self"}
+        if self.use_llmlingua2:
+            return self._classify(arguments)
         return self._call("compress_prompt", arguments)
+
+    def compress_prompt_llmlingua2(
+        self,
+        context: Sequence[str] | str,
+        rate: float = 0.5,
+        target_token: float = -1,
+        use_context_level_filter: bool = False,
+        use_token_level_filter: bool = True,
+        target_context: int = -1,
+        context_level_rate: float = 1.0,
+        context_level_target_token: int = -1,
+        force_context_ids: Sequence[int] = _NO_IDS,
+        return_word_label: bool = False,
+        word_sep: str = "\t\t|\t\t",
+        label_sep: str = " ",
+        token_to_word: str = "mean",
+        force_tokens: Sequence[str] = _NO_TOKENS,
+        force_reserve_digit: bool = False,
+        drop_consecutive: bool = False,
+        chunk_end_tokens: Sequence[str] = _CHUNK_ENDS,
+    ) -> dict[str, Any]:
+        """Compresses contexts by a token classifier: LLMLingua-2.
+
+        Returns
+        -------
+        dict
+            As `compress_prompt`, with ``compressed_prompt_list``, and where `return_word_label`
+            asks for it ``fn_labeled_original_prompt``.
+
+        Raises
+        ------
+        InputError
+            For an argument out of its range or of the wrong type.
+        UnsupportedError
+            For a model that is no token classifier of two labels.
+        """
+        return self._classify({n: value for n, value in locals().items() if n != "self"})
 
     def structured_compress_prompt(
         self,
@@ -241,6 +289,11 @@ class PromptCompressor:
             For a malformed tag, or an argument out of its range.
         """
         arguments = {name: value for name, value in locals().items() if name != "self"}
+        if self.use_llmlingua2:
+            raise UnsupportedError(
+                "structured_compress_prompt with use_llmlingua2 is not supported; there is "
+                "compress_prompt, and without use_llmlingua2 both"
+            )
         return self._call("structured_compress_prompt", arguments)
 
     def compress_json(
@@ -399,6 +452,18 @@ class PromptCompressor:
         order = translated(library().order_by_words, rank_method, texts, question)
         return [(index, 0.0) for index in order]
 
+    def _classify(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        context = arguments["context"]
+        if not isinstance(context, str):
+            arguments["context"] = _texts("context", context or [])
+        for name in ("force_tokens", "chunk_end_tokens", "force_context_ids"):
+            arguments[name] = list(arguments[name] or [])
+        if callable(arguments.get("rank_method")):
+            del arguments["rank_method"]
+        made: Result = self._compressor._request("compress_prompt_llmlingua2", arguments)
+        _warn(made.warnings)
+        return made.usage_dict()
+
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self._compressor.tokenize(
             text, add_special_tokens=add_special_tokens, parse_special=True
@@ -413,6 +478,11 @@ class PromptCompressor:
             raise AssertedError(f"rate {rate}: the share of tokens to keep lies in (0, 1]")
         if method == "longllmlingua" and not arguments["question"]:
             raise AssertedError("rank_method longllmlingua: it ranks by a question; give one")
+        if method == "sentbert" and not self._has_encoder:
+            raise UnsupportedError(
+                "rank_method 'sentbert' is not supported without an encoder; name one when the "
+                "compressor is made: encoder='minilm', or a folder"
+            )
         if isinstance(method, str) and method not in _RANK_METHODS:
             raise UnsupportedError(
                 f"rank_method {method!r} is not supported; there is {', '.join(_RANK_METHODS)}, "

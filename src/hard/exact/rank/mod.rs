@@ -104,6 +104,16 @@ const SEEDS: usize = 4;
 /// How much a sentence's passage counts against the sentence's own words.
 pub(crate) const PASSAGE_WEIGHT: f64 = 2.0;
 
+/// Log-odds that a standard deviation of an encoder's similarity is worth beside the ranker's.
+const MEANING: f64 = 1.0;
+
+/// Adds to the ranker's worth of passages how alike they are to the question in meaning.
+pub(crate) fn add_meaning(worth: &mut [f64], similarity: &[f64]) {
+    for (worth, meaning) in worth.iter_mut().zip(standardised(similarity)) {
+        *worth += MEANING * meaning;
+    }
+}
+
 /// A prompt's passages, ready to be scored.
 pub(crate) struct Candidates<'p> {
     words: &'p [Words],
