@@ -283,6 +283,11 @@ bench-reference: $(SMOLLM2) $(REFERENCE) build
 bench-python: $(SMOLLM2)
 	$(PYTHON) benches/python_package.py --model "$(MODEL)" $(ARGS)
 
+# Encoders beside PyTorch and llmlingua: `make bench-reference` makes the one environment, `make test-python` the other.
+.PHONY: bench-encoders
+bench-encoders: $(MINILM)
+	$(PYTHON) benches/encoders.py --encoder "$(abspath $(MINILM))" $(ARGS)
+
 # What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)
 	$(CARGO) bench --bench quality -- $(ARGS)

@@ -99,12 +99,13 @@ int32_t prefold_score(prefold_handle engine, const uint32_t *ids, size_t ids_cou
 
 /* A shorter prompt. call and request, a JSON object:
  *   "compress"                    {"contexts": ["…"]} and, if you like, question, instruction, structured, rate or target_tokens, mode
- *                                 ("exact" or "llmlingua") and the options of that mode. The result has text, tokens_before,
+ *                                 ("exact", "llmlingua" or "llmlingua2") and the options of that mode. The result has text, tokens_before,
  *                                 tokens_after, target, warnings, and for each context that is left its index, text, tokens and spans
  *                                 (of bytes).
  *   "compress_prompt"             {"context": ["…"]} and the other arguments of llmlingua's function of that name, whose result it
  *                                 gives; with "budget": "exact" it keeps the budget to the token.
  *   "structured_compress_prompt"  the same with <llmlingua, rate=…, compress=…> tags in the contexts.
+ *   "compress_prompt_llmlingua2"  the same for LLMLingua-2; the engine is a token classifier.
  * *out: a text, for prefold_text_read, yours to prefold_close. Any thread. */
 int32_t prefold_compress_call(prefold_handle engine, const char *call, const char *request, prefold_handle *out);
 

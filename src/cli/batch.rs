@@ -26,12 +26,14 @@ const AHEAD: usize = 1 << 20;
 /// order. The calls:
 ///
 ///   compress
-///       args: contexts; question, instruction, structured, rate or target_tokens, mode ("exact" or
-///       "llmlingua") and the mode's options; result: text, tokens_before, tokens_after, target, and of
+///       args: contexts; question, instruction, structured, rate or target_tokens, mode ("exact",
+///       "llmlingua" or "llmlingua2") and the mode's options; result: text, tokens_before, tokens_after, target, and of
 ///       each context that is left its index, text, tokens and spans
 ///   compress_prompt, structured_compress_prompt
 ///       args: the keyword arguments of Microsoft's PromptCompressor, whose results these are,
 ///       token for token, unless they say "budget": "exact"
+///   compress_prompt_llmlingua2
+///       the same with use_llmlingua2=True; the model is a token classifier
 ///   tokenize
 ///       args: text, parse_special (false); result: ids
 ///   token_logprobs

@@ -10,9 +10,9 @@ use crate::train::rank::{Example, Options, prompts, read, read_corpus, without_t
 use serde_json::json;
 
 use super::failure::Outcome;
+use super::files::{check_target, write_stdout, write_whole};
 use super::model::{Busy, open};
 use super::models;
-use super::files::{check_target, write_stdout, write_whole};
 
 /// Rankings of passages at several budgets: are the right ones there whole, is the answer there?
 ///
@@ -81,9 +81,13 @@ pub fn run(args: Args) -> Outcome {
     if args.without_titles {
         rows.iter_mut().for_each(without_titles);
     }
-    let meaning = args.encoder.as_deref().map(|name| similarities(name, &rows));
+    let meaning = args
+        .encoder
+        .as_deref()
+        .map(|name| similarities(name, &rows));
     let meaning = meaning.transpose()?;
-    let table = recall(&rows, ranker, meaning.as_deref(), &args.rates, args.seed)?;
+    let meaning = meaning.as_ref().map(|(all, unit)| (&all[..], *unit));
+    let table = recall(&rows, ranker, meaning, &args.rates, args.seed)?;
     let report = json!({ "rows": rows.len(), "rates": args.rates, "recall": table });
     match (&args.json, json_out) {
         (Some(_), None) => return write_stdout(&format!("{report:#}\n")),
@@ -93,15 +97,15 @@ pub fn run(args: Args) -> Outcome {
     write_stdout(&render(rows.len(), &args.rates, &table))
 }
 
-/// How alike each row's question and documents are.
-fn similarities(name: &Path, rows: &[Example]) -> Outcome<Vec<Vec<f64>>> {
+/// How alike each row's question and documents are, and what a unit of that is worth.
+fn similarities(name: &Path, rows: &[Example]) -> Outcome<(Vec<Vec<f64>>, f64)> {
     let path = models::locate(Some(name))?;
     let encoder = open(&path, Engine::builder(&path))?.engine;
     let busy = Busy::new(format!("{} questions by the encoder", rows.len()));
     let ranked = rows
         .iter()
         .map(|row| encoder.rank(&row.question, &row.docs, &busy.control()));
-    Ok(ranked.collect::<Result<_, _>>()?)
+    Ok((ranked.collect::<Result<_, _>>()?, encoder.similarity_unit()))
 }
 
 /// Two tables: right passages whole, answers kept.

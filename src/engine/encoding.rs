@@ -31,7 +31,7 @@ impl<B: Backend> LoadedEncoder<B> {
     fn decoder_only<T>(&self, what: &str) -> Result<T> {
         Err(Error::Unsupported {
             what: format!("{what} with {}, an encoder", self.info.name),
-            have: "compress in mode llmlingua2, and rank; the rest needs a decoder".into(),
+            have: "compressing in mode llmlingua2 and ranking; all else needs a decoder".into(),
         })
     }
 }
@@ -90,6 +90,10 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
             }
             Some(_) => self.decoder_only("this rank method"),
         }
+    }
+
+    fn similarity_unit(&self) -> f64 {
+        self.reader.unit()
     }
 
     fn at_a_time(&self) -> usize {

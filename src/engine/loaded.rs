@@ -41,6 +41,10 @@ pub(super) trait Runtime: Send + Sync {
         texts: &[String],
         method: Option<RankMethod>,
     ) -> Result<Vec<f64>>;
+    /// What a unit of `rank` is worth in log-odds.
+    fn similarity_unit(&self) -> f64 {
+        1.0
+    }
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -92,11 +96,18 @@ pub(super) struct Beside<'a> {
 pub(super) trait Meaning: Send + Sync {
     /// As [`Scorer::similarity`].
     fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>>;
+
+    /// As [`Scorer::similarity_unit`].
+    fn unit(&self) -> f64;
 }
 
 impl<B: Backend> Meaning for TextEncoder<B> {
     fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
         self.similarity(question, texts)
+    }
+
+    fn unit(&self) -> f64 {
+        self.unit()
     }
 }
 
@@ -138,8 +149,8 @@ impl<B: Backend> Scorer for WithEncoder<'_, B> {
         }
     }
 
-    fn has_encoder(&self) -> bool {
-        self.encoder.is_some()
+    fn similarity_unit(&self) -> Option<f64> {
+        self.encoder.map(Meaning::unit)
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::hard::llmlingua2::{self, TokenClassifier};
+use crate::hard::rank;
 use crate::model::config::{EncoderHead, Family};
 use crate::model::mapped::read_json;
 use crate::model::weights::Weights;
@@ -100,6 +101,14 @@ impl<B: Backend> TextEncoder<B> {
                 what: "ranking texts by a classifier".into(),
                 have: "encoders without a head (sentence-transformers) and rerankers, which have one label".into(),
             }),
+        }
+    }
+
+    /// What a unit of [`TextEncoder::similarity`] is worth in log-odds.
+    pub(super) fn unit(&self) -> f64 {
+        match self.head() {
+            EncoderHead::Text(_) => rank::LOG_ODDS,
+            EncoderHead::None | EncoderHead::Tokens(_) => rank::COSINE,
         }
     }
 

@@ -73,15 +73,16 @@ pub struct Recall {
     pub answered: Option<Interval>,
 }
 
-/// Recall of each ranking at each rate. `meaning` is an encoder's similarity of each document of each
-/// example to its question; without it the rankings that ask for it are left out.
+/// Recall of each ranking at each rate. `meaning` is the similarity of each document of each
+/// example to its question, by an encoder, and what a unit of it is worth in log-odds; without it the rankings
+/// that ask for it are left out.
 ///
 /// # Errors
 /// [`crate::Error::Input`] for a rate outside (0, 1].
 pub fn recall(
     examples: &[Example],
     ranker: &Ranker,
-    meaning: Option<&[Vec<f64>]>,
+    meaning: Option<(&[Vec<f64>], f64)>,
     rates: &[f64],
     seed: u64,
 ) -> Result<Vec<Recall>> {
@@ -101,7 +102,7 @@ pub fn recall(
             rankings
                 .iter()
                 .map(|&ranking| {
-                    let meaning = meaning.map_or(&[][..], |all| &all[i]);
+                    let meaning = meaning.map_or((&[][..], 0.0), |(all, unit)| (&all[i], unit));
                     let random = Random::of(seed, &[i as u64]);
                     let worth = worth(example, ranking, ranker, meaning, random);
                     rates.iter().map(|&rate| sized.keep(&worth, rate)).collect()
@@ -109,7 +110,6 @@ pub fn recall(
                 .collect()
         })
         .collect();
-    if let Ok(path) = std::env::var("DUMP") { use std::io::Write; let mut f=std::fs::File::create(path).unwrap(); for (i,e) in examples.iter().enumerate() { let p=Prompt::new(&e.question, passages(&e.docs)); let c=p.candidates(0); let r=c.spread(&ranker.scores(&c)); let s=Sized::new(e); writeln!(f,"{}", serde_json::json!({"r":r,"m":meaning.map(|m|&m[i]),"g":e.gold,"n":s.docs})).unwrap(); } }
     let mut rows = Vec::new();
     for (r, &ranking) in rankings.iter().enumerate() {
         for (b, &rate) in rates.iter().enumerate() {
@@ -138,7 +138,7 @@ fn worth(
     example: &Example,
     ranking: Ranking,
     ranker: &Ranker,
-    meaning: &[f64],
+    (meaning, unit): (&[f64], f64),
     mut random: Random,
 ) -> Worth {
     let prompt = Prompt::new(&example.question, passages(&example.docs));
@@ -155,7 +155,7 @@ fn worth(
         Ranking::Both => {
             let candidates = prompt.candidates(0);
             let mut worth = candidates.spread(&ranker.scores(&candidates));
-            add_meaning(&mut worth, meaning);
+            add_meaning(&mut worth, meaning, unit);
             worth
         }
         Ranking::Bm25 => by(&|text| Bag::new(&terms(text))),

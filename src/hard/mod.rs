@@ -61,7 +61,9 @@ pub fn compress(lm: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Re
         .compress(request),
         Mode::LlmLingua2(_) => Err(crate::error::Error::Unsupported {
             what: "mode llmlingua2 with a decoder".into(),
-            have: "modes exact and llmlingua; llmlingua2 needs a token classifier, as microsoft's llmlingua-2 models".into(),
+            have:
+                "exact, llmlingua; llmlingua2 needs a token classifier, as microsoft's llmlingua-2"
+                    .into(),
         }),
     }
 }

@@ -87,9 +87,10 @@ pub trait Scorer: Send + Sync {
         })
     }
 
-    /// Whether there is an encoder for [`Scorer::similarity`].
-    fn has_encoder(&self) -> bool {
-        false
+    /// What a unit of [`Scorer::similarity`] is worth in log-odds beside the learned ranker's; `None`: there
+    /// is no encoder.
+    fn similarity_unit(&self) -> Option<f64> {
+        None
     }
 
     /// Nll of `ids[1..]` of each sequence on its own.

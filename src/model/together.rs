@@ -259,8 +259,8 @@ impl Scorer for Seat<'_, '_> {
         self.table.model.similarity(question, texts)
     }
 
-    fn has_encoder(&self) -> bool {
-        self.table.model.has_encoder()
+    fn similarity_unit(&self) -> Option<f64> {
+        self.table.model.similarity_unit()
     }
 
     fn max_positions(&self) -> usize {

@@ -149,3 +149,41 @@ fn what_does_not_fit_is_said_in_a_line() {
     let error = engine.score(&[3, 4], &Control::default()).unwrap_err();
     assert!(error.to_string().contains("an encoder"), "{error}");
 }
+
+/// Whatever a configuration says, it is refused in a line or the model opens; nothing is allocated on its word.
+#[test]
+fn odd_configurations_are_refused() {
+    let given = folder("xlmr-reranker");
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(given.join("config.json")).unwrap()).unwrap();
+    let weights = std::fs::read(given.join("model.safetensors")).unwrap();
+    let mut refused = 0;
+    for key in config.as_object().unwrap().keys() {
+        for value in [
+            Value::Null,
+            0.into(),
+            (-1).into(),
+            3.into(),
+            (1u64 << 40).into(),
+            "relu".into(),
+            Vec::<Value>::new().into(),
+        ] {
+            let dir = common::TempDir::new();
+            let mut config = config.clone();
+            config[key] = value;
+            dir.write("config.json", config.to_string());
+            dir.write("model.safetensors", &weights);
+            match Weights::open(dir.path()).and_then(|w| Encoder::load(Cpu::new(), &w)) {
+                Ok(encoder) => {
+                    let _ = encoder.states(&[vec![0, 5, 2].into()]);
+                    let _ = encoder.text_logits(&[vec![0, 5, 2].into()]);
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(!error.to_string().contains('\n'), "{error}");
+                }
+            }
+        }
+    }
+    assert!(refused > 30, "{refused}");
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use prefold::hard::LlmLingua2;
 use prefold::hard::json::Call;
-use prefold::{Device, Engine, Request};
+use prefold::{Control, Device, Effort, Engine, Exact, RankMethod, Request};
 use serde_json::Value;
 
 fn engine(name: &str) -> Engine {
@@ -137,4 +137,76 @@ fn a_model_that_cannot_is_told_apart() {
             "{error}"
         );
     }
+}
+
+/// The tiny encoder says nothing of sense: what counts is that it is asked, and when.
+#[test]
+fn an_encoder_stands_beside_a_model() {
+    let Some(model) = common::smollm2() else {
+        return;
+    };
+    let golden = common::shared().expect("golden values").join("golden");
+    let bert = golden.join("encoders/bert");
+    let open = || Engine::builder(&model).device(Device::Cpu);
+    let (alone, beside) = (
+        open().build().unwrap(),
+        open().encoder(&bert).build().unwrap(),
+    );
+    let texts: Vec<String> = [
+        "The lighthouse was built by Ada Roy.",
+        "Rain fell all day, and the market closed at noon.",
+        "The town has a market and two schools.",
+        "A keeper lived there until the winter of 1911.",
+    ]
+    .map(Into::into)
+    .into();
+    let (question, control) = ("Who built the lighthouse?", Control::default());
+    let by = RankMethod::Sentbert;
+    let own = Engine::builder(&bert).device(Device::Cpu).build().unwrap();
+    let want = own.rank(question, &texts, &control).unwrap();
+    assert_eq!(
+        beside.rank_by(by, question, &texts, &control).unwrap(),
+        want
+    );
+    let error = alone.rank_by(by, question, &texts, &control).unwrap_err();
+    assert!(error.to_string().contains("without an encoder"), "{error}");
+
+    let words = alone.rank(question, &texts, &control).unwrap();
+    let both = beside.rank(question, &texts, &control).unwrap();
+    for i in 0..texts.len() {
+        // Log-odds of a cosine of 1.
+        assert!(
+            (both[i] - words[i] - 12.5 * want[i]).abs() < 1e-6,
+            "{both:?}"
+        );
+    }
+    let ask = |effort: Effort| {
+        let exact = Exact::default().with_effort(effort);
+        Request::new(texts.clone())
+            .with_question(question)
+            .with_tokens(30)
+            .with_mode(exact)
+    };
+    let compress = |engine: &Engine, effort| engine.compress(&ask(effort)).unwrap();
+    let fast = compress(&beside, Effort::Fast);
+    assert_eq!(fast, compress(&alone, Effort::Fast));
+    for effort in [Effort::Balanced, Effort::Best] {
+        assert!(compress(&beside, effort).tokens_after <= 30);
+    }
+    let reference = Request::new(texts.clone())
+        .with_question(question)
+        .with_tokens(10)
+        .with_mode(
+            prefold::LlmLingua::default()
+                .with_rank_method(by)
+                .with_context_budget("+0".into())
+                .with_use_token_level_filter(false),
+        );
+    let kept = beside.compress(&reference).unwrap().contexts;
+    let best = (0..4).max_by(|&a, &b| want[a].total_cmp(&want[b])).unwrap();
+    assert!(
+        kept.iter().any(|kept| kept.index == best),
+        "{kept:?}, {want:?}"
+    );
+    assert!(alone.compress(&reference).is_err());
 }

@@ -82,6 +82,8 @@ const DOUBT: f64 = 4.0;
 /// Passages that the model reads at a cut where little may be spent, and where more may be.
 const READ_UNSURE: usize = 6;
 const READ_BEST: usize = 48;
+/// Passages that an encoder reads, unless all effort is wanted.
+const ENCODED: usize = 64;
 /// What is so many log-odds below the best is not needed, where [`Options::enough`] asks.
 ///
 /// [`Options::enough`]: crate::hard::Exact::enough
@@ -248,17 +250,10 @@ impl Exact<'_> {
             .unwrap_or_else(|| Ranker::shipped());
         let scores = control::step(|| Ok(ranker.scores(&candidates)))?;
         let mut worth = candidates.spread(&scores);
-        if self.lm.has_encoder() && candidates.chosen.len() > 1 {
-            let chosen = candidates
-                .chosen
-                .iter()
-                .map(|&i| passages[i].text(contexts, parsed));
-            let meaning = self.lm.similarity(question, &chosen.collect::<Vec<_>>())?;
-            let mut looked_at: Vec<f64> = candidates.chosen.iter().map(|&i| worth[i]).collect();
-            rank::add_meaning(&mut looked_at, &meaning);
-            for (&i, now) in candidates.chosen.iter().zip(looked_at) {
-                worth[i] = now;
-            }
+        if let Some(unit) = self.lm.similarity_unit()
+            && self.options.effort != Effort::Fast
+        {
+            self.add_meaning(question, contexts, parsed, passages, unit, &mut worth)?;
         }
         let read = self.to_read(
             &worth,
@@ -285,6 +280,34 @@ impl Exact<'_> {
             sentences[passage.context][passage.sentences.clone()].copy_from_slice(&own);
         }
         Ok((worth, sentences))
+    }
+
+    /// Adds what an encoder says to the worth of the passages that rank highest; the others are taken to be
+    /// as unlike the question as the least like of these.
+    fn add_meaning(
+        &self,
+        question: &str,
+        contexts: &[String],
+        parsed: &[Parsed],
+        passages: &[Passage],
+        unit: f64,
+        worth: &mut [f64],
+    ) -> Result<()> {
+        let mut order = descending(worth);
+        if self.options.effort == Effort::Balanced {
+            order.truncate(ENCODED);
+        }
+        let texts: Vec<&str> = order
+            .iter()
+            .map(|&i| passages[i].text(contexts, parsed))
+            .collect();
+        let similar = self.lm.similarity(question, &texts)?;
+        let mut all = vec![similar.iter().copied().fold(f64::INFINITY, f64::min); worth.len()];
+        for (i, similar) in order.into_iter().zip(similar) {
+            all[i] = similar;
+        }
+        rank::add_meaning(worth, &all, unit);
+        Ok(())
     }
 
     /// The passages that the model is to read: those close to where the budget ends, which the ranker

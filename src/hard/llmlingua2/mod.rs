@@ -414,19 +414,17 @@ impl Classified<'_> {
         let after = texts.iter().map(|text| count_cl100k(text)).sum();
         let mut result = Compressed::counted(texts.join("\n\n"), [before, after]);
         let mut labels: Vec<(String, bool)> = Vec::new();
-        let mut own = judged.iter().zip(&texts);
+        let mut own = kept.iter().zip(judged.iter().zip(&texts)).peekable();
         let mut pieces = Vec::new();
         for (index, given) in request.contexts.iter().enumerate() {
+            let next = own.next_if(|(kept, _)| **kept == index);
             if index > 0 {
-                pieces.push(piece("\n\n", kept.contains(&index)));
+                pieces.push(piece("\n\n", next.is_some()));
             }
-            if !kept.contains(&index) {
+            let Some((_, (chunks, text))) = next else {
                 let words = dropped_words.get(index).into_iter().flatten();
                 labels.extend(words.map(|word| (word.clone(), false)));
                 pieces.push(piece(given, false));
-                continue;
-            }
-            let Some((chunks, text)) = own.next() else {
                 continue;
             };
             let words = || {

@@ -14,6 +14,9 @@ use crate::text::Pieces;
 /// Python's `string.punctuation`.
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 
+/// Bytes within which a word is looked for: what the tokenizer changed or did not know lies between two words.
+const FARTHEST: usize = 4096;
+
 /// How pieces make words.
 pub(super) struct Rules<'a> {
     pub family: Family,
@@ -150,7 +153,8 @@ pub(super) fn spans<'w>(
     let (mut done, mut joins) = (0, false);
     for (word, kept) in words {
         let bare = word.trim_start_matches("##");
-        let Some(found) = text[done..].find(bare).filter(|_| !bare.is_empty()) else {
+        let near = &text[done..text.floor_char_boundary(done + FARTHEST)];
+        let Some(found) = near.find(bare).filter(|_| !bare.is_empty()) else {
             joins &= kept;
             continue;
         };
