@@ -112,7 +112,7 @@ def ours(classifier, encoder, threads):
     lingua = PromptCompressor(str(classifier), device_map="cpu", use_llmlingua2=True, threads=threads)
     compress, _ = best(lambda: lingua.compress_prompt(documents, rate=0.5, use_context_level_filter=False))
     reader = prefold.Compressor(encoder, device="cpu", threads=threads)
-    seconds, _ = best(lambda: reader.rank(question, cut))
+    seconds, _ = best(lambda: reader.rank(cut, question))
     return {"compress": compress, "embed": seconds}
 
 
