@@ -6,6 +6,7 @@ use crate::Engine;
 use crate::eval::Interval;
 use crate::eval::rank::{Recall, recall};
 use crate::hard::Ranker;
+use crate::hard::rank::similarity_unit;
 use crate::train::rank::{Example, Options, prompts, read, read_corpus, without_titles};
 use serde_json::json;
 
@@ -105,7 +106,10 @@ fn similarities(name: &Path, rows: &[Example]) -> Outcome<(Vec<Vec<f64>>, f64)> 
     let ranked = rows
         .iter()
         .map(|row| encoder.rank(&row.question, &row.docs, &busy.control()));
-    Ok((ranked.collect::<Result<_, _>>()?, encoder.similarity_unit()))
+    Ok((
+        ranked.collect::<Result<_, _>>()?,
+        similarity_unit(encoder.config()),
+    ))
 }
 
 /// Two tables: right passages whole, answers kept.

@@ -282,9 +282,9 @@ impl Flags {
     }
 
     fn llmlingua2(self) -> LlmLingua2 {
-        let mut o = LlmLingua2::default();
         // As `compress_prompt` hands it on.
-        o.use_context_level_filter = !self.no_context_level_filter;
+        let filter = !self.no_context_level_filter;
+        let mut o = LlmLingua2::default().with_use_context_level_filter(filter);
         set(&mut o.target_context, self.target_context);
         set(&mut o.context_level_rate, self.context_level_rate);
         let ids = self.force_context_ids.unwrap_or_default();

@@ -92,10 +92,6 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
         }
     }
 
-    fn similarity_unit(&self) -> f64 {
-        self.reader.unit()
-    }
-
     fn at_a_time(&self) -> usize {
         1
     }

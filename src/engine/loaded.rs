@@ -41,10 +41,6 @@ pub(super) trait Runtime: Send + Sync {
         texts: &[String],
         method: Option<RankMethod>,
     ) -> Result<Vec<f64>>;
-    /// What a unit of `rank` is worth in log-odds.
-    fn similarity_unit(&self) -> f64 {
-        1.0
-    }
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(

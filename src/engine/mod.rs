@@ -462,11 +462,6 @@ impl Engine {
         Training { engine: self }
     }
 
-    /// What a unit of what [`Engine::rank`] gives is worth in log-odds, of an encoder.
-    pub(crate) fn similarity_unit(&self) -> f64 {
-        self.runtime.similarity_unit()
-    }
-
     /// Shapes of the model.
     pub(crate) fn config(&self) -> &Config {
         self.runtime.config()

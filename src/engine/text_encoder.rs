@@ -106,10 +106,7 @@ impl<B: Backend> TextEncoder<B> {
 
     /// What a unit of [`TextEncoder::similarity`] is worth in log-odds.
     pub(super) fn unit(&self) -> f64 {
-        match self.head() {
-            EncoderHead::Text(_) => rank::LOG_ODDS,
-            EncoderHead::None | EncoderHead::Tokens(_) => rank::COSINE,
-        }
+        rank::similarity_unit(self.encoder.config())
     }
 
     fn head(&self) -> EncoderHead {

@@ -144,11 +144,11 @@ fn a_conversation_comes_back_as_the_same_json_shorter() {
     let turns = |body: &Value| body["messages"].as_array().unwrap().len();
     assert_eq!(turns(&was), turns(&is));
     // By its other name, and from standard input.
-    assert_eq!(
-        run(&[&messages[..], &["--as", "chat", file]].concat()).good(),
-        short
-    );
-    let piped = run_with(given.as_bytes(), &[&messages[..], &["--as=chat"]].concat());
+    let fast = [&messages[..], &["--effort=fast"]].concat();
+    let short = run(&[&fast[..], &["--messages", file]].concat()).good();
+    let named = run(&[&fast[..], &["--as", "chat", file]].concat()).good();
+    assert_eq!(named, short);
+    let piped = run_with(given.as_bytes(), &[&fast[..], &["--as=chat"]].concat());
     assert_eq!(piped.good(), short);
     let two = run(&[&messages[..], &["--as=chat", file, file]].concat()).bad(2);
     assert!(two.contains("one FILE"), "{two}");
@@ -409,13 +409,14 @@ fn show_brackets_what_was_dropped_and_loses_nothing() {
         assert!(plain.contains("[-") && !plain.contains('\u{1b}'), "{plain}");
         let original = plain.replace("[-", "").replace("-]", "");
         assert_eq!(original.trim_end(), read(DOCUMENT).trim_end(), "{mode}");
-
-        let coloured = run(&[&args[..], &["--color=always"]].concat()).good();
-        assert!(
-            coloured.contains("\u{1b}[9m") && !coloured.contains("[-"),
-            "{coloured}"
-        );
     }
+    // How it is drawn is the same for all of them.
+    let args = ["compress", "-m", &model, "--effort=fast", "--show"];
+    let coloured = run(&[&args[..], &["--color=always", DOCUMENT]].concat()).good();
+    assert!(
+        coloured.contains("\u{1b}[9m") && !coloured.contains("[-"),
+        "{coloured}"
+    );
 }
 
 #[test]

@@ -12,11 +12,14 @@ use prefold::ops::Cpu;
 use prefold::{Control, Device, Engine};
 use serde_json::Value;
 
+/// Token ids, and the first of them that is scored.
+type Asked = (Vec<u32>, usize);
+
 /// The model as a scorer that reads no text twice: the golden rows are many calls over few texts, and what
 /// a text scores by itself, from an empty cache, is the same for all of them.
 struct Remembering {
     model: Model<Cpu>,
-    scores: Mutex<HashMap<(Vec<u32>, usize), Vec<f32>>>,
+    scores: Mutex<HashMap<Asked, Vec<f32>>>,
 }
 
 impl Scorer for Remembering {

@@ -26,6 +26,7 @@ use passage::{Question, Words};
 use super::lexical::{Bag, bm25, terms};
 use super::units::unspaced;
 use crate::error::Error;
+use crate::model::config::{Config, EncoderHead};
 use crate::text::sentences::sentences;
 
 /// A learned ranker of passages: two small networks over words, heads and names.
@@ -106,9 +107,15 @@ pub(crate) const PASSAGE_WEIGHT: f64 = 2.0;
 
 /// Log-odds that a cosine of 1 is worth beside the ranker's: of 1/0.05 and 1/0.08, two usual temperatures of
 /// such encoders, the one that lost least on questions of two steps.
-pub(crate) const COSINE: f64 = 12.5;
-/// The same for a reranker, whose scores are log-odds.
-pub(crate) const LOG_ODDS: f64 = 1.0;
+const COSINE: f64 = 12.5;
+
+/// What a unit of an encoder's similarity is worth in log-odds: a reranker's score is that already.
+pub(crate) fn similarity_unit(encoder: &Config) -> f64 {
+    match encoder.encoder.as_ref().map(|encoder| encoder.head) {
+        Some(EncoderHead::Text(_)) => 1.0,
+        _ => COSINE,
+    }
+}
 
 /// Adds to the ranker's worth of passages how alike they are to the question in meaning; `unit` is what one
 /// of that is worth.
