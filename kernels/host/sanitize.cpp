@@ -147,6 +147,7 @@ void layers() {
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
+  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
 
   auto dy = floats(rows * 2 * width), dx = dy;
   launch("norm_rows_bwd", rows, 1, 1, 64, 8,
@@ -205,11 +206,14 @@ void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) 
   auto k = floats((prefix + rows) * kv_heads * d), v = k;
   auto out = floats(rows * heads * d), parts = floats(splits * rows * heads * (d + 2));
   // Two sequences.
-  const std::vector<AttentionTile> tiles = {{0, 5, prefix, 0, prefix, 0}, {5, 4, prefix, 0, prefix + 5, 0}};
-  for (unsigned s = 1; s <= splits; s++)
-    launch(kernel, 2, kv_heads, s, threads, shared,
-           AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr, rows, heads,
-                           kv_heads, d, prefix, s, 100, 0.3f});
+  const std::vector<AttentionTile> tiles = {{0, 5, prefix, 0, prefix, prefix + 5},
+                                            {5, 4, prefix, 0, prefix + 5, prefix + 4}};
+  // Causal, and with some keys ahead.
+  for (unsigned ahead : {0u, 2u})
+    for (unsigned s = 1; s <= splits; s++)
+      launch(kernel, 2, kv_heads, s, threads, shared,
+             AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr, rows, heads,
+                             kv_heads, d, prefix, s, 100, 0.3f, ahead, 0});
   launch("attention_merge", 3, 1, 1, 256, 0,
          AttentionMergeParams{parts.data(), out.data(), nullptr, rows, heads, d, splits});
 }
@@ -220,7 +224,8 @@ void attention_backward(const char *of_queries, const char *of_keys, unsigned d)
   auto k = floats((prefix + rows) * kv_heads * d), v = k, dk = k, dv = k;
   auto out = floats(rows * heads * d), dout = out, lse = floats(rows * heads), delta = lse;
   // Two sequences behind one prefix.
-  const std::vector<AttentionTile> tiles = {{0, 12, prefix, 0, prefix, 0}, {12, 8, prefix, 0, prefix + 12, 0}};
+  const std::vector<AttentionTile> tiles = {{0, 12, prefix, 0, prefix, prefix + 12},
+                                            {12, 8, prefix, 0, prefix + 12, prefix + 8}};
   const std::vector<KeyTile> keys = {{0, 32, 0, 2}, {32, 4, 2, 2}, {36, 12, 4, 1}, {48, 8, 5, 1}};
   const std::vector<Visit> visits = {{0, 0, 12, 0},  {0, 12, 8, 0},  {32, 0, 12, 0},
                                      {32, 12, 8, 0}, {36, 0, 12, 0}, {36, 12, 8, 0}};

@@ -341,6 +341,8 @@ mod tests {
             "config",
             "token-file",
             "upstream",
+            "encoder",
+            "probability-threshold",
         ];
         for (name, command) in all() {
             let silent = |arg: &&Arg| {

@@ -184,6 +184,10 @@ pub struct Flags {
     /// How the probabilities of a word's tokens become one [default: mean]
     #[arg(long, value_name = "HOW", value_enum, requires = "llmlingua2", help_heading = LLMLINGUA2)]
     token_to_word: Option<TokenToWord>,
+    /// Keep the words whose probability is above this, from 0 to 1, instead of a share of them
+    #[arg(long, value_name = "P", value_parser = share, requires = "llmlingua2",
+        conflicts_with_all = ["rate", "target_token"], help_heading = LLMLINGUA2)]
+    probability_threshold: Option<f64>,
     /// Of kept strings (--force-token) that come to stand side by side keep one
     #[arg(long, requires = "llmlingua2", help_heading = LLMLINGUA2)]
     drop_consecutive: bool,
@@ -293,6 +297,7 @@ impl Flags {
         o.force_tokens = self.force_token;
         o.force_reserve_digit = self.force_digits;
         o.drop_consecutive = self.drop_consecutive;
+        o.probability_threshold = self.probability_threshold;
         if !self.chunk_end_token.is_empty() {
             o.chunk_end_tokens = self.chunk_end_token;
         }
@@ -469,6 +474,7 @@ mod tests {
             "--force-token=?",
             "--force-digits",
             "--drop-consecutive",
+            "--probability-threshold=0.4",
             "--chunk-end-token=!",
         ]);
         let want = LlmLingua2::default()
@@ -479,6 +485,7 @@ mod tests {
             .with_force_tokens(vec!["?".into()])
             .with_force_reserve_digit(true)
             .with_drop_consecutive(true)
+            .with_probability_threshold(Some(0.4))
             .with_chunk_end_tokens(vec!["!".into()]);
         assert_eq!(classified, (Budget::default(), want.into()));
     }

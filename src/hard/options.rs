@@ -393,6 +393,9 @@ options! {
         pub force_reserve_digit (with_force_reserve_digit): bool = false,
         /// Of such strings that come to stand side by side keep one.
         pub drop_consecutive (with_drop_consecutive): bool = false,
+        /// Keep the words whose probability is above this, from 0 to 1, instead of a share of them: the rate
+        /// is then a result. `None`: as the budget says. Not an option of the reference.
+        pub probability_threshold (with_probability_threshold): Option<f64> = None,
         /// Tokens after which a text of more than 510 tokens may be cut.
         pub chunk_end_tokens (with_chunk_end_tokens): Vec<String> = vec![".".into(), "\n".into()],
     }
@@ -493,12 +496,18 @@ impl Exact {
 impl LlmLingua2 {
     /// Refuses values outside their range.
     pub(super) fn check(&self) -> Result<()> {
-        match self.context_level_rate >= 0.0 {
-            true => Ok(()),
-            false => Err(Error::input(
+        if self.context_level_rate.is_nan() || self.context_level_rate < 0.0 {
+            return Err(Error::input(
                 format!("context_level_rate {}", self.context_level_rate),
                 "the share of contexts to keep is 0 or more",
+            ));
+        }
+        match self.probability_threshold {
+            Some(threshold) if !(0.0..=1.0).contains(&threshold) => Err(Error::input(
+                format!("probability_threshold {threshold}"),
+                "a probability lies between 0 and 1",
             )),
+            _ => Ok(()),
         }
     }
 }

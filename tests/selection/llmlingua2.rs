@@ -210,3 +210,27 @@ fn an_encoder_stands_beside_a_model() {
     );
     assert!(alone.compress(&reference).is_err());
 }
+
+#[test]
+fn a_threshold_keeps_what_is_above_it() {
+    let engine = engine("mbert-tokens");
+    let text =
+        "Speaker 1: The council votes on the motion. Is it clear? It is! Speaker 2: I second it.";
+    let kept = |threshold: f64| {
+        let options = LlmLingua2::default().with_probability_threshold(Some(threshold));
+        let request = Request::new([text]).with_mode(options);
+        engine.compress(&request).map(|result| result.tokens_after)
+    };
+    let counts = [0.0, 0.3, 0.6, 0.9, 1.0].map(|threshold| kept(threshold).unwrap());
+    assert!(counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
+    assert!(
+        counts[0] > counts[2] && counts[2] > 0 && counts[4] == 0,
+        "{counts:?}"
+    );
+    assert!(
+        kept(1.5)
+            .unwrap_err()
+            .to_string()
+            .contains("probability_threshold 1.5")
+    );
+}

@@ -1,5 +1,7 @@
 """The frameworks' own classes over llmlingua, unmodified, on `prefold.llmlingua.install`."""
 
+import pathlib
+import shutil
 import sys
 
 import prefold.llmlingua
@@ -56,3 +58,29 @@ def test_llama_index(installed, model, documents):
     # It makes a node of every paragraph of the result, empty ones too.
     texts = [node.node.get_content() for node in made]
     assert any(texts) and sum(map(len, texts)) < sum(map(len, documents))
+
+
+def test_llama_index_with_llmlingua2(installed, monkeypatch, tmp_path, documents):
+    pytest.importorskip("llama_index.postprocessor.longllmlingua")
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from llama_index.postprocessor.longllmlingua import LongLLMLinguaPostprocessor
+    from prefold.llmlingua import PromptCompressor
+
+    # The class takes no other name; here a folder has it.
+    name = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
+    golden = pathlib.Path(__file__).resolve().parents[3] / "tests/data/golden/encoders"
+    shutil.copytree(golden / "xlmr-tokens", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    work = LongLLMLinguaPostprocessor(
+        model_name=name,
+        device_map="cpu",
+        use_llmlingua2=True,
+        additional_compress_kwargs={"rate": 0.5},
+    )
+    nodes = [NodeWithScore(node=TextNode(text=text + "\n\n")) for text in documents]
+    made = work.postprocess_nodes(nodes, query_bundle=QueryBundle(QUERY))
+    whole = "".join(text + "\n\n" for text in documents)
+    lingua = PromptCompressor(name, device_map="cpu", use_llmlingua2=True)
+    want = lingua.compress_prompt(whole, rate=0.5)
+    assert [node.node.get_content() for node in made] == want["compressed_prompt"].split("\n\n")
+    assert want["compressed_tokens"] < want["origin_tokens"]

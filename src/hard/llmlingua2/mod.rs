@@ -90,6 +90,8 @@ struct Judged {
     words: Vec<String>,
     labels: Vec<bool>,
     text: String,
+    /// Nothing of it was put to the vote.
+    untouched: bool,
 }
 
 impl Classified<'_> {
@@ -144,10 +146,11 @@ impl Classified<'_> {
             rate = share(target, before)?;
         }
 
-        let reduce = if options.use_token_level_filter {
-            (1.0 - rate).max(0.0)
-        } else {
-            0.0
+        // What a threshold drops is no share.
+        let reduce = match options.probability_threshold {
+            _ if !options.use_token_level_filter => 0.0,
+            Some(_) => 1.0,
+            None => (1.0 - rate).max(0.0),
         };
         let mut judged: Vec<Vec<Judged>> = Vec::with_capacity(kept.len());
         if reduce <= 0.0 {
@@ -283,7 +286,7 @@ impl Classified<'_> {
     ) -> Result<(Vec<usize>, Vec<Vec<String>>)> {
         let options = self.options;
         let given = |number: i64| usize::try_from(number).ok();
-        let mut level_rate = options.context_level_rate;
+        let mut level_rate = options.context_level_rate.min(1.0);
         let mut level_target = given(options.context_level_target_token);
         if options.target_context <= 0
             && level_rate >= 1.0
@@ -354,10 +357,14 @@ impl Classified<'_> {
                 words: texts,
                 labels: Vec::new(),
                 text: String::new(),
+                untouched: false,
             });
         }
         if options.drop_consecutive {
-            let threshold = percentile(&worth, (100.0 * reduce) as i64)?;
+            let threshold = match options.probability_threshold {
+                Some(threshold) => threshold,
+                None => percentile(&worth, (100.0 * reduce) as i64)?,
+            };
             let mut between = false;
             let mut last: Option<&String> = None;
             for (word, worth) in texts.iter().zip(&mut worth) {
@@ -377,9 +384,10 @@ impl Classified<'_> {
         for (word, worth) in texts.iter().zip(&worth) {
             by_token.extend(std::iter::repeat_n(*worth, count_cl100k(word)));
         }
-        let threshold = match by_token.is_empty() {
-            true => f64::INFINITY,
-            false => percentile(&by_token, (100.0 * reduce + 1.0) as i64)?,
+        let threshold = match options.probability_threshold {
+            Some(threshold) => threshold,
+            None if by_token.is_empty() => f64::INFINITY,
+            None => percentile(&by_token, (100.0 * reduce + 1.0) as i64)?,
         };
         let mut kept: Vec<String> = Vec::new();
         let mut labels = Vec::with_capacity(texts.len());
@@ -396,6 +404,7 @@ impl Classified<'_> {
             text: self.pieces.join(kept)?,
             words: texts.iter().map(|word| self.bare(word)).collect(),
             labels,
+            untouched: false,
         })
     }
 
@@ -433,7 +442,7 @@ impl Classified<'_> {
                     .flat_map(|chunk| chunk.words.iter().zip(chunk.labels.iter().copied()))
             };
             labels.extend(words().map(|(word, label)| (word.clone(), label)));
-            let spans = match chunks.iter().all(|chunk| chunk.whole()) {
+            let spans = match chunks.iter().all(|chunk| chunk.untouched) {
                 true => vec![0..given.len()],
                 false => words::spans(given, words()),
             };
@@ -465,13 +474,6 @@ impl Classified<'_> {
     }
 }
 
-impl Judged {
-    /// Whether nothing of the chunk was put to the vote.
-    fn whole(&self) -> bool {
-        self.labels.iter().all(|&kept| kept)
-    }
-}
-
 /// A chunk that stays as it is.
 fn whole(text: &str) -> Judged {
     let words = regex_words(text);
@@ -479,6 +481,7 @@ fn whole(text: &str) -> Judged {
         labels: vec![true; words.len()],
         words,
         text: text.to_owned(),
+        untouched: true,
     }
 }
 
