@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::hard::{Compressed, KeptContext, LlmLinguaResult, Mode, Request};
+use crate::hard::{Compressed, KeptContext, LlmLinguaResult, Request};
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -200,12 +200,6 @@ pub fn run(args: Args) -> Outcome {
         .with_structured(args.structured)
         .with_budget(budget)
         .with_mode(mode);
-    if matches!(request.mode, Mode::LlmLingua2(_))
-        && !(request.question.is_empty() && request.instruction.is_empty())
-    {
-        let reason = "--llmlingua2 reads contexts alone; leave out --question and --instruction";
-        return Err(Failure::Usage(reason.into()));
-    }
     // The library checks too, but only after a model was loaded.
     usage(request.check())?;
     crate::text::prepare_cl100k();

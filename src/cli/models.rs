@@ -187,26 +187,26 @@ fn failed(name: &ModelName, reason: &str) -> Failure {
 /// The table of `prefold models list`.
 fn list(settings: &Settings, as_json: bool) -> Outcome {
     let mut rows = Vec::new();
-    for known in KNOWN {
-        let path = hub::find(&ModelName::Known(known), settings);
+    let scorers = KNOWN
+        .iter()
+        .map(|k| (ModelName::Known(k), k.name, k.bytes, k.licence, k.purpose));
+    let encoders = ENCODERS.iter().map(|k| {
+        (
+            ModelName::parse(k.name.as_ref()),
+            k.name,
+            k.bytes,
+            k.licence,
+            k.purpose,
+        )
+    });
+    for (model, name, bytes, licence, purpose) in scorers.chain(encoders) {
         rows.push(json!({
-            "name": known.name,
-            "bytes": known.bytes,
-            "licence": known.licence,
-            "purpose": known.purpose,
-            "default": known == DEFAULT,
-            "path": path,
-        }));
-    }
-    for known in ENCODERS {
-        let path = hub::find(&ModelName::parse(known.name.as_ref()), settings);
-        rows.push(json!({
-            "name": known.name,
-            "bytes": known.bytes,
-            "licence": known.licence,
-            "purpose": known.purpose,
-            "default": false,
-            "path": path,
+            "name": name,
+            "bytes": bytes,
+            "licence": licence,
+            "purpose": purpose,
+            "default": name == DEFAULT.name,
+            "path": hub::find(&model, settings),
         }));
     }
     let stored = hub::list(settings);

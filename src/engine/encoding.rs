@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::ModelInfo;
-use super::loaded::Runtime;
+use super::runtime::{Meaning, Runtime};
 use super::text_encoder::TextEncoder;
 use crate::error::{Error, Result};
 use crate::hard::llmlingua2::Classified;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ModelInfo;
 use super::encoding::LoadedEncoder;
+use super::runtime::{Meaning, Runtime, open_tokenizer};
 use super::text_encoder::TextEncoder;
 use crate::control;
 use crate::error::{Error, Result};
@@ -26,58 +27,6 @@ use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::{self, Parameters};
 use crate::train::{self, MemoryStart, Trainee};
 
-/// What an engine asks of a model, whatever device it is on.
-pub(super) trait Runtime: Send + Sync {
-    fn info(&self) -> &ModelInfo;
-    fn config(&self) -> &Config;
-    fn tokenizer(&self) -> Result<&Tokenizer>;
-    fn score_tail(&self, ids: &[u32], from: usize) -> Result<Vec<f32>>;
-    fn compress(&self, request: &Request) -> Result<Compressed>;
-    fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>>;
-    fn compress_json(&self, request: &JsonRequest) -> Result<Compressed>;
-    fn rank(
-        &self,
-        question: &str,
-        texts: &[String],
-        method: Option<RankMethod>,
-    ) -> Result<Vec<f64>>;
-    fn at_a_time(&self) -> usize;
-    fn adapter(&self, folder: &Path) -> Result<Adapter>;
-    fn new_adapter(
-        &self,
-        lora: LoraShape,
-        memory_tokens: usize,
-        start: MemoryStart,
-        seed: u64,
-    ) -> Result<Parameters>;
-    fn source(
-        &self,
-        lora: LoraShape,
-        objective: Objective,
-        activations: usize,
-    ) -> Result<Box<dyn train::run::Source + Send + '_>>;
-    fn encode(
-        &self,
-        adapter: &Adapter,
-        source: &Source,
-        options: &EncodeOptions,
-    ) -> Result<KvPrefix>;
-    fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix>;
-    fn generate(
-        &self,
-        prefix: Option<&KvPrefix>,
-        prompt: &[u32],
-        options: &Sampling,
-        each: &mut dyn FnMut(u32) -> ControlFlow<()>,
-    ) -> Result<Generated>;
-    fn answer(
-        &self,
-        asks: &[Ask<'_>],
-        options: &Sampling,
-        each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Reply>>;
-}
-
 /// What does not lie in a model's own files.
 pub(super) struct Beside<'a> {
     /// The adapter that is on when it scores.
@@ -86,25 +35,6 @@ pub(super) struct Beside<'a> {
     pub tokenizer: Option<&'a Path>,
     /// An encoder that ranks by meaning.
     pub encoder: Option<Arc<dyn Meaning>>,
-}
-
-/// An encoder beside the model, whatever device it is on.
-pub(super) trait Meaning: Send + Sync {
-    /// As [`Scorer::similarity`].
-    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>>;
-
-    /// As [`Scorer::similarity_unit`].
-    fn unit(&self) -> f64;
-}
-
-impl<B: Backend> Meaning for TextEncoder<B> {
-    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
-        self.similarity(question, texts)
-    }
-
-    fn unit(&self) -> f64 {
-        self.unit()
-    }
 }
 
 /// A scorer with the encoder beside it.
@@ -182,7 +112,7 @@ pub(super) fn load<B: Backend>(
             info,
         }));
     }
-    let tokenizer = tokenizer(weights, beside.tokenizer)?;
+    let tokenizer = open_tokenizer(weights, beside.tokenizer)?;
     let scoring = match beside.scoring {
         Some(folder) => Some(LoraWeights::open_without_memory(folder, config)?),
         None => None,
@@ -201,30 +131,6 @@ pub(super) fn load<B: Backend>(
         scoring,
         encoder: beside.encoder,
     }))
-}
-
-/// The tokenizer in `file`, or else the one that comes with the weights, if one does.
-fn tokenizer(weights: &Weights, file: Option<&Path>) -> Result<Option<Tokenizer>> {
-    let tokenizer = match (file, weights.gguf(), weights.tokenizer_path()) {
-        (Some(file), ..) => Tokenizer::from_file(file)?,
-        (None, Some(metadata), _) => metadata
-            .vocab()
-            .and_then(Tokenizer::from_vocab)
-            .map_err(|error| error.in_file(weights.path()))?,
-        (None, None, Some(path)) => Tokenizer::from_file(&path)?,
-        (None, None, None) => return Ok(None),
-    };
-    if tokenizer.vocab_size() > weights.config().vocab {
-        return Err(Error::format(
-            weights.path(),
-            format!(
-                "its tokenizer has {} ids, but the embedding only {} rows",
-                tokenizer.vocab_size(),
-                weights.config().vocab
-            ),
-        ));
-    }
-    Ok(Some(tokenizer))
 }
 
 /// A model in memory, with its tokenizer.

@@ -3,6 +3,7 @@
 mod encoding;
 mod loaded;
 mod prefixes;
+mod runtime;
 mod text_encoder;
 mod training;
 
@@ -23,7 +24,7 @@ use crate::model::config::Config;
 use crate::model::weights::{Access, Weights};
 use crate::ops::Cpu;
 use crate::text::Tokenizer;
-use loaded::Runtime;
+use runtime::{Meaning, Runtime};
 use text_encoder::TextEncoder;
 
 pub use prefixes::Prefixes;
@@ -222,7 +223,7 @@ impl EngineBuilder {
         precision: Precision,
     ) -> Result<Engine> {
         let load = || {
-            let encoder: Option<Arc<dyn loaded::Meaning>> = match &self.encoder {
+            let encoder: Option<Arc<dyn Meaning>> = match &self.encoder {
                 Some(path) => {
                     let weights = Weights::open_with(path, self.access)?;
                     // Small enough for a CPU, whatever the model runs on.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
+use super::runtime::{Meaning, open_tokenizer};
 use crate::error::{Error, Result};
 use crate::hard::llmlingua2::{self, TokenClassifier};
 use crate::hard::rank;
@@ -34,24 +35,14 @@ impl<B: Backend> TextEncoder<B> {
     /// Opens weights; `tokenizer` is a file in place of their own.
     pub(super) fn load(weights: &Weights, backend: B, tokenizer: Option<&Path>) -> Result<Self> {
         let own = weights.tokenizer_path();
-        let Some(file) = tokenizer.map(Path::to_owned).or(own) else {
-            return Err(Error::Unsupported {
-                what: format!("text with {}", weights.path().display()),
-                have: "no tokenizer.json beside the weights: put one there, or name it".into(),
-            });
+        let missing = || Error::Unsupported {
+            what: format!("text with {}", weights.path().display()),
+            have: "no tokenizer.json beside the weights: put one there, or name it".into(),
         };
-        let tokenizer = Tokenizer::from_file(&file)?;
-        let rows = weights.config().vocab;
-        if tokenizer.vocab_size() > rows {
-            return Err(Error::format(
-                &file,
-                format!(
-                    "has {} ids, but the embedding of {} only {rows} rows",
-                    tokenizer.vocab_size(),
-                    weights.path().display()
-                ),
-            ));
-        }
+        let file = tokenizer.map(Path::to_owned).or(own).ok_or_else(missing)?;
+        let Some(tokenizer) = open_tokenizer(weights, Some(&file))? else {
+            return Err(missing());
+        };
         Ok(TextEncoder {
             encoder: Encoder::load(backend, weights)?,
             tokenizer,
@@ -72,41 +63,6 @@ impl<B: Backend> TextEncoder<B> {
         }
         let pieces = llmlingua2::pieces(&self.file)?;
         Ok(self.pieces.get_or_init(|| pieces))
-    }
-
-    /// How well each text answers to a question: the score of a reranker, or the cosine of two vectors.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a classifier that is neither.
-    pub(super) fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
-        match self.head() {
-            EncoderHead::Text(1) => self.rerank(question, texts),
-            EncoderHead::None => {
-                let mut inputs = Vec::with_capacity(texts.len() + 1);
-                inputs.push(self.input(question)?);
-                for text in texts {
-                    inputs.push(self.input(text)?);
-                }
-                let vectors = self.encoder.embed(&inputs, self.pooling, true)?;
-                let Some((question, texts)) = vectors.split_first() else {
-                    return Ok(Vec::new());
-                };
-                let cosine = |text: &Vec<f32>| {
-                    let products = text.iter().zip(question).map(|(a, b)| f64::from(a * b));
-                    products.sum()
-                };
-                Ok(texts.iter().map(cosine).collect())
-            }
-            EncoderHead::Tokens(_) | EncoderHead::Text(_) => Err(Error::Unsupported {
-                what: "ranking texts by a classifier".into(),
-                have: "encoders without a head (sentence-transformers) and rerankers, which have one label".into(),
-            }),
-        }
-    }
-
-    /// What a unit of [`TextEncoder::similarity`] is worth in log-odds.
-    pub(super) fn unit(&self) -> f64 {
-        rank::similarity_unit(self.encoder.config())
     }
 
     fn head(&self) -> EncoderHead {
@@ -172,6 +128,39 @@ impl<B: Backend> TextEncoder<B> {
         }
         let scores = self.encoder.text_logits(&inputs)?;
         Ok(scores.iter().map(|logits| logits[0].into()).collect())
+    }
+}
+
+/// By the score of a reranker, or the cosine of two vectors.
+impl<B: Backend> Meaning for TextEncoder<B> {
+    fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
+        match self.head() {
+            EncoderHead::Text(1) => self.rerank(question, texts),
+            EncoderHead::None => {
+                let mut inputs = Vec::with_capacity(texts.len() + 1);
+                inputs.push(self.input(question)?);
+                for text in texts {
+                    inputs.push(self.input(text)?);
+                }
+                let vectors = self.encoder.embed(&inputs, self.pooling, true)?;
+                let Some((question, texts)) = vectors.split_first() else {
+                    return Ok(Vec::new());
+                };
+                let cosine = |text: &Vec<f32>| {
+                    let products = text.iter().zip(question).map(|(a, b)| f64::from(a * b));
+                    products.sum()
+                };
+                Ok(texts.iter().map(cosine).collect())
+            }
+            EncoderHead::Tokens(_) | EncoderHead::Text(_) => Err(Error::Unsupported {
+                what: "ranking texts by a classifier".into(),
+                have: "encoders without a head (sentence-transformers) and rerankers, which have one label".into(),
+            }),
+        }
+    }
+
+    fn unit(&self) -> f64 {
+        rank::similarity_unit(self.encoder.config())
     }
 }
 

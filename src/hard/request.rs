@@ -123,7 +123,18 @@ impl Request {
         match &self.mode {
             Mode::Exact(options) => options.check(self.contexts.len()),
             Mode::LlmLingua(options) => options.check(self.contexts.len()),
-            Mode::LlmLingua2(options) => options.check(),
+            Mode::LlmLingua2(options) => {
+                for (name, text) in [
+                    ("question", &self.question),
+                    ("instruction", &self.instruction),
+                ] {
+                    if !text.is_empty() {
+                        let reason = "mode llmlingua2 reads contexts alone; leave it out";
+                        return Err(Error::input(name, reason));
+                    }
+                }
+                options.check()
+            }
         }
     }
 }

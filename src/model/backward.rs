@@ -7,13 +7,12 @@
 
 use super::buffers::{Buffers, Lent};
 use super::config::Family;
-use super::decoder::{Layer, Model, NormWeights};
+use super::decoder::{Layer, Model, NormWeights, norm_shape};
 use super::trained::{Pair, Trained};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Norm, NormKind,
-    Pairing, Pick, Rotate,
+    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Pairing, Pick, Rotate,
 };
 use crate::rope;
 
@@ -518,16 +517,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         dy: &B::Buf<f32>,
         dx: &mut B::Buf<f32>,
     ) -> Result<()> {
-        let c = &self.model.config;
-        let shape = Norm {
-            rows,
-            width: c.hidden,
-            eps: c.norm_eps,
-            kind: match c.family {
-                Family::Gpt2 => NormKind::Layer,
-                _ => NormKind::Rms,
-            },
-        };
+        let shape = norm_shape(&self.model.config, rows);
         self.model
             .backend
             .norm_bwd(shape, x, &weights.weight, dy, dx)

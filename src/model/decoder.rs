@@ -58,11 +58,26 @@ impl<B: Backend> NormWeights<B> {
     pub(super) fn apply(
         &self,
         backend: &B,
-        shape: Norm,
+        config: &Config,
+        rows: usize,
         x: &B::Buf<f32>,
         y: &mut B::Buf<f32>,
     ) -> Result<()> {
+        let shape = norm_shape(config, rows);
         backend.norm(shape, x, &self.weight, self.bias.as_ref(), y)
+    }
+}
+
+/// The shape of a norm over the hidden states.
+pub(super) fn norm_shape(config: &Config, rows: usize) -> Norm {
+    Norm {
+        rows,
+        width: config.hidden,
+        eps: config.norm_eps,
+        kind: match config.family {
+            Family::Gpt2 | Family::Bert | Family::XlmRoberta => NormKind::Layer,
+            Family::Llama | Family::Qwen2 | Family::Qwen3 => NormKind::Rms,
+        },
     }
 }
 
@@ -493,16 +508,7 @@ impl<B: Backend> Model<B> {
         x: &B::Buf<f32>,
         y: &mut B::Buf<f32>,
     ) -> Result<()> {
-        let shape = Norm {
-            rows,
-            width: self.config.hidden,
-            eps: self.config.norm_eps,
-            kind: match self.config.family {
-                Family::Gpt2 => NormKind::Layer,
-                _ => NormKind::Rms,
-            },
-        };
-        weights.apply(&self.backend, shape, x, y)
+        weights.apply(&self.backend, &self.config, rows, x, y)
     }
 
     pub(super) fn project(

@@ -9,7 +9,7 @@ use crate::model::config::{Config, EncoderConfig, EncoderHead};
 use crate::model::decoder::{Loader, NormWeights, Projection};
 use crate::model::layout;
 use crate::model::weights::Weights;
-use crate::ops::{Attention, Backend, Norm, NormKind, Pairing, Rotate};
+use crate::ops::{Attention, Backend, Pairing, Rotate};
 
 /// Rows of a forward pass, as a decoder's.
 const PASS: usize = 1024;
@@ -172,12 +172,7 @@ impl<B: Backend> Encoder<B> {
         let mut out = Vec::with_capacity(inputs.len());
         self.passes(inputs, false, |scratch, inputs, rows| {
             let states = self.backend.download(&scratch.h, 0..rows * width)?;
-            let mut rest = &states[..];
-            for input in inputs {
-                let (own, others) = rest.split_at(input.ids.len() * width);
-                out.push(own.to_vec());
-                rest = others;
-            }
+            out.extend(by_text(inputs, &states, width).map(<[f32]>::to_vec));
             Ok(())
         })?;
         Ok(out)
@@ -198,12 +193,7 @@ impl<B: Backend> Encoder<B> {
         let mut out = Vec::with_capacity(inputs.len());
         self.passes(inputs, estimate, |scratch, inputs, rows| {
             let states = self.backend.download(&scratch.h, 0..rows * width)?;
-            let mut rest = &states[..];
-            for input in inputs {
-                let (own, others) = rest.split_at(input.ids.len() * width);
-                rest = others;
-                out.push(pool(own, width, pooling));
-            }
+            out.extend(by_text(inputs, &states, width).map(|own| pool(own, width, pooling)));
             Ok(())
         })?;
         Ok(out)
@@ -224,12 +214,7 @@ impl<B: Backend> Encoder<B> {
             let mut logits = self.backend.zeros(rows * labels)?;
             classes.apply(&self.backend, rows, &scratch.h, false, false, &mut logits)?;
             let logits = self.backend.download(&logits, 0..rows * labels)?;
-            let mut rest = &logits[..];
-            for input in inputs {
-                let (own, others) = rest.split_at(input.ids.len() * labels);
-                out.push(own.to_vec());
-                rest = others;
-            }
+            out.extend(by_text(inputs, &logits, labels).map(<[f32]>::to_vec));
             Ok(())
         })?;
         Ok(out)
@@ -409,7 +394,7 @@ impl<B: Backend> Encoder<B> {
             }
             b.embed(&positions, &self.positions, true, &mut s.x)?;
             b.embed(&types, &self.types, true, &mut s.x)?;
-            self.norm(&self.norm, rows, &s.x, &mut s.h)
+            self.norm.apply(b, c, rows, &s.x, &mut s.h)
         })?;
         let attention = Attention {
             heads: c.heads,
@@ -442,7 +427,7 @@ impl<B: Backend> Encoder<B> {
                 layer
                     .output
                     .apply(b, rows, &s.attention, true, estimate, &mut s.h)?;
-                self.norm(&layer.attention_norm, rows, &s.h, &mut s.x)?;
+                layer.attention_norm.apply(b, c, rows, &s.h, &mut s.x)?;
                 layer.up.apply(b, rows, &s.x, false, estimate, &mut s.up)?;
                 match self.shape.gelu_tanh {
                     true => b.gelu(rows * c.ffn, &s.up, &mut s.inner)?,
@@ -451,7 +436,7 @@ impl<B: Backend> Encoder<B> {
                 layer
                     .down
                     .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
-                self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)
+                layer.mlp_norm.apply(b, c, rows, &s.x, &mut s.h)
             })?;
         }
         Ok(())
@@ -479,22 +464,6 @@ impl<B: Backend> Encoder<B> {
         }
         let mean = sums.iter().map(|sum| (sum / vocab as f64) as f32).collect();
         Ok(self.mean.get_or_init(|| mean))
-    }
-
-    fn norm(
-        &self,
-        weights: &NormWeights<B>,
-        rows: usize,
-        x: &B::Buf<f32>,
-        y: &mut B::Buf<f32>,
-    ) -> Result<()> {
-        let shape = Norm {
-            rows,
-            width: self.config.hidden,
-            eps: self.config.norm_eps,
-            kind: NormKind::Layer,
-        };
-        weights.apply(&self.backend, shape, x, y)
     }
 }
 
@@ -533,6 +502,20 @@ impl<B: Backend> Scratch<B> {
             inner: backend.zeros(rows * c.ffn)?,
         })
     }
+}
+
+/// What each text has of the rows of a pass, so many elements wide.
+fn by_text<'v>(
+    inputs: &[EncoderInput],
+    values: &'v [f32],
+    width: usize,
+) -> impl Iterator<Item = &'v [f32]> {
+    let mut rest = values;
+    inputs.iter().map(move |input| {
+        let (own, others) = rest.split_at(input.ids.len() * width);
+        rest = others;
+        own
+    })
 }
 
 /// One vector of length 1 of a text's states.

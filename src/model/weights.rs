@@ -146,11 +146,11 @@ impl Weights {
         let encodes = config.encoder.is_some();
         let prefix = layout::hf_prefix(config.family);
         for (name, tensor) in safetensors::read_folder(path, access)? {
-            // Some files leave the prefix out.
-            // As the first checkpoints of BERT name them.
+            // The first checkpoints of BERT name them so.
             let name = name
                 .replace(".LayerNorm.gamma", ".LayerNorm.weight")
                 .replace(".LayerNorm.beta", ".LayerNorm.bias");
+            // Some files leave the prefix out.
             let full = if name.starts_with(prefix) || layout::is_head(&name) {
                 name
             } else {

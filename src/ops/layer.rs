@@ -225,6 +225,24 @@ fn rows_per_task(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
 }
 
+/// `y = f(x)`, element by element.
+fn activate(
+    op: &'static str,
+    len: usize,
+    x: &[f32],
+    y: &mut [f32],
+    f: impl Fn(&[f32], &mut [f32]) + Sync,
+) -> Result<()> {
+    const CHUNK: usize = 4096;
+    expect_len(op, "x", len, x.len())?;
+    expect_len(op, "y", len, y.len())?;
+    x[..len]
+        .par_chunks(CHUNK)
+        .zip(y[..len].par_chunks_mut(CHUNK))
+        .for_each(|(x, y)| f(x, y));
+    Ok(())
+}
+
 impl LayerOp for Cpu {
     fn embed(&self, ids: &[u32], table: &Panels, add: bool, out: &mut Vec<f32>) -> Result<()> {
         let width = table.inputs;
@@ -329,23 +347,13 @@ impl LayerOp for Cpu {
     }
 
     fn gelu(&self, len: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
-        expect_len("gelu", "x", len, x.len())?;
-        expect_len("gelu", "y", len, y.len())?;
-        x[..len]
-            .par_chunks(4096)
-            .zip(y[..len].par_chunks_mut(4096))
-            .for_each(|(x, y)| gelu_chunk(self.arch, x, y));
-        Ok(())
+        activate("gelu", len, x, y, |x, y| gelu_chunk(self.arch, x, y))
     }
 
     fn gelu_erf(&self, len: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
-        expect_len("gelu_erf", "x", len, x.len())?;
-        expect_len("gelu_erf", "y", len, y.len())?;
-        x[..len]
-            .par_chunks(4096)
-            .zip(y[..len].par_chunks_mut(4096))
-            .for_each(|(x, y)| gelu_erf_chunk(self.arch, x, y));
-        Ok(())
+        activate("gelu_erf", len, x, y, |x, y| {
+            gelu_erf_chunk(self.arch, x, y)
+        })
     }
 
     fn norm_bwd(

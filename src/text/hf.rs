@@ -13,7 +13,7 @@ use super::byte_bpe::bytes_of_name;
 use super::hf_file::{self, guard};
 use super::spm::byte_of_name;
 use super::tokenizer::Encoding;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A tokenizer of Hugging Face's crate.
 pub(super) struct HfTokenizer {
@@ -42,14 +42,7 @@ enum Spelling {
 
 impl HfTokenizer {
     pub(super) fn from_file(path: &Path) -> Result<Self> {
-        let json = hf_file::read(path)?;
-        let mut parsing = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;
-        drop(json);
-        // A file may carry the settings of someone's batch; a prompt is neither cut nor padded.
-        parsing
-            .with_truncation(None)
-            .map_err(|e| Error::format(path, e.to_string()))?;
-        parsing.with_padding(None);
+        let parsing = hf_file::open(path)?;
         let added = parsing.get_added_tokens_decoder().into_keys().collect();
         let spelling = parsing.get_decoder().map_or(Spelling::Plain, spelling);
         // Ids may have holes, so the size is the highest id, not the count.

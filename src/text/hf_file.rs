@@ -181,6 +181,20 @@ fn is_char_map(base64: &str) -> bool {
     size.is_multiple_of(4) && u64::from(size) + 4 <= base64.len() as u64 / 4 * 3
 }
 
+/// Opens a file for prompts, which are neither cut nor padded: it may carry the settings of a batch.
+///
+/// # Errors
+/// As [`read`], and [`Error::Format`] for what Hugging Face's crate does not take.
+pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer> {
+    let json = read(path)?;
+    let mut tokenizer = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;
+    tokenizer
+        .with_truncation(None)
+        .map_err(|e| Error::format(path, e.to_string()))?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
 /// Does something with Hugging Face's crate, whose panics become errors that `name` the tokenizer.
 ///
 /// # Errors

@@ -1,20 +1,21 @@
 //! A `tokenizer.json` by its pieces: what a text is cut into, by name, and how pieces are joined again.
 //! LLMLingua-2 works on these, not on ids.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use tokenizers::{AddedToken, Decoder};
 
 use super::hf_file::{self, guard};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A tokenizer of Hugging Face's crate, with tokens of ours added.
 pub(crate) struct Pieces {
     /// For messages.
     path: PathBuf,
     tokenizer: tokenizers::Tokenizer,
-    /// Ids of the file itself.
-    own: u32,
+    /// By name: ids of the file may have holes, so that none tells them apart.
+    added: HashSet<String>,
 }
 
 impl Pieces {
@@ -23,22 +24,16 @@ impl Pieces {
     /// # Errors
     /// As [`super::Tokenizer::from_file`].
     pub(crate) fn from_file(path: &Path, added: &[String]) -> Result<Self> {
-        let json = hf_file::read(path)?;
-        let mut tokenizer = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;
-        tokenizer
-            .with_truncation(None)
-            .map_err(|e| Error::format(path, e.to_string()))?;
-        tokenizer.with_padding(None);
-        let own = tokenizer.get_vocab_size(true) as u32;
-        let added: Vec<AddedToken> = added
+        let mut tokenizer = hf_file::open(path)?;
+        let tokens: Vec<AddedToken> = added
             .iter()
             .map(|name| AddedToken::from(name.as_str(), true))
             .collect();
-        guard(path, || tokenizer.add_special_tokens(added))?;
+        guard(path, || tokenizer.add_special_tokens(tokens))?;
         Ok(Pieces {
             path: path.to_owned(),
             tokenizer,
-            own,
+            added: added.iter().cloned().collect(),
         })
     }
 
@@ -53,16 +48,13 @@ impl Pieces {
 
     /// The id of a piece of the file; added ones and what it does not know have none.
     pub(crate) fn id(&self, piece: &str) -> Option<u32> {
-        self.tokenizer
-            .token_to_id(piece)
-            .filter(|&id| id < self.own)
+        let id = self.tokenizer.token_to_id(piece);
+        id.filter(|_| !self.is_added(piece))
     }
 
     /// Whether a piece is one of those that were added.
     pub(crate) fn is_added(&self, piece: &str) -> bool {
-        self.tokenizer
-            .token_to_id(piece)
-            .is_some_and(|id| id >= self.own)
+        self.added.contains(piece)
     }
 
     /// The text of pieces, as the file's decoder joins them.
