@@ -185,8 +185,8 @@ typedef struct RotateParams {
   uint32_t unused;
 } RotateParams;
 
-/// swiglu: y = silu(gate) · up, rows of x being [gate, up]; gelu, gelu_erf: y = gelu(x), width elements a
-/// row.
+/// swiglu, geglu: y = silu(gate) · up or gelu(gate) · up, rows of x being [gate, up]; gelu, gelu_erf:
+/// y = gelu(x), width elements a row.
 typedef struct ActivateParams {
   ADDRESS(const float) x;
   ADDRESS(float) y;

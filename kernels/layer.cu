@@ -210,11 +210,21 @@ KERNEL(gelu, ActivateParams, 256) {
 }
 
 // BERT's gelu: x/2 · (1 + erf(x / sqrt(2))), from the complement, so that the negative tail is precise.
+DEVICE float gelu_erf(float v) { return 0.5f * v * erfcf(-0.7071067812f * v); }
+
 KERNEL(gelu_erf, ActivateParams, 256) {
   const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
   float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
   for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x)
-    y[i] = 0.5f * x[i] * erfcf(-0.7071067812f * x[i]);
+    y[i] = gelu_erf(x[i]);
+}
+
+// y = gelu_erf(gate) · up. Grid: (rows, shares of a row).
+KERNEL(geglu, ActivateParams, 256) {
+  const float *gate = p.x + static_cast<size_t>(blockIdx.x) * 2 * p.width;
+  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x)
+    y[i] = gelu_erf(gate[i]) * gate[p.width + i];
 }
 
 // With s the sigmoid of the gate: dgate = dy · up · s · (1 + gate · (1 - s)), dup = dy · gate · s. Grid as

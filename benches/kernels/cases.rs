@@ -650,6 +650,18 @@ impl<L: Clock> Bench<L> {
                 },
             )?;
 
+            self.case(
+                m,
+                &memory("geglu", 3 * rows * f),
+                1e-4,
+                |gpu| gpu.geglu(rows, f, &x_on, &mut y.borrow_mut()),
+                |gpu| {
+                    let mut want = vec![0.0; rows * f];
+                    cpu.geglu(rows, f, &x, &mut want)?;
+                    Ok(worst(&gpu.download(&y.borrow(), 0..rows * f)?, &want))
+                },
+            )?;
+
             let all = (m.heads + 2 * m.kv_heads) * m.head_dim;
             let kv = m.kv_heads * m.head_dim;
             let qkv = floats(rows * all, 1.0, 14);

@@ -146,6 +146,7 @@ void layers() {
                       heads, kv_heads, d, 0, 1e-5f, 0, 0});
   auto gates = floats(rows * 2 * width);
   launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
+  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
   launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
   launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
 

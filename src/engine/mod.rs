@@ -72,7 +72,7 @@ impl FromStr for Device {
 pub struct ModelInfo {
     /// Name of its file or folder.
     pub name: String,
-    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert`, `xlm-roberta`.
+    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert`, `xlm-roberta`, `modernbert`.
     pub architecture: String,
     /// Number of weights; a tied head counts once.
     pub parameters: usize,

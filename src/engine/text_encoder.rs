@@ -88,10 +88,10 @@ impl<B: Backend> TextEncoder<B> {
 
     /// Scores of pairs: one text after the other, as the family marks them.
     fn rerank(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
-        let roberta = self.encoder.config().family == Family::XlmRoberta;
-        let [first, between, last]: [&[&str]; 3] = match roberta {
-            true => [&["<s>"], &["</s>", "</s>"], &["</s>"]],
-            false => [&["[CLS]"], &["[SEP]"], &["[SEP]"]],
+        let family = self.encoder.config().family;
+        let [first, between, last]: [&[&str]; 3] = match family {
+            Family::XlmRoberta => [&["<s>"], &["</s>", "</s>"], &["</s>"]],
+            _ => [&["[CLS]"], &["[SEP]"], &["[SEP]"]],
         };
         let marks = |names: &[&str]| -> Result<Vec<u32>> {
             let id = |name: &&str| {
@@ -115,13 +115,14 @@ impl<B: Backend> TextEncoder<B> {
             let mut text = self.tokenizer.encode(text, false, true)?.ids;
             text.truncate(room - question.len());
             let mut ids = [&first[..], question, &between].concat();
-            let mut types = vec![0; ids.len()];
-            ids.extend(text.iter().chain(&last));
-            if !roberta {
-                types.resize(ids.len(), 1);
+            let mut types = Vec::new();
+            if family == Family::Bert {
+                types.resize(ids.len(), 0);
+                types.resize(ids.len() + text.len() + last.len(), 1);
             }
+            ids.extend(text.iter().chain(&last));
             inputs.push(EncoderInput {
-                types: if roberta { Vec::new() } else { types },
+                types,
                 ids,
                 ..EncoderInput::default()
             });
@@ -174,6 +175,13 @@ impl<B: Backend> TokenClassifier for TextEncoder<B> {
     }
 
     fn keep_probabilities(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
+        // Its pieces have no mark of a word's beginning that the method would know.
+        if self.family() == Family::ModernBert {
+            return Err(Error::Unsupported {
+                what: "mode llmlingua2 with modernbert".into(),
+                have: "classifiers of bert and xlm-roberta".into(),
+            });
+        }
         match self.head() {
             EncoderHead::Tokens(2) => {}
             EncoderHead::Tokens(labels) => {

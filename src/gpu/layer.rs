@@ -113,6 +113,27 @@ impl<L: Launcher> Gpu<L> {
 }
 
 impl<L: Launcher> Gpu<L> {
+    /// Rows `[gate, up]` of `x` to rows of `y`, by the kernel of that name.
+    fn gate(
+        &self,
+        op: &'static str,
+        rows: usize,
+        width: usize,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
+        expect_len(op, "x", rows * width * 2, x.len)?;
+        expect_len(op, "y", rows * width, y.len)?;
+        let params = ActivateParams {
+            x: self.at(x),
+            y: self.at(y),
+            rows: size(op, rows)?,
+            width: size(op, width)?,
+        };
+        // SAFETY: lengths were checked.
+        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
+    }
+
     /// `y = f(x)`, element by element.
     fn activate(
         &self,
@@ -215,16 +236,7 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         x: &Buf<L, f32>,
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
-        expect_len("swiglu", "x", rows * width * 2, x.len)?;
-        expect_len("swiglu", "y", rows * width, y.len)?;
-        let params = ActivateParams {
-            x: self.at(x),
-            y: self.at(y),
-            rows: size("swiglu", rows)?,
-            width: size("swiglu", width)?,
-        };
-        // SAFETY: lengths were checked.
-        unsafe { self.launch("swiglu", [rows, shares(width), 1], THREADS, 0, &params) }
+        self.gate("swiglu", rows, width, x, y)
     }
 
     fn gelu(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
@@ -233,6 +245,10 @@ impl<L: Launcher> LayerOp for Gpu<L> {
 
     fn gelu_erf(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
         self.activate("gelu_erf", len, x, y)
+    }
+
+    fn geglu(&self, rows: usize, width: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+        self.gate("geglu", rows, width, x, y)
     }
 
     fn norm_bwd(

@@ -94,6 +94,12 @@ impl Settings {
         self.cache.join("models").join(known.file)
     }
 
+    /// Where `make` puts a known repository's folder. A download lies in the hub's cache instead.
+    pub fn folder(&self, known: &KnownFolder) -> PathBuf {
+        let name = known.repo.rsplit('/').next().unwrap_or(known.repo);
+        self.cache.join("models").join(name)
+    }
+
     /// Where adapters that are used by default lie, each in a folder of its own.
     pub fn adapters(&self) -> PathBuf {
         self.cache.join("adapters")
@@ -200,6 +206,9 @@ pub fn find(name: &ModelName, settings: &Settings) -> Option<PathBuf> {
                 return Some(own);
             }
             store::cached(settings, known.repo, Some(known.remote_file))
+        }
+        ModelName::Hub { repo, file: None } => {
+            store::packaged(settings, repo).or_else(|| store::cached(settings, repo, None))
         }
         ModelName::Hub { repo, file } => store::cached(settings, repo, file.as_deref()),
     }

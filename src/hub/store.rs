@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::choose::{Choice, INDEX, WEIGHTS, choose};
-use super::{KNOWN, ModelName, Settings, is_inside};
+use super::{ENCODERS, KNOWN, ModelName, Settings, is_inside};
 use crate::error::{Error, Result};
 
 /// A model on this machine.
@@ -31,6 +31,15 @@ pub fn list(settings: &Settings) -> Vec<Stored> {
                 name: known.name.into(),
                 path,
                 bytes: meta.len(),
+            });
+        }
+    }
+    for known in ENCODERS {
+        if let Some(path) = packaged(settings, known.repo) {
+            found.push(Stored {
+                name: known.repo.into(),
+                bytes: used(&path),
+                path,
             });
         }
     }
@@ -93,12 +102,19 @@ pub fn remove(name: &ModelName, settings: &Settings) -> Result<u64> {
             there.into_iter().map(|path| remove_file(path)).sum()
         }
         ModelName::Hub { repo, file: None } => {
-            let folder = folder(&settings.hub_cache, repo);
-            if !folder.is_dir() {
+            let folders = [
+                packaged(settings, repo),
+                Some(folder(&settings.hub_cache, repo)).filter(|folder| folder.is_dir()),
+            ];
+            let there: Vec<PathBuf> = folders.into_iter().flatten().collect();
+            if there.is_empty() {
                 return Err(absent());
             }
-            let bytes = used(&folder);
-            fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+            let mut bytes = 0;
+            for folder in there {
+                bytes += used(&folder);
+                fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+            }
             Ok(bytes)
         }
         ModelName::Hub {
@@ -171,6 +187,12 @@ pub(super) fn cached(settings: &Settings, repo: &str, wanted: Option<&str>) -> O
         Choice::File(file) => Some(snapshot.join(file)),
         Choice::Folder(_) => whole(&snapshot).then_some(snapshot),
     }
+}
+
+/// The folder of a known repository in prefold's own cache, if it is whole.
+pub(super) fn packaged(settings: &Settings, repo: &str) -> Option<PathBuf> {
+    let known = ENCODERS.iter().find(|known| known.repo == repo)?;
+    Some(settings.folder(known)).filter(|folder| whole(folder))
 }
 
 /// The folder of a repository in a hub's cache.

@@ -25,10 +25,12 @@ pub enum Family {
     Bert,
     /// RoBERTa and XLM-RoBERTa: BERT with another offset of its positions.
     XlmRoberta,
+    /// ModernBERT: norms before, rotary positions, GeGLU, most layers seeing near keys only.
+    ModernBert,
 }
 
 impl Family {
-    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert` or `xlm-roberta`.
+    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert`, `xlm-roberta` or `modernbert`.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Llama => "llama",
@@ -37,6 +39,7 @@ impl Family {
             Family::Gpt2 => "gpt2",
             Family::Bert => "bert",
             Family::XlmRoberta => "xlm-roberta",
+            Family::ModernBert => "modernbert",
         }
     }
 
@@ -54,6 +57,7 @@ impl Family {
             "gpt2" => Family::Gpt2,
             "bert" => Family::Bert,
             "roberta" | "xlm-roberta" => Family::XlmRoberta,
+            "modernbert" => Family::ModernBert,
             _ => return None,
         })
     }
@@ -101,9 +105,9 @@ pub struct Config {
 }
 
 /// Constants of an encoder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
-    /// Rows of the table of token types.
+    /// Rows of the table of token types; ModernBERT has no such table, and one type.
     pub token_types: usize,
     /// Row of the table of positions that the first token takes: 0, or after the padding's (XLM-RoBERTa).
     /// [`Config::max_positions`] counts from there.
@@ -112,8 +116,23 @@ pub struct EncoderConfig {
     pub padding: u32,
     /// GELU by a hyperbolic tangent, not by the error function.
     pub gelu_tanh: bool,
+    /// Which layers see near keys only; `None`: none.
+    pub local: Option<LocalAttention>,
+    /// A text's classes are made of the mean of its states, not of the first (ModernBERT).
+    pub classes_of_mean: bool,
     /// What reads the hidden states.
     pub head: EncoderHead,
+}
+
+/// The layers of ModernBERT that see near keys only.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LocalAttention {
+    /// Layers 0, `every`, 2 · `every` and so on see all keys, all others near ones.
+    pub every: usize,
+    /// Keys on either side that those see.
+    pub reach: usize,
+    /// Base of their rotary frequencies.
+    pub theta: f32,
 }
 
 /// What reads an encoder's hidden states.
@@ -148,6 +167,7 @@ impl Config {
     /// What is wrong with the values by themselves, if anything; `file` is where they came from.
     pub(crate) fn check(&self, file: &Path) -> Result<()> {
         let bad = |reason: String| Err(Error::format(file, reason));
+        let local = self.encoder.as_ref().and_then(|encoder| encoder.local);
         for (name, value) in [
             ("vocabulary size", self.vocab),
             ("hidden size", self.hidden),
@@ -163,6 +183,14 @@ impl Config {
                 self.encoder
                     .as_ref()
                     .map_or(1, |encoder| encoder.token_types),
+            ),
+            (
+                "layers from one with global attention to the next",
+                local.map_or(1, |local| local.every),
+            ),
+            (
+                "reach of local attention",
+                local.map_or(1, |local| local.reach),
             ),
             (
                 "number of labels",
@@ -182,19 +210,21 @@ impl Config {
                 self.heads, self.kv_heads
             ));
         }
-        if self.family.learns_positions() {
-            if self.heads * self.head_dim != self.hidden {
-                return bad(format!(
-                    "hidden size {} is no multiple of {} heads",
-                    self.hidden, self.heads
-                ));
-            }
-        } else if !self.head_dim.is_multiple_of(2) {
+        if (self.family.learns_positions() || self.encoder.is_some())
+            && self.heads * self.head_dim != self.hidden
+        {
+            return bad(format!(
+                "hidden size {} is no multiple of {} heads",
+                self.hidden, self.heads
+            ));
+        }
+        if !self.family.learns_positions() && !self.head_dim.is_multiple_of(2) {
             return bad(format!("head size {} is odd", self.head_dim));
         }
         let mut constants = vec![
             ("norm epsilon", self.norm_eps),
             ("rope theta", self.rope_theta),
+            ("local rope theta", local.map_or(1.0, |local| local.theta)),
         ];
         match &self.rope_scaling {
             RopeScaling::None => {}
@@ -254,7 +284,7 @@ impl Config {
         let family = family(
             path,
             name,
-            "llama, mistral, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta",
+            "llama, mistral, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta, modernbert",
         )?;
         if json.get("quantization_config").is_some() {
             return Err(unsupported(
@@ -266,6 +296,7 @@ impl Config {
         let mut config = match family {
             Family::Gpt2 => gpt2_from_json(json)?,
             Family::Bert | Family::XlmRoberta => bert_from_json(json, family)?,
+            Family::ModernBert => modernbert_from_json(json)?,
             _ => llama_from_json(json, family)?,
         };
         config.bos = json.token("bos_token_id", config.vocab);
@@ -287,7 +318,15 @@ impl Config {
         let arch = meta
             .str("general.architecture")?
             .ok_or_else(|| Error::format(path, "there is no general.architecture"))?;
-        let family = family(path, arch, "llama, qwen2, qwen3, gpt2, bert")?;
+        let have = "llama, qwen2, qwen3, gpt2, bert";
+        let family = family(path, arch, have)?;
+        if matches!(family, Family::XlmRoberta | Family::ModernBert) {
+            return Err(unsupported(
+                path,
+                &format!("{} as a GGUF", family.name()),
+                have,
+            ));
+        }
         let key = |name: &str| format!("{arch}.{name}");
         let size = |name: &str| meta.usize(&key(name));
         let required = |name: &str| {
@@ -358,6 +397,8 @@ impl Config {
                 first_position: 0,
                 padding: token("padding")?.unwrap_or(0),
                 gelu_tanh: false,
+                local: None,
+                classes_of_mean: false,
                 head: EncoderHead::None,
             }),
         };
@@ -685,6 +726,53 @@ fn bert_from_json(json: Json, family: Family) -> Result<Config> {
             gelu_tanh: json
                 .str("hidden_act")?
                 .is_some_and(|name| tanh.contains(&name)),
+            local: None,
+            classes_of_mean: false,
+            head: encoder_head(json)?,
+        }),
+    })
+}
+
+fn modernbert_from_json(json: Json) -> Result<Config> {
+    for bias in ["attention_bias", "mlp_bias", "norm_bias", "classifier_bias"] {
+        json.only(bias, &[false.into()])?;
+    }
+    json.only("hidden_activation", &["gelu".into()])?;
+    json.only("classifier_activation", &["gelu".into()])?;
+    json.only("classifier_pooling", &["cls".into(), "mean".into()])?;
+    let hidden = json.required_size("hidden_size")?;
+    let heads = json.required_size("num_attention_heads")?;
+    let vocab = json.required_size("vocab_size")?;
+    Ok(Config {
+        family: Family::ModernBert,
+        vocab,
+        hidden,
+        layers: json.required_size("num_hidden_layers")?,
+        heads,
+        kv_heads: heads,
+        head_dim: hidden.checked_div(heads).unwrap_or(0),
+        ffn: json.required_size("intermediate_size")?,
+        max_positions: json.required_size("max_position_embeddings")?,
+        norm_eps: json.f32("norm_eps")?.unwrap_or(1e-5),
+        rope_theta: json.f32("global_rope_theta")?.unwrap_or(160_000.0),
+        rope_scaling: RopeScaling::None,
+        sliding_window: None,
+        tied: true,
+        bos: None,
+        eos: None,
+        encoder: Some(EncoderConfig {
+            token_types: 1,
+            first_position: 0,
+            padding: json.token("pad_token_id", vocab).unwrap_or(0),
+            gelu_tanh: false,
+            local: Some(LocalAttention {
+                every: json.size("global_attn_every_n_layers")?.unwrap_or(3),
+                // The window, whose middle is the query.
+                reach: json.size("local_attention")?.unwrap_or(128) / 2,
+                theta: json.f32("local_rope_theta")?.unwrap_or(DEFAULT_THETA),
+            }),
+            // What transformers takes where nothing is said.
+            classes_of_mean: json.str("classifier_pooling")? == Some("mean"),
             head: encoder_head(json)?,
         }),
     })

@@ -75,7 +75,9 @@ pub(super) fn norm_shape(config: &Config, rows: usize) -> Norm {
         width: config.hidden,
         eps: config.norm_eps,
         kind: match config.family {
-            Family::Gpt2 | Family::Bert | Family::XlmRoberta => NormKind::Layer,
+            Family::Gpt2 | Family::Bert | Family::XlmRoberta | Family::ModernBert => {
+                NormKind::Layer
+            }
             Family::Llama | Family::Qwen2 | Family::Qwen3 => NormKind::Rms,
         },
     }

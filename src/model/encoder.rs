@@ -1,15 +1,17 @@
-//! The forward of an encoder: BERT and its kin, XLM-RoBERTa. Attention sees the whole text, each norm follows
-//! a residual sum, positions are learned.
+//! The forward of an encoder. In BERT and its kin and in XLM-RoBERTa attention sees the whole text, each norm
+//! follows a residual sum, and positions are learned. In ModernBERT norms come before what they feed, positions
+//! are rotated, and most layers see near keys only.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::control;
 use crate::error::{Error, Result};
-use crate::model::config::{Config, EncoderConfig, EncoderHead};
+use crate::model::config::{Config, EncoderConfig, EncoderHead, Family};
 use crate::model::decoder::{Loader, NormWeights, Projection};
 use crate::model::layout;
 use crate::model::weights::Weights;
 use crate::ops::{Attention, Backend, Pairing, Rotate};
+use crate::rope::{self, Rope};
 
 /// Rows of a forward pass, as a decoder's.
 const PASS: usize = 1024;
@@ -21,8 +23,8 @@ pub struct EncoderInput {
     pub ids: Vec<u32>,
     /// Token types, one per id: 1 for the second of two texts; empty where all are 0.
     pub types: Vec<u32>,
-    /// Rows of the table of positions, one per id; empty where they follow each other from the first that
-    /// the model has, paddings apart (XLM-RoBERTa).
+    /// Positions, one per id, rows of their table where they are learned; empty where they follow each other
+    /// from the first that the model has, paddings apart (XLM-RoBERTa).
     pub positions: Vec<u32>,
 }
 
@@ -57,11 +59,16 @@ pub struct Encoder<B: Backend> {
     config: Config,
     shape: EncoderConfig,
     words: B::Matrix,
-    positions: B::Matrix,
-    types: B::Matrix,
+    /// Learned positions and token types (BERT and its kin).
+    learned: Option<[B::Matrix; 2]>,
     norm: NormWeights<B>,
     layers: Vec<Layer<B>>,
+    /// After the last layer (ModernBERT).
+    final_norm: Option<NormWeights<B>>,
     head: Option<Head<B>>,
+    /// Of half a head, in layers that see all keys and in those that see near ones; `None` where positions are
+    /// learned.
+    frequencies: Option<[Vec<f32>; 2]>,
     /// The mean of all embeddings, when it was asked for.
     mean: OnceLock<Vec<f32>>,
     /// Buffers of forward passes that are over.
@@ -72,34 +79,43 @@ struct Layer<B: Backend> {
     /// q, k and v in one.
     qkv: Projection<B>,
     output: Projection<B>,
-    attention_norm: NormWeights<B>,
+    /// After attention, or before it, where the first layer has none (ModernBERT).
+    attention_norm: Option<NormWeights<B>>,
+    /// Up, or gate and up in one (GeGLU).
     up: Projection<B>,
     down: Projection<B>,
     mlp_norm: NormWeights<B>,
 }
 
-enum Head<B: Backend> {
-    /// Classes of each token.
-    Tokens(Projection<B>),
-    /// Classes of the text, by its first token: a layer with a hyperbolic tangent, then the classes.
-    Text {
-        dense: Projection<B>,
-        classes: Projection<B>,
-    },
+/// What makes classes of hidden states: those of each token or, of a text, one that stands for all.
+struct Head<B: Backend> {
+    dense: Option<Dense<B>>,
+    classes: Projection<B>,
+}
+
+/// The layer before the classes.
+enum Dense<B: Backend> {
+    /// With a hyperbolic tangent.
+    Tanh(Projection<B>),
+    /// With GELU and a norm (ModernBERT).
+    Gelu(Projection<B>, NormWeights<B>),
 }
 
 /// The buffers of one forward pass, for up to `rows` rows.
 struct Scratch<B: Backend> {
     rows: usize,
-    /// Hidden states, before a layer and after it.
+    /// The hidden states when all is done. With norms after: before a layer and after it, too; with norms
+    /// before: what a norm gives.
     h: B::Buf<f32>,
-    /// Those between attention and MLP.
+    /// With norms after: what lies between attention and MLP; with norms before: the residual stream.
     x: B::Buf<f32>,
     qkv: B::Buf<f32>,
     kv: [B::Buf<f32>; 2],
     attention: B::Buf<f32>,
     up: B::Buf<f32>,
     inner: B::Buf<f32>,
+    /// As [`Encoder::frequencies`].
+    angles: Option<[B::Buf<f32>; 2]>,
 }
 
 impl<B: Backend> Encoder<B> {
@@ -117,7 +133,7 @@ impl<B: Backend> Encoder<B> {
                     weights.path().display(),
                     config.family.name()
                 ),
-                have: "bert, roberta, xlm-roberta".into(),
+                have: "bert, roberta, xlm-roberta, modernbert".into(),
             });
         };
         let loader = Loader {
@@ -127,27 +143,39 @@ impl<B: Backend> Encoder<B> {
         let prefix = layout::hf_prefix(config.family);
         let embeddings = |name: &str| format!("{prefix}embeddings.{name}");
         let layers = layout::hf_layers(config.family);
+        let modern = config.family == Family::ModernBert;
+        let [words, norm] = match modern {
+            true => ["tok_embeddings.weight", "norm"],
+            false => ["word_embeddings.weight", "LayerNorm"],
+        };
         Ok(Encoder {
-            words: loader.matrix(&embeddings("word_embeddings.weight"))?,
-            positions: loader.matrix(&embeddings("position_embeddings.weight"))?,
-            types: loader.matrix(&embeddings("token_type_embeddings.weight"))?,
-            norm: loader.norm(&embeddings("LayerNorm"))?,
-            layers: (0..config.layers)
-                .map(|layer| Layer::load(&loader, &format!("{layers}{layer}")))
-                .collect::<Result<_>>()?,
-            head: match shape.head {
-                EncoderHead::None => None,
-                EncoderHead::Tokens(_) => {
-                    Some(Head::Tokens(loader.projection("classifier", &[""])?))
-                }
-                EncoderHead::Text(_) => {
-                    let [dense, classes] = layout::text_head(config.family);
-                    Some(Head::Text {
-                        dense: loader.projection(dense, &[""])?,
-                        classes: loader.projection(classes, &[""])?,
-                    })
-                }
+            words: loader.matrix(&embeddings(words))?,
+            learned: match modern {
+                true => None,
+                false => Some([
+                    loader.matrix(&embeddings("position_embeddings.weight"))?,
+                    loader.matrix(&embeddings("token_type_embeddings.weight"))?,
+                ]),
             },
+            norm: loader.norm(&embeddings(norm))?,
+            layers: (0..config.layers)
+                .map(|layer| match modern {
+                    true => Layer::load_modern(&loader, &format!("{layers}{layer}"), layer),
+                    false => Layer::load(&loader, &format!("{layers}{layer}")),
+                })
+                .collect::<Result<_>>()?,
+            final_norm: match modern {
+                true => Some(loader.norm(&format!("{prefix}final_norm"))?),
+                false => None,
+            },
+            head: Head::load(&loader, &config, shape.head)?,
+            frequencies: config.rope().map(|all| {
+                let near = Rope {
+                    theta: shape.local.map_or(all.theta, |local| local.theta),
+                    ..all.clone()
+                };
+                [all.frequencies(), near.frequencies()]
+            }),
             mean: OnceLock::new(),
             pool: Mutex::default(),
             shape,
@@ -193,7 +221,9 @@ impl<B: Backend> Encoder<B> {
         let mut out = Vec::with_capacity(inputs.len());
         self.passes(inputs, estimate, |scratch, inputs, rows| {
             let states = self.backend.download(&scratch.h, 0..rows * width)?;
-            out.extend(by_text(inputs, &states, width).map(|own| pool(own, width, pooling)));
+            out.extend(
+                by_text(inputs, &states, width).map(|own| of_length_1(pool(own, width, pooling))),
+            );
             Ok(())
         })?;
         Ok(out)
@@ -205,15 +235,12 @@ impl<B: Backend> Encoder<B> {
     ///
     /// As [`Encoder::states`], and [`Error::Unsupported`] for a model without such a head.
     pub fn token_logits(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
-        let Some(Head::Tokens(classes)) = &self.head else {
+        let (Some(head), EncoderHead::Tokens(labels)) = (&self.head, self.shape.head) else {
             return Err(self.lacks("a token classifier"));
         };
-        let labels = classes.outputs();
         let mut out = Vec::with_capacity(inputs.len());
         self.passes(inputs, false, |scratch, inputs, rows| {
-            let mut logits = self.backend.zeros(rows * labels)?;
-            classes.apply(&self.backend, rows, &scratch.h, false, false, &mut logits)?;
-            let logits = self.backend.download(&logits, 0..rows * labels)?;
+            let logits = head.logits(&self.backend, &self.config, rows, &scratch.h)?;
             out.extend(by_text(inputs, &logits, labels).map(<[f32]>::to_vec));
             Ok(())
         })?;
@@ -226,33 +253,22 @@ impl<B: Backend> Encoder<B> {
     ///
     /// As [`Encoder::states`], and [`Error::Unsupported`] for a model without such a head.
     pub fn text_logits(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
-        let Some(Head::Text { dense, classes }) = &self.head else {
+        let (Some(head), EncoderHead::Text(labels)) = (&self.head, self.shape.head) else {
             return Err(self.lacks("a classifier of texts"));
         };
-        let (b, width, labels) = (&self.backend, self.config.hidden, classes.outputs());
+        let (b, width) = (&self.backend, self.config.hidden);
+        let pooling = match self.shape.classes_of_mean {
+            true => Pooling::Mean,
+            false => Pooling::First,
+        };
         let mut out = Vec::with_capacity(inputs.len());
-        self.passes(inputs, false, |scratch, inputs, _| {
-            let count = inputs.len();
-            let mut first = b.zeros(count * width)?;
-            let mut row = 0;
-            for (i, input) in inputs.iter().enumerate() {
-                b.copy(
-                    &scratch.h,
-                    row * width..(row + 1) * width,
-                    &mut first,
-                    i * width,
-                )?;
-                row += input.ids.len();
-            }
-            let mut inner = b.zeros(count * width)?;
-            dense.apply(b, count, &first, false, false, &mut inner)?;
-            // A few rows: not worth a kernel.
-            let mut values = b.download(&inner, 0..count * width)?;
-            values.iter_mut().for_each(|value| *value = value.tanh());
-            b.write(&values, &mut inner)?;
-            let mut logits = b.zeros(count * labels)?;
-            classes.apply(b, count, &inner, false, false, &mut logits)?;
-            let logits = b.download(&logits, 0..count * labels)?;
+        self.passes(inputs, false, |scratch, inputs, rows| {
+            // A row of each text: not worth a kernel.
+            let states = b.download(&scratch.h, 0..rows * width)?;
+            let pooled: Vec<f32> = by_text(inputs, &states, width)
+                .flat_map(|own| pool(own, width, pooling))
+                .collect();
+            let logits = head.logits(b, &self.config, inputs.len(), &b.upload(&pooled)?)?;
             out.extend(logits.chunks_exact(labels).map(<[f32]>::to_vec));
             Ok(())
         })?;
@@ -296,7 +312,7 @@ impl<B: Backend> Encoder<B> {
             let pooled = self.pool().pop().filter(|scratch| scratch.rows >= rows);
             let mut scratch = match pooled {
                 Some(scratch) => scratch,
-                None => Scratch::new(&self.backend, &self.config, rows)?,
+                None => Scratch::new(self, rows)?,
             };
             let result = self
                 .forward(now, rows, estimate, &mut scratch)
@@ -385,18 +401,30 @@ impl<B: Backend> Encoder<B> {
             }
         }
         control::step(|| {
-            b.embed(&ids, &self.words, false, &mut s.x)?;
+            // Norms after read `x` and leave `h`, norms before the other way round.
+            let (from, to) = match self.final_norm {
+                None => (&mut s.x, &mut s.h),
+                Some(_) => (&mut s.h, &mut s.x),
+            };
+            b.embed(&ids, &self.words, false, from)?;
             if !means.is_empty() {
                 let mean = b.upload(self.mean()?)?;
                 for row in means {
-                    b.copy(&mean, 0..c.hidden, &mut s.x, row * c.hidden)?;
+                    b.copy(&mean, 0..c.hidden, from, row * c.hidden)?;
                 }
             }
-            b.embed(&positions, &self.positions, true, &mut s.x)?;
-            b.embed(&types, &self.types, true, &mut s.x)?;
-            self.norm.apply(b, c, rows, &s.x, &mut s.h)
+            if let Some([table, of_types]) = &self.learned {
+                b.embed(&positions, table, true, from)?;
+                b.embed(&types, of_types, true, from)?;
+            }
+            if let Some((frequencies, angles)) = self.frequencies.as_ref().zip(s.angles.as_mut()) {
+                for (frequencies, angles) in frequencies.iter().zip(angles) {
+                    b.write(&rope::angles(frequencies, &positions), angles)?;
+                }
+            }
+            self.norm.apply(b, c, rows, from, to)
         })?;
-        let attention = Attention {
+        let everything = Attention {
             heads: c.heads,
             kv_heads: c.kv_heads,
             head_dim: c.head_dim,
@@ -404,7 +432,7 @@ impl<B: Backend> Encoder<B> {
             prefixes: &[],
             at: 0,
             lengths: &lengths,
-            window: c.sliding_window,
+            window: None,
             ahead: usize::MAX,
         };
         let append = Rotate {
@@ -416,30 +444,98 @@ impl<B: Backend> Encoder<B> {
             eps: c.norm_eps,
             pairing: Pairing::Halves,
         };
-        for layer in &self.layers {
-            control::step(|| {
-                layer
-                    .qkv
-                    .apply(b, rows, &s.h, false, estimate, &mut s.qkv)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let near = self
+                .shape
+                .local
+                .filter(|local| !i.is_multiple_of(local.every));
+            let attention = match near {
+                None => everything,
+                Some(local) => Attention {
+                    window: Some(local.reach + 1),
+                    ahead: local.reach,
+                    ..everything
+                },
+            };
+            let attend = |s: &mut Scratch<B>| {
+                let tables = s.angles.as_ref();
+                let angles = tables.map(|[all, local]| if near.is_some() { local } else { all });
                 let [k, v] = &mut s.kv;
-                b.rotate(append, &mut s.qkv, None, None, k, v)?;
-                b.attention(&attention, &s.qkv, k, v, &mut s.attention)?;
-                layer
-                    .output
-                    .apply(b, rows, &s.attention, true, estimate, &mut s.h)?;
-                layer.attention_norm.apply(b, c, rows, &s.h, &mut s.x)?;
-                layer.up.apply(b, rows, &s.x, false, estimate, &mut s.up)?;
-                match self.shape.gelu_tanh {
-                    true => b.gelu(rows * c.ffn, &s.up, &mut s.inner)?,
-                    false => b.gelu_erf(rows * c.ffn, &s.up, &mut s.inner)?,
-                }
-                layer
-                    .down
-                    .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
-                layer.mlp_norm.apply(b, c, rows, &s.x, &mut s.h)
+                b.rotate(append, &mut s.qkv, None, angles, k, v)?;
+                b.attention(&attention, &s.qkv, k, v, &mut s.attention)
+            };
+            control::step(|| match self.final_norm {
+                None => self.norms_after(layer, rows, estimate, s, attend),
+                Some(_) => self.norms_before(layer, rows, estimate, s, attend),
             })?;
         }
-        Ok(())
+        match &self.final_norm {
+            Some(norm) => control::step(|| norm.apply(b, c, rows, &s.x, &mut s.h)),
+            None => Ok(()),
+        }
+    }
+
+    /// A layer of BERT, from `h` to `h`.
+    fn norms_after(
+        &self,
+        layer: &Layer<B>,
+        rows: usize,
+        estimate: bool,
+        s: &mut Scratch<B>,
+        attend: impl FnOnce(&mut Scratch<B>) -> Result<()>,
+    ) -> Result<()> {
+        let (b, c) = (&self.backend, &self.config);
+        layer
+            .qkv
+            .apply(b, rows, &s.h, false, estimate, &mut s.qkv)?;
+        attend(s)?;
+        layer
+            .output
+            .apply(b, rows, &s.attention, true, estimate, &mut s.h)?;
+        if let Some(norm) = &layer.attention_norm {
+            norm.apply(b, c, rows, &s.h, &mut s.x)?;
+        }
+        layer.up.apply(b, rows, &s.x, false, estimate, &mut s.up)?;
+        match self.shape.gelu_tanh {
+            true => b.gelu(rows * c.ffn, &s.up, &mut s.inner)?,
+            false => b.gelu_erf(rows * c.ffn, &s.up, &mut s.inner)?,
+        }
+        layer
+            .down
+            .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
+        layer.mlp_norm.apply(b, c, rows, &s.x, &mut s.h)
+    }
+
+    /// A layer of ModernBERT, from `x` to `x`.
+    fn norms_before(
+        &self,
+        layer: &Layer<B>,
+        rows: usize,
+        estimate: bool,
+        s: &mut Scratch<B>,
+        attend: impl FnOnce(&mut Scratch<B>) -> Result<()>,
+    ) -> Result<()> {
+        let (b, c) = (&self.backend, &self.config);
+        let normed = match &layer.attention_norm {
+            Some(norm) => {
+                norm.apply(b, c, rows, &s.x, &mut s.h)?;
+                &s.h
+            }
+            None => &s.x,
+        };
+        layer
+            .qkv
+            .apply(b, rows, normed, false, estimate, &mut s.qkv)?;
+        attend(s)?;
+        layer
+            .output
+            .apply(b, rows, &s.attention, true, estimate, &mut s.x)?;
+        layer.mlp_norm.apply(b, c, rows, &s.x, &mut s.h)?;
+        layer.up.apply(b, rows, &s.h, false, estimate, &mut s.up)?;
+        b.geglu(rows, c.ffn, &s.up, &mut s.inner)?;
+        layer
+            .down
+            .apply(b, rows, &s.inner, true, estimate, &mut s.x)
     }
 
     /// The mean of all embeddings.
@@ -479,18 +575,84 @@ impl<B: Backend> Layer<B> {
                 ],
             )?,
             output: loader.projection(at, &["attention.output.dense"])?,
-            attention_norm: loader.norm(&format!("{at}.attention.output.LayerNorm"))?,
+            attention_norm: Some(loader.norm(&format!("{at}.attention.output.LayerNorm"))?),
             up: loader.projection(at, &["intermediate.dense"])?,
             down: loader.projection(at, &["output.dense"])?,
             mlp_norm: loader.norm(&format!("{at}.output.LayerNorm"))?,
         })
     }
+
+    /// A layer of ModernBERT, of that number.
+    fn load_modern(loader: &Loader<'_, B>, at: &str, number: usize) -> Result<Self> {
+        Ok(Layer {
+            attention_norm: match number {
+                0 => None,
+                _ => Some(loader.norm(&format!("{at}.attn_norm"))?),
+            },
+            qkv: loader.projection(at, &["attn.Wqkv"])?,
+            output: loader.projection(at, &["attn.Wo"])?,
+            mlp_norm: loader.norm(&format!("{at}.mlp_norm"))?,
+            up: loader.projection(at, &["mlp.Wi"])?,
+            down: loader.projection(at, &["mlp.Wo"])?,
+        })
+    }
+}
+
+impl<B: Backend> Head<B> {
+    fn load(loader: &Loader<'_, B>, config: &Config, head: EncoderHead) -> Result<Option<Self>> {
+        let one = |name: &str| loader.projection(name, &[""]);
+        let dense = match (config.family, head) {
+            (_, EncoderHead::None) => return Ok(None),
+            (Family::ModernBert, _) => {
+                Some(Dense::Gelu(one("head.dense")?, loader.norm("head.norm")?))
+            }
+            (_, EncoderHead::Tokens(_)) => None,
+            (family, EncoderHead::Text(_)) => Some(Dense::Tanh(one(layout::text_head(family)[0])?)),
+        };
+        let classes = match (config.family, head) {
+            (Family::Bert | Family::XlmRoberta, EncoderHead::Text(_)) => {
+                one(layout::text_head(config.family)[1])?
+            }
+            _ => one("classifier")?,
+        };
+        Ok(Some(Head { dense, classes }))
+    }
+
+    /// Logits of the classes of so many states, `[rows, labels]`.
+    fn logits(&self, b: &B, c: &Config, rows: usize, states: &B::Buf<f32>) -> Result<Vec<f32>> {
+        let labels = self.classes.outputs();
+        let mut logits = b.zeros(rows * labels)?;
+        let mut inner = b.zeros(rows * c.hidden)?;
+        let states = match &self.dense {
+            None => states,
+            Some(Dense::Tanh(dense)) => {
+                dense.apply(b, rows, states, false, false, &mut inner)?;
+                // A row of each text: not worth a kernel.
+                let mut values = b.download(&inner, 0..rows * c.hidden)?;
+                values.iter_mut().for_each(|value| *value = value.tanh());
+                b.write(&values, &mut inner)?;
+                &inner
+            }
+            Some(Dense::Gelu(dense, norm)) => {
+                let mut active = b.zeros(rows * c.hidden)?;
+                dense.apply(b, rows, states, false, false, &mut inner)?;
+                b.gelu_erf(rows * c.hidden, &inner, &mut active)?;
+                norm.apply(b, c, rows, &active, &mut inner)?;
+                &inner
+            }
+        };
+        self.classes
+            .apply(b, rows, states, false, false, &mut logits)?;
+        b.download(&logits, 0..rows * labels)
+    }
 }
 
 impl<B: Backend> Scratch<B> {
-    fn new(backend: &B, c: &Config, rows: usize) -> Result<Self> {
+    fn new(encoder: &Encoder<B>, rows: usize) -> Result<Self> {
+        let (backend, c) = (&encoder.backend, &encoder.config);
         let rows = rows.next_multiple_of(64);
         let hidden = || backend.zeros(rows * c.hidden);
+        let up = encoder.layers.first().map_or(0, |layer| layer.up.outputs());
         Ok(Scratch {
             rows,
             h: hidden()?,
@@ -498,8 +660,15 @@ impl<B: Backend> Scratch<B> {
             qkv: backend.zeros(rows * 3 * c.hidden)?,
             kv: [hidden()?, hidden()?],
             attention: hidden()?,
-            up: backend.zeros(rows * c.ffn)?,
+            up: backend.zeros(rows * up)?,
             inner: backend.zeros(rows * c.ffn)?,
+            angles: match encoder.frequencies {
+                None => None,
+                Some(_) => Some([
+                    backend.zeros(rows * c.head_dim)?,
+                    backend.zeros(rows * c.head_dim)?,
+                ]),
+            },
         })
     }
 }
@@ -518,7 +687,7 @@ fn by_text<'v>(
     })
 }
 
-/// One vector of length 1 of a text's states.
+/// One vector of a text's states.
 fn pool(states: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
     let mut vector = states[..width].to_vec();
     if pooling == Pooling::Mean {
@@ -527,7 +696,13 @@ fn pool(states: &[f32], width: usize, pooling: Pooling) -> Vec<f32> {
                 *sum += value;
             }
         }
+        let count = (states.len() / width) as f32;
+        vector.iter_mut().for_each(|value| *value /= count);
     }
+    vector
+}
+
+fn of_length_1(mut vector: Vec<f32>) -> Vec<f32> {
     let length = vector
         .iter()
         .map(|v| f64::from(*v).powi(2))

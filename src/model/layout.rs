@@ -50,7 +50,7 @@ pub(crate) fn hf_prefix(family: Family) -> &'static str {
 
 /// Whether a tensor of a Hugging Face file stands beside what [`hf_prefix`] is put in front of.
 pub(crate) fn is_head(name: &str) -> bool {
-    name == HF_HEAD || name.starts_with("classifier.")
+    name == HF_HEAD || name.starts_with("classifier.") || name.starts_with("head.")
 }
 
 /// The two layers of an encoder's classifier of texts, by their Hugging Face names.
@@ -88,6 +88,7 @@ pub(crate) fn outer_slots(c: &Config) -> Vec<Slot> {
             slot("transformer.ln_f.bias", "output_norm.bias", &[c.hidden]),
         ],
         Family::Bert | Family::XlmRoberta => encoder_slots(c),
+        Family::ModernBert => modernbert_slots(c),
         _ => vec![
             slot(
                 "model.embed_tokens.weight",
@@ -103,9 +104,10 @@ pub(crate) fn outer_slots(c: &Config) -> Vec<Slot> {
     slots
 }
 
-/// The tensors of one layer; all layers are alike.
-pub(crate) fn layer_slots(c: &Config) -> Vec<Slot> {
+/// The tensors of the layer of that number.
+pub(crate) fn layer_slots(c: &Config, layer: usize) -> Vec<Slot> {
     match c.family {
+        Family::ModernBert => modernbert_layer(c, layer),
         Family::Gpt2 => gpt2_layer(c),
         Family::Bert | Family::XlmRoberta => bert_layer(c),
         _ => llama_layer(c),
@@ -165,7 +167,7 @@ fn llama_layer(c: &Config) -> Vec<Slot> {
                 &[c.head_dim],
             ),
         ]),
-        Family::Llama | Family::Gpt2 | Family::Bert | Family::XlmRoberta => {}
+        Family::Llama | Family::Gpt2 | Family::Bert | Family::XlmRoberta | Family::ModernBert => {}
     }
     slots
 }
@@ -304,6 +306,53 @@ fn bert_layer(c: &Config) -> Vec<Slot> {
         slot("output.LayerNorm.weight", "layer_output_norm.weight", &row),
         slot("output.LayerNorm.bias", "layer_output_norm.bias", &row),
     ]
+}
+
+fn modernbert_slots(c: &Config) -> Vec<Slot> {
+    let row = [c.hidden];
+    let mut slots = vec![
+        slot(
+            "model.embeddings.tok_embeddings.weight",
+            GGUF_EMBEDDING,
+            &[c.vocab, c.hidden],
+        ),
+        slot(
+            "model.embeddings.norm.weight",
+            "token_embd_norm.weight",
+            &row,
+        ),
+        slot("model.final_norm.weight", "output_norm.weight", &row),
+    ];
+    let head = c.encoder.as_ref().map(|encoder| encoder.head);
+    if let Some(EncoderHead::Tokens(labels) | EncoderHead::Text(labels)) = head {
+        slots.extend([
+            slot("head.dense.weight", "cls.weight", &[c.hidden, c.hidden]),
+            slot("head.norm.weight", "cls.norm.weight", &row),
+            slot(
+                "classifier.weight",
+                "cls.output.weight",
+                &[labels, c.hidden],
+            ),
+            slot("classifier.bias", "cls.output.bias", &[labels]),
+        ]);
+    }
+    slots
+}
+
+/// What a layer of ModernBERT has; the first one reads the embeddings' norm.
+fn modernbert_layer(c: &Config, layer: usize) -> Vec<Slot> {
+    let (width, row) = (c.hidden, [c.hidden]);
+    let mut slots = vec![
+        slot("attn.Wqkv.weight", "attn_qkv.weight", &[3 * width, width]),
+        slot("attn.Wo.weight", "attn_output.weight", &[width, width]),
+        slot("mlp_norm.weight", "ffn_norm.weight", &row),
+        slot("mlp.Wi.weight", "ffn_up.weight", &[2 * c.ffn, width]),
+        slot("mlp.Wo.weight", "ffn_down.weight", &[width, c.ffn]),
+    ];
+    if layer > 0 {
+        slots.push(slot("attn_norm.weight", "attn_norm.weight", &row));
+    }
+    slots
 }
 
 fn slot(hf: &'static str, gguf: &'static str, shape: &[usize]) -> Slot {

@@ -397,9 +397,8 @@ fn bind(
         take(slot.hf.to_owned(), stored.to_owned(), slot)?;
     }
     // A number of layers beyond what the file holds ends at the first that is missing.
-    let slots = layout::layer_slots(config);
     for layer in 0..config.layers {
-        for slot in &slots {
+        for slot in &layout::layer_slots(config, layer) {
             let hf = format!("{hf_layers}{layer}.{}", slot.hf);
             let stored = match format {
                 Format::Gguf => format!("{}{layer}.{}", layout::GGUF_LAYERS, slot.gguf),

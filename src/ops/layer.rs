@@ -118,6 +118,16 @@ pub trait LayerOp: GemmOp {
     /// `y = gelu(x) = x/2 · (1 + erf(x / √2))`, as BERT and its kin have it.
     fn gelu_erf(&self, len: usize, x: &Self::Buf<f32>, y: &mut Self::Buf<f32>) -> Result<()>;
 
+    /// `y[r] = gelu(gate) · up` for rows `[gate[width], up[width]]` of `x`, by the GELU of
+    /// [`LayerOp::gelu_erf`] (ModernBERT).
+    fn geglu(
+        &self,
+        rows: usize,
+        width: usize,
+        x: &Self::Buf<f32>,
+        y: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
     /// Adds to `dx` the gradient of the input of [`LayerOp::norm`], whose output has the gradient
     /// `dy`. (The bias does not matter.)
     fn norm_bwd(
@@ -223,6 +233,25 @@ fn mix(mut h: u32) -> u32 {
 /// Rows that one task works on: enough that the task outweighs its being handed out.
 fn rows_per_task(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
+}
+
+/// `f(gate, up, y)` of each row of `y`, rows of `x` being `[gate, up]`.
+fn gate(
+    op: &'static str,
+    rows: usize,
+    width: usize,
+    x: &[f32],
+    y: &mut [f32],
+    f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
+) -> Result<()> {
+    expect_len(op, "x", rows * width * 2, x.len())?;
+    expect_len(op, "y", rows * width, y.len())?;
+    x[..rows * width * 2]
+        .par_chunks_exact(2 * width)
+        .zip(y[..rows * width].par_chunks_exact_mut(width))
+        .with_min_len(rows_per_task(2 * width))
+        .for_each(|(x, y)| f(&x[..width], &x[width..], y));
+    Ok(())
 }
 
 /// `y = f(x)`, element by element.
@@ -336,14 +365,9 @@ impl LayerOp for Cpu {
     }
 
     fn swiglu(&self, rows: usize, width: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
-        expect_len("swiglu", "x", rows * width * 2, x.len())?;
-        expect_len("swiglu", "y", rows * width, y.len())?;
-        x[..rows * width * 2]
-            .par_chunks_exact(2 * width)
-            .zip(y[..rows * width].par_chunks_exact_mut(width))
-            .with_min_len(rows_per_task(2 * width))
-            .for_each(|(x, y)| swiglu_row(self.arch, &x[..width], &x[width..], y));
-        Ok(())
+        gate("swiglu", rows, width, x, y, |gate, up, y| {
+            swiglu_row(self.arch, gate, up, y);
+        })
     }
 
     fn gelu(&self, len: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
@@ -353,6 +377,12 @@ impl LayerOp for Cpu {
     fn gelu_erf(&self, len: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
         activate("gelu_erf", len, x, y, |x, y| {
             gelu_erf_chunk(self.arch, x, y)
+        })
+    }
+
+    fn geglu(&self, rows: usize, width: usize, x: &Vec<f32>, y: &mut Vec<f32>) -> Result<()> {
+        gate("geglu", rows, width, x, y, |gate, up, y| {
+            geglu_row(self.arch, gate, up, y);
         })
     }
 
@@ -774,6 +804,20 @@ simd_fn! {
             *y = swiglu(s, g, u);
         }
         let tail = swiglu(s, s.partial_load_f32s(gate_tail), s.partial_load_f32s(up_tail));
+        s.partial_store_f32s(y_tail, tail);
+    }
+}
+
+simd_fn! {
+    fn geglu_row<'a, S>(s, gate: &'a [f32], up: &'a [f32], y: &'a mut [f32]) {
+        let (gates, gate_tail) = S::as_simd_f32s(gate);
+        let (ups, up_tail) = S::as_simd_f32s(up);
+        let (ys, y_tail) = S::as_mut_simd_f32s(y);
+        for ((&g, &u), y) in gates.iter().zip(ups).zip(ys) {
+            *y = s.mul_f32s(gelu_erf(s, g), u);
+        }
+        let gelu = gelu_erf(s, s.partial_load_f32s(gate_tail));
+        let tail = s.mul_f32s(gelu, s.partial_load_f32s(up_tail));
         s.partial_store_f32s(y_tail, tail);
     }
 }

@@ -222,7 +222,7 @@ fn config_json(file: &Path, c: &Config, dtype: Dtype) -> Result<Value> {
         (Family::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
         (Family::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),
         (Family::Qwen3, _) => ("qwen3", "Qwen3ForCausalLM"),
-        (Family::Gpt2 | Family::Bert | Family::XlmRoberta, _) => {
+        (Family::Gpt2 | Family::Bert | Family::XlmRoberta | Family::ModernBert, _) => {
             let name = match c.family {
                 Family::Gpt2 => "GPT-2",
                 family => family.name(),

@@ -59,6 +59,11 @@ pub fn swiglu(gate: f32, up: f32) -> f64 {
     f64::from(gate) / (1.0 + (-f64::from(gate)).exp()) * f64::from(up)
 }
 
+/// `gelu(gate) · up`, by the error function.
+pub fn geglu(gate: f32, up: f32) -> f64 {
+    gelu_erf(gate) * f64::from(up)
+}
+
 /// GPT-2's GELU.
 pub fn gelu(x: f32) -> f64 {
     let x = f64::from(x);

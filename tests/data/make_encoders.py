@@ -252,7 +252,7 @@ def save(model, tokenizer, folder, seed, has_types):
             row["embedding"] = rounded(embedding(forward(model, row["ids"], types)[0]))
         rows.append(row)
     facts = {"texts": rows}
-    if name == "xlmr-reranker":
+    if name.endswith("reranker"):
         facts["pairs"] = []
         for question, passage in PAIRS:
             ids = tokenizer(question, passage)["input_ids"]
@@ -323,20 +323,34 @@ def make_models(out):
 
 
 def make_modernbert(out):
-    from transformers import ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
+    from transformers import (
+        ModernBertConfig,
+        ModernBertForSequenceClassification,
+        ModernBertForTokenClassification,
+        ModernBertModel,
+        PreTrainedTokenizerFast,
+    )
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=trained(out / "modernbert", byte_pairs), unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
         mask_token=AddedToken("[MASK]", lstrip=True, special=True, normalized=False), model_max_length=512,
         model_input_names=["input_ids", "attention_mask"],
     )
-    config = ModernBertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=512, global_attn_every_n_layers=3, local_attention=16, attn_implementation="eager",
-        reference_compile=False, pad_token_id=tokenizer.pad_token_id, cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id, bos_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id,
-    )
-    save(ModernBertModel(config), tokenizer, out / "modernbert", 6, False)
+
+    def config(hidden, **more):
+        return ModernBertConfig(
+            vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=3 * hidden // 2, num_hidden_layers=4,
+            num_attention_heads=4, max_position_embeddings=512, global_attn_every_n_layers=3, local_attention=16,
+            attn_implementation="eager", reference_compile=False, pad_token_id=tokenizer.pad_token_id,
+            cls_token_id=tokenizer.cls_token_id, sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id, **more,
+        )
+
+    save(ModernBertModel(config(32)), tokenizer, out / "modernbert", 6, False)
+    tokens = ModernBertForTokenClassification(config(16, num_labels=2))
+    save(tokens, tokenizer, out / "modernbert-tokens", 7, False)
+    reranker = ModernBertForSequenceClassification(config(16, num_labels=1, classifier_pooling="mean"))
+    save(reranker, tokenizer, out / "modernbert-reranker", 8, False)
 
 
 # ---- rows by llmlingua

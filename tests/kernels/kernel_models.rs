@@ -54,7 +54,12 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
 
 #[test]
 fn encoders_agree_with_the_reference() {
-    for name in ["bert", "xlmr-tokens", "xlmr-reranker"] {
+    for name in [
+        "bert",
+        "xlmr-tokens",
+        "xlmr-reranker",
+        "modernbert-reranker",
+    ] {
         for (precision, bound) in [(Precision::F32, 1e-3), (Precision::Bf16, 0.25)] {
             backends(precision, &SCHEDULES[..1], |gpu, _| {
                 agrees(name, gpu, bound)

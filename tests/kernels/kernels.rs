@@ -541,6 +541,14 @@ fn activations() {
             let got = gpu.download(&y, 0..rows * width).unwrap();
             assert_close(at, &got, &want, 1e-5, 1e-5);
 
+            gpu.geglu(rows, width, &on, &mut y).unwrap();
+            let want: Vec<f64> = x
+                .chunks_exact(2 * width)
+                .flat_map(|row| (0..width).map(|i| oracle::geglu(row[i], row[width + i])))
+                .collect();
+            let got = gpu.download(&y, 0..rows * width).unwrap();
+            assert_close(at, &got, &want, 1e-5, 1e-5);
+
             gpu.gelu(rows * width, &on, &mut y).unwrap();
             let want: Vec<f64> = wide(&x[..rows * width])
                 .iter()

@@ -184,6 +184,21 @@ fn activations() {
                 cpu.swiglu(rows, width, &x, &mut y).unwrap();
                 assert_close("swiglu", &checked(y), &want, 1e-6, 1e-6);
 
+                let want: Vec<f64> = x
+                    .chunks(2 * width)
+                    .flat_map(|row| (0..width).map(|i| oracle::geglu(row[i], row[width + i])))
+                    .collect();
+                let mut y = output(rows * width);
+                cpu.geglu(rows, width, &x, &mut y).unwrap();
+                // The bound of the error function's polynomial, times the other factor.
+                assert_close(
+                    "geglu",
+                    &checked(y),
+                    &want,
+                    1e-6 * f64::from(scale).max(1.0),
+                    1e-5,
+                );
+
                 let want: Vec<f64> = x.iter().map(|&x| oracle::gelu(x)).collect();
                 let mut y = output(x.len());
                 cpu.gelu(x.len(), &x, &mut y).unwrap();
@@ -197,6 +212,8 @@ fn activations() {
         }
         assert_shape(cpu.swiglu(2, 3, &vec![0.0; 11], &mut vec![0.0; 6]));
         assert_shape(cpu.swiglu(2, 3, &vec![0.0; 12], &mut vec![0.0; 5]));
+        assert_shape(cpu.geglu(2, 3, &vec![0.0; 11], &mut vec![0.0; 6]));
+        assert_shape(cpu.geglu(2, 3, &vec![0.0; 12], &mut vec![0.0; 5]));
         assert_shape(cpu.gelu(2, &vec![0.0; 1], &mut vec![0.0; 2]));
         assert_shape(cpu.gelu(2, &vec![0.0; 2], &mut vec![0.0; 1]));
         assert_shape(cpu.gelu_erf(2, &vec![0.0; 1], &mut vec![0.0; 2]));

@@ -124,6 +124,11 @@ fn a_model_that_cannot_is_told_apart() {
         "{}",
         said("bert3")
     );
+    let modern = said("modernbert-tokens");
+    assert!(
+        modern.contains("mode llmlingua2 with modernbert"),
+        "{modern}"
+    );
     assert!(
         said("bert").contains("classifies no tokens"),
         "{}",

@@ -508,6 +508,37 @@ fn a_folder_of_safetensors_is_pulled_whole() {
     assert!(path.join("config.json").exists());
 }
 
+/// `make model-minilm` puts the folder into prefold's own cache; the short name finds it there.
+#[test]
+fn a_packaged_encoder_is_found_by_its_short_name() {
+    let world = World::new();
+    let own = world.home.path().join("own/models/all-MiniLM-L6-v2");
+    fs::create_dir_all(&own).unwrap();
+    let given = common::encoders::folder("bert");
+    for file in ["config.json", "tokenizer.json"] {
+        fs::copy(given.join(file), own.join(file)).unwrap();
+    }
+    // Half of it is not a model.
+    world.run(&["models", "path", "minilm"]).bad();
+    fs::copy(
+        given.join("model.safetensors"),
+        own.join("model.safetensors"),
+    )
+    .unwrap();
+    for name in ["minilm", "sentence-transformers/all-MiniLM-L6-v2"] {
+        let path = world.run(&["models", "path", name]).good();
+        assert_eq!(Path::new(path.trim_end()), own);
+    }
+    let rows = world.run(&["models", "list", "--json"]).good();
+    let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
+    let row = |row: &&Value| row["path"].as_str() == own.to_str();
+    let names: Vec<&Value> = rows.iter().filter(row).map(|row| &row["name"]).collect();
+    assert_eq!(names, ["minilm"]);
+    world.run(&["models", "rm", "minilm"]).good();
+    assert!(!own.exists());
+    world.run(&["models", "path", "minilm"]).bad();
+}
+
 #[test]
 fn two_processes_do_not_write_the_same_file() {
     let bytes = content();
