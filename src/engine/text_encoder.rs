@@ -24,9 +24,10 @@ const LONGEST_SETTINGS: u64 = 1 << 20;
 /// An open encoder, for texts.
 pub(super) struct TextEncoder<B: Backend> {
     pub encoder: Encoder<B>,
+    path: PathBuf,
     tokenizer: Tokenizer,
-    /// Of the tokenizer.
-    file: PathBuf,
+    /// Of the tokenizer; `None`: it comes with the weights, out of a GGUF.
+    file: Option<PathBuf>,
     pieces: OnceLock<Pieces>,
     pooling: Pooling,
 }
@@ -35,20 +36,17 @@ impl<B: Backend> TextEncoder<B> {
     /// Opens weights; `tokenizer` is a file in place of their own.
     pub(super) fn load(weights: &Weights, backend: B, tokenizer: Option<&Path>) -> Result<Self> {
         let own = weights.tokenizer_path();
-        let missing = || Error::Unsupported {
-            what: format!("text with {}", weights.path().display()),
-            have: "no tokenizer.json beside the weights: put one there, or name it".into(),
-        };
-        let file = tokenizer.map(Path::to_owned).or(own).ok_or_else(missing)?;
-        let Some(tokenizer) = open_tokenizer(weights, Some(&file))? else {
-            return Err(missing());
+        let file = tokenizer.map(Path::to_owned).or(own);
+        let Some(tokenizer) = open_tokenizer(weights, file.as_deref())? else {
+            return Err(no_tokenizer(weights.path()));
         };
         Ok(TextEncoder {
+            path: weights.path().to_owned(),
             encoder: Encoder::load(backend, weights)?,
             tokenizer,
             file,
             pieces: OnceLock::new(),
-            pooling: pooling(weights.path())?,
+            pooling: pooling(weights)?,
         })
     }
 
@@ -61,7 +59,10 @@ impl<B: Backend> TextEncoder<B> {
         if let Some(pieces) = self.pieces.get() {
             return Ok(pieces);
         }
-        let pieces = llmlingua2::pieces(&self.file)?;
+        let Some(file) = &self.file else {
+            return Err(no_tokenizer(&self.path));
+        };
+        let pieces = llmlingua2::pieces(file)?;
         Ok(self.pieces.get_or_init(|| pieces))
     }
 
@@ -97,7 +98,7 @@ impl<B: Backend> TextEncoder<B> {
             let id = |name: &&str| {
                 self.tokenizer.token_id(name).ok_or_else(|| {
                     Error::format(
-                        &self.file,
+                        self.file.as_ref().unwrap_or(&self.path),
                         format!("has no token {name}, which this model needs"),
                     )
                 })
@@ -208,9 +209,28 @@ impl<B: Backend> TokenClassifier for TextEncoder<B> {
     }
 }
 
-/// What sentence-transformers' `1_Pooling/config.json` beside the weights says.
-fn pooling(folder: &Path) -> Result<Pooling> {
-    let file = folder.join("1_Pooling").join("config.json");
+fn no_tokenizer(weights: &Path) -> Error {
+    Error::Unsupported {
+        what: format!("text with {}", weights.display()),
+        have: "no tokenizer.json beside the weights: put one there, or name it".into(),
+    }
+}
+
+/// What a GGUF, or sentence-transformers' `1_Pooling/config.json` beside the weights, says.
+fn pooling(weights: &Weights) -> Result<Pooling> {
+    if let Some(metadata) = weights.gguf() {
+        const KEY: &str = "bert.pooling_type";
+        // As llama.cpp numbers them; 0 is "none".
+        return match metadata.u32(KEY)? {
+            None | Some(0 | 1) => Ok(Pooling::Mean),
+            Some(2) => Ok(Pooling::First),
+            Some(other) => Err(Error::Unsupported {
+                what: format!("{}: {KEY} {other}", weights.path().display()),
+                have: "1 (the mean of all tokens), 2 (the first token)".into(),
+            }),
+        };
+    }
+    let file = weights.path().join("1_Pooling").join("config.json");
     if !file.exists() {
         return Ok(Pooling::default());
     }

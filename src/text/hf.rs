@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::normalizer::Range as NormalizedRange;
 use tokenizers::{NormalizedString, Normalizer};
@@ -42,19 +43,29 @@ enum Spelling {
 
 impl HfTokenizer {
     pub(super) fn from_file(path: &Path) -> Result<Self> {
-        let parsing = hf_file::open(path)?;
+        Ok(Self::new(path, hf_file::open(path)?))
+    }
+
+    /// Of a `tokenizer.json` that was made here; `name` stands for its path in messages.
+    pub(super) fn from_json(name: &str, json: &Value) -> Result<Self> {
+        let (path, json) = (Path::new(name), json.to_string());
+        let parsing = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;
+        Ok(Self::new(path, parsing))
+    }
+
+    fn new(path: &Path, parsing: tokenizers::Tokenizer) -> Self {
         let added = parsing.get_added_tokens_decoder().into_keys().collect();
         let spelling = parsing.get_decoder().map_or(Spelling::Plain, spelling);
         // Ids may have holes, so the size is the highest id, not the count.
         let highest = parsing.get_vocab(true).into_values().max();
-        Ok(HfTokenizer {
+        HfTokenizer {
             path: path.to_owned(),
             vocab_size: highest.map_or(0, |id| id as usize + 1),
             parsing,
             plain: OnceLock::new(),
             added,
             spelling,
-        })
+        }
     }
 
     pub(super) fn vocab_size(&self) -> usize {

@@ -20,6 +20,7 @@ mod spm;
 pub mod tokenizer;
 mod unicode;
 mod vocab;
+mod word_piece;
 
 pub use counts::{count_cl100k, count_o200k, encode_cl100k, encode_o200k, prepare_cl100k};
 pub use export::tokenizer_json;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::tokenizer::Encoding;
 use crate::error::{Error, Result};
 
@@ -11,6 +13,10 @@ pub(super) enum HfTokenizer {}
 impl HfTokenizer {
     pub(super) fn from_file(path: &Path) -> Result<Self> {
         Err(unsupported(path))
+    }
+
+    pub(super) fn from_json(name: &str, _: &Value) -> Result<Self> {
+        Err(unsupported(Path::new(name)))
     }
 
     pub(super) fn vocab_size(&self) -> usize {
@@ -62,6 +68,6 @@ impl Pieces {
 fn unsupported(path: &Path) -> Error {
     Error::Unsupported {
         what: path.display().to_string(),
-        have: "the tokenizers of GGUF files; this one needs the feature `tokenizer-json`".into(),
+        have: "byte-level and SentencePiece BPE of GGUF files; this one needs the feature `tokenizer-json`".into(),
     }
 }

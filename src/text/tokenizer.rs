@@ -7,6 +7,7 @@ use super::byte_bpe::ByteBpe;
 use super::hf::HfTokenizer;
 use super::spm::Spm;
 use super::vocab::{GgufVocab, Vocab};
+use super::word_piece;
 use crate::error::{Error, Result};
 
 /// Token ids and where each came from.
@@ -61,10 +62,15 @@ impl Tokenizer {
         let kind = match vocab.model.as_str() {
             "gpt2" => Kind::ByteBpe(ByteBpe::new(vocab)?),
             "llama" => Kind::Spm(Spm::new(vocab)?),
+            "bert" => {
+                let json = word_piece::tokenizer_json(&vocab)?;
+                Kind::Hf(Box::new(HfTokenizer::from_json("WordPiece", &json)?))
+            }
             other => {
                 return Err(Error::Unsupported {
                     what: format!("tokenizer model `{other}`"),
-                    have: "gpt2 (byte-level BPE), llama (SentencePiece BPE)".into(),
+                    have: "gpt2 (byte-level BPE), llama (SentencePiece BPE), bert (WordPiece)"
+                        .into(),
                 });
             }
         };

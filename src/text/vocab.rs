@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// The `tokenizer.ggml.*` keys of a GGUF as they stand in the file; nothing is checked yet.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GgufVocab {
-    /// `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece BPE) or `bert` (WordPiece).
     pub model: String,
     /// The pre-tokenizer of byte-level BPE: `smollm`, `gpt-2`, `llama-bpe`, `qwen2`, `gpt-4o`, `tekken`,
     /// `deepseek-llm`; empty or `default`: llama.cpp's default.

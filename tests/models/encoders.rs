@@ -2,13 +2,17 @@
 
 use crate::common;
 
+use std::path::Path;
+
 use prefold::model::weights::Weights;
 use prefold::model::{Encoder, EncoderInput, Model, Pooling};
 use prefold::ops::Cpu;
 use prefold::{Control, Device, Engine};
+use safetensors::SafeTensors;
 use serde_json::Value;
 
 use common::encoders::{agrees, folder};
+use common::gguf;
 
 #[test]
 fn states_and_classes_are_those_of_transformers() {
@@ -45,8 +49,121 @@ fn golden_json(name: &str) -> Value {
 }
 
 fn open(name: &str) -> Engine {
-    let builder = Engine::builder(folder(name)).device(Device::Cpu);
+    open_at(&folder(name))
+}
+
+fn open_at(path: &Path) -> Engine {
+    let builder = Engine::builder(path).device(Device::Cpu);
     builder.build().expect("the encoder opens")
+}
+
+/// A BERT without a head as llama.cpp's converter writes it: its tensors under their other names, its words
+/// with a mark where they begin.
+fn bert_as_gguf(name: &str) -> gguf::Writer {
+    let golden = |file: &str| std::fs::read(folder(name).join(file)).unwrap();
+    let json = |file: &str| -> Value { serde_json::from_slice(&golden(file)).unwrap() };
+    let config = json("config.json");
+    let mut writer = gguf::Writer::new();
+    writer.str("general.architecture", "bert");
+    for (key, ours) in [
+        ("block_count", "num_hidden_layers"),
+        ("context_length", "max_position_embeddings"),
+        ("embedding_length", "hidden_size"),
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count", "num_attention_heads"),
+    ] {
+        writer.u32(
+            &format!("bert.{key}"),
+            config[ours].as_u64().unwrap() as u32,
+        );
+    }
+    let eps = config["layer_norm_eps"].as_f64().unwrap() as f32;
+    writer.f32("bert.attention.layer_norm_epsilon", eps);
+    let tokenizer = json("tokenizer.json");
+    let vocab = tokenizer["model"]["vocab"].as_object().unwrap();
+    let mut tokens = vec![String::new(); vocab.len()];
+    let mut kinds = vec![1i32; vocab.len()];
+    for (name, id) in vocab {
+        let special = name.starts_with('[') && name.ends_with(']') && name.len() > 2;
+        let id = id.as_u64().unwrap() as usize;
+        tokens[id] = match name.strip_prefix("##") {
+            _ if special => name.clone(),
+            Some(rest) => rest.into(),
+            None => format!("\u{2581}{name}"),
+        };
+        if special {
+            kinds[id] = 3;
+        }
+    }
+    let kinds: Vec<u8> = kinds.iter().flat_map(|kind| kind.to_le_bytes()).collect();
+    writer
+        .str("tokenizer.ggml.model", "bert")
+        .strs("tokenizer.ggml.tokens", &tokens)
+        .array("tokenizer.ggml.token_type", 5, tokens.len() as u64, &kinds)
+        .u32("tokenizer.ggml.token_type_count", 2);
+    let weights = golden("model.safetensors");
+    for (name, tensor) in SafeTensors::deserialize(&weights).unwrap().tensors() {
+        let mut name = name.trim_start_matches("bert.").to_owned();
+        for (from, to) in [
+            ("embeddings.word_embeddings", "token_embd"),
+            ("embeddings.position_embeddings", "position_embd"),
+            ("embeddings.token_type_embeddings", "token_types"),
+            ("embeddings.LayerNorm", "token_embd_norm"),
+            ("encoder.layer", "blk"),
+            ("attention.self.query", "attn_q"),
+            ("attention.self.key", "attn_k"),
+            ("attention.self.value", "attn_v"),
+            ("attention.output.dense", "attn_output"),
+            ("attention.output.LayerNorm", "attn_output_norm"),
+            ("intermediate.dense", "ffn_up"),
+            ("output.dense", "ffn_down"),
+            ("output.LayerNorm", "layer_output_norm"),
+        ] {
+            name = name.replace(from, to);
+        }
+        writer.tensor(&name, tensor.shape(), gguf::F32, tensor.data().to_vec());
+    }
+    writer
+}
+
+#[test]
+fn a_gguf_with_its_own_tokenizer_is_the_same_encoder() {
+    let dir = common::TempDir::new();
+    for name in ["bert", "mbert-tokens"] {
+        let path = dir.write(&format!("{name}.gguf"), bert_as_gguf(name).bytes());
+        let (engine, folder) = (open_at(&path), open(name));
+        let golden = golden_json(name);
+        let rows = golden["texts"].as_array().unwrap();
+        for row in rows {
+            let want: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+            let text = row["text"].as_str().unwrap();
+            assert_eq!(engine.tokenize(text, true, true).unwrap(), want, "{text}");
+        }
+        let texts: Vec<String> = rows
+            .iter()
+            .map(|row| row["text"].as_str().unwrap().to_owned())
+            .collect();
+        let rank = |engine: &Engine| engine.rank(&texts[0], &texts, &Control::default());
+        if name == "bert" {
+            assert_eq!(rank(&engine).unwrap(), rank(&folder).unwrap());
+        }
+    }
+
+    let said = |writer: &gguf::Writer| {
+        let path = dir.write("bad.gguf", writer.bytes());
+        let builder = Engine::builder(&path).device(Device::Cpu);
+        builder.build().unwrap_err().to_string()
+    };
+    let mut last = bert_as_gguf("bert");
+    last.u32("bert.pooling_type", 3);
+    assert!(
+        said(&last).contains("bert.pooling_type 3"),
+        "{}",
+        said(&last)
+    );
+    let mut nameless = bert_as_gguf("bert");
+    nameless.without("tokenizer.ggml.tokens");
+    assert!(said(&nameless).contains("[CLS]"), "{}", said(&nameless));
 }
 
 #[test]
