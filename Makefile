@@ -77,13 +77,14 @@ test:
 #   make check-python      part of `make test`: types, style, and the tests that need no built module
 #   make test-python       the package's tests, on a build of the inner loop, which takes minutes
 #   make test-frameworks   the wheel by itself in an environment with LangChain, LlamaIndex, Haystack and Ray
+#   make notebook          docs/notebooks/compress.ipynb executed by the wheel, outputs and all
 PYTHON_VENV := .venv-python
 FRAMEWORKS  := .venv-frameworks
 PYTHON_T    ?= python3.14t
 WHEELS      := target/wheels
 IN_VENV      = "$(abspath $(1))/bin/python" -m
 
-.PHONY: wheel wheel-t sdist check-python test-python test-frameworks
+.PHONY: wheel wheel-t sdist check-python test-python frameworks-wheel test-frameworks notebook
 $(PYTHON_VENV): bindings/python/requirements.txt
 	rm -rf "$@" "$@.tmp" && $(PYTHON) -m venv "$@.tmp"
 	"$@.tmp/bin/python" -m pip install --quiet --disable-pip-version-check -r $<
@@ -108,6 +109,9 @@ sdist: $(PYTHON_VENV)
 check-python: $(PYTHON_VENV)
 	cd bindings/python && PYTHONPATH=python $(call IN_VENV,$(PYTHON_VENV)) pytest -q tests/test_prefix_file.py
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) mypy
+# By the search path, files named as the framework they import do not find themselves where it is absent.
+	cd bindings/python && PYTHONPATH=python $(call IN_VENV,$(PYTHON_VENV)) pyright \
+	  --pythonpath "$(abspath $(PYTHON_VENV))/bin/python"
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) ruff check --quiet .
 
 test-python: check-python
@@ -122,11 +126,18 @@ $(FRAMEWORKS): bindings/python/requirements-frameworks.txt
 	mv "$@.tmp" "$@"
 
 # `--ignore-installed`: a wheel of the same version may be another build.
-test-frameworks: $(FRAMEWORKS) wheel
+frameworks-wheel: $(FRAMEWORKS) wheel
 	$(call IN_VENV,$(FRAMEWORKS)) pip install --quiet --disable-pip-version-check --no-deps \
 	  --ignore-installed $(WHEELS)/prefold-*-abi3-*.whl
+
+test-frameworks: frameworks-wheel
 	PREFOLD_MODEL="$(abspath $(MODEL))" PREFOLD_FUZZ_SECONDS=30 PREFOLD_STRESS_SECONDS=60 \
 	  $(call IN_VENV,$(FRAMEWORKS)) pytest -s bindings/python/tests
+
+# Without times: the file changes where its outputs do.
+notebook: frameworks-wheel $(filter $(SMOLLM2),$(MODEL))
+	PREFOLD_MODEL="$(abspath $(MODEL))" $(call IN_VENV,$(FRAMEWORKS)) nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False docs/notebooks/compress.ipynb
 
 # Part of `make test`: every kernel executed by the CPU, directly and by the launcher for devices on a stand-in for
 # NVIDIA's driver. Needed: g++.

@@ -677,7 +677,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `Compressor.compress` as those of the library."""
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments["contexts"] = _texts("contexts", arguments.get("contexts", []))
-    rank = arguments.get("rank_method")
+    rank: str | RankFunction | None = arguments.get("rank_method")
     if callable(rank):
         del arguments["rank_method"]
         contexts: list[str] = arguments["contexts"]
@@ -708,7 +708,8 @@ def _json(arguments: Any) -> str:
 def _plain(value: Any) -> Any:
     """NumPy's numbers and arrays, sets, iterators, paths."""
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        path: str = os.fspath(value)
+        return path
     if hasattr(value, "tolist"):
         return value.tolist()
     if not isinstance(value, (bytes, bytearray, memoryview, type)) and hasattr(value, "__iter__"):

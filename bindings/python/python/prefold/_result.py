@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 
@@ -45,7 +46,7 @@ class KeptContext:
     index: int
     text: str
     tokens: int
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Result:
     target: int | None
     contexts: list[KeptContext]
     warnings: list[str]
-    pieces: list[Piece] = field(repr=False, default_factory=list)
-    _llmlingua: dict[str, Any] = field(repr=False, default_factory=dict)
+    pieces: list[Piece] = field(repr=False, default_factory=list[Piece])
+    _llmlingua: dict[str, Any] = field(repr=False, default_factory=dict[str, Any])
 
     @property
     def kept(self) -> list[int]:
@@ -101,11 +102,12 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The original prompt for a notebook: dropped text is struck through and grey."""
-        parts = []
-        for piece in self.pieces:
-            shown = html.escape(piece.text)
-            title = f' title="{piece.nll:.2f} nats"' if piece.nll is not None else ""
-            if piece.kept:
+        parts: list[str] = []
+        # Words that are shown alike are one element.
+        for (kept, nll), alike in groupby(self.pieces, key=lambda piece: (piece.kept, piece.nll)):
+            shown = html.escape("".join(piece.text for piece in alike))
+            title = f' title="{nll:.2f} nats"' if nll is not None else ""
+            if kept:
                 parts.append(f"<span{title}>{shown}</span>")
             else:
                 parts.append(f'<s style="opacity:.45"{title}>{shown}</s>')
@@ -191,7 +193,7 @@ class JsonResult:
     tokens_before: int
     tokens_after: int
     warnings: list[str]
-    _llmlingua: dict[str, Any] = field(repr=False, default_factory=dict)
+    _llmlingua: dict[str, Any] = field(repr=False, default_factory=dict[str, Any])
 
     def usage_dict(self) -> dict[str, Any]:
         """The dictionary that ``llmlingua`` returns, with its six keys."""

@@ -1,5 +1,7 @@
 """What vLLM finds by the entry point ``vllm.general_plugins``."""
 
+# pyright: standard, reportMissingImports=false
+
 from __future__ import annotations
 
 

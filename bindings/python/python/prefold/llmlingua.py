@@ -94,7 +94,7 @@ class PromptCompressor:
                 "model_config has no effect: the model is not opened by transformers", stacklevel=2
             )
         self.model_name = model_name
-        self.use_llmlingua2 = bool(use_llmlingua2)
+        self.use_llmlingua2: bool = bool(use_llmlingua2)
         self.open_api_config = open_api_config
         self.context_idxs: list[list[int]] = []
         self._budget = budget
@@ -473,7 +473,8 @@ class PromptCompressor:
         arguments["context"] = contexts = _texts("context", arguments["context"] or [])
         if arguments["force_context_ids"] is not None:
             arguments["force_context_ids"] = list(arguments["force_context_ids"])
-        rate, method = arguments["rate"], arguments["rank_method"]
+        rate = arguments["rate"]
+        method: RankMethod = arguments["rank_method"]
         if isinstance(rate, (int, float)) and rate > 1:
             raise AssertedError(f"rate {rate}: the share of tokens to keep lies in (0, 1]")
         if method == "longllmlingua" and not arguments["question"]:

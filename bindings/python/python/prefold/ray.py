@@ -13,6 +13,8 @@
 An actor opens the model once; ``threads`` is what it computes with, and should be its ``num_cpus``.
 """
 
+# pyright: standard, reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -62,12 +64,18 @@ class Compress:
     ) -> None:
         if on_error not in ("raise", "null"):
             raise ValueError(f"on_error {on_error!r}: expected 'raise' or 'null'")
-        self.columns = {"contexts": contexts, "question": question, "instruction": instruction}
+        self.columns: dict[str, str | None] = {
+            "contexts": contexts,
+            "question": question,
+            "instruction": instruction,
+        }
         self.output = output
-        self.budget = {"rate": rate, "target_tokens": target_tokens}
+        self.budget: dict[str, float | None] = {"rate": rate, "target_tokens": target_tokens}
         self.options = options
         self.on_error = on_error
-        self.compressor = Compressor(model, device=device, threads=threads, adapter=adapter)
+        self.compressor: Compressor = Compressor(
+            model, device=device, threads=threads, adapter=adapter
+        )
 
     def __call__(self, batch: Any) -> Any:
         """Takes a pyarrow table, a pandas frame or a dictionary of columns, and gives the same."""
@@ -85,7 +93,7 @@ class Compress:
             return batch.assign(**added)
         import numpy
 
-        made = {}
+        made: dict[str, Any] = {}
         for name, values in added.items():
             array = numpy.empty(len(values), dtype=object)
             array[:] = values
@@ -102,7 +110,7 @@ class Compress:
 
     def _added(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = len(columns[self.columns["contexts"] or ""])
-        requests = []
+        requests: list[dict[str, Any]] = []
         for row in range(rows):
             request: dict[str, Any] = {**self.options, **self.budget}
             for argument, column in self.columns.items():

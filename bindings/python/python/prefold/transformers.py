@@ -11,9 +11,15 @@ the number of rows: a pruned prefix has gaps. Whether the model is the one that 
 not checked; `prefix.metadata` names it.
 """
 
+# pyright: standard, reportMissingImports=false
+
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,13 +29,18 @@ from transformers import DynamicCache
 class Prefix:
     """Keys and values of every layer, `[1, kv_heads, tokens, head_dim]`, K rotated."""
 
-    def __init__(self, keys, values, metadata):
-        self.keys, self.values, self.metadata = keys, values, metadata
-        self.tokens = keys[0].shape[2]
-        self.next_pos = int(metadata["next_pos"])
+    def __init__(
+        self, keys: list[torch.Tensor], values: list[torch.Tensor], metadata: dict[str, str]
+    ) -> None:
+        self.keys: list[torch.Tensor] = keys
+        self.values: list[torch.Tensor] = values
+        self.metadata: dict[str, str] = metadata
+        self.tokens: int = keys[0].shape[2]
+        self.next_pos: int = int(metadata["next_pos"])
 
     @classmethod
-    def open(cls, path):
+    def open(cls, path: str | os.PathLike[str]) -> Prefix:
+        """Reads a prefix file whose K is rotated."""
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != "prefold-kv" or metadata.get("format_version") != "1":
@@ -43,7 +54,7 @@ class Prefix:
             values = [file.get_tensor(f"layers.{layer}.v")[None] for layer in range(layers)]
         return cls(keys, values, metadata)
 
-    def cache(self, model):
+    def cache(self, model: Any) -> DynamicCache:
         """A fresh DynamicCache for one generation: it grows with what follows."""
         config = model.config
         wanted = (config.num_hidden_layers, config.num_key_value_heads)
@@ -58,13 +69,13 @@ class Prefix:
 
 
 @contextlib.contextmanager
-def shifted(model, shift):
+def shifted(model: Any, shift: int) -> Iterator[None]:
     """While it lasts, `model.generate` gives every token a position `shift` higher."""
     prepare = model.prepare_inputs_for_generation
 
     # `generate` looks at the signature.
     @functools.wraps(prepare)
-    def prepare_shifted(input_ids, **kwargs):
+    def prepare_shifted(input_ids: Any, **kwargs: Any) -> Any:
         inputs = prepare(input_ids, **kwargs)
         given = inputs.get("input_ids")
         given = inputs["inputs_embeds"] if given is None else given
@@ -82,7 +93,7 @@ def shifted(model, shift):
         del model.prepare_inputs_for_generation
 
 
-def beginning(adapter):
+def beginning(adapter: str | os.PathLike[str]) -> torch.Tensor | None:
     """The embedding that an adapter's texts begin with, `[hidden]` (ICAE's [AE]); None for BOS."""
     path = os.path.join(adapter, "ae_embedding.safetensors")
     if not os.path.exists(path):
@@ -91,7 +102,14 @@ def beginning(adapter):
         return file.get_tensor("ae_embedding").flatten()
 
 
-def generate(model, prefix, prompt_ids=(), begin=None, placeholder=0, **options):
+def generate(
+    model: Any,
+    prefix: Prefix,
+    prompt_ids: Sequence[int] = (),
+    begin: torch.Tensor | None = None,
+    placeholder: int = 0,
+    **options: Any,
+) -> list[int]:
     """Ids that `model.generate(..., **options)` makes after the prefix and a prompt.
 
     The prompt is a list of ids, at least one, or in its place the embedding `begin`.
@@ -113,4 +131,5 @@ def generate(model, prefix, prompt_ids=(), begin=None, placeholder=0, **options)
         made = model.generate(
             **inputs, attention_mask=mask, past_key_values=prefix.cache(model), **options
         )
-    return made[0, skip:].tolist()
+    ids_made: list[int] = made[0, skip:].tolist()
+    return ids_made

@@ -16,11 +16,14 @@ a model of other sizes, and one whose prompt has nothing after the prefix. Wheth
 one that made the prefix is not checked.
 """
 
+# pyright: standard, reportMissingImports=false
+
 import json
 import math
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,7 +36,7 @@ from vllm.logger import init_logger
 
 from prefold._prefix_file import PrefixError, path_of, read_header
 
-logger = init_logger("vllm.prefold")
+logger: Any = init_logger("vllm.prefold")
 
 
 @dataclass
@@ -50,10 +53,12 @@ class Load:
 
 @dataclass
 class Loads(KVConnectorMetadata):
-    loads: list[Load] = field(default_factory=list)
+    """What the workers load in one step."""
+
+    loads: list[Load] = field(default_factory=list[Load])
 
 
-def frequencies(metadata):
+def frequencies(metadata: dict[str, str]) -> torch.Tensor:
     """Angles of one position, `[rope_dim / 2]`, in f64."""
     dim, theta = int(metadata["rope_dim"]), float(metadata["rope_theta"])
     plain = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
@@ -76,7 +81,7 @@ def frequencies(metadata):
     return (1 - smooth) * plain / value["factor"] + smooth * plain
 
 
-def moved(keys, shift, metadata):
+def moved(keys: torch.Tensor, shift: int, metadata: dict[str, str]) -> torch.Tensor:
     """K, `[kv_heads, tokens, head_dim]`, rotated by `shift` positions more."""
     if "rope_theta" not in metadata:
         raise PrefixError(
@@ -91,7 +96,7 @@ def moved(keys, shift, metadata):
 class PrefoldConnector(KVConnectorBase_V1):
     """Reads only; a request without `kv_transfer_params["prefix"]` is none of its business."""
 
-    def __init__(self, vllm_config, role, kv_cache_config=None):
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         # Under "recompute" a prefix that does not load is computed from its placeholder ids.
         policy = getattr(self._kv_transfer_config, "kv_load_failure_policy", "fail")
@@ -102,11 +107,13 @@ class PrefoldConnector(KVConnectorBase_V1):
             raise ValueError(f"kv_connector_extra_config names no folder of prefixes: {folder}")
         self._folder = os.path.realpath(folder)
         self._block_size = vllm_config.cache_config.block_size
-        self._asked, self._loads, self._failed = {}, [], set()
+        self._asked: dict[str, tuple[str, int, int, str | None]] = {}
+        self._loads: list[Load] = []
+        self._failed: set[int] = set()
 
     # In the scheduler.
 
-    def _open(self, request, name):
+    def _open(self, request: Any, name: Any) -> tuple[str, int]:
         """Path and number of rows of the prefix that a request asks for."""
         path = path_of(self._folder, name)
         metadata, rows = read_header(path)
@@ -118,7 +125,10 @@ class PrefoldConnector(KVConnectorBase_V1):
             )
         return path, rows
 
-    def get_num_new_matched_tokens(self, request, num_computed_tokens):
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """Claims the rows of the prefix that a request asks for."""
         params = request.kv_transfer_params
         name = params.get("prefix") if isinstance(params, dict) else None
         if name is None:
@@ -134,7 +144,8 @@ class PrefoldConnector(KVConnectorBase_V1):
         self._asked[request.request_id] = (path, num_computed_tokens, count, error)
         return count, False
 
-    def update_state_after_alloc(self, request, blocks, num_external_tokens):
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Notes which slots of the cache the claimed rows go to."""
         asked = self._asked.pop(request.request_id, None)
         if asked is None:
             return
@@ -152,14 +163,17 @@ class PrefoldConnector(KVConnectorBase_V1):
             Load(request.request_id, path, start, slots, ids[first : last + 1], error)
         )
 
-    def build_connector_meta(self, scheduler_output):
+    def build_connector_meta(self, scheduler_output: Any) -> Loads:
+        """Gives the workers what they load next."""
         loads, self._loads = self._loads, []
         return Loads(loads)
 
     # In the workers.
 
-    def start_load_kv(self, forward_context, **kwargs):
-        for load in self._get_connector_metadata().loads:
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Loads all rows; those that fail are reported by their blocks."""
+        made: Any = self._get_connector_metadata()
+        for load in made.loads:
             try:
                 if load.error:
                     raise PrefixError(load.error)
@@ -168,7 +182,7 @@ class PrefoldConnector(KVConnectorBase_V1):
                 logger.error("request %s: prefix: %s", load.request, reason)
                 self._failed.update(load.blocks)
 
-    def _load(self, load, layers):
+    def _load(self, load: Load, layers: dict[str, Any]) -> None:
         metadata, rows = read_header(load.path)
         if rows < load.start + len(load.slots):
             raise PrefixError(f"{os.path.basename(load.path)} has become shorter")
@@ -205,15 +219,18 @@ class PrefoldConnector(KVConnectorBase_V1):
         except Exception as error:
             raise PrefixError(f"{os.path.basename(load.path)}: {error}") from error
 
-    def get_block_ids_with_load_errors(self):
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Gives the blocks whose rows did not load, once."""
         failed, self._failed = self._failed, set()
         return failed
 
-    def wait_for_layer_load(self, layer_name):
+    def wait_for_layer_load(self, layer_name: str) -> None:
         """All is there when `start_load_kv` returns."""
 
-    def save_kv_layer(self, layer_name, kv_layer, attn_metadata, **kwargs):
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
         """Nothing is saved."""
 
-    def wait_for_save(self):
+    def wait_for_save(self) -> None:
         """Nothing is saved."""

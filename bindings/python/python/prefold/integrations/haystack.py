@@ -4,6 +4,8 @@
 >>> pipeline.add_component("compressor", PrefoldCompressor(rate=0.5))  # doctest: +SKIP
 """
 
+# pyright: standard, reportMissingImports=false
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -45,8 +47,8 @@ class PrefoldCompressor:
         self.model = model
         self.device = device
         self.threads = threads
-        self.options = dict(options or {})
-        self.compressor = Compressor(model, device=device, threads=threads)
+        self.options: dict[str, Any] = dict(options or {})
+        self.compressor: Compressor = Compressor(model, device=device, threads=threads)
 
     def warm_up(self) -> None:
         """Opens the model."""

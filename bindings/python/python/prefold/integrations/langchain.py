@@ -7,10 +7,12 @@
 ... )  # doctest: +SKIP
 """
 
+# pyright: standard, reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import Document
@@ -43,7 +45,7 @@ class PrefoldCompressor(BaseDocumentCompressor):
         All other options of ``Compressor.compress``.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
 
     compressor: Compressor = Field(default_factory=Compressor)
     rate: float = 0.5
@@ -124,10 +126,10 @@ class ToolMessageCompressor:
         min_tokens: int = 300,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self.compressor = compressor or Compressor()
+        self.compressor: Compressor = compressor or Compressor()
         self.rate = rate
         self.min_tokens = min_tokens
-        self.options = dict(options or {})
+        self.options: dict[str, Any] = dict(options or {})
 
     def __call__(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Gives the messages with shorter tool results, ranked by the newest human message."""

@@ -6,6 +6,8 @@
 ... )  # doctest: +SKIP
 """
 
+# pyright: standard, reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any
