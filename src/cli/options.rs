@@ -191,6 +191,13 @@ pub struct Flags {
     /// Of kept strings (--force-token) that come to stand side by side keep one
     #[arg(long, requires = "llmlingua2", help_heading = LLMLINGUA2)]
     drop_consecutive: bool,
+    /// Tokens on either side of a chunk of a long text that are read with it [default: 0]
+    #[arg(long, value_name = "TOKENS", requires = "llmlingua2", help_heading = LLMLINGUA2)]
+    overlap: Option<usize>,
+    /// Keep the contexts that answer the question best, not those whose words are likeliest to be kept
+    #[arg(long, requires_all = ["llmlingua2", "question"],
+        conflicts_with = "no_context_level_filter", help_heading = LLMLINGUA2)]
+    rank_by_question: bool,
     /// A token after which a text of more than 510 tokens may be cut; may be repeated [default: `.` and a
     /// line break]
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true,
@@ -298,6 +305,8 @@ impl Flags {
         o.force_reserve_digit = self.force_digits;
         o.drop_consecutive = self.drop_consecutive;
         o.probability_threshold = self.probability_threshold;
+        set(&mut o.overlap, self.overlap);
+        o.rank_by_question = self.rank_by_question;
         if !self.chunk_end_token.is_empty() {
             o.chunk_end_tokens = self.chunk_end_token;
         }
@@ -475,6 +484,7 @@ mod tests {
             "--force-digits",
             "--drop-consecutive",
             "--probability-threshold=0.4",
+            "--overlap=64",
             "--chunk-end-token=!",
         ]);
         let want = LlmLingua2::default()
@@ -486,6 +496,7 @@ mod tests {
             .with_force_reserve_digit(true)
             .with_drop_consecutive(true)
             .with_probability_threshold(Some(0.4))
+            .with_overlap(64)
             .with_chunk_end_tokens(vec!["!".into()]);
         assert_eq!(classified, (Budget::default(), want.into()));
     }

@@ -80,7 +80,8 @@ impl Request {
 
     /// Reads the keyword arguments of the reference's `compress_prompt_llmlingua2`, with its defaults.
     ///
-    /// As there, what else `compress_prompt` takes is taken and has no effect, a question too.
+    /// As there, what else `compress_prompt` takes is taken and has no effect; a question has one under
+    /// [`LlmLingua2::rank_by_question`] alone.
     ///
     /// # Errors
     /// As [`Request::from_python`].
@@ -98,6 +99,10 @@ impl Request {
             _ => args.texts("context")?,
         };
         let options = LlmLingua2::take(&mut args)?;
+        let question = match options.rank_by_question {
+            true => args.or("question", String::new())?,
+            false => String::new(),
+        };
         for name in ["instruction", "question"]
             .iter()
             .chain(LlmLingua::NAMES)
@@ -107,6 +112,7 @@ impl Request {
         }
         args.finish()?;
         Ok(Request::new(contexts)
+            .with_question(question)
             .with_budget(budget)
             .with_mode(options))
     }

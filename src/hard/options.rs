@@ -398,6 +398,15 @@ options! {
         pub probability_threshold (with_probability_threshold): Option<f64> = None,
         /// Tokens after which a text of more than 510 tokens may be cut.
         pub chunk_end_tokens (with_chunk_end_tokens): Vec<String> = vec![".".into(), "\n".into()],
+        /// Tokens before and after a chunk that the classifier reads with it, at most 192; chunks are so much
+        /// shorter. Not an option of the reference, where each chunk is read by itself.
+        pub overlap (with_overlap): usize = 0,
+        /// Let the context level keep what answers the question best, by [`Ranker`], not the contexts whose
+        /// words are likeliest to be kept. Needs a question and `use_context_level_filter`. Not an option of
+        /// the reference.
+        ///
+        /// [`Ranker`]: crate::hard::Ranker
+        pub rank_by_question (with_rank_by_question): bool = false,
     }
 }
 
@@ -494,12 +503,33 @@ impl Exact {
 }
 
 impl LlmLingua2 {
-    /// Refuses values outside their range.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Leaves a chunk 128 of 512 tokens.
+    const MOST_OVERLAP: usize = 192;
+
+    /// Refuses values outside their range, and what has no effect.
+    pub(super) fn check(&self, question: &str) -> Result<()> {
         if self.context_level_rate.is_nan() || self.context_level_rate < 0.0 {
             return Err(Error::input(
                 format!("context_level_rate {}", self.context_level_rate),
                 "the share of contexts to keep is 0 or more",
+            ));
+        }
+        if self.overlap > Self::MOST_OVERLAP {
+            return Err(Error::input(
+                format!("overlap {}", self.overlap),
+                format!("at most {} tokens", Self::MOST_OVERLAP),
+            ));
+        }
+        if self.rank_by_question && question.is_empty() {
+            return Err(Error::input(
+                "rank_by_question",
+                "there is no question; give one, or leave this out",
+            ));
+        }
+        if self.rank_by_question && !self.use_context_level_filter {
+            return Err(Error::input(
+                "rank_by_question",
+                "it has no effect without use_context_level_filter; leave it out",
             ));
         }
         match self.probability_threshold {

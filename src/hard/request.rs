@@ -128,12 +128,13 @@ impl Request {
                     ("question", &self.question),
                     ("instruction", &self.instruction),
                 ] {
-                    if !text.is_empty() {
+                    let read = name == "question" && options.rank_by_question;
+                    if !(text.is_empty() || read) {
                         let reason = "mode llmlingua2 reads contexts alone; leave it out";
                         return Err(Error::input(name, reason));
                     }
                 }
-                options.check()
+                options.check(&self.question)
             }
         }
     }

@@ -217,6 +217,87 @@ fn an_encoder_stands_beside_a_model() {
 }
 
 #[test]
+fn a_question_chooses_the_contexts() {
+    let engine = engine("mbert-tokens");
+    let contexts = [
+        "The council votes on the motion in May.",
+        "The harbour is closed when it blows.",
+        "The lighthouse was built by Ada Roy in 1874.",
+        "A ferry leaves at seven from the old harbour.",
+    ];
+    let options = LlmLingua2::default()
+        .with_use_context_level_filter(true)
+        .with_target_context(1)
+        .with_rank_by_question(true);
+    let request = |options: &LlmLingua2, question: &str| {
+        let request = Request::new(contexts)
+            .with_rate(0.8)
+            .with_question(question);
+        request.with_mode(options.clone())
+    };
+    for (question, best) in [
+        ("Who built the lighthouse?", 2),
+        ("When does the ferry leave?", 3),
+    ] {
+        let result = engine.compress(&request(&options, question)).unwrap();
+        let kept: Vec<usize> = result.contexts.iter().map(|kept| kept.index).collect();
+        assert_eq!(kept, [best], "{question}: {result:?}");
+    }
+    // By JSON's keyword arguments too.
+    let arguments = serde_json::json!({
+        "context": contexts, "question": "Who built the lighthouse?", "rate": 0.8, "target_context": 1,
+        "use_context_level_filter": true, "rank_by_question": true,
+    });
+    let read = Request::from_llmlingua2(arguments.as_object().unwrap().clone()).unwrap();
+    assert_eq!(read, request(&options, "Who built the lighthouse?"));
+
+    let said = |options: &LlmLingua2, question: &str| {
+        let result = engine.compress(&request(options, question));
+        result.unwrap_err().to_string()
+    };
+    for (options, question) in [
+        (options.clone(), ""),
+        (options.clone().with_use_context_level_filter(false), "Who?"),
+    ] {
+        let error = said(&options, question);
+        assert!(error.contains("rank_by_question"), "{error}");
+    }
+    let error = said(&options.with_rank_by_question(false), "Who?");
+    assert!(error.contains("question"), "{error}");
+}
+
+#[test]
+fn chunks_of_a_long_text_overlap() {
+    let engine = engine("xlmr-tokens");
+    let short = "The council votes on the motion. Is it clear? It is!";
+    let long: String = (0..150)
+        .map(|i| format!("Item {i} of the motion is clear to the council. "))
+        .collect();
+    let kept = |text: &str, overlap: usize, threshold: f64| {
+        let options = LlmLingua2::default()
+            .with_overlap(overlap)
+            .with_probability_threshold(Some(threshold));
+        let request = Request::new([text]).with_mode(options);
+        engine.compress(&request).map(|result| result.text)
+    };
+    for threshold in [0.0, 0.5] {
+        // What fits has nothing around it.
+        assert_eq!(
+            kept(short, 64, threshold).unwrap(),
+            kept(short, 0, threshold).unwrap()
+        );
+    }
+    // No word is read twice or left out; the reference's chunks lose the space between them.
+    let letters = |text: &str| -> String { text.split_whitespace().collect() };
+    for overlap in [0, 1, 64, 192] {
+        let all = kept(&long, overlap, 0.0).unwrap();
+        assert!(letters(&all) == letters(&long), "{overlap}: {all}");
+    }
+    let error = kept(&long, 193, 0.5).unwrap_err().to_string();
+    assert!(error.contains("overlap 193"), "{error}");
+}
+
+#[test]
 fn a_threshold_keeps_what_is_above_it() {
     let engine = engine("mbert-tokens");
     let text =

@@ -13,6 +13,7 @@ use crate::model::EncoderInput;
 use crate::model::config::Family;
 use crate::text::{Pieces, counts::count_cl100k};
 
+use super::exact::rank::Ranker;
 use super::options::{LlmLingua2, TokenToWord};
 use super::request::{Budget, Request};
 use super::result::{Compressed, KeptContext, Piece};
@@ -85,6 +86,13 @@ impl Forced<'_> {
     }
 }
 
+/// A part of a context that is read at a time.
+struct Chunk {
+    text: String,
+    /// Pieces on either side that are read with it ([`LlmLingua2::overlap`]).
+    around: [Vec<String>; 2],
+}
+
 /// A chunk's words and which of them stay.
 struct Judged {
     words: Vec<String>,
@@ -92,6 +100,14 @@ struct Judged {
     text: String,
     /// Nothing of it was put to the vote.
     untouched: bool,
+}
+
+/// A share, and tokens where the budget says so.
+fn rate_and_target(budget: Budget) -> (f64, Option<usize>) {
+    match budget {
+        Budget::Rate(rate) => (rate, None),
+        Budget::Tokens(target) => (0.5, Some(target)),
+    }
 }
 
 impl Classified<'_> {
@@ -124,19 +140,16 @@ impl Classified<'_> {
             }
             chunks.push(self.chunks(&text, &ends)?);
         }
-        let (mut rate, target) = match request.budget {
-            Budget::Rate(rate) => (rate, None),
-            Budget::Tokens(target) => (0.5, Some(target)),
-        };
+        let (mut rate, target) = rate_and_target(request.budget);
 
         let mut kept: Vec<usize> = (0..contexts.len()).collect();
         let mut dropped_words = Vec::new();
         if options.use_context_level_filter && contexts.len() != 1 {
-            let (chosen, words) = self.choose(&chunks, &forced, rate, target, before)?;
+            let (chosen, words) = self.choose(request, &chunks, &forced, before)?;
             let left: usize = chosen
                 .iter()
                 .flat_map(|&i| &chunks[i])
-                .map(|chunk| count_cl100k(chunk))
+                .map(|chunk| count_cl100k(&chunk.text))
                 .sum();
             if let Some(target) = target {
                 rate = share(target, left)?;
@@ -158,12 +171,12 @@ impl Classified<'_> {
                 judged.push(
                     chunks[i]
                         .iter()
-                        .map(|chunk| whole(&forced.restored(chunk)))
+                        .map(|chunk| whole(&forced.restored(&chunk.text)))
                         .collect(),
                 );
             }
         } else {
-            let all: Vec<&String> = kept.iter().flat_map(|&i| &chunks[i]).collect();
+            let all: Vec<&Chunk> = kept.iter().flat_map(|&i| &chunks[i]).collect();
             let words = self.words(&all, &forced)?;
             let mut done = words
                 .into_iter()
@@ -199,10 +212,17 @@ impl Classified<'_> {
         Ok(Forced { strings, map })
     }
 
-    /// Texts of up to 510 tokens, cut after one of `ends` where there is one (`__chunk_context`).
-    fn chunks(&self, text: &str, ends: &[&str]) -> Result<Vec<String>> {
-        let room = self.window() - 2;
+    /// Texts of up to 510 tokens, what is read around them included, cut after one of `ends` where there is one
+    /// (`__chunk_context`).
+    fn chunks(&self, text: &str, ends: &[&str]) -> Result<Vec<Chunk>> {
         let pieces = self.pieces.split(text)?;
+        let all = self.window() - 2;
+        // A short text has nothing around it. A classifier that reads a few tokens keeps most of them.
+        let overlap = match pieces.len() > all {
+            true => self.options.overlap.min(all / 4),
+            false => 0,
+        };
+        let room = all - 2 * overlap;
         let mut chunks = Vec::new();
         let mut start = 0;
         while start < pieces.len() {
@@ -213,7 +233,12 @@ impl Classified<'_> {
                 let at_end = |&at: &usize| ends.contains(&pieces[at].as_str());
                 end = (start + 1..=end).rev().find(at_end).unwrap_or(end);
             }
-            chunks.push(self.pieces.join(pieces[start..=end].to_vec())?);
+            let before = &pieces[start.saturating_sub(overlap)..start];
+            let after = &pieces[end + 1..pieces.len().min(end + 1 + overlap)];
+            chunks.push(Chunk {
+                text: self.pieces.join(pieces[start..=end].to_vec())?,
+                around: [before.to_vec(), after.to_vec()],
+            });
             start = end + 1;
         }
         Ok(chunks)
@@ -224,7 +249,7 @@ impl Classified<'_> {
     }
 
     /// The words of chunks, judged.
-    fn words(&self, chunks: &[&String], forced: &Forced<'_>) -> Result<Vec<Words>> {
+    fn words(&self, chunks: &[&Chunk], forced: &Forced<'_>) -> Result<Vec<Words>> {
         let unknown = ["[UNK]", "<unk>"];
         let unknown = unknown
             .iter()
@@ -236,11 +261,16 @@ impl Classified<'_> {
         };
         let mut inputs = Vec::with_capacity(chunks.len());
         let mut names = Vec::with_capacity(chunks.len());
+        let mut own = Vec::with_capacity(chunks.len());
         for chunk in chunks {
+            let [before, after] = &chunk.around;
             // The reference puts BERT's marks around the text of every model: XLM-RoBERTa reads them as
             // unknown.
             let mut pieces = vec!["[CLS]".to_owned()];
-            pieces.extend(self.pieces.split(chunk)?);
+            pieces.extend_from_slice(before);
+            pieces.extend(self.pieces.split(&chunk.text)?);
+            let end = pieces.len();
+            pieces.extend_from_slice(after);
             pieces.push("[SEP]".to_owned());
             pieces.truncate(self.window());
             // A padding in the text is padding.
@@ -259,7 +289,21 @@ impl Classified<'_> {
                 },
                 ..EncoderInput::default()
             });
-            names.push(seen().map(|(_, piece)| piece.clone()).collect::<Vec<_>>());
+            names.push(
+                seen()
+                    .map(|(_, piece)| piece.clone())
+                    .collect::<Vec<String>>(),
+            );
+            // With nothing around it the marks are part of a chunk, as in the reference; they make no words.
+            let inner = match before.is_empty() && after.is_empty() {
+                true => 0..pieces.len(),
+                false => 1 + before.len()..end,
+            };
+            own.push(
+                seen()
+                    .map(|(at, _)| inner.contains(&at))
+                    .collect::<Vec<bool>>(),
+            );
         }
         let probabilities = self.classifier.keep_probabilities(&inputs)?;
         let rules = words::Rules {
@@ -269,22 +313,31 @@ impl Classified<'_> {
             digits: self.options.force_reserve_digit,
         };
         Ok(names
-            .iter()
-            .zip(&probabilities)
-            .map(|(names, probabilities)| rules.merge(names, probabilities))
+            .into_iter()
+            .zip(probabilities)
+            .zip(own)
+            .map(|((names, probabilities), own)| {
+                let (names, probabilities): (Vec<String>, Vec<f32>) = names
+                    .into_iter()
+                    .zip(probabilities)
+                    .zip(own)
+                    .filter_map(|(piece, own)| own.then_some(piece))
+                    .unzip();
+                rules.merge(&names, &probabilities)
+            })
             .collect())
     }
 
     /// The contexts that stay, and the words of all (`use_context_level_filter`).
     fn choose(
         &self,
-        chunks: &[Vec<String>],
+        request: &Request,
+        chunks: &[Vec<Chunk>],
         forced: &Forced<'_>,
-        rate: f64,
-        target: Option<usize>,
         before: usize,
     ) -> Result<(Vec<usize>, Vec<Vec<String>>)> {
         let options = self.options;
+        let (rate, target) = rate_and_target(request.budget);
         let given = |number: i64| usize::try_from(number).ok();
         let mut level_rate = options.context_level_rate.min(1.0);
         let mut level_target = given(options.context_level_target_token);
@@ -308,7 +361,7 @@ impl Classified<'_> {
         if let Some(target) = level_target {
             level_rate = share(target, before)?;
         }
-        let all: Vec<&String> = chunks.iter().flatten().collect();
+        let all: Vec<&Chunk> = chunks.iter().flatten().collect();
         let mut judged = self.words(&all, forced)?.into_iter();
         let mut scores = Vec::with_capacity(chunks.len());
         let mut words = Vec::with_capacity(chunks.len());
@@ -329,6 +382,11 @@ impl Classified<'_> {
         }
         if scores.is_empty() {
             return Ok((Vec::new(), Vec::new()));
+        }
+        if options.rank_by_question {
+            let contexts: Vec<&str> = request.contexts.iter().map(String::as_str).collect();
+            let worth = Ranker::shipped().rank(&request.question, &contexts);
+            scores = worth.into_iter().map(Probability::Double).collect();
         }
         let threshold = percentile(&scores, (100.0 * (1.0 - level_rate)) as i64)?;
         let chosen = (0..scores.len())
@@ -511,6 +569,64 @@ impl TokenToWord {
         match self {
             TokenToWord::First => tokens.first().copied().unwrap_or(Probability::Single(0.0)),
             TokenToWord::Mean => Probability::mean(tokens),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Remembers what it was asked, and keeps everything.
+    #[derive(Default)]
+    struct Asked(Mutex<Vec<Vec<u32>>>);
+
+    impl TokenClassifier for Asked {
+        fn family(&self) -> Family {
+            Family::Bert
+        }
+
+        fn max_positions(&self) -> usize {
+            512
+        }
+
+        fn keep_probabilities(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
+            let ids = inputs.iter().map(|input| input.ids.clone());
+            self.0.lock().unwrap().extend(ids);
+            Ok(inputs
+                .iter()
+                .map(|input| vec![1.0; input.ids.len()])
+                .collect())
+        }
+    }
+
+    #[test]
+    fn neighbours_of_a_chunk_are_read_with_it() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/encoders");
+        let pieces = pieces(&folder.join("mbert-tokens/tokenizer.json")).unwrap();
+        let classifier = Asked::default();
+        let options = LlmLingua2::default()
+            .with_overlap(32)
+            .with_probability_threshold(Some(0.5));
+        let text: String = (0..300).map(|i| format!("item {i} is clear. ")).collect();
+        let request = Request::new([text]).with_mode(options.clone());
+        let classified = Classified {
+            classifier: &classifier,
+            pieces: &pieces,
+            options: &options,
+        };
+        classified.compress(&request).unwrap();
+        let asked = classifier.0.into_inner().unwrap();
+        assert!(asked.len() > 3, "{}", asked.len());
+        assert!(asked.iter().all(|ids| ids.len() <= 512));
+        for (one, next) in asked.iter().zip(&asked[1..]) {
+            // Between the marks: the last 32 of one are read before and after the border, 64 tokens in all.
+            let (one, next) = (&one[1..one.len() - 1], &next[1..next.len() - 1]);
+            let shared = one.len().min(next.len()).min(64);
+            assert_eq!(one[one.len() - shared..], next[..shared]);
         }
     }
 }
