@@ -123,6 +123,14 @@ enum WayName {
     PrefoldSentence,
     /// Ours, by tokens
     PrefoldToken,
+    /// The host's K and V of the tokens that surprise it
+    KvLlmlingua,
+    /// The host's K and V that SnapKV keeps
+    KvSnapkv,
+    /// The host's K and V that Expected Attention keeps
+    KvExpectedAttention,
+    /// The host's K and V that KeyDiff keeps
+    KvKeydiff,
 }
 
 /// Texts given back: ROUGE, BLEU, exact match, and nll of the text

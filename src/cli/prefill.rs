@@ -20,7 +20,7 @@ pub struct Args {
     /// is so many tokens
     #[arg(long, value_name = "SHARE|TOKENS", value_parser = keep, allow_negative_numbers = true)]
     keep: Option<Keep>,
-    /// By what they are chosen: the tokens' surprise, or attention, per layer and head group
+    /// By what they are chosen: the tokens' surprise, or per layer and head group attention or their keys
     #[arg(
         long,
         value_enum,

@@ -19,7 +19,7 @@ use crate::hard::{
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
-use crate::soft::{Adapter, Ask, EncodeOptions, Sampling, Source};
+use crate::soft::{Adapter, Ask, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
 
 /// A way to bring documents to the host.
 #[derive(Debug, Clone)]
@@ -38,11 +38,13 @@ pub enum Way<'a> {
     Fold(&'static str, Box<Mode>),
     /// A KV prefix by an adapter of the host's.
     Prefix(&'a Adapter, Method),
+    /// The host's own K and V of all documents, pruned to the rate.
+    Pruned(KeepBy),
 }
 
 impl<'a> Way<'a> {
     /// What there is without an adapter: the three fixed ways, random ones, our default, our other
-    /// granularities, and the two presets of the reference.
+    /// granularities, the two presets of the reference, and pruned caches.
     pub fn all() -> Vec<Way<'a>> {
         let ours = |name, granularity| {
             let options = Exact::default().with_granularity(granularity);
@@ -68,6 +70,10 @@ impl<'a> Way<'a> {
             ours("prefold-context", Granularity::Context),
             ours("prefold-sentence", Granularity::Sentence),
             ours("prefold-token", Granularity::Token),
+            Way::Pruned(KeepBy::Llmlingua),
+            Way::Pruned(KeepBy::Snapkv),
+            Way::Pruned(KeepBy::ExpectedAttention),
+            Way::Pruned(KeepBy::Keydiff),
         ]
     }
 
@@ -81,18 +87,26 @@ impl<'a> Way<'a> {
             Way::RandomTokens => "random-tokens",
             Way::Fold(name, _) => name,
             Way::Prefix(_, method) => method.name(),
+            Way::Pruned(KeepBy::Llmlingua) => "kv-llmlingua",
+            Way::Pruned(KeepBy::Snapkv) => "kv-snapkv",
+            Way::Pruned(KeepBy::ExpectedAttention) => "kv-expected-attention",
+            Way::Pruned(KeepBy::Keydiff) => "kv-keydiff",
         }
     }
 
     /// Whether a rate means something to it.
     pub fn has_rate(&self) -> bool {
-        matches!(self, Way::RandomWords | Way::RandomTokens | Way::Fold(..))
+        matches!(
+            self,
+            Way::RandomWords | Way::RandomTokens | Way::Fold(..) | Way::Pruned(_)
+        )
     }
 }
 
 /// The task: every question in every way.
 ///
-/// The host reads `CONTEXT`, a blank line, `Question: …` and `Answer:`; behind a prefix the last two.
+/// The host reads `CONTEXT`, a blank line, `Question: …` and `Answer:`; after an adapter's prefix the last two,
+/// after a pruned cache the blank line too.
 /// Its answer ends with the line, with its end-of-text token, or after `max_new_tokens`.
 pub struct Qa<'a> {
     scorer: &'a Engine,
@@ -203,6 +217,20 @@ impl<'a> Qa<'a> {
                     .encode(adapter, &source, &options)?;
                 return Ok(Read::Prefix(Box::new(prefix)));
             }
+            Way::Pruned(by) => {
+                let text = whole(docs);
+                let ids = self.host.tokenizer()?.encode(&text, true, false)?.ids;
+                if text.is_empty() {
+                    return Ok(Read::Text(text));
+                }
+                // A few tokens are too few to choose from.
+                let options = PrefillOptions {
+                    keep: (ids.len() > 8).then_some((rate, *by)),
+                };
+                let prefixes = self.host.prefixes().with(control);
+                let prefix = prefixes.prefill(&Source::text(&text, ids), &options)?;
+                return Ok(Read::Cache(Box::new(prefix)));
+            }
         }))
     }
 }
@@ -210,7 +238,10 @@ impl<'a> Qa<'a> {
 /// What a host reads in place of documents.
 enum Read {
     Text(String),
+    /// In place of the text.
     Prefix(Box<KvPrefix>),
+    /// Of the text itself, which a blank line follows.
+    Cache(Box<KvPrefix>),
 }
 
 impl Task for Qa<'_> {
@@ -286,6 +317,11 @@ impl Task for Qa<'_> {
                     let prompt = tokenizer.encode(&asked, false, false)?.ids;
                     (prompt, prefix.shape().tokens)
                 }
+                Read::Cache(prefix) => {
+                    let prompt = format!("\n\n{asked}");
+                    let prompt = tokenizer.encode(&prompt, false, false)?.ids;
+                    (prompt, prefix.shape().tokens)
+                }
             };
             let gold = question.answers.first().map_or("", String::as_str);
             let gold = tokenizer.encode(&format!(" {gold}"), false, false)?.ids;
@@ -296,7 +332,7 @@ impl Task for Qa<'_> {
             .iter()
             .map(|(context, prompt, gold, _)| Ask {
                 prefix: match context {
-                    Read::Prefix(prefix) => Some(prefix),
+                    Read::Prefix(prefix) | Read::Cache(prefix) => Some(prefix),
                     Read::Text(_) => None,
                 },
                 prompt: Input::Ids(prompt),

@@ -211,6 +211,7 @@ pub extern "C" fn prefold_prefill(
             0 => KeepBy::ExpectedAttention,
             1 => KeepBy::Snapkv,
             2 => KeepBy::Llmlingua,
+            3 => KeepBy::Keydiff,
             other => return Err(argument(format!("keep_by {other}"))),
         };
         let options = PrefillOptions {

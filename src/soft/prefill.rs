@@ -1,6 +1,6 @@
 //! The model's own cache of a text as a prefix, whole or pruned.
 
-use super::prune::{KeepBy, Queries, count, top};
+use super::prune::{KeepBy, Queries, count, key_difference, top};
 use super::{PASS, Source, rope};
 use crate::control;
 use crate::error::{Error, Result};
@@ -40,10 +40,10 @@ pub fn prefill<B: Backend>(
     }
     model.check_positions(0, n)?;
     let mut queries: Vec<Queries> = match options.keep {
-        Some((_, by @ (KeepBy::Snapkv | KeepBy::ExpectedAttention))) => (0..c.layers)
-            .map(|_| Queries::new(by, c, n))
+        Some((_, by)) => (0..c.layers)
+            .filter_map(|_| Queries::new(by, c, n).transpose())
             .collect::<Result<_>>()?,
-        _ => Vec::new(),
+        None => Vec::new(),
     };
     let mut kv = model.kv()?;
     for pass in source.ids.chunks(PASS) {
@@ -74,10 +74,13 @@ pub fn prefill<B: Backend>(
                 .collect();
             Some(vec![rows])
         }
-        Some((rate, _)) => {
+        Some((rate, by)) => {
             let mut kept = Vec::with_capacity(c.layers * c.kv_heads);
-            for ([k, v], queries) in layers.iter_mut().zip(&queries) {
-                let scores = control::step(|| Ok(queries.score(c, k, v)))?;
+            for (layer, [k, v]) in layers.iter_mut().enumerate() {
+                let scores = control::step(|| match by {
+                    KeepBy::Keydiff => Ok(key_difference(c, k)),
+                    _ => Ok(queries[layer].score(c, k, v)),
+                })?;
                 let rows: Vec<Vec<usize>> = scores
                     .iter()
                     .map(|scores| top(scores, count(n, rate)))

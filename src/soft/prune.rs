@@ -1,8 +1,9 @@
 //! Which of a text's keys and values to keep.
 //!
-//! By surprise, as LLMLingua scores tokens: the same tokens in every layer. Or by attention, for each
-//! layer and each head group by itself, as kvpress 0.5 defines the scores of SnapKV (arXiv 2404.14469)
-//! and of Expected Attention (arXiv 2510.00636). Of equal scores the lower position is kept.
+//! By surprise, as LLMLingua scores tokens: the same tokens in every layer. Or for each layer and each head
+//! group by itself, by attention or by the keys alone, as kvpress 0.5 defines the scores of SnapKV
+//! (arXiv 2404.14469), of Expected Attention (arXiv 2510.00636) and of KeyDiff (arXiv 2504.15364). Of equal
+//! scores the lower position is kept.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub enum KeepBy {
     /// The attention that the next 512 tokens are expected to pay to them, if their queries are like
     /// the text's, times the norm of their values; the first four tokens are kept.
     ExpectedAttention,
+    /// How little their keys resemble the mean of the head group's normalised keys; no query is asked.
+    Keydiff,
 }
 
 impl KeepBy {
@@ -33,6 +36,7 @@ impl KeepBy {
             KeepBy::Llmlingua => "llmlingua",
             KeepBy::Snapkv => "snapkv",
             KeepBy::ExpectedAttention => "expected-attention",
+            KeepBy::Keydiff => "keydiff",
         }
     }
 }
@@ -75,27 +79,33 @@ pub(super) enum Queries {
 }
 
 impl Queries {
-    pub(super) fn new(by: KeepBy, c: &Config, tokens: usize) -> Result<Self> {
-        match by {
-            KeepBy::Snapkv => Ok(Queries::Last {
+    /// `None` for what asks no query.
+    pub(super) fn new(by: KeepBy, c: &Config, tokens: usize) -> Result<Option<Self>> {
+        Ok(Some(match by {
+            KeepBy::Llmlingua | KeepBy::Keydiff => return Ok(None),
+            KeepBy::Snapkv => Queries::Last {
                 window: WINDOW.min((tokens / 2).max(1)),
                 rows: Vec::new(),
-            }),
-            KeepBy::ExpectedAttention if c.rope().is_none() => Err(Error::Unsupported {
-                what: "expected attention for a model with learned positions".into(),
-                have: "llmlingua, snapkv".into(),
-            }),
-            KeepBy::ExpectedAttention if tokens <= SINK => Err(Error::input(
-                "keep_by expected-attention",
-                format!("{tokens} tokens are too few: it takes more than {SINK}"),
-            )),
-            _ => Ok(Queries::Moments {
+            },
+            KeepBy::ExpectedAttention if c.rope().is_none() => {
+                return Err(Error::Unsupported {
+                    what: "expected attention for a model with learned positions".into(),
+                    have: "llmlingua, snapkv, keydiff".into(),
+                });
+            }
+            KeepBy::ExpectedAttention if tokens <= SINK => {
+                return Err(Error::input(
+                    "keep_by expected-attention",
+                    format!("{tokens} tokens are too few: it takes more than {SINK}"),
+                ));
+            }
+            KeepBy::ExpectedAttention => Queries::Moments {
                 seen: 0,
                 counted: 0,
                 sums: vec![0.0; c.heads * c.head_dim],
                 products: vec![0.0; c.heads * c.head_dim * c.head_dim],
-            }),
-        }
+            },
+        }))
     }
 
     /// Hears `queries`, `[rows, heads, head_dim]`, rotated, of the next rows of the text.
@@ -199,6 +209,29 @@ impl Queries {
             })
             .collect()
     }
+}
+
+/// KeyDiff's score of each of a layer's keys by head group: the negative cosine to the mean of the keys, each of
+/// length 1. `k` is `[kv_heads, tokens, head_dim]`, rotated.
+pub(super) fn key_difference(c: &Config, k: &[f32]) -> Vec<Vec<f32>> {
+    let d = c.head_dim;
+    k.par_chunks_exact(k.len() / c.kv_heads)
+        .map(|keys| {
+            // PyTorch's bound of a length.
+            let length = |key: &[f32]| dot(key, key).sqrt().max(1e-12);
+            let mut mean = vec![0.0; d];
+            for key in keys.chunks_exact(d) {
+                let length = length(key);
+                for (sum, value) in mean.iter_mut().zip(key) {
+                    *sum += value / length;
+                }
+            }
+            // Its length is the same for all.
+            keys.chunks_exact(d)
+                .map(|key| -dot(key, &mean) / length(key))
+                .collect()
+        })
+        .collect()
 }
 
 /// The mean attention of the queries `rows` of `head` to each key before them, pooled.

@@ -11,11 +11,12 @@ import os
 import sys
 
 import torch
-from kvpress import ExpectedAttentionPress, SnapKVPress
+from kvpress import ExpectedAttentionPress, KeyDiffPress, SnapKVPress
 from transformers import AutoModelForCausalLM
 
 TOKENS = 150
 RATES = (0.5, 0.8)
+PRESSES = (("snapkv", SnapKVPress), ("expected-attention", ExpectedAttentionPress), ("keydiff", KeyDiffPress))
 
 
 class Recorded:
@@ -38,7 +39,7 @@ def main(models):
     ids = [(i * i * 7 + 13 * i + 5) % 380 for i in range(TOKENS)]
     for family in ("llama3", "qwen2", "qwen3"):
         model = AutoModelForCausalLM.from_pretrained(os.path.join(models, family), dtype=torch.float32).eval()
-        for name, make in (("snapkv", SnapKVPress), ("expected-attention", ExpectedAttentionPress)):
+        for name, make in PRESSES:
             for rate in RATES:
                 kept = []
                 press = make(compression_ratio=1 - rate)

@@ -26,7 +26,7 @@ import xllamacpp
 from smollm2_cases import ANSWER, HEAD, QUESTION, SOFT_QUESTION, TEXT, write_adapter
 
 # Six tenths of the keys and values, chosen by surprise or by attention.
-PRUNED = ("llmlingua", "snapkv", "expected-attention")
+PRUNED = ("llmlingua", "snapkv", "expected-attention", "keydiff")
 
 # ggml's numbers of element types.
 F32, F16 = 0, 1

@@ -39,7 +39,7 @@ def main(program, golden):
             path = os.path.join(golden, family)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
             cases = [["prefill"]]
-            cases += [["prefill", "--keep", "0.4", "--by", by] for by in ("llmlingua", "snapkv", "expected-attention")]
+            cases += [["prefill", "--keep", "0.4", "--by", by] for by in ("llmlingua", "snapkv", "expected-attention", "keydiff")]
             if family == "500x/tiny":
                 adapter = os.path.join(golden, "500x/tiny-adapter-all")
                 cases.append(["encode", "--adapter", adapter])

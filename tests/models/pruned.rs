@@ -15,7 +15,12 @@ use prefold::soft::{KeepBy, PrefillOptions, Sampling, Source};
 use prefold::{Control, Device, Engine, Error};
 use serde_json::Value;
 
-const ALL: [KeepBy; 3] = [KeepBy::Llmlingua, KeepBy::Snapkv, KeepBy::ExpectedAttention];
+const ALL: [KeepBy; 4] = [
+    KeepBy::Llmlingua,
+    KeepBy::Snapkv,
+    KeepBy::ExpectedAttention,
+    KeepBy::Keydiff,
+];
 
 fn models() -> Option<PathBuf> {
     let found = common::shared().map(|shared| shared.join("golden/models"));
@@ -241,7 +246,7 @@ fn long_texts_are_heard_pass_by_pass() {
     };
     let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
     let ids: Vec<u32> = (0..1100).map(|i| (i * 131 + 7) % 40_000).collect();
-    for by in [KeepBy::Snapkv, KeepBy::ExpectedAttention] {
+    for by in [KeepBy::Snapkv, KeepBy::ExpectedAttention, KeepBy::Keydiff] {
         let prefix = prune(&engine, &ids, 0.1, by).unwrap();
         assert_eq!((prefix.shape().tokens, prefix.next_pos()), (110, 1100));
         let last = prefix.positions().iter().max().copied();

@@ -261,7 +261,7 @@ impl Engine {
     ) -> PyResult<Prefix> {
         let engine = self.0.clone();
         let prefix = run(py, Watch::default(), move |control| {
-            let by = named("by", &by, "llmlingua, snapkv, expected-attention")?;
+            let by = named("by", &by, "llmlingua, snapkv, expected-attention, keydiff")?;
             let keep = keep.map(|share| (share, by));
             let options = PrefillOptions { keep };
             let prefixes = engine.prefixes().with(control);

@@ -592,7 +592,7 @@ class Compressor:
         keep : float, optional
             Share of the tokens whose keys and values are kept; all by default.
         by : str
-            Which: ``llmlingua``, ``snapkv``, ``expected-attention``.
+            Which: ``llmlingua``, ``snapkv``, ``expected-attention``, ``keydiff``.
 
         Returns
         -------
