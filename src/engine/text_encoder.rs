@@ -38,7 +38,10 @@ impl<B: Backend> TextEncoder<B> {
         let own = weights.tokenizer_path();
         let file = tokenizer.map(Path::to_owned).or(own);
         let Some(tokenizer) = open_tokenizer(weights, file.as_deref())? else {
-            return Err(no_tokenizer(weights.path()));
+            return Err(Error::Unsupported {
+                what: format!("text with {}", weights.path().display()),
+                have: "no tokenizer.json beside the weights: put one there, or name it".into(),
+            });
         };
         Ok(TextEncoder {
             path: weights.path().to_owned(),
@@ -60,7 +63,10 @@ impl<B: Backend> TextEncoder<B> {
             return Ok(pieces);
         }
         let Some(file) = &self.file else {
-            return Err(no_tokenizer(&self.path));
+            return Err(Error::Unsupported {
+                what: format!("mode llmlingua2 with {}", self.path.display()),
+                have: "token classifiers as a Hugging Face folder".into(),
+            });
         };
         let pieces = llmlingua2::pieces(file)?;
         Ok(self.pieces.get_or_init(|| pieces))
@@ -206,13 +212,6 @@ impl<B: Backend> TokenClassifier for TextEncoder<B> {
         let logits = self.encoder.token_logits(inputs)?;
         let of_text = |logits: &Vec<f32>| logits.chunks_exact(2).map(softmax).collect();
         Ok(logits.iter().map(of_text).collect())
-    }
-}
-
-fn no_tokenizer(weights: &Path) -> Error {
-    Error::Unsupported {
-        what: format!("text with {}", weights.display()),
-        have: "no tokenizer.json beside the weights: put one there, or name it".into(),
     }
 }
 

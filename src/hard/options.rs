@@ -398,12 +398,13 @@ options! {
         pub probability_threshold (with_probability_threshold): Option<f64> = None,
         /// Tokens after which a text of more than 510 tokens may be cut.
         pub chunk_end_tokens (with_chunk_end_tokens): Vec<String> = vec![".".into(), "\n".into()],
-        /// Tokens before and after a chunk that the classifier reads with it, at most 192; chunks are so much
-        /// shorter. Not an option of the reference, where each chunk is read by itself.
+        /// Tokens before and after a chunk of a text of more than 510 tokens that the classifier reads with it,
+        /// at most 192 and a quarter of what it reads at a time; chunks are so much shorter. Not an option of
+        /// the reference, where each chunk is read by itself.
         pub overlap (with_overlap): usize = 0,
         /// Let the context level keep what answers the question best, by [`Ranker`], not the contexts whose
-        /// words are likeliest to be kept. Needs a question and `use_context_level_filter`. Not an option of
-        /// the reference.
+        /// words are likeliest to be kept. Needs a question and `use_context_level_filter`; of one context there
+        /// is nothing to choose. Not an option of the reference.
         ///
         /// [`Ranker`]: crate::hard::Ranker
         pub rank_by_question (with_rank_by_question): bool = false,
@@ -421,7 +422,7 @@ pub enum Mode {
     /// Token for token what Microsoft's `llmlingua` 0.2.2 does.
     LlmLingua(LlmLingua),
     /// Token for token what Microsoft's `llmlingua` 0.2.2 does with `use_llmlingua2=True`: a token classifier
-    /// reads the contexts, and neither instruction nor question.
+    /// reads the contexts, and neither instruction nor, but for [`LlmLingua2::rank_by_question`], question.
     LlmLingua2(LlmLingua2),
 }
 
@@ -520,7 +521,7 @@ impl LlmLingua2 {
                 format!("at most {} tokens", Self::MOST_OVERLAP),
             ));
         }
-        if self.rank_by_question && question.is_empty() {
+        if self.rank_by_question && question.trim().is_empty() {
             return Err(Error::input(
                 "rank_by_question",
                 "there is no question; give one, or leave this out",

@@ -130,7 +130,12 @@ impl Request {
                 ] {
                     let read = name == "question" && options.rank_by_question;
                     if !(text.is_empty() || read) {
-                        let reason = "mode llmlingua2 reads contexts alone; leave it out";
+                        let reason = match name {
+                            "question" => {
+                                "mode llmlingua2 reads one under rank_by_question alone; leave it out"
+                            }
+                            _ => "mode llmlingua2 reads none; leave it out",
+                        };
                         return Err(Error::input(name, reason));
                     }
                 }

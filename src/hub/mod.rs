@@ -1,8 +1,9 @@
 //! Models by name: known scorers, the cache folder, and the Hugging Face hub.
 //!
 //! A model is a path, the name of a known scorer, or a hub name `org/repo[:file]`. Known scorers lie in
-//! prefold's cache folder as plain files, where `make model` puts them too. Hub models lie in the hub's
-//! own cache, in the layout that `huggingface_hub` reads and writes, so both share them. [`find`] only
+//! prefold's cache folder as plain files, where `make model` puts them too, and `make model-minilm` a
+//! folder. Hub models lie in the hub's own cache, in the layout that `huggingface_hub` reads and writes, so
+//! both share them. [`find`] only
 //! looks; [`resolve`] downloads what is missing (feature `hub`).
 
 mod choose;
@@ -208,7 +209,7 @@ pub fn find(name: &ModelName, settings: &Settings) -> Option<PathBuf> {
             store::cached(settings, known.repo, Some(known.remote_file))
         }
         ModelName::Hub { repo, file: None } => {
-            store::packaged(settings, repo).or_else(|| store::cached(settings, repo, None))
+            store::cached(settings, repo, None).or_else(|| store::packaged(settings, repo))
         }
         ModelName::Hub { repo, file } => store::cached(settings, repo, file.as_deref()),
     }

@@ -76,7 +76,7 @@ pub fn list(settings: &Settings) -> Vec<Stored> {
 }
 
 /// Removes a model and what was begun of it, and gives the bytes that were freed. A repository without a
-/// file is removed as a whole from the hub's cache.
+/// file is removed as a whole, from the hub's cache and from ours.
 ///
 /// # Errors
 /// [`Error::Input`] for a path and for a model that is not here, [`Error::Io`].
@@ -102,11 +102,10 @@ pub fn remove(name: &ModelName, settings: &Settings) -> Result<u64> {
             there.into_iter().map(|path| remove_file(path)).sum()
         }
         ModelName::Hub { repo, file: None } => {
-            let folders = [
-                packaged(settings, repo),
-                Some(folder(&settings.hub_cache, repo)).filter(|folder| folder.is_dir()),
-            ];
-            let there: Vec<PathBuf> = folders.into_iter().flatten().collect();
+            let own = ENCODERS.iter().filter(|known| known.repo == repo);
+            let folders = own.map(|known| settings.folder(known));
+            let folders = folders.chain([folder(&settings.hub_cache, repo)]);
+            let there: Vec<PathBuf> = folders.filter(|folder| folder.is_dir()).collect();
             if there.is_empty() {
                 return Err(absent());
             }

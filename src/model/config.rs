@@ -142,7 +142,7 @@ pub enum EncoderHead {
     None,
     /// A classifier of tokens, with so many classes.
     Tokens(usize),
-    /// A classifier of texts by their first token, with so many classes; a reranker has one.
+    /// A classifier of texts, with so many classes; a reranker has one.
     Text(usize),
 }
 
@@ -216,6 +216,12 @@ impl Config {
             return bad(format!(
                 "hidden size {} is no multiple of {} heads",
                 self.hidden, self.heads
+            ));
+        }
+        if self.encoder.is_some() && self.kv_heads != self.heads {
+            return bad(format!(
+                "{} key-value heads, expected the {} of the queries: an encoder shares none",
+                self.kv_heads, self.heads
             ));
         }
         if !self.family.learns_positions() && !self.head_dim.is_multiple_of(2) {
@@ -740,21 +746,54 @@ fn modernbert_from_json(json: Json) -> Result<Config> {
     json.only("hidden_activation", &["gelu".into()])?;
     json.only("classifier_activation", &["gelu".into()])?;
     json.only("classifier_pooling", &["cls".into(), "mean".into()])?;
+    json.only("rope_scaling", &[Value::Null])?;
     let hidden = json.required_size("hidden_size")?;
     let heads = json.required_size("num_attention_heads")?;
     let vocab = json.required_size("vocab_size")?;
+    let layers = json.required_size("num_hidden_layers")?;
+    let every = json.size("global_attn_every_n_layers")?.unwrap_or(3);
+    // transformers 5 names each layer's kind; here it follows from the layer's number.
+    if let Some(kinds) = json.get("layer_types").and_then(Value::as_array) {
+        let regular = kinds.iter().enumerate().all(|(layer, kind)| {
+            let want = match every > 0 && layer.is_multiple_of(every) {
+                true => "full_attention",
+                false => "sliding_attention",
+            };
+            kind == want
+        });
+        if !regular || kinds.len() != layers {
+            return Err(unsupported(
+                json.file,
+                "\"layer_types\" of no regular pattern",
+                "full_attention in every so many layers, from the first on",
+            ));
+        }
+    }
+    let theta = |kind: &str, older: &str, default: f32| -> Result<f32> {
+        let own = json.get("rope_parameters").and_then(|all| all.get(kind));
+        let Some(value) = own.filter(|value| value.is_object()) else {
+            return Ok(json.f32(older)?.unwrap_or(default));
+        };
+        let own = Json {
+            what: "rope_parameters",
+            value,
+            ..json
+        };
+        own.only("rope_type", &["default".into()])?;
+        Ok(own.f32("rope_theta")?.unwrap_or(default))
+    };
     Ok(Config {
         family: Family::ModernBert,
         vocab,
         hidden,
-        layers: json.required_size("num_hidden_layers")?,
+        layers,
         heads,
         kv_heads: heads,
         head_dim: hidden.checked_div(heads).unwrap_or(0),
         ffn: json.required_size("intermediate_size")?,
         max_positions: json.required_size("max_position_embeddings")?,
         norm_eps: json.f32("norm_eps")?.unwrap_or(1e-5),
-        rope_theta: json.f32("global_rope_theta")?.unwrap_or(160_000.0),
+        rope_theta: theta("full_attention", "global_rope_theta", 160_000.0)?,
         rope_scaling: RopeScaling::None,
         sliding_window: None,
         tied: true,
@@ -766,10 +805,10 @@ fn modernbert_from_json(json: Json) -> Result<Config> {
             padding: json.token("pad_token_id", vocab).unwrap_or(0),
             gelu_tanh: false,
             local: Some(LocalAttention {
-                every: json.size("global_attn_every_n_layers")?.unwrap_or(3),
+                every,
                 // The window, whose middle is the query.
                 reach: json.size("local_attention")?.unwrap_or(128) / 2,
-                theta: json.f32("local_rope_theta")?.unwrap_or(DEFAULT_THETA),
+                theta: theta("sliding_attention", "local_rope_theta", DEFAULT_THETA)?,
             }),
             // What transformers takes where nothing is said.
             classes_of_mean: json.str("classifier_pooling")? == Some("mean"),

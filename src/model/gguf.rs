@@ -402,6 +402,8 @@ impl Metadata {
             add_bos: self.bool(&key("add_bos_token"))?,
             add_eos: self.bool(&key("add_eos_token"))?,
             add_space_prefix: self.bool(&key("add_space_prefix"))?,
+            lowercase: self.bool(&key("normalizer.lowercase"))?,
+            strip_accents: self.bool(&key("normalizer.strip_accents"))?,
         })
     }
 

@@ -57,7 +57,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Input`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
-    /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built.
+    /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built; WordPiece needs the
+    /// feature `tokenizer-json`.
     pub fn from_vocab(vocab: GgufVocab) -> Result<Self> {
         let kind = match vocab.model.as_str() {
             "gpt2" => Kind::ByteBpe(ByteBpe::new(vocab)?),
@@ -120,12 +121,12 @@ impl Tokenizer {
         }
     }
 
-    /// The token in front of a text, where a GGUF names one (a `tokenizer.json` does not).
+    /// The token in front of a text, where a GGUF's BPE names one (a `tokenizer.json` and WordPiece do not).
     pub fn bos(&self) -> Option<u32> {
         self.vocab()?.bos
     }
 
-    /// The token behind a text, where a GGUF names one (a `tokenizer.json` does not).
+    /// The token after a text, where a GGUF's BPE names one (a `tokenizer.json` and WordPiece do not).
     pub fn eos(&self) -> Option<u32> {
         self.vocab()?.eos
     }
@@ -152,7 +153,7 @@ impl std::fmt::Debug for Tokenizer {
         let kind = match &self.kind {
             Kind::ByteBpe(_) => "byte-level BPE",
             Kind::Spm(_) => "SentencePiece BPE",
-            Kind::Hf(_) => "tokenizer.json",
+            Kind::Hf(_) => "Hugging Face",
         };
         write!(f, "Tokenizer({kind}, {} ids)", self.vocab_size())
     }

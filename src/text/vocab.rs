@@ -36,6 +36,10 @@ pub struct GgufVocab {
     pub add_eos: Option<bool>,
     /// `llama`: put a space in front of a text; absent: yes.
     pub add_space_prefix: Option<bool>,
+    /// `bert`: lower-case a text; absent: where few tokens have capital letters.
+    pub lowercase: Option<bool>,
+    /// `bert`: take the accents off letters; absent: as `lowercase`.
+    pub strip_accents: Option<bool>,
 }
 
 /// What a token is for.
@@ -171,7 +175,7 @@ impl Vocab {
     }
 }
 
-fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>> {
+pub(super) fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>> {
     if types.is_empty() {
         return Ok(vec![TokenType::Normal; tokens]);
     }

@@ -111,6 +111,8 @@ pub fn read(path: &Path) -> GgufVocab {
         add_bos: flag("add_bos_token"),
         add_eos: flag("add_eos_token"),
         add_space_prefix: flag("add_space_prefix"),
+        lowercase: flag("normalizer.lowercase"),
+        strip_accents: flag("normalizer.strip_accents"),
         model: take("model").map_or(String::new(), text),
         pre: take("pre").map_or(String::new(), text),
         tokens,

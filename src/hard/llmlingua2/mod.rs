@@ -222,7 +222,8 @@ impl Classified<'_> {
             true => self.options.overlap.min(all / 4),
             false => 0,
         };
-        let room = all - 2 * overlap;
+        // A chunk has one piece more than there is room for, as in the reference, whose own end it costs.
+        let room = all - 2 * overlap - usize::from(overlap > 0);
         let mut chunks = Vec::new();
         let mut start = 0;
         while start < pieces.len() {
@@ -361,32 +362,36 @@ impl Classified<'_> {
         if let Some(target) = level_target {
             level_rate = share(target, before)?;
         }
-        let all: Vec<&Chunk> = chunks.iter().flatten().collect();
-        let mut judged = self.words(&all, forced)?.into_iter();
-        let mut scores = Vec::with_capacity(chunks.len());
-        let mut words = Vec::with_capacity(chunks.len());
-        for chunks in chunks {
-            let own: Vec<Words> = judged.by_ref().take(chunks.len()).collect();
-            let means: Vec<f32> = own
-                .iter()
-                .flat_map(|words| words.plain(options.token_to_word))
-                .collect();
-            // A text without a known word has no score; it goes first.
-            let sum = means.iter().fold(0.0f32, |sum, mean| sum + mean);
-            scores.push(Probability::Single(match means.len() {
-                0 => 0.0,
-                n => sum / n as f32,
-            }));
-            let shown = own.iter().flat_map(|words| words.texts.iter());
-            words.push(shown.map(|word| self.bare(word)).collect());
-        }
-        if scores.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
-        }
+        let (mut scores, mut words) = (Vec::new(), Vec::new());
         if options.rank_by_question {
             let contexts: Vec<&str> = request.contexts.iter().map(String::as_str).collect();
             let worth = Ranker::shipped().rank(&request.question, &contexts);
             scores = worth.into_iter().map(Probability::Double).collect();
+        }
+        // Words are shown of dropped contexts too.
+        if !options.rank_by_question || options.return_word_label {
+            let all: Vec<&Chunk> = chunks.iter().flatten().collect();
+            let mut judged = self.words(&all, forced)?.into_iter();
+            for chunks in chunks {
+                let own: Vec<Words> = judged.by_ref().take(chunks.len()).collect();
+                if !options.rank_by_question {
+                    let means: Vec<f32> = own
+                        .iter()
+                        .flat_map(|words| words.plain(options.token_to_word))
+                        .collect();
+                    // A text without a known word has no score; it goes first.
+                    let sum = means.iter().fold(0.0f32, |sum, mean| sum + mean);
+                    scores.push(Probability::Single(match means.len() {
+                        0 => 0.0,
+                        n => sum / n as f32,
+                    }));
+                }
+                let shown = own.iter().flat_map(|words| words.texts.iter());
+                words.push(shown.map(|word| self.bare(word)).collect());
+            }
+        }
+        if scores.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
         }
         let threshold = percentile(&scores, (100.0 * (1.0 - level_rate)) as i64)?;
         let chosen = (0..scores.len())
@@ -603,30 +608,61 @@ mod tests {
         }
     }
 
+    fn tokenizer_pieces() -> Pieces {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/encoders");
+        pieces(&folder.join("mbert-tokens/tokenizer.json")).unwrap()
+    }
+
+    fn asked(options: &LlmLingua2, request: &Request) -> Vec<Vec<u32>> {
+        let classifier = Asked::default();
+        let classified = Classified {
+            classifier: &classifier,
+            pieces: &tokenizer_pieces(),
+            options,
+        };
+        classified.compress(request).unwrap();
+        classifier.0.into_inner().unwrap()
+    }
+
     #[test]
     fn neighbours_of_a_chunk_are_read_with_it() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/encoders");
-        let pieces = pieces(&folder.join("mbert-tokens/tokenizer.json")).unwrap();
-        let classifier = Asked::default();
         let options = LlmLingua2::default()
             .with_overlap(32)
             .with_probability_threshold(Some(0.5));
-        let text: String = (0..300).map(|i| format!("item {i} is clear. ")).collect();
-        let request = Request::new([text]).with_mode(options.clone());
-        let classified = Classified {
-            classifier: &classifier,
-            pieces: &pieces,
-            options: &options,
-        };
-        classified.compress(&request).unwrap();
-        let asked = classifier.0.into_inner().unwrap();
-        assert!(asked.len() > 3, "{}", asked.len());
-        assert!(asked.iter().all(|ids| ids.len() <= 512));
-        for (one, next) in asked.iter().zip(&asked[1..]) {
-            // Between the marks: the last 32 of one are read before and after the border, 64 tokens in all.
-            let (one, next) = (&one[1..one.len() - 1], &next[1..next.len() - 1]);
-            let shared = one.len().min(next.len()).min(64);
-            assert_eq!(one[one.len() - shared..], next[..shared]);
+        let last = tokenizer_pieces().id("[SEP]").unwrap();
+        // Cut at the ends of sentences, and where none is.
+        for end in [". ", " "] {
+            let text: String = (0..300)
+                .map(|i| format!("item {i} is clear{end}"))
+                .collect();
+            let asked = asked(&options, &Request::new([text]));
+            assert!(asked.len() > 3, "{}", asked.len());
+            for ids in &asked {
+                assert!(ids.len() <= WINDOW && ids.last() == Some(&last));
+            }
+            for (one, next) in asked.iter().zip(&asked[1..]) {
+                // Between the marks: 32 pieces on either side of the border are read with both.
+                let (one, next) = (&one[1..one.len() - 1], &next[1..next.len() - 1]);
+                let shared = one.len().min(next.len()).min(64);
+                assert_eq!(one[one.len() - shared..], next[..shared]);
+            }
         }
+    }
+
+    #[test]
+    fn what_a_question_drops_is_not_read() {
+        let contexts = [
+            "The council votes.",
+            "The harbour is closed.",
+            "Ada Roy built the lighthouse.",
+        ];
+        let options = LlmLingua2::default()
+            .with_use_context_level_filter(true)
+            .with_target_context(1)
+            .with_rank_by_question(true);
+        let request = Request::new(contexts).with_question("Who built the lighthouse?");
+        assert_eq!(asked(&options, &request).len(), 1);
+        let labels = options.clone().with_return_word_label(true);
+        assert_eq!(asked(&labels, &request).len(), 4);
     }
 }
