@@ -294,10 +294,11 @@ bench-reference: $(SMOLLM2) $(REFERENCE) build
 bench-python: $(SMOLLM2)
 	$(PYTHON) benches/python_package.py --model "$(MODEL)" $(ARGS)
 
-# Encoders beside PyTorch and llmlingua: `make bench-reference` makes the one environment, `make test-python` the other.
+# Encoders beside PyTorch, llmlingua and llama.cpp: `make bench-reference` makes the one environment, `make test-python` the
+# other. ARGS="--only vectors" leaves llmlingua out.
 .PHONY: bench-encoders
-bench-encoders: $(MINILM)
-	$(PYTHON) benches/encoders.py --encoder "$(abspath $(MINILM))" $(ARGS)
+bench-encoders: $(MINILM) $(LLAMA_CPP)
+	$(PYTHON) benches/encoders.py --encoder "$(abspath $(MINILM))" --llama "$(LLAMA_CPP)" $(ARGS)
 
 # What a host still knows after compression: `prefold eval qa`, whose options ARGS may add.
 bench-quality: $(SMOLLM2) $(QWEN)
