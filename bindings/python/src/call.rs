@@ -9,6 +9,7 @@ use std::time::Duration;
 use prefold::{Control, Error, Progress, Result};
 use pyo3::prelude::*;
 
+use crate::ending::Running;
 use crate::{NativeError, native};
 
 /// How often a call looks for signals.
@@ -68,6 +69,7 @@ pub fn run<R: Send + 'static>(
     work: impl FnOnce(&Control) -> Result<R> + Send + 'static,
 ) -> PyResult<R> {
     let token = watch.token.unwrap_or_default().0;
+    let _running = Running::begin(&token).ok_or_else(|| native(Error::Cancelled))?;
     let mut control = Control::default().with_cancel(token.clone());
     if let Some(seconds) = watch.deadline {
         let timeout = Duration::try_from_secs_f64(seconds).map_err(|_| {

@@ -10,6 +10,7 @@ use prefold::{Error, Precision, Request, Result};
 use pyo3::prelude::*;
 
 use crate::call::{CancelToken, Watch, run};
+use crate::ending::released;
 use crate::prefix::Prefix;
 use crate::requests::{self, Row, row};
 use crate::{described, named, native};
@@ -223,12 +224,11 @@ impl Engine {
         add_special: bool,
         parse_special: bool,
     ) -> PyResult<Vec<u32>> {
-        py.detach(|| self.0.tokenize(&text, add_special, parse_special))
-            .map_err(native)
+        released(py, || self.0.tokenize(&text, add_special, parse_special)).map_err(native)
     }
 
     fn detokenize(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<String> {
-        py.detach(|| self.0.detokenize(&ids)).map_err(native)
+        released(py, || self.0.detokenize(&ids)).map_err(native)
     }
 
     #[pyo3(signature = (text, adapter, piece_tokens=None))]

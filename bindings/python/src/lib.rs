@@ -3,6 +3,7 @@
 
 mod call;
 mod dlpack;
+mod ending;
 mod engine;
 mod prefix;
 mod requests;
@@ -14,6 +15,8 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use ending::released;
 
 create_exception!(
     _native,
@@ -55,13 +58,13 @@ fn named<T: DeserializeOwned>(what: &str, name: &str, have: &str) -> prefold::Re
 /// Runs the program and gives its exit code.
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
-    py.detach(|| prefold::cli::run(arguments))
+    released(py, || prefold::cli::run(arguments))
 }
 
 /// Tokens of a text in a vocabulary: `cl100k`, `o200k`, or the path of a `tokenizer.json`.
 #[pyfunction]
 fn count_tokens(py: Python<'_>, text: String, count: &str) -> PyResult<usize> {
-    let counted = py.detach(|| requests::vocabulary(count)?.tokens(&text));
+    let counted = released(py, || requests::vocabulary(count)?.tokens(&text));
     counted.map_err(native)
 }
 
@@ -76,8 +79,8 @@ fn order_by_words(
     use prefold::hard::rank_text;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     match method {
-        "bm25" => Ok(py.detach(|| rank_text::bm25(&texts, &question))),
-        "gzip" => Ok(py.detach(|| rank_text::gzip(&texts, &question))),
+        "bm25" => Ok(released(py, || rank_text::bm25(&texts, &question))),
+        "gzip" => Ok(released(py, || rank_text::gzip(&texts, &question))),
         other => Err(native(prefold::Error::Unsupported {
             what: format!("rank_method `{other}`"),
             have: "llmlingua, longllmlingua, bm25, gzip".into(),
@@ -88,7 +91,9 @@ fn order_by_words(
 /// The original's words in place of their shortened forms in a response.
 #[pyfunction]
 fn recover(py: Python<'_>, original: String, compressed: String, response: String) -> String {
-    py.detach(|| prefold::hard::recover::by_words(&original, &compressed, &response))
+    released(py, || {
+        prefold::hard::recover::by_words(&original, &compressed, &response)
+    })
 }
 
 /// The same by the contexts of a result: for each its index, its text and the ranges of characters kept.
@@ -99,7 +104,9 @@ fn recover_by_spans(
     kept: Vec<requests::KeptText>,
     response: String,
 ) -> String {
-    py.detach(|| requests::recover_by_spans(&contexts, &kept, &response))
+    released(py, || {
+        requests::recover_by_spans(&contexts, &kept, &response)
+    })
 }
 
 /// The module.
@@ -110,6 +117,11 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
     module.add_class::<prefix::Prefix>()?;
     module.add_class::<prefix::Tensor>()?;
+    let end = wrap_pyfunction!(ending::end_calls, module)?;
+    module
+        .py()
+        .import("atexit")?
+        .call_method1("register", (end,))?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(count_tokens, module)?)?;
     module.add_function(wrap_pyfunction!(order_by_words, module)?)?;

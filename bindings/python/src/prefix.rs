@@ -8,6 +8,7 @@ use prefold::{Error, KvPrefix};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::ending::released;
 use crate::{dlpack, named, native};
 
 /// See `prefold.Prefix`.
@@ -29,15 +30,14 @@ impl Prefix {
     /// Reads a file.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let read = py.detach(|| KvPrefix::read(Path::new(&path)));
+        let read = released(py, || KvPrefix::read(Path::new(&path)));
         read.map(|(prefix, _)| Prefix::new(prefix)).map_err(native)
     }
 
     /// Writes a file.
     fn save(&self, py: Python<'_>, path: PathBuf, dtype: &str) -> PyResult<()> {
         let dtype: Dtype = named("dtype", dtype, "f32, f16, bf16").map_err(native)?;
-        py.detach(|| self.0.write(Path::new(&path), dtype))
-            .map_err(native)
+        released(py, || self.0.write(Path::new(&path), dtype)).map_err(native)
     }
 
     #[getter]
@@ -67,7 +67,7 @@ impl Prefix {
 
     #[getter]
     fn content_id(&self, py: Python<'_>) -> String {
-        py.detach(|| self.0.content_id())
+        released(py, || self.0.content_id())
     }
 
     /// Where it came from, as JSON.
