@@ -237,7 +237,7 @@ fn gguf_configurations() {
 fn gguf_vocabularies() {
     let _alone = alone();
     let dir = TempDir::new();
-    let cases: [Case; 4] = [
+    let cases: [Case; 5] = [
         ("tokenizer.ggml.tokens: is empty", &|w| {
             w.without("tokenizer.ggml.tokens");
         }),
@@ -245,7 +245,11 @@ fn gguf_vocabularies() {
             w.without("tokenizer.ggml.tokens");
             w.strs("tokenizer.ggml.tokens", &["a".into(), "a".into()]);
         }),
-        ("tokenizer model `bert` is not supported", &|w| {
+        ("tokenizer model `t5` is not supported", &|w| {
+            w.without("tokenizer.ggml.model");
+            w.str("tokenizer.ggml.model", "t5");
+        }),
+        ("tokenizer.ggml.tokens: has no [CLS]", &|w| {
             w.without("tokenizer.ggml.model");
             w.str("tokenizer.ggml.model", "bert");
         }),
