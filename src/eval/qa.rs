@@ -215,7 +215,7 @@ impl<'a> Qa<'a> {
                     .prefixes()
                     .with(control)
                     .encode(adapter, &source, &options)?;
-                return Ok(Read::Prefix(Box::new(prefix)));
+                return Ok(Read::Prefix(Box::new(prefix), ""));
             }
             Way::Pruned(by) => {
                 let text = whole(docs);
@@ -229,7 +229,7 @@ impl<'a> Qa<'a> {
                 };
                 let prefixes = self.host.prefixes().with(control);
                 let prefix = prefixes.prefill(&Source::text(&text, ids), &options)?;
-                return Ok(Read::Cache(Box::new(prefix)));
+                return Ok(Read::Prefix(Box::new(prefix), "\n\n"));
             }
         }))
     }
@@ -238,10 +238,8 @@ impl<'a> Qa<'a> {
 /// What a host reads in place of documents.
 enum Read {
     Text(String),
-    /// In place of the text.
-    Prefix(Box<KvPrefix>),
-    /// Of the text itself, which a blank line follows.
-    Cache(Box<KvPrefix>),
+    /// K and V in place of the text, and what stands between them and the question.
+    Prefix(Box<KvPrefix>, &'static str),
 }
 
 impl Task for Qa<'_> {
@@ -313,12 +311,8 @@ impl Task for Qa<'_> {
                     let tokens = tokenizer.encode(text, false, false)?.ids.len();
                     (tokenizer.encode(&prompt, true, false)?.ids, tokens)
                 }
-                Read::Prefix(prefix) => {
-                    let prompt = tokenizer.encode(&asked, false, false)?.ids;
-                    (prompt, prefix.shape().tokens)
-                }
-                Read::Cache(prefix) => {
-                    let prompt = format!("\n\n{asked}");
+                Read::Prefix(prefix, gap) => {
+                    let prompt = format!("{gap}{asked}");
                     let prompt = tokenizer.encode(&prompt, false, false)?.ids;
                     (prompt, prefix.shape().tokens)
                 }
@@ -332,7 +326,7 @@ impl Task for Qa<'_> {
             .iter()
             .map(|(context, prompt, gold, _)| Ask {
                 prefix: match context {
-                    Read::Prefix(prefix) | Read::Cache(prefix) => Some(prefix),
+                    Read::Prefix(prefix, _) => Some(prefix),
                     Read::Text(_) => None,
                 },
                 prompt: Input::Ids(prompt),

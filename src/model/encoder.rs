@@ -257,18 +257,28 @@ impl<B: Backend> Encoder<B> {
             return Err(self.lacks("a classifier of texts"));
         };
         let (b, width) = (&self.backend, self.config.hidden);
-        let pooling = match self.shape.classes_of_mean {
-            true => Pooling::Mean,
-            false => Pooling::First,
-        };
         let mut out = Vec::with_capacity(inputs.len());
         self.passes(inputs, false, |scratch, inputs, rows| {
-            // A row of each text: not worth a kernel.
-            let states = b.download(&scratch.h, 0..rows * width)?;
-            let pooled: Vec<f32> = by_text(inputs, &states, width)
-                .flat_map(|own| pool(own, width, pooling))
-                .collect();
-            let logits = head.logits(b, &self.config, inputs.len(), &b.upload(&pooled)?)?;
+            let pooled = match self.shape.classes_of_mean {
+                true => {
+                    let states = b.download(&scratch.h, 0..rows * width)?;
+                    let means: Vec<f32> = by_text(inputs, &states, width)
+                        .flat_map(|own| pool(own, width, Pooling::Mean))
+                        .collect();
+                    b.upload(&means)?
+                }
+                false => {
+                    let mut first = b.zeros(inputs.len() * width)?;
+                    let mut row = 0;
+                    for (i, input) in inputs.iter().enumerate() {
+                        let own = row * width..(row + 1) * width;
+                        b.copy(&scratch.h, own, &mut first, i * width)?;
+                        row += input.ids.len();
+                    }
+                    first
+                }
+            };
+            let logits = head.logits(b, &self.config, inputs.len(), &pooled)?;
             out.extend(logits.chunks_exact(labels).map(<[f32]>::to_vec));
             Ok(())
         })?;
@@ -621,29 +631,38 @@ impl<B: Backend> Head<B> {
     /// Logits of the classes of so many states, `[rows, labels]`.
     fn logits(&self, b: &B, c: &Config, rows: usize, states: &B::Buf<f32>) -> Result<Vec<f32>> {
         let labels = self.classes.outputs();
-        let mut logits = b.zeros(rows * labels)?;
-        let mut inner = b.zeros(rows * c.hidden)?;
-        let states = match &self.dense {
-            None => states,
-            Some(Dense::Tanh(dense)) => {
-                dense.apply(b, rows, states, false, false, &mut inner)?;
-                // A row of each text: not worth a kernel.
-                let mut values = b.download(&inner, 0..rows * c.hidden)?;
-                values.iter_mut().for_each(|value| *value = value.tanh());
-                b.write(&values, &mut inner)?;
-                &inner
-            }
-            Some(Dense::Gelu(dense, norm)) => {
-                let mut active = b.zeros(rows * c.hidden)?;
-                dense.apply(b, rows, states, false, false, &mut inner)?;
-                b.gelu_erf(rows * c.hidden, &inner, &mut active)?;
-                norm.apply(b, c, rows, &active, &mut inner)?;
-                &inner
-            }
+        let inner = match &self.dense {
+            Some(dense) => Some(dense.apply(b, c, rows, states)?),
+            None => None,
         };
+        let states = inner.as_ref().unwrap_or(states);
+        let mut logits = b.zeros(rows * labels)?;
         self.classes
             .apply(b, rows, states, false, false, &mut logits)?;
         b.download(&logits, 0..rows * labels)
+    }
+}
+
+impl<B: Backend> Dense<B> {
+    fn apply(&self, b: &B, c: &Config, rows: usize, states: &B::Buf<f32>) -> Result<B::Buf<f32>> {
+        let size = rows * c.hidden;
+        let mut out = b.zeros(size)?;
+        match self {
+            Dense::Tanh(dense) => {
+                dense.apply(b, rows, states, false, false, &mut out)?;
+                // A row of each text: not worth a kernel.
+                let mut values = b.download(&out, 0..size)?;
+                values.iter_mut().for_each(|value| *value = value.tanh());
+                b.write(&values, &mut out)?;
+            }
+            Dense::Gelu(dense, norm) => {
+                let mut active = b.zeros(size)?;
+                dense.apply(b, rows, states, false, false, &mut out)?;
+                b.gelu_erf(size, &out, &mut active)?;
+                norm.apply(b, c, rows, &active, &mut out)?;
+            }
+        }
+        Ok(out)
     }
 }
 
