@@ -27,7 +27,10 @@ pub struct Args {
     /// Hidden units of each network
     #[arg(long, value_name = "N", default_value_t = Options::default().hidden)]
     hidden: usize,
-    /// Networks that are averaged
+    /// Networks on top of each other: each sees which passages the one before found best
+    #[arg(long, value_name = "N", default_value_t = Options::default().stages)]
+    stages: usize,
+    /// Networks of each stage that are averaged
     #[arg(long, value_name = "N", default_value_t = Options::default().seeds)]
     seeds: u64,
     /// Passes over the rows
@@ -61,6 +64,7 @@ pub fn run(args: Args) -> Outcome {
     check_target(&args.out)?;
     let options = Options {
         hidden: args.hidden,
+        stages: args.stages,
         seeds: args.seeds,
         epochs: args.epochs,
         batch: args.batch,
@@ -87,11 +91,18 @@ pub fn run(args: Args) -> Outcome {
         });
     }
     let trained = train(&prompts, &options)?;
+    let losses: Vec<String> = trained
+        .loss
+        .iter()
+        .map(|loss| format!("{loss:.4}"))
+        .collect();
+    let losses = losses.join(", then ");
     let card = format!(
-        "Trained on {} prompts: {} hidden units, {} networks, {} passes, batch {}, lr {},\n\
-         weight decay {}, dropout {}, titles in {}, seed {}. Loss {:.4}, then {:.4}.",
+        "Trained on {} prompts: {} hidden units, {} stages of {} networks, {} passes, batch {}, lr {},\n\
+         weight decay {}, dropout {}, titles in {}, seed {}. Loss {losses}.",
         trained.prompts,
         args.hidden,
+        args.stages,
         args.seeds,
         args.epochs,
         args.batch,
@@ -100,17 +111,13 @@ pub fn run(args: Args) -> Outcome {
         args.dropout,
         args.titled,
         args.seed,
-        trained.loss[0],
-        trained.loss[1],
     );
     write_whole(&args.out, &trained.ranker.to_text(&card))?;
     say(&format!(
-        "{}: {} weights from {} prompts; loss {:.4}, then {:.4}",
+        "{}: {} weights from {} prompts; loss {losses}",
         args.out.display(),
         trained.ranker.weights(),
         trained.prompts,
-        trained.loss[0],
-        trained.loss[1],
     ));
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Everything is drawn from one seed and summed in a fixed order, so that the same rows and options give
 //! the same weights to the bit.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,8 @@ use super::rows::{LONGEST_LINE, Lines, json_error};
 use crate::error::{Error, Result};
 use crate::hard::lexical::{Bag, Term, idf, mean_len, saturated, terms};
 use crate::hard::rank::{
-    Candidates, Input, Net, Passage, Prompt, Ranker, activation, first_names, frequent_name, head,
-    second_names, slope, title,
+    Candidates, Input, Net, Passage, Prompt, Ranker, activation, frequent_name, head, slope,
+    stage_names, title,
 };
 use crate::random::Random;
 
@@ -153,7 +154,10 @@ pub fn read_corpus(path: &Path) -> Result<Vec<String>> {
 pub struct Options {
     /// Hidden units of each network.
     pub hidden: usize,
-    /// Networks of each stage, which are averaged; the first stage has as many for each half of the rows.
+    /// Networks on top of each other; each sees what the one before found best.
+    pub stages: usize,
+    /// Networks of each stage, which are averaged; all stages but the last have as many for each half of the
+    /// rows.
     pub seeds: u64,
     /// Passes over the rows.
     pub epochs: usize,
@@ -174,11 +178,12 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            hidden: 8,
+            hidden: 16,
+            stages: 3,
             seeds: 2,
-            epochs: 12,
+            epochs: 30,
             batch: 32,
-            lr: 3e-3,
+            lr: 8e-3,
             weight_decay: 0.05,
             dropout: 0.1,
             titled: 0.6,
@@ -326,24 +331,18 @@ fn add_negatives(example: &mut Example, index: &Index<'_>, random: &mut Random) 
             }
         }
     }
-    shuffle(&mut found, random);
+    random.shuffle(&mut found);
     for text in found.into_iter().take(wanted) {
         example.docs.push(text.to_string());
         example.gold.push(false);
     }
     let mut order: Vec<usize> = (0..example.docs.len()).collect();
-    shuffle(&mut order, random);
+    random.shuffle(&mut order);
     example.docs = order
         .iter()
         .map(|&i| std::mem::take(&mut example.docs[i]))
         .collect();
     example.gold = order.iter().map(|&i| example.gold[i]).collect();
-}
-
-fn shuffle<T>(items: &mut [T], random: &mut Random) {
-    for i in (1..items.len()).rev() {
-        items.swap(i, random.below(i + 1));
-    }
 }
 
 /// Takes the titles off an example's passages.
@@ -378,13 +377,23 @@ struct Sample {
     gold: Vec<bool>,
 }
 
+impl Sample {
+    fn new(columns: &[Vec<f64>], gold: &[bool]) -> Self {
+        let row = |row| columns.iter().map(|column| column[row] as f32).collect();
+        Sample {
+            rows: (0..gold.len()).map(row).collect(),
+            gold: gold.to_vec(),
+        }
+    }
+}
+
 /// What training found, and how it went.
 #[derive(Debug, Clone)]
 pub struct Trained {
     /// Its weights.
     pub ranker: Ranker,
     /// Mean loss of the last pass of each stage.
-    pub loss: [f64; 2],
+    pub loss: Vec<f64>,
     /// Prompts that were trained on.
     pub prompts: usize,
 }
@@ -419,67 +428,61 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
         .zip(&usable)
         .map(|(candidates, example)| candidates.chosen.iter().map(|&i| example.gold[i]).collect())
         .collect();
-    let columns: Vec<_> = candidates.par_iter().map(Candidates::first).collect();
-    let sample = |columns: &Vec<Vec<f64>>, gold: &[bool]| Sample {
-        rows: (0..gold.len())
-            .map(|row| columns.iter().map(|column| column[row] as f32).collect())
-            .collect(),
-        gold: gold.to_vec(),
-    };
-    let samples: Vec<Sample> = columns
-        .iter()
-        .zip(&gold)
-        .map(|(columns, gold)| sample(columns, gold))
-        .collect();
-
-    // Each half is scored by networks that never saw it: the second stage learns from scores as they are
-    // on new prompts.
-    let (front, back) = samples.split_at(samples.len() / 2);
-    let fit = |parts: &[&[Sample]], names: &[&str], stage: u64| {
-        let all: Vec<&Sample> = parts.iter().flat_map(|part| part.iter()).collect();
+    let first: Vec<_> = candidates.par_iter().map(Candidates::first).collect();
+    let fit = |parts: &[Sample], stage: usize, part: u64| {
+        let names = stage_names(stage);
         let nets: Vec<(Net, f64)> = (0..options.seeds)
             .map(|seed| {
-                fit(
-                    &all,
-                    names,
-                    options,
-                    Random::of(options.seed, &[2, stage, seed]),
-                )
+                let random = Random::of(options.seed, &[2, 3 * stage as u64 + part, seed]);
+                fit(parts, &names, options, random)
             })
             .collect();
         let loss = nets.iter().map(|(_, loss)| loss).sum::<f64>() / nets.len() as f64;
         let nets: Vec<Net> = nets.into_iter().map(|(net, _)| net).collect();
-        (Net::mean_of(&nets), loss)
+        let net = Net::mean_of(&nets);
+        net.map(|net| (net, loss))
+            .ok_or_else(|| Error::input("seeds 0", "expected 1 or more"))
     };
-    let names = first_names();
-    let ((of_front, front_loss), (of_back, back_loss)) =
-        rayon::join(|| fit(&[front], &names, 0), || fit(&[back], &names, 1));
-    let (Some(of_front), Some(of_back)) = (of_front, of_back) else {
-        return Err(Error::input("seeds 0", "expected 1 or more"));
-    };
-    let half = front.len();
-    drop(samples);
-    let samples: Vec<Sample> = candidates
-        .par_iter()
-        .zip(columns)
-        .zip(&gold)
-        .enumerate()
-        .map(|(i, ((candidates, columns), gold))| {
-            let net = if i < half { &of_back } else { &of_front };
-            let scores = net.scores(&columns);
-            sample(&candidates.second(columns, &scores), gold)
-        })
-        .collect();
-    let first = Net::mean_of(&[of_front, of_back]);
-    let (second, loss) = fit(&[&samples], &second_names(), 2);
-    match (first, second) {
-        (Some(first), Some(second)) => Ok(Trained {
-            ranker: Ranker { first, second },
-            loss: [(front_loss + back_loss) / 2.0, loss],
-            prompts: usable.len(),
-        }),
-        _ => Err(Error::input("seeds 0", "expected 1 or more")),
+    let (mut stages, mut losses) = (Vec::new(), Vec::new());
+    let mut scores: Vec<Vec<f64>> = Vec::new();
+    let half = first.len() / 2;
+    for stage in 0..options.stages {
+        let features: Vec<Cow<'_, [Vec<f64>]>> = (0..first.len())
+            .into_par_iter()
+            .map(|i| match scores.get(i) {
+                None => Cow::Borrowed(first[i].as_slice()),
+                Some(scores) => Cow::Owned(candidates[i].later(&first[i], scores)),
+            })
+            .collect();
+        let samples: Vec<Sample> = features
+            .iter()
+            .zip(&gold)
+            .map(|(columns, gold)| Sample::new(columns, gold))
+            .collect();
+        if stage + 1 == options.stages {
+            let (net, loss) = fit(&samples, stage, 2)?;
+            stages.push(net);
+            losses.push(loss);
+            break;
+        }
+        // Each half is scored by networks that never saw it: the next stage learns from scores as they are on
+        // new prompts.
+        let (front, back) = samples.split_at(half);
+        let (front, back) = rayon::join(|| fit(front, stage, 0), || fit(back, stage, 1));
+        let ((front, front_loss), (back, back_loss)) = (front?, back?);
+        scores = features
+            .par_iter()
+            .enumerate()
+            .map(|(i, columns)| if i < half { &back } else { &front }.scores(columns))
+            .collect();
+        stages.extend(Net::mean_of(&[front, back]));
+        losses.push((front_loss + back_loss) / 2.0);
     }
+    Ok(Trained {
+        ranker: Ranker { stages },
+        loss: losses,
+        prompts: usable.len(),
+    })
 }
 
 impl Options {
@@ -491,6 +494,7 @@ impl Options {
         let refuse = |what: String, reason: &str| Err(Error::input(what, reason));
         for (name, value, most) in [
             ("hidden", self.hidden, 4096),
+            ("stages", self.stages, 8),
             ("seeds", self.seeds as usize, 64),
             ("epochs", self.epochs, 100_000),
             ("batch", self.batch, 1 << 20),
@@ -598,7 +602,7 @@ impl Parameters {
 }
 
 /// Trains one network; gives it and the mean loss of the last pass.
-fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Random) -> (Net, f64) {
+fn fit(samples: &[Sample], names: &[String], options: &Options, mut random: Random) -> (Net, f64) {
     let inputs = names.len();
     let (mean, scale) = moments(samples, inputs);
     let standard: Vec<Vec<Vec<f32>>> = samples
@@ -621,7 +625,7 @@ fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Rando
     let (mut step, mut last) = (0, 0.0);
     let mut order: Vec<usize> = (0..samples.len()).collect();
     for _ in 0..options.epochs {
-        shuffle(&mut order, &mut random);
+        random.shuffle(&mut order);
         last = 0.0;
         for batch in order.chunks(options.batch) {
             let mut gradients: Vec<Vec<f64>> = parameters
@@ -669,7 +673,7 @@ fn fit(samples: &[&Sample], names: &[&str], options: &Options, mut random: Rando
 }
 
 /// Mean of each feature, and one by its standard deviation.
-fn moments(samples: &[&Sample], inputs: usize) -> (Vec<f32>, Vec<f32>) {
+fn moments(samples: &[Sample], inputs: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = || samples.iter().flat_map(|sample| &sample.rows);
     let n = rows().count().max(1) as f64;
     let mean: Vec<f64> = (0..inputs)

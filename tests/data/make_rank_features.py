@@ -22,8 +22,8 @@ PROMPTS = [
         "question": "Where was the author of the novel The Silver Lighthouse born?",
         "docs": [
             "Ada Roy: Ada Roy is a Belgian novelist. She was born in Ghent in 1950. Her father was Jan Roy.",
-            "The Silver Lighthouse: The Silver Lighthouse is a novel by Ada Roy. It won the Mertens Prize.",
-            "Ghent: Ghent is a city in Belgium. The river Scheldt flows through it. Many novelists lived there.",
+            "The Silver Lighthouse (novel): This book by Ada Roy won the Mertens Prize. It is big.",
+            "Ghent, Belgium: The Flemish city of Ghent is a port. Belgian novelists lived there.",
             "Bread: Bread is baked from flour and water. It is an old food.",
             "Silver Coast: The Silver Coast is a shore with a lighthouse. The lighthouse keeper was born there.",
         ],
@@ -37,6 +37,16 @@ PROMPTS = [
         ],
     },
     {"question": "Who sang?", "docs": ["Nothing here answers. Nothing at all."]},
+    {
+        "question": "Which band was formed earlier, Band of Skulls or The Skulls of Vancouver?",
+        "docs": [
+            "Band of Skulls: Band of Skulls are an English trio from Southampton, formed in 2004.",
+            "The Skulls (Canadian band): The Skulls were a punk group. They broke up in London.",
+            "Band of Skulls: Their album Himalayan, made in London, came out in 2014.",
+            "Southampton: Band of Skulls were formed in this port. Their album Himalayan followed.",
+            "Vancouver, Canada: The Skulls were among its first Canadian punk bands.",
+        ],
+    },
 ]
 
 
@@ -82,14 +92,35 @@ def sentences(text):
     return [s for s in re.split(r"(?<=[.!?]) ", text) if s]
 
 
-def head(text):
-    title = re.match(r"([^:.?!]{2,70}): (?=\S)", text)
-    if title:
-        return words(title.group(1))
-    subject = re.match(r"(?:The |A |An )?(.{2,60}?)(?: \(|, | is | was | are | were )", text)
-    if not subject or len(subject.group(1).split()) > 7 or ". " in subject.group(1):
+def subject(text):
+    text = text.lstrip()[:70]
+    end = re.search(r" \(|, | is | was | are | were ", text)
+    if not end:
         return []
-    return words(subject.group(1))
+    before = re.sub(r"^(?:The|A|An) ", "", text[: end.start()])
+    if not (before[:1].isupper() or before[:1].isnumeric()) or ". " in before:
+        return []
+    return words(before) if len(before.split()) <= 7 else []
+
+
+def heads_of(text):
+    title = re.match(r"([^:.?!]{2,70}): (?=\S)", text)
+    found = []
+    if title:
+        bare = title.group(1)
+        if bare.find(" (") > 0:
+            bare = bare[: bare.find(" (")]
+        found = [words(bare), words(bare.split(", ")[0])]
+    found.append(subject(text[title.end() :] if title else text))
+    return list(dict.fromkeys(tuple(h) for h in found if h))
+
+
+def run_in(run, text):
+    """The first place (start, end) of the words of run, one after the other, in text."""
+    for i in range(len(text) - len(run) + 1):
+        if tuple(text[i : i + len(run)]) == run:
+            return i, i + len(run)
+    return None
 
 
 def grams(text):
@@ -126,13 +157,16 @@ def features(question, docs, scores=None):
     density = lambda s: sum(weight[w] for w in different if w in s) / (len(s) + 8) ** 0.4
     f["sentence"] = z([max([density(s) for s in ss] + [0]) for ss in split])
     f["first_sentence"] = z([sum(weight[w] for w in different if w in ss[0]) / total for ss in split])
-    heads = [head(d) for d in docs]
-    f["head_in_question"] = [sum(w in different for w in h) / max(1, len(h)) for h in heads]
-    whole = [float(bool(h) and all(w in different for w in h)) for h in heads]
+    heads = [heads_of(d) for d in docs]
+    f["head_in_question"] = [
+        max([sum(w in different for w in h) / len(h) for h in hs] + [0.0]) for hs in heads
+    ]
+    whole = [float(any(all(w in different for w in h) for h in hs)) for hs in heads]
     f["head_whole"] = whole
-    joined = [" " + " ".join(t) + " " for t in texts]
+    holders = Counter(h for hs in heads for h in hs)
+    telling = [[h for h in hs if holders[h] * 2 <= max(n, 4)] for hs in heads]
     mentions = [
-        [bool(i != j and heads[j] and " " + " ".join(heads[j]) + " " in joined[i]) for j in range(n)]
+        [i != j and any(run_in(h, texts[i]) for h in telling[j]) for j in range(n)]
         for i in range(n)
     ]
     f["mentioned"] = [sum(mentions[i][j] for i in range(n)) / n for j in range(n)]
@@ -143,12 +177,27 @@ def features(question, docs, scores=None):
     names = set(re.findall(NAME + r'|"[^"]+"', question))
     f["names"] = [sum(name.strip('"') in d for name in names) / max(1, len(names)) for d in docs]
     f["length"] = z([len(t) for t in texts])
+    runs = []
+    for hs in heads:
+        asked_heads = [h for h in hs if run_in(h, asked)]
+        longest = max(map(len, asked_heads), default=0)
+        last = [h for h in asked_heads if len(h) == longest][-1:]
+        runs.append(run_in(last[0], asked) if last else None)
+    f["named"] = [sum(weight[w] for w in asked[r[0] : r[1]]) / total if r else 0.0 for r in runs]
+    within = lambda r, o: o[0] <= r[0] and r[1] <= o[1] and o[1] - o[0] > r[1] - r[0]
+    f["named_alone"] = [
+        0.0 if r and any(o and within(r, o) for o in runs) else x for r, x in zip(runs, f["named"])
+    ]
 
     base = [a + 0.5 * b + 2 * c for a, b, c in zip(f["bm25"], f["cover_z"], whole)]
     if scores:
-        base = [a + b for a, b in zip(base, z(scores))]
+        base = [3 * x for x in z(scores)]
     f["base"] = [b / 3 for b in base]
     order = order_of(base)
+    rarity = {w: 0.0 if w in different else 1 - (df[w] - 1) / n for w in df}
+    bridge = lambda i, j: float(i == j) or max(
+        [sum(rarity[w] for w in h if w in sets[i]) / len(h) for h in heads[j]] + [0.0]
+    )
     for step in (0, 1):
         best = order[min(step, n - 1)]
         like = bm25(texts, texts[best])
@@ -157,6 +206,13 @@ def features(question, docs, scores=None):
         f[f"like_{step + 1}"] = [x / (max(like) or 1) for x in like]
         f[f"best_mentions_{step + 1}"] = [float(mentions[best][j]) for j in range(n)]
         f[f"mentions_best_{step + 1}"] = [float(mentions[j][best]) for j in range(n)]
+        f[f"best_bridges_{step + 1}"] = [bridge(best, j) for j in range(n)]
+        f[f"bridges_best_{step + 1}"] = [bridge(j, best) for j in range(n)]
+        f[f"shared_rare_{step + 1}"] = [
+            sum(rarity[w] ** 2 for w in sorted(sets[best] & sets[j]))
+            / math.sqrt((len(texts[best]) + 20) * (len(texts[j]) + 20))
+            for j in range(n)
+        ]
         left = [w for w in different if w not in sets[best]]
         lacked = sum(weight[w] for w in left) or 1
         lacking = [sum(weight[w] for w in left if w in s) / lacked for s in sets]

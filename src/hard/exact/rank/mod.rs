@@ -1,7 +1,7 @@
-//! Ranks passages by a question without a forward pass: words, heads and names, in two stages.
+//! Ranks passages by a question without a forward pass: words, heads and names, in stages.
 //!
 //! The first stage scores passages by what they share with the question and with those that answer it
-//! best by words; the second takes the first one's scores to find the best anew, so that a passage
+//! best by words; each further one takes the scores of the one before to find the best anew, so that a passage
 //! which a question of two steps needs, but does not name, is found through the one that names it.
 //!
 //! The weights are few and shipped as text; `CARD.md` says what they were trained on and what they
@@ -23,7 +23,7 @@ pub(crate) use net::{Input, Net, activation, slope};
 pub(crate) use passage::{Passage, frequent_name, head, title};
 use passage::{Question, Words};
 
-use super::lexical::{Bag, bm25, terms};
+use super::lexical::{Bag, Term, bm25, terms};
 use super::units::unspaced;
 use crate::error::Error;
 use crate::model::config::{Config, EncoderHead};
@@ -43,9 +43,9 @@ use crate::text::sentences::sentences;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Ranker {
-    /// Over [`first_names`] and [`second_names`].
-    pub(crate) first: Net,
-    pub(crate) second: Net,
+    /// The first over the features of a prompt, each further one over those and the scores of the one before:
+    /// [`stage_names`].
+    pub(crate) stages: Vec<Net>,
 }
 
 impl From<Ranker> for String {
@@ -62,38 +62,20 @@ impl TryFrom<String> for Ranker {
     }
 }
 
-/// The features of the first stage.
-pub(crate) fn first_names() -> Vec<&'static str> {
-    [&LEXICAL[..], &STEPS[..]].concat()
+/// The features of a stage, counted from 0: the first sees what words, heads and names say; every later one
+/// also the scores of the stage before, and again the steps, from the passages that it found best.
+pub(crate) fn stage_names(stage: usize) -> Vec<String> {
+    let mut names: Vec<String> = LEXICAL
+        .iter()
+        .chain(&STEPS)
+        .map(|name| name.to_string())
+        .collect();
+    if stage > 0 {
+        names.extend(["score", "score_rank"].map(String::from));
+        names.extend(STEPS.map(|name| format!("scored_{name}")));
+    }
+    names
 }
-
-/// The features of the second stage: those of the first, then the steps from the first one's scores.
-pub(crate) fn second_names() -> Vec<&'static str> {
-    [&first_names()[..], &["score", "score_rank"], &SECOND_STEPS].concat()
-}
-
-/// [`STEPS`] by the first stage's scores.
-const SECOND_STEPS: [&str; 19] = [
-    "second_base",
-    "second_like_1",
-    "second_best_mentions_1",
-    "second_mentions_best_1",
-    "second_lacking_1",
-    "second_lacking_rank_1",
-    "second_is_1",
-    "second_like_2",
-    "second_best_mentions_2",
-    "second_mentions_best_2",
-    "second_lacking_2",
-    "second_lacking_rank_2",
-    "second_is_2",
-    "second_best_mention",
-    "second_best_mentioned",
-    "second_pair",
-    "second_shared_names",
-    "second_compares_head",
-    "second_compares_lacking",
-];
 
 /// Passages that are looked at closely where a caller does not ask for more.
 pub(crate) const CHOSEN: usize = 64;
@@ -162,8 +144,8 @@ impl<'t> Prompt<'t> {
             .collect();
         let mut worth = standardised(&overall.bm25);
         for ((worth, cover), words) in worth.iter_mut().zip(standardised(&cover)).zip(&self.words) {
-            let named = words.head.iter().all(|&term| self.question.bag.has(term));
-            *worth += 0.5 * cover + 2.0 * f64::from(named && !words.head.is_empty());
+            let named = |head: &Vec<Term>| head.iter().all(|&term| self.question.bag.has(term));
+            *worth += 0.5 * cover + 2.0 * f64::from(words.heads.iter().any(named));
         }
         let most = most.clamp(CHOSEN, MOST_CHOSEN);
         let chosen = match self.words.len() <= most {
@@ -244,9 +226,9 @@ impl Candidates<'_> {
         columns
     }
 
-    /// Feature columns of the second stage, given those and the scores of the first.
-    pub fn second(&self, first: Vec<Column>, scores: &[f64]) -> Vec<Column> {
-        let mut columns = first;
+    /// Feature columns of a later stage, given those of the first and the scores of the one before.
+    pub fn later(&self, first: &[Column], scores: &[f64]) -> Vec<Column> {
+        let mut columns = first.to_vec();
         columns.push(standardised(scores));
         columns.push(inverse_ranks(scores));
         columns.extend(self.lexical.steps(Some(scores)));
@@ -297,8 +279,12 @@ impl Ranker {
     /// the other.
     pub(crate) fn scores(&self, candidates: &Candidates<'_>) -> Vec<f64> {
         let first = candidates.first();
-        let scores = self.first.scores(&first);
-        self.second.scores(&candidates.second(first, &scores))
+        let mut stages = self.stages.iter();
+        let mut scores = stages.next().map_or(Vec::new(), |net| net.scores(&first));
+        for net in stages {
+            scores = net.scores(&candidates.later(&first, &scores));
+        }
+        scores
     }
 
     /// Reads the weights that `prefold train rank` wrote.
@@ -323,20 +309,20 @@ impl Ranker {
 
     /// Writes the weights as text, the lines of `card` in front as comments.
     pub fn to_text(&self, card: &str) -> String {
-        let mut text = String::from("prefold-ranker 1\n");
+        let mut text = String::from("prefold-ranker 2\n");
         for line in card.lines() {
             text += format!("# {line}").trim_end();
             text.push('\n');
         }
-        for (name, net) in [("first", &self.first), ("second", &self.second)] {
-            text += &format!("stage {name}\n{}", net.to_text());
+        for (stage, net) in self.stages.iter().enumerate() {
+            text += &format!("stage {}\n{}", stage + 1, net.to_text());
         }
         text
     }
 
     /// Numbers that training found.
     pub fn weights(&self) -> usize {
-        self.first.weights() + self.second.weights()
+        self.stages.iter().map(Net::weights).sum()
     }
 
     /// Reads what [`Ranker::to_text`] wrote.
@@ -349,22 +335,26 @@ impl Ranker {
             .enumerate()
             .map(|(i, line)| (i + 1, line.trim()))
             .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-        let expect = |want: &str, lines: &mut dyn Iterator<Item = (usize, &str)>| match lines.next()
-        {
-            Some((_, line)) if line == want => Ok(()),
-            Some((number, line)) => Err(format!("line {number}: expected `{want}`, got `{line}`")),
-            None => Err(format!("it ends before `{want}`")),
-        };
-        expect("prefold-ranker 1", &mut lines)?;
-        expect("stage first", &mut lines)?;
-        let first = Net::parse(&mut lines, &first_names())?;
-        expect("stage second", &mut lines)?;
-        let second = Net::parse(&mut lines, &second_names())?;
         match lines.next() {
-            None => Ok(Ranker { first, second }),
-            Some((number, _)) => Err(format!(
-                "line {number}: nothing is expected after the weights"
-            )),
+            Some((_, "prefold-ranker 2")) => {}
+            Some((number, line)) => {
+                return Err(format!(
+                    "line {number}: expected `prefold-ranker 2`, got `{line}`"
+                ));
+            }
+            None => return Err("it is empty".into()),
+        }
+        let mut stages = Vec::new();
+        while let Some((number, line)) = lines.next() {
+            let want = format!("stage {}", stages.len() + 1);
+            if line != want {
+                return Err(format!("line {number}: expected `{want}`, got `{line}`"));
+            }
+            stages.push(Net::parse(&mut lines, &stage_names(stages.len()))?);
+        }
+        match stages.is_empty() {
+            true => Err("it ends before `stage 1`".into()),
+            false => Ok(Ranker { stages }),
         }
     }
 }
@@ -389,7 +379,7 @@ mod tests {
             Ranker::try_from(String::from(shipped.clone())).as_ref(),
             Ok(shipped)
         );
-        assert!(Ranker::parse("").unwrap_err().contains("prefold-ranker 1"));
+        assert!(Ranker::parse("").unwrap_err().contains("it is empty"));
         assert!(Ranker::parse(&(text + "\nmore")).is_err());
     }
 

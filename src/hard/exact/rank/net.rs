@@ -121,7 +121,7 @@ impl Net {
     /// What is wrong with which line, counted from 1.
     pub fn parse<'t>(
         lines: &mut impl Iterator<Item = (usize, &'t str)>,
-        names: &[&str],
+        names: &[String],
     ) -> Result<Net, String> {
         let mut next = |name: &str, count: Option<usize>| {
             let (number, line) = lines
@@ -195,7 +195,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Net, String> {
         let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line));
-        Net::parse(&mut lines, &["a", "b"])
+        Net::parse(&mut lines, &["a", "b"].map(String::from))
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub(crate) struct Passage<'t> {
 pub(super) struct Words {
     pub terms: Vec<Term>,
     pub bag: Bag,
-    /// What it is on.
-    pub head: Vec<Term>,
+    /// What it is on: its names, of which one is enough. None is empty.
+    pub heads: Vec<Vec<Term>>,
     /// Whether the head stands in its own text; one from a heading above belongs to its neighbours
     /// too.
     pub own_head: bool,
@@ -32,19 +32,62 @@ impl Words {
     pub fn new(passage: &Passage<'_>) -> Self {
         let terms = terms(passage.text);
         let bag = Bag::new(&terms);
-        let own = head(passage.text).map(self::terms).unwrap_or_default();
+        let own = heads(passage.text);
         let own_head = !own.is_empty() || passage.heading.is_none();
-        let head = match own_head {
+        let heads = match own_head {
             true => own,
-            false => passage.heading.map(self::terms).unwrap_or_default(),
+            false => passage.heading.map(names_of).unwrap_or_default(),
         };
         Words {
             terms,
             bag,
-            head,
+            heads,
             own_head,
         }
     }
+
+    /// The largest of a figure over the heads; 0 where there is none.
+    pub fn by_head(&self, figure: impl Fn(&[Term]) -> f64) -> f64 {
+        self.heads
+            .iter()
+            .fold(0.0, |most, head| f64::max(most, figure(head)))
+    }
+}
+
+/// Names of what a text is on: its title as others would write it, and what its first sentence is on.
+fn heads(text: &str) -> Vec<Vec<Term>> {
+    let (title, body) = match title(text) {
+        Some((title, body)) => (Some(title), body),
+        None => (None, text),
+    };
+    let mut heads = title.map(names_of).unwrap_or_default();
+    if let Some(subject) = subject(body) {
+        let terms = terms(subject);
+        if !terms.is_empty() && !heads.contains(&terms) {
+            heads.push(terms);
+        }
+    }
+    heads
+}
+
+/// A title without what tells it from others of its name: `Riviera (hotel)` and `Springfield, Illinois` are
+/// known elsewhere as the Riviera and Springfield.
+fn names_of(title: &str) -> Vec<Vec<Term>> {
+    let bare = match title.find(" (") {
+        Some(at) if at > 0 => &title[..at],
+        _ => title,
+    };
+    let mut names = Vec::new();
+    for name in [Some(bare), bare.split_once(", ").map(|(name, _)| name)]
+        .into_iter()
+        .flatten()
+    {
+        let terms = terms(name);
+        if !terms.is_empty() && !names.contains(&terms) {
+            names.push(terms);
+        }
+    }
+    names
 }
 
 /// Longest head in bytes, and in words where it is the beginning of a sentence.
