@@ -1,6 +1,7 @@
 """Features of the ranker's Python pilot for small prompts: tests/data/rank_features.json.
 
-Written apart from the Rust code; needs nothing but Python. Usage: python3 make_rank_features.py
+Written apart from the Rust code; needs Python and the package snowballstemmer.
+Usage: python3 make_rank_features.py
 """
 
 import json
@@ -9,6 +10,9 @@ import pathlib
 import re
 from collections import Counter
 
+import snowballstemmer
+
+STEMMER = snowballstemmer.stemmer("english")
 FUNCTION_WORDS = set(
     " a about after all also an and any are as at be because been before being between both but by can"
     " could did do does during each for from had has have he her him his how i if in into is it its"
@@ -51,10 +55,7 @@ PROMPTS = [
 
 
 def stem(word):
-    for ending in ("ing", "ed", "es", "s", "ly"):
-        if word.endswith(ending) and len(word) - len(ending) >= 4:
-            return word[: -len(ending)]
-    return word
+    return STEMMER.stemWord(word) if word.isascii() else word
 
 
 def words(text):

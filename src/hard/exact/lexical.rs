@@ -4,8 +4,11 @@
 //! case, punctuation, English endings and English function words do not count, and scripts that put
 //! no space between words are taken by pairs of characters.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::LazyLock;
+
+use rust_stemmers::{Algorithm, Stemmer};
 
 use super::units::unspaced;
 
@@ -44,7 +47,7 @@ pub(crate) fn each_word(text: &str, mut word: impl FnMut(&str)) {
         if !ascii && run.contains(unspaced) {
             pairs(run, &mut word);
         } else if !FUNCTION.contains(run) {
-            word(stem(run));
+            word(&stem(run));
         }
     }
 }
@@ -110,15 +113,18 @@ pub(crate) fn grams(text: &str) -> Vec<Term> {
 /// at the end, and the beginning tells words apart nearly as well as a stemmer does.
 const PREFIX: usize = 5;
 
-/// A word without its inflection, as far as its letters tell: ASCII loses the commonest English endings,
-/// if enough is left; other words keep their beginning, Arabic ones without the article.
-fn stem(word: &str) -> &str {
+/// Bytes of the longest word that a stemmer is asked about: none of English is longer.
+const LONGEST_STEMMED: usize = 40;
+
+/// A word without its inflection, as far as its letters tell: ASCII by the Snowball stemmer for English (Porter
+/// 2); other words keep their beginning, Arabic ones without the article.
+fn stem(word: &str) -> Cow<'_, str> {
+    static ENGLISH: LazyLock<Stemmer> = LazyLock::new(|| Stemmer::create(Algorithm::English));
     if word.is_ascii() {
-        return ["ing", "ed", "es", "s", "ly"]
-            .iter()
-            .filter_map(|ending| word.strip_suffix(ending))
-            .find(|rest| rest.len() >= 4)
-            .unwrap_or(word);
+        return match word.len() <= LONGEST_STEMMED {
+            true => ENGLISH.stem(word),
+            false => word.into(),
+        };
     }
     let bare = ["وال", "بال", "لل", "ال"]
         .iter()
@@ -126,8 +132,8 @@ fn stem(word: &str) -> &str {
         .find(|rest| rest.chars().nth(2).is_some())
         .unwrap_or(word);
     match bare.char_indices().nth(PREFIX) {
-        Some((end, _)) => &bare[..end],
-        None => bare,
+        Some((end, _)) => bare[..end].into(),
+        None => bare.into(),
     }
 }
 
@@ -240,7 +246,13 @@ mod tests {
             words("The keepers were walking quickly!"),
             ["keeper", "walk", "quick"]
         );
-        assert_eq!(words("A red bus moved"), ["red", "bus", "moved"]);
+        assert_eq!(words("A red bus moved"), ["red", "bus", "move"]);
+        assert_eq!(
+            words("values value cities city"),
+            ["valu", "valu", "citi", "citi"]
+        );
+        let long = "s".repeat(1_000_000);
+        assert_eq!(words(&long), [long.as_str()]);
         assert_eq!(words("Библиотека библиотеки"), ["библи", "библи"]);
         assert_eq!(words("المكتبة مكتبة"), ["مكتبة", "مكتبة"]);
         assert_eq!(words("विद्यालय"), ["विद्य"]);

@@ -87,7 +87,7 @@ const ENCODED: usize = 64;
 /// What is so many log-odds below the best is not needed, where [`Options::enough`] asks.
 ///
 /// [`Options::enough`]: crate::hard::Exact::enough
-const FAR_BELOW: f64 = 6.0;
+const FAR_BELOW: f64 = 7.5;
 
 /// A run of sentences of one context.
 pub(super) struct Passage {
