@@ -126,6 +126,23 @@ impl Control {
     }
 }
 
+impl Control {
+    /// The same for a part of the work, whose progress is not the whole's.
+    pub(crate) fn of_part(&self) -> Control {
+        Control {
+            progress: None,
+            ..self.clone()
+        }
+    }
+
+    /// Reports progress outside a call.
+    pub(crate) fn report(&self, done: usize, total: usize) {
+        if let Some(watch) = &self.progress {
+            watch(Progress { done, total });
+        }
+    }
+}
+
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Control")

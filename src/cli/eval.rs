@@ -92,6 +92,9 @@ struct QaArgs {
     /// prefold-token; those of adapters come behind]
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     ways: Vec<WayName>,
+    /// A token classifier, as `train tokens` makes them, for a row of LLMLingua-2
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    classifier: Option<PathBuf>,
     /// Add the presets llmlingua and longllmlingua in reference mode
     #[arg(long, overrides_with = "reference")]
     reference: bool,
@@ -174,7 +177,15 @@ fn qa(args: QaArgs) -> Outcome {
     let other = other.map(|path| common.model.open_path(path)).transpose()?;
     let host = other.as_ref().unwrap_or(&scorer);
     let adapters = common.adapters(&host.engine)?;
-    let ways = ways(&args, &adapters);
+    let classifier = args.classifier.as_deref();
+    let classifier = classifier.map(|path| common.model.open_path(path));
+    let classifier = classifier.transpose()?;
+    let mut ways = ways(&args, &adapters);
+    ways.extend(
+        classifier
+            .iter()
+            .map(|model| Way::Classified(&model.engine)),
+    );
     let task = Qa::new(
         &scorer.engine,
         &host.engine,

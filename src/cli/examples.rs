@@ -3,7 +3,7 @@
 use clap::Command;
 
 /// The path of a command, and its examples.
-const EXAMPLES: [(&str, [&str; 3]); 23] = [
+const EXAMPLES: [(&str, [&str; 3]); 24] = [
     (
         "compress",
         [
@@ -111,16 +111,24 @@ const EXAMPLES: [(&str, [&str; 3]); 23] = [
     (
         "train rank",
         [
-            "prefold train rank --data questions.jsonl --out ranker.bin",
-            "prefold train rank --data questions.jsonl --corpus texts.jsonl.xz --out ranker.bin",
-            "prefold train rank --data questions.jsonl --hold-out 10 --out ranker.bin",
+            "prefold train rank --data questions.jsonl --out ranker.txt",
+            "prefold train rank --data questions.jsonl --corpus texts.jsonl.xz --out ranker.txt",
+            "prefold train rank --data questions.jsonl --hold-out 10 --out ranker.txt",
+        ],
+    ),
+    (
+        "train tokens",
+        [
+            "prefold train tokens --model minilm --data meetings.jsonl --out keeper",
+            "prefold train tokens --model minilm --data questions.jsonl --hold-out 5 --out keeper --json",
+            "prefold train tokens --model minilm --data rows.jsonl --tokens 50000 --epochs 3 --out quick",
         ],
     ),
     (
         "eval rank",
         [
             "prefold eval rank --data questions.jsonl",
-            "prefold eval rank --data questions.jsonl --ranker ranker.bin --every 10",
+            "prefold eval rank --data questions.jsonl --ranker ranker.txt --every 10",
             "prefold eval rank --data questions.jsonl --rates 0.1,0.25 --json recall.json",
         ],
     ),
@@ -342,6 +350,7 @@ mod tests {
             "token-file",
             "upstream",
             "encoder",
+            "classifier",
             "probability-threshold",
         ];
         for (name, command) in all() {

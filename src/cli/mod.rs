@@ -39,6 +39,7 @@ mod soft;
 mod train;
 mod train_progress;
 mod train_rank;
+mod train_tokens;
 
 use std::ffi::OsString;
 use std::io::Write;

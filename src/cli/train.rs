@@ -45,6 +45,7 @@ enum TaskArgs {
     /// --adapter`, or for `merge`.
     Align(Box<RunArgs>),
     Rank(Box<super::train_rank::Args>),
+    Tokens(Box<super::train_tokens::Args>),
 }
 
 const ADAPTER: &str = "Adapter";
@@ -182,6 +183,7 @@ pub fn run(args: Args) -> Outcome {
         TaskArgs::Qa(args) => (Task::Qa, args),
         TaskArgs::Align(args) => (Task::Align, args),
         TaskArgs::Rank(args) => return super::train_rank::run(*args),
+        TaskArgs::Tokens(args) => return super::train_tokens::run(*args),
     };
     let plan = args.plan(task)?;
     usage(plan.check())?;

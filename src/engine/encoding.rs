@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::ModelInfo;
+#[cfg(feature = "train")]
+use super::runtime::WordStates;
 use super::runtime::{Meaning, Runtime};
 use super::text_encoder::TextEncoder;
 use crate::error::{Error, Result};
@@ -90,6 +92,11 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
             }
             Some(_) => self.decoder_only("this rank method"),
         }
+    }
+
+    #[cfg(feature = "train")]
+    fn word_states(&self, texts: &[&[String]]) -> Result<Vec<WordStates>> {
+        self.reader.word_states(texts)
     }
 
     fn at_a_time(&self) -> usize {

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ModelInfo;
 use super::encoding::LoadedEncoder;
+#[cfg(feature = "train")]
+use super::runtime::WordStates;
 use super::runtime::{Meaning, Runtime, open_tokenizer};
 use super::text_encoder::TextEncoder;
 use crate::control;
@@ -224,6 +226,14 @@ impl<B: Backend> Runtime for Loaded<B> {
         method: Option<RankMethod>,
     ) -> Result<Vec<f64>> {
         hard::rank(&self.scorer(), self.tokenizer()?, question, texts, method)
+    }
+
+    #[cfg(feature = "train")]
+    fn word_states(&self, _: &[&[String]]) -> Result<Vec<WordStates>> {
+        Err(Error::Unsupported {
+            what: format!("a token classifier on {}, a decoder", self.info.name),
+            have: "encoders: BERT and XLM-RoBERTa as a Hugging Face folder".into(),
+        })
     }
 
     fn at_a_time(&self) -> usize {

@@ -463,6 +463,16 @@ impl Engine {
         Training { engine: self }
     }
 
+    /// Hidden states of an encoder, for texts given as words.
+    #[cfg(feature = "train")]
+    pub(crate) fn word_states(
+        &self,
+        texts: &[&[String]],
+        control: &Control,
+    ) -> Result<Vec<runtime::WordStates>> {
+        self.call(control, || self.runtime.word_states(texts))
+    }
+
     /// Shapes of the model.
     pub(crate) fn config(&self) -> &Config {
         self.runtime.config()

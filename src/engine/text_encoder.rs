@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
+#[cfg(feature = "train")]
+use super::runtime::WordStates;
 use super::runtime::{Meaning, open_tokenizer};
 use crate::error::{Error, Result};
 use crate::hard::llmlingua2::{self, TokenClassifier};
@@ -70,6 +72,46 @@ impl<B: Backend> TextEncoder<B> {
         };
         let pieces = llmlingua2::pieces(file)?;
         Ok(self.pieces.get_or_init(|| pieces))
+    }
+
+    /// Hidden states of texts given as words, as LLMLingua-2 reads them.
+    #[cfg(feature = "train")]
+    pub(super) fn word_states(&self, texts: &[&[String]]) -> Result<Vec<WordStates>> {
+        self.refuse_unmarked()?;
+        let pieces = self.pieces()?;
+        let window = self.encoder.config().max_positions;
+        let (mut inputs, mut words, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
+        for text in texts {
+            let readings = llmlingua2::readings(pieces, text, window)?;
+            chunks.push(readings.len());
+            for reading in readings {
+                inputs.push(reading.input);
+                words.push(reading.words);
+            }
+        }
+        let width = self.encoder.config().hidden;
+        let states = self.encoder.states(&inputs)?.into_iter();
+        let mut read = words.into_iter().zip(states).map(|(words, mut states)| {
+            // Without the marks.
+            states.truncate(states.len() - width);
+            states.drain(..width);
+            (words, states)
+        });
+        Ok(chunks
+            .into_iter()
+            .map(|chunks| read.by_ref().take(chunks).collect())
+            .collect())
+    }
+
+    /// Refuses a family whose pieces have no mark of a word's beginning that LLMLingua-2 would know.
+    fn refuse_unmarked(&self) -> Result<()> {
+        match self.encoder.config().family {
+            Family::ModernBert => Err(Error::Unsupported {
+                what: "mode llmlingua2 with modernbert".into(),
+                have: "classifiers of bert and xlm-roberta".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn head(&self) -> EncoderHead {
@@ -182,13 +224,7 @@ impl<B: Backend> TokenClassifier for TextEncoder<B> {
     }
 
     fn keep_probabilities(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
-        // Its pieces have no mark of a word's beginning that the method would know.
-        if self.family() == Family::ModernBert {
-            return Err(Error::Unsupported {
-                what: "mode llmlingua2 with modernbert".into(),
-                have: "classifiers of bert and xlm-roberta".into(),
-            });
-        }
+        self.refuse_unmarked()?;
         match self.head() {
             EncoderHead::Tokens(2) => {}
             EncoderHead::Tokens(labels) => {

@@ -14,7 +14,8 @@ use crate::control::Control;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{
-    Condition, Exact, Granularity, LlmLingua, Mode, RankMethod, Reorder, Request, check_rate,
+    Condition, Exact, Granularity, LlmLingua, LlmLingua2, Mode, RankMethod, Reorder, Request,
+    check_rate,
 };
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
@@ -36,6 +37,8 @@ pub enum Way<'a> {
     RandomTokens,
     /// What hard compression leaves of them; the rate is the case's.
     Fold(&'static str, Box<Mode>),
+    /// What LLMLingua-2 leaves of them by a token classifier; the rate is the case's.
+    Classified(&'a Engine),
     /// A KV prefix by an adapter of the host's.
     Prefix(&'a Adapter, Method),
     /// The host's own K and V of all documents, pruned to the rate.
@@ -86,6 +89,7 @@ impl<'a> Way<'a> {
             Way::RandomWords => "random-words",
             Way::RandomTokens => "random-tokens",
             Way::Fold(name, _) => name,
+            Way::Classified(_) => "llmlingua2",
             Way::Prefix(_, method) => method.name(),
             Way::Pruned(KeepBy::Llmlingua) => "kv-llmlingua",
             Way::Pruned(KeepBy::Snapkv) => "kv-snapkv",
@@ -98,7 +102,11 @@ impl<'a> Way<'a> {
     pub fn has_rate(&self) -> bool {
         matches!(
             self,
-            Way::RandomWords | Way::RandomTokens | Way::Fold(..) | Way::Pruned(_)
+            Way::RandomWords
+                | Way::RandomTokens
+                | Way::Fold(..)
+                | Way::Classified(_)
+                | Way::Pruned(_)
         )
     }
 }
@@ -201,6 +209,13 @@ impl<'a> Qa<'a> {
                 // The host's own form of the question follows.
                 let context = text.strip_suffix(&question.question).unwrap_or(&text);
                 context.trim_end().to_string()
+            }
+            Way::Classified(classifier) => {
+                let request = Request::new(docs)
+                    .with_rate(rate)
+                    .with_mode(LlmLingua2::default());
+                let text = classifier.compress_with(&request, control)?.text;
+                text.trim_end().to_string()
             }
             Way::Prefix(adapter, method) => {
                 let text = whole(docs);

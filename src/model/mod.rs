@@ -7,7 +7,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod gguf;
 pub mod kv;
-mod layout;
+pub(crate) mod layout;
 pub mod lora;
 pub(crate) mod mapped;
 mod prefix;

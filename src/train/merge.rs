@@ -2,19 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
 use safetensors::tensor::View;
 use serde_json::{Value, json};
 
+use super::folder::{check_new, new_folder, read_config};
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
-use crate::files::scratch_folder;
 use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::lora::refuse_memory;
-use crate::model::mapped;
 use crate::model::weights::Weights;
 use crate::prefix::Dtype;
 use crate::text::tokenizer_json;
@@ -39,17 +37,6 @@ pub enum Tokens {
     None(String),
 }
 
-/// Files that stand beside a model's weights and do not depend on them.
-const COMPANIONS: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
-/// A `config.json` has a few kilobytes.
-const LONGEST_CONFIG: u64 = 1 << 20;
-
 /// Writes the model of `weights` with the adapter in `adapter` merged to a new folder: `config.json`,
 /// `model.safetensors`, and a tokenizer where there is one. The folder is whole or absent.
 ///
@@ -57,16 +44,7 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 /// Those of [`Parameters::open`]; [`Error::Input`] for a folder that is there already;
 /// [`Error::Unsupported`] for a model whose configuration Hugging Face has no words for; [`Error::Io`].
 pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Result<Tokens> {
-    let what = || format!("output {}", out.display());
-    if out.file_name().is_none() {
-        return Err(Error::input(what(), "expected the name of a new folder"));
-    }
-    if out.exists() {
-        return Err(Error::input(
-            what(),
-            "it is there already; name another folder",
-        ));
-    }
+    check_new(out)?;
     refuse_memory(adapter)?;
     let parameters = Parameters::open(adapter, weights.config(), false)?;
     let mut deltas: HashMap<String, Delta<'_>> = HashMap::new();
@@ -86,8 +64,7 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Res
     let config = match weights.gguf() {
         Some(_) => config_json(source, weights.config(), dtype)?,
         None => {
-            let path = source.join("config.json");
-            let mut config: Value = mapped::read_json(&path, LONGEST_CONFIG)?;
+            let mut config = read_config(source)?;
             let old = ["torch_dtype", "dtype"]
                 .into_iter()
                 .find(|key| config.get(key).is_some());
@@ -97,63 +74,39 @@ pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Res
         }
     };
 
-    let (_lock, scratch) = scratch_folder(out).map_err(Error::io(out))?;
-    let written = (|| {
-        let write = |name: &str, bytes: &[u8]| {
-            let path = scratch.join(name);
-            fs::write(&path, bytes).map_err(Error::io(&path))
-        };
-        write("config.json", format!("{config:#}\n").as_bytes())?;
-        let tensors: BTreeMap<&str, Merged<'_>> = weights
-            .names()
-            .map(|name| {
-                let merged = Merged {
-                    weights,
-                    name,
-                    shape: weights.get(name)?.shape,
-                    delta: deltas.get(name),
-                    dtype,
-                };
-                Ok((name, merged))
-            })
-            .collect::<Result<_>>()?;
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = scratch.join("model.safetensors");
-        safetensors::serialize_to_file(tensors, Some(metadata), &path)
-            .map_err(|error| Error::io(&path)(std::io::Error::other(error)))?;
-        let tokens = match weights.gguf() {
+    let tensors: BTreeMap<&str, Merged<'_>> = weights
+        .names()
+        .map(|name| {
+            let merged = Merged {
+                weights,
+                name,
+                shape: weights.get(name)?.shape,
+                delta: deltas.get(name),
+                dtype,
+            };
+            Ok((name, merged))
+        })
+        .collect::<Result<_>>()?;
+    new_folder(out, |folder| {
+        folder.write("config.json", format!("{config:#}\n").as_bytes())?;
+        folder.tensors(tensors)?;
+        match weights.gguf() {
             Some(metadata) => match tokenizer_json(&metadata.vocab()?) {
                 Ok(json) => {
-                    write("tokenizer.json", json.to_string().as_bytes())?;
-                    Tokens::Made
+                    folder.write("tokenizer.json", json.to_string().as_bytes())?;
+                    Ok(Tokens::Made)
                 }
-                Err(why) => Tokens::None(why),
+                Err(why) => Ok(Tokens::None(why)),
             },
             None => {
-                for name in COMPANIONS {
-                    let from = source.join(name);
-                    if from.is_file() {
-                        fs::copy(&from, scratch.join(name)).map_err(Error::io(&from))?;
-                    }
-                }
+                folder.companions(source)?;
                 match weights.tokenizer_path() {
-                    Some(_) => Tokens::Copied,
-                    None => Tokens::None("the model has no tokenizer.json".into()),
+                    Some(_) => Ok(Tokens::Copied),
+                    None => Ok(Tokens::None("the model has no tokenizer.json".into())),
                 }
             }
-        };
-        for entry in fs::read_dir(&scratch).map_err(Error::io(&scratch))? {
-            let path = entry.map_err(Error::io(&scratch))?.path();
-            let synced = fs::File::open(&path).and_then(|file| file.sync_all());
-            synced.map_err(Error::io(&path))?;
         }
-        fs::rename(&scratch, out).map_err(Error::io(out))?;
-        Ok(tokens)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&scratch);
-    }
-    written
+    })
 }
 
 /// What an adapter adds to one matrix.

@@ -10,6 +10,8 @@ pub mod adamw;
 pub mod checkpoint;
 #[doc(hidden)]
 pub mod data;
+#[cfg(feature = "train")]
+mod folder;
 mod gradient;
 #[doc(hidden)]
 pub mod log;
@@ -35,6 +37,9 @@ pub mod run;
 #[doc(hidden)]
 pub mod schedule;
 mod start;
+#[cfg(feature = "train")]
+#[doc(hidden)]
+pub mod tokens;
 
 pub use crate::model::lora::Target;
 pub use data::{BadRows, Task};

@@ -12,3 +12,4 @@ mod eval;
 mod hub;
 mod soft_cli;
 mod train_cli;
+mod train_tokens;

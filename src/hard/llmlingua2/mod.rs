@@ -53,6 +53,48 @@ fn added(i: usize) -> String {
     format!("[NEW{i}]")
 }
 
+/// The id of each piece.
+fn ids(pieces: &Pieces) -> impl Fn(&str) -> u32 {
+    let unknown = ["[UNK]", "<unk>"];
+    let unknown = unknown.iter().find_map(|name| pieces.id(name));
+    move |piece| match pieces.is_added(piece) {
+        true => EncoderInput::MEAN,
+        false => pieces.id(piece).or(unknown).unwrap_or(0),
+    }
+}
+
+/// Words as they are read in chunks, to train a classifier on.
+#[cfg(feature = "train")]
+pub(crate) struct Reading {
+    pub input: EncoderInput,
+    /// The word of each token between the marks.
+    pub words: Vec<usize>,
+}
+
+/// The chunks of a text that is given as words, of at most `window` tokens, the marks around each included.
+///
+/// # Errors
+/// As [`Pieces::split`].
+#[cfg(feature = "train")]
+pub(crate) fn readings(pieces: &Pieces, words: &[String], window: usize) -> Result<Vec<Reading>> {
+    let id = ids(pieces);
+    let room = window.clamp(3, WINDOW) - 2;
+    let [first, last] = ["[CLS]", "[SEP]"].map(&id);
+    let mut tokens: Vec<(u32, usize)> = Vec::new();
+    for (word, text) in words.iter().enumerate() {
+        tokens.extend(pieces.split(text)?.iter().map(|piece| (id(piece), word)));
+    }
+    let reading = |chunk: &[(u32, usize)]| {
+        let (own, words): (Vec<u32>, Vec<usize>) = chunk.iter().copied().unzip();
+        let ids = [&[first][..], &own, &[last]].concat();
+        Reading {
+            input: ids.into(),
+            words,
+        }
+    };
+    Ok(tokens.chunks(room).map(reading).collect())
+}
+
 /// What every step needs.
 pub(crate) struct Classified<'a> {
     pub classifier: &'a dyn TokenClassifier,
@@ -251,15 +293,7 @@ impl Classified<'_> {
 
     /// The words of chunks, judged.
     fn words(&self, chunks: &[&Chunk], forced: &Forced<'_>) -> Result<Vec<Words>> {
-        let unknown = ["[UNK]", "<unk>"];
-        let unknown = unknown
-            .iter()
-            .find_map(|name| self.pieces.id(name))
-            .unwrap_or(0);
-        let id = |piece: &str| match self.pieces.is_added(piece) {
-            true => EncoderInput::MEAN,
-            false => self.pieces.id(piece).unwrap_or(unknown),
-        };
+        let id = ids(self.pieces);
         let mut inputs = Vec::with_capacity(chunks.len());
         let mut names = Vec::with_capacity(chunks.len());
         let mut own = Vec::with_capacity(chunks.len());
