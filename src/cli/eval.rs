@@ -120,6 +120,8 @@ enum WayName {
     Longllmlingua,
     /// Our default
     Prefold,
+    /// Our default, which leaves the budget unfilled where what is left is far below the best
+    PrefoldEnough,
     /// Ours, by whole documents
     PrefoldContext,
     /// Ours, by sentences

@@ -70,6 +70,10 @@ impl<'a> Way<'a> {
             Way::Fold("llmlingua", Box::new(LlmLingua::default().into())),
             Way::Fold("longllmlingua", Box::new(long.into())),
             ours("prefold", Granularity::default()),
+            Way::Fold(
+                "prefold-enough",
+                Box::new(Exact::default().with_enough(true).into()),
+            ),
             ours("prefold-context", Granularity::Context),
             ours("prefold-sentence", Granularity::Sentence),
             ours("prefold-token", Granularity::Token),
