@@ -113,8 +113,9 @@ pub(crate) fn title(text: &str) -> Option<(&str, &str)> {
     if let Some(colon) = line.find(": ") {
         let title = &line[..colon];
         let long = title.chars().nth(LONGEST_HEAD).is_some();
-        if !long && title.chars().nth(1).is_some() && !title.contains(['.', ':', '?', '!']) {
-            return Some((title, rest(colon + 1)));
+        let body = rest(colon + 1);
+        if !long && title.chars().nth(1).is_some() && (is_name(title) || repeats(body, title)) {
+            return Some((title, body));
         }
     }
     let short = line.chars().nth(LONGEST_HEAD).is_none();
@@ -122,6 +123,25 @@ pub(crate) fn title(text: &str) -> Option<(&str, &str)> {
     let closed = line.ends_with(['.', ',', ';', '?', '!', '。', '।', '؟']);
     let follows = rest(line.len());
     (short && begun && !closed && !follows.is_empty()).then_some((line, follows))
+}
+
+/// Whether no sentence ends in a title: a full stop stands in an abbreviation or a number alone.
+fn is_name(title: &str) -> bool {
+    let ends = |word: &str| match word.strip_suffix('.') {
+        Some(short) => {
+            short.chars().nth(ABBREVIATION).is_some() || !short.starts_with(char::is_uppercase)
+        }
+        None => false,
+    };
+    !title.contains([':', '?', '!']) && !title.split_whitespace().any(ends)
+}
+
+/// Longest abbreviation in a title, in characters: `Vol.`, `J.`, `St.`
+const ABBREVIATION: usize = 3;
+
+/// Whether a text begins with its title, as `Jeopardy!: Jeopardy! is a game show.`
+fn repeats(body: &str, title: &str) -> bool {
+    title.starts_with(char::is_uppercase) && body.starts_with(title)
 }
 
 /// The words before the verb of the first sentence, where a copula is that verb.
@@ -333,6 +353,11 @@ mod tests {
             ("The Eiffel Tower is a tower.", Some("Eiffel Tower")),
             ("Ada Lovelace (1815 – 1852) wrote.", Some("Ada Lovelace")),
             ("It rained. All day: at noon it stopped.", None),
+            ("J. P. Nagar: a part of Bangalore.", Some("J. P. Nagar")),
+            ("St. Louis Blues: a team.", Some("St. Louis Blues")),
+            ("Linux 2.6: a kernel.", Some("Linux 2.6")),
+            ("Jeopardy!: Jeopardy! is a game show.", Some("Jeopardy!")),
+            ("What now? He said: go.", None),
             ("once upon a time there was a king.", None),
             ("", None),
             (": x", None),
