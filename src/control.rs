@@ -126,6 +126,7 @@ impl Control {
     }
 }
 
+#[cfg(feature = "train")]
 impl Control {
     /// The same for a part of the work, whose progress is not the whole's.
     pub(crate) fn of_part(&self) -> Control {
