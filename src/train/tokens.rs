@@ -52,7 +52,7 @@ const FIELDS: &str =
     "`text` and `compressed`, `words` and `labels`, or `context`, `question` and `answers`";
 
 /// Reads examples. Of rows with `text` and `compressed` those words are kept that the compressed text has, in
-/// its order ([`annotate`]); `words` have `labels` of 0 and 1; of rows with `context`, `question` and `answers`
+/// its order (as algorithm 1 of the paper does); `words` have `labels` of 0 and 1; of rows with `context`, `question` and `answers`
 /// all that share a context are one text, whose words are kept that its questions and answers have.
 ///
 /// # Errors
