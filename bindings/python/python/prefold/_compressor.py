@@ -515,8 +515,8 @@ class Compressor:
         question : str
             What they are to answer.
         method : str, optional
-            ``longllmlingua``, ``llmlingua``, ``bm25``, ``gzip``, or ``sentbert`` where the model is an
-            encoder or has one beside it; by default the learned ranker, or that encoder.
+            ``longllmlingua``, ``llmlingua``, ``bm25``, ``gzip``, or ``sentbert`` where the model is
+            an encoder or has one beside it; by default the learned ranker, or that encoder.
 
         Returns
         -------
