@@ -268,9 +268,8 @@ impl Tokens {
         }
     }
 
-    fn add(&mut self, example: &Example, words: &[usize], states: &[f32]) {
-        self.kept
-            .extend(words.iter().map(|&word| example.kept[word]));
+    fn add(&mut self, kept: &[bool], words: &[usize], states: &[f32]) {
+        self.kept.extend(words.iter().map(|&word| kept[word]));
         self.states.extend(states.iter().map(|&x| f16::from_f32(x)));
     }
 
@@ -289,8 +288,8 @@ impl Tokens {
     }
 }
 
-/// Texts that the encoder reads at a time.
-const AT_A_TIME: usize = 32;
+/// Words that the encoder reads at a time.
+const PART: usize = 4096;
 
 /// Trains a classifier on the hidden states of `encoder`, whose weights are at `model`, and makes the Hugging
 /// Face folder `out` of both: a model for token classification that LLMLingua-2 reads. Progress is
@@ -315,27 +314,23 @@ pub fn train(
     let [mut train, mut held_out] = [Tokens::new(width), Tokens::new(width)];
     let part = control.of_part();
     let mut read = 0;
-    for batch in examples.chunks(AT_A_TIME) {
-        let words: Vec<&[String]> = batch.iter().map(|example| &example.words[..]).collect();
-        let states = encoder.word_states(&words, &part)?;
-        for (example, readings) in batch.iter().zip(states) {
-            if train.kept.len() >= options.tokens {
+    while read < examples.len() && train.kept.len() < options.tokens {
+        let example = &examples[read];
+        let to = match held(read) {
+            true => &mut held_out,
+            false => &mut train,
+        };
+        to.texts += usize::from(!example.words.is_empty());
+        // A text of any length: states of a part of it are in memory at a time.
+        for (words, kept) in example.words.chunks(PART).zip(example.kept.chunks(PART)) {
+            if to.kept.len() >= options.tokens {
                 break;
             }
-            let to = if held(read) {
-                &mut held_out
-            } else {
-                &mut train
-            };
-            to.texts += usize::from(!readings.is_empty());
-            for (words, states) in readings {
-                to.add(example, &words, &states);
+            for (words, states) in encoder.word_states(&[words], &part)?.into_iter().flatten() {
+                to.add(kept, &words, &states);
             }
-            read += 1;
         }
-        if train.kept.len() >= options.tokens {
-            break;
-        }
+        read += 1;
         control.report(read, examples.len());
     }
     if !(train.kept.contains(&true) && train.kept.contains(&false)) {
