@@ -95,8 +95,8 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
     }
 
     #[cfg(feature = "train")]
-    fn word_states(&self, texts: &[&[String]]) -> Result<Vec<WordStates>> {
-        self.reader.word_states(texts)
+    fn word_states(&self, words: &[String]) -> Result<WordStates> {
+        self.reader.word_states(words)
     }
 
     fn at_a_time(&self) -> usize {

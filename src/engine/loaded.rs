@@ -229,7 +229,7 @@ impl<B: Backend> Runtime for Loaded<B> {
     }
 
     #[cfg(feature = "train")]
-    fn word_states(&self, _: &[&[String]]) -> Result<Vec<WordStates>> {
+    fn word_states(&self, _: &[String]) -> Result<WordStates> {
         Err(Error::Unsupported {
             what: format!("a token classifier on {}, a decoder", self.info.name),
             have: "encoders: BERT and XLM-RoBERTa as a Hugging Face folder".into(),

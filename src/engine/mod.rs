@@ -463,14 +463,14 @@ impl Engine {
         Training { engine: self }
     }
 
-    /// Hidden states of an encoder, for texts given as words.
+    /// Hidden states of an encoder, for a text given as words.
     #[cfg(feature = "train")]
     pub(crate) fn word_states(
         &self,
-        texts: &[&[String]],
+        words: &[String],
         control: &Control,
-    ) -> Result<Vec<runtime::WordStates>> {
-        self.call(control, || self.runtime.word_states(texts))
+    ) -> Result<runtime::WordStates> {
+        self.call(control, || self.runtime.word_states(words))
     }
 
     /// Shapes of the model.

@@ -32,9 +32,9 @@ pub(super) trait Runtime: Send + Sync {
         texts: &[String],
         method: Option<RankMethod>,
     ) -> Result<Vec<f64>>;
-    /// Hidden states of an encoder, for texts given as words; see [`WordStates`].
+    /// Hidden states of an encoder, for a text given as words; see [`WordStates`].
     #[cfg(feature = "train")]
-    fn word_states(&self, texts: &[&[String]]) -> Result<Vec<WordStates>>;
+    fn word_states(&self, words: &[String]) -> Result<WordStates>;
     fn at_a_time(&self) -> usize;
     fn adapter(&self, folder: &Path) -> Result<Adapter>;
     fn new_adapter(
@@ -72,7 +72,7 @@ pub(super) trait Runtime: Send + Sync {
     ) -> Result<Vec<Reply>>;
 }
 
-/// Of each chunk in which a text is read, the word of each token and its last hidden state, `[tokens, hidden]`.
+/// Of each chunk in which a text is read the word of each token and its last hidden state, `[tokens, hidden]`.
 #[cfg(feature = "train")]
 pub(crate) type WordStates = Vec<(Vec<usize>, Vec<f32>)>;
 

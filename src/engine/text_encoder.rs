@@ -74,33 +74,25 @@ impl<B: Backend> TextEncoder<B> {
         Ok(self.pieces.get_or_init(|| pieces))
     }
 
-    /// Hidden states of texts given as words, as LLMLingua-2 reads them.
+    /// Hidden states of a text given as words, as LLMLingua-2 reads it.
     #[cfg(feature = "train")]
-    pub(super) fn word_states(&self, texts: &[&[String]]) -> Result<Vec<WordStates>> {
+    pub(super) fn word_states(&self, words: &[String]) -> Result<WordStates> {
         self.refuse_unmarked()?;
-        let pieces = self.pieces()?;
         let window = self.encoder.config().max_positions;
-        let (mut inputs, mut words, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
-        for text in texts {
-            let readings = llmlingua2::readings(pieces, text, window)?;
-            chunks.push(readings.len());
-            for reading in readings {
-                inputs.push(reading.input);
-                words.push(reading.words);
-            }
-        }
+        let readings = llmlingua2::readings(self.pieces()?, words, window)?;
+        let (inputs, words): (Vec<_>, Vec<_>) = readings
+            .into_iter()
+            .map(|reading| (reading.input, reading.words))
+            .unzip();
         let width = self.encoder.config().hidden;
         let states = self.encoder.states(&inputs)?.into_iter();
-        let mut read = words.into_iter().zip(states).map(|(words, mut states)| {
+        let read = words.into_iter().zip(states).map(|(words, mut states)| {
             // Without the marks.
             states.truncate(states.len() - width);
             states.drain(..width);
             (words, states)
         });
-        Ok(chunks
-            .into_iter()
-            .map(|chunks| read.by_ref().take(chunks).collect())
-            .collect())
+        Ok(read.collect())
     }
 
     /// Refuses a family whose pieces have no mark of a word's beginning that LLMLingua-2 would know.

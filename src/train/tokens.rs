@@ -326,7 +326,7 @@ pub fn train(
             if to.kept.len() >= options.tokens {
                 break;
             }
-            for (words, states) in encoder.word_states(&[words], &part)?.into_iter().flatten() {
+            for (words, states) in encoder.word_states(words, &part)? {
                 to.add(kept, &words, &states);
             }
         }

@@ -14,17 +14,18 @@ use prefold::train::log::{self, Line};
 use prefold::{Control, Device, Engine};
 use serde_json::{Value, json};
 
-fn prefold() -> Command {
+pub(super) fn prefold() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prefold"));
     command.stdin(Stdio::null());
     command
 }
 
-fn stderr(output: &Output) -> String {
+pub(super) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn ok(command: &mut Command) -> Output {
+#[track_caller]
+pub(super) fn ok(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", stderr(&output));
     output

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::f64::consts::LN_2;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
+use super::train_cli::{ok, prefold, stderr};
 use crate::common::{Random, TempDir, encoders, tiny};
 use prefold::model::config::Family;
 use safetensors::tensor::TensorView;
@@ -34,23 +35,6 @@ const TOKENIZER_FILES: [&str; 3] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
 ];
-
-fn prefold() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prefold"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn ok(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
-    output
-}
 
 /// Random words, one half of them to be kept.
 fn sentence(random: &mut Random, count: usize) -> Vec<&'static str> {

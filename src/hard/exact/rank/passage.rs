@@ -36,7 +36,7 @@ impl Words {
         let own_head = !own.is_empty() || passage.heading.is_none();
         let heads = match own_head {
             true => own,
-            false => passage.heading.map(names_of).unwrap_or_default(),
+            false => different(passage.heading.into_iter().flat_map(names_of)),
         };
         Words {
             terms,
@@ -56,38 +56,30 @@ impl Words {
 
 /// Names of what a text is on: its title as others would write it, and what its first sentence is on.
 fn heads(text: &str) -> Vec<Vec<Term>> {
-    let (title, body) = match title(text) {
-        Some((title, body)) => (Some(title), body),
-        None => (None, text),
+    let (title, body) = title(text).map_or((None, text), |(title, body)| (Some(title), body));
+    different(title.into_iter().flat_map(names_of).chain(subject(body)))
+}
+
+/// A title without what tells it from others of its name: `Riviera (hotel)` and `Springfield, Illinois` are
+/// known elsewhere as the Riviera and Springfield.
+fn names_of(title: &str) -> impl Iterator<Item = &str> {
+    let bare = match title.find(" (") {
+        Some(at) if at > 0 => &title[..at],
+        _ => title,
     };
-    let mut heads = title.map(names_of).unwrap_or_default();
-    if let Some(subject) = subject(body) {
-        let terms = terms(subject);
+    let short = bare.split_once(", ").map(|(name, _)| name);
+    std::iter::once(bare).chain(short)
+}
+
+/// The words of names, each once; none is empty.
+fn different<'t>(names: impl Iterator<Item = &'t str>) -> Vec<Vec<Term>> {
+    let mut heads = Vec::new();
+    for terms in names.map(terms) {
         if !terms.is_empty() && !heads.contains(&terms) {
             heads.push(terms);
         }
     }
     heads
-}
-
-/// A title without what tells it from others of its name: `Riviera (hotel)` and `Springfield, Illinois` are
-/// known elsewhere as the Riviera and Springfield.
-fn names_of(title: &str) -> Vec<Vec<Term>> {
-    let bare = match title.find(" (") {
-        Some(at) if at > 0 => &title[..at],
-        _ => title,
-    };
-    let mut names = Vec::new();
-    for name in [Some(bare), bare.split_once(", ").map(|(name, _)| name)]
-        .into_iter()
-        .flatten()
-    {
-        let terms = terms(name);
-        if !terms.is_empty() && !names.contains(&terms) {
-            names.push(terms);
-        }
-    }
-    names
 }
 
 /// Longest head in bytes, and in words where it is the beginning of a sentence.
