@@ -14,7 +14,12 @@ use super::byte_bpe::bytes_of_name;
 use super::hf_file::{self, guard};
 use super::spm::byte_of_name;
 use super::tokenizer::Encoding;
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// The crate holds about 145 bytes for each of a text while it reads it, so a long text is read in pieces of so many.
+const PIECE: usize = 1 << 18;
+/// Where a piece ends is judged by the tokens of so many bytes more.
+const BEYOND: usize = 1 << 10;
 
 /// A tokenizer of Hugging Face's crate.
 pub(super) struct HfTokenizer {
@@ -28,6 +33,18 @@ pub(super) struct HfTokenizer {
     added: HashSet<u32>,
     spelling: Spelling,
     vocab_size: usize,
+    /// Whether what a word becomes does not depend on how far it is from the text's ends.
+    local: bool,
+}
+
+/// What the crate makes of a text or of a piece of one.
+struct Read {
+    ids: Vec<u32>,
+    spans: Vec<Range<usize>>,
+    /// False for what the tokenizer puts around a text.
+    from_text: Vec<bool>,
+    /// The pre-tokenizer's part of the text that a token is of.
+    words: Vec<Option<u32>>,
 }
 
 /// How an ordinary token's name spells its bytes.
@@ -48,7 +65,10 @@ impl HfTokenizer {
 
     /// Of a `tokenizer.json` that was made here; `name` stands for its path in messages.
     pub(super) fn from_json(name: &str, json: &Value) -> Result<Self> {
-        let (path, json) = (Path::new(name), json.to_string());
+        let path = Path::new(name);
+        hf_file::bounded("normalizer", &json["normalizer"])
+            .map_err(|reason| Error::format(path, reason))?;
+        let json = json.to_string();
         let parsing = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;
         Ok(Self::new(path, parsing))
     }
@@ -60,6 +80,7 @@ impl HfTokenizer {
         let highest = parsing.get_vocab(true).into_values().max();
         HfTokenizer {
             path: path.to_owned(),
+            local: hf_file::is_local(&parsing),
             vocab_size: highest.map_or(0, |id| id as usize + 1),
             parsing,
             plain: OnceLock::new(),
@@ -91,6 +112,63 @@ impl HfTokenizer {
                 plain
             })
         };
+        self.in_pieces(tokenizer, text, add_special, PIECE)
+    }
+
+    /// Token ids of a text that is read so many bytes at a time.
+    ///
+    /// A piece ends before a space between two letters where the pre-tokenizer parts the text, and the next begins
+    /// there. Pre-tokenizers go from left to right and look ahead by little, so the parts are those of the whole text.
+    fn in_pieces(
+        &self,
+        tokenizer: &tokenizers::Tokenizer,
+        text: &str,
+        add_special: bool,
+        piece: usize,
+    ) -> Result<Encoding> {
+        let mut out = Encoding::default();
+        let (mut start, mut len) = (0, piece);
+        loop {
+            let rest = &text[start..];
+            let whole = !self.local || rest.len() <= len + BEYOND;
+            let end = if whole {
+                rest.len()
+            } else {
+                rest.floor_char_boundary(len + BEYOND)
+            };
+            let read = self.read(tokenizer, &rest[..end], add_special)?;
+            let (used, cut) = match whole {
+                true => (read.ids.len(), end),
+                false => match read.last_cut(rest, len) {
+                    Some(found) => found,
+                    None => {
+                        len *= 2;
+                        continue;
+                    }
+                },
+            };
+            let first = match start {
+                0 => 0,
+                _ => read.from_text.iter().position(|&of| of).unwrap_or(used),
+            };
+            out.ids.extend(&read.ids[first..used]);
+            let spans = read.spans[first..used].iter();
+            out.spans
+                .extend(spans.map(|span| span.start + start..span.end + start));
+            if whole {
+                return Ok(out);
+            }
+            start += cut;
+            len = piece;
+        }
+    }
+
+    fn read(
+        &self,
+        tokenizer: &tokenizers::Tokenizer,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Read> {
         let encoded = guard(&self.path, || tokenizer.encode(text, add_special))?;
         let ids = encoded.get_ids().to_vec();
         let from_text: Vec<bool> = encoded
@@ -102,7 +180,12 @@ impl HfTokenizer {
             Some(spans) => spans,
             None => self.given_spans(text.len(), &ids, &from_text, encoded.get_offsets()),
         };
-        Ok(Encoding { ids, spans })
+        Ok(Read {
+            ids,
+            spans,
+            from_text,
+            words: encoded.get_word_ids().to_vec(),
+        })
     }
 
     /// Exact spans, if the tokens' bytes spell the text or what the normalizer makes of it.
@@ -209,6 +292,33 @@ impl HfTokenizer {
     }
 }
 
+impl Read {
+    /// How many tokens stand before the last place where a piece of at most `len` bytes of `text` may end, and
+    /// that place. `None`: there is none.
+    fn last_cut(&self, text: &str, len: usize) -> Option<(usize, usize)> {
+        let is_letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
+        let tokens = (1..self.ids.len()).rev();
+        tokens
+            .filter(|&i| {
+                self.from_text[i] && self.from_text[i - 1] && self.words[i] != self.words[i - 1]
+            })
+            .find_map(|i| {
+                // Some pre-tokenizers leave the space out.
+                let at = self.spans[i].start;
+                let (before, after) = text.split_at_checked(at)?;
+                let cut = match (before.strip_suffix(' '), after.starts_with(' ')) {
+                    (Some(before), false) => before.len(),
+                    (None, true) => at,
+                    _ => return None,
+                };
+                let (before, after) = text.split_at(cut);
+                let parts =
+                    is_letter(before.chars().next_back()) && is_letter(after.chars().nth(1));
+                (parts && (1..=len).contains(&cut)).then_some((i, cut))
+            })
+    }
+}
+
 /// For each byte of the normalized text (and its end) the byte of the source where that begins.
 /// Characters that the normalizer left alone map byte for byte; a changed one begins where its
 /// source does, and its other bytes stand at that source's end.
@@ -246,5 +356,61 @@ fn spelling(decoder: &DecoderWrapper) -> Spelling {
             .find(|&s| s != Spelling::Plain)
             .unwrap_or(Spelling::Plain),
         _ => Spelling::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All that the gallery has, some of it in one line, and one word longer than a piece.
+    fn text() -> String {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let mut names: Vec<_> = std::fs::read_dir(folder.join("gallery"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .collect();
+        names.push(folder.join("languages.json"));
+        names.sort();
+        let mut text = String::from("  ");
+        for name in names {
+            text += &std::fs::read_to_string(name).unwrap_or_default();
+        }
+        text += &"x".repeat(5000);
+        text += &text.replace('\n', " ");
+        text
+    }
+
+    #[test]
+    fn a_text_read_in_pieces_has_the_tokens_of_the_whole() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/encoders");
+        if !folder.exists() {
+            eprintln!("skipped: no golden values in a packed crate");
+            return;
+        }
+        let text = text();
+        for name in ["bert", "mbert-tokens", "xlmr-tokens", "modernbert"] {
+            let tokenizer = HfTokenizer::from_file(&folder.join(name).join("tokenizer.json"));
+            let mut tokenizer = tokenizer.unwrap();
+            assert!(tokenizer.local, "{name}");
+            for special in [false, true] {
+                let read = |tokenizer: &HfTokenizer, piece| {
+                    let crate_tokenizer = &tokenizer.parsing;
+                    tokenizer
+                        .in_pieces(crate_tokenizer, &text, special, piece)
+                        .unwrap()
+                };
+                tokenizer.local = false;
+                let whole = read(&tokenizer, 1);
+                tokenizer.local = true;
+                for piece in [300, 1000, 4096, 50_000] {
+                    let pieces = read(&tokenizer, piece);
+                    let differs = std::iter::zip(&whole.ids, &pieces.ids).position(|(a, b)| a != b);
+                    assert_eq!(differs, None, "{name}, {piece}");
+                    assert!(whole == pieces, "{name}, {piece}: spans");
+                }
+            }
+        }
     }
 }

@@ -8,6 +8,8 @@ use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -79,11 +81,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         }
         let steps: Value =
             serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
-        let grows = growth(&steps, 0).map_err(|reason| bad(format!("{name}: {reason}")))?;
-        if grows > MOST_GROWTH {
-            let reason = format!("its {name} makes a text up to {grows:.0} times as long");
-            return Err(bad(reason));
-        }
+        bounded(name, &steps).map_err(bad)?;
     }
     let Some(model) = file.model else {
         return Err(bad("it has no model".into()));
@@ -115,6 +113,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         bytes.splice(dropout, *b"null");
     }
     Ok(bytes)
+}
+
+/// Refuses a normalizer or a decoder that may make a text very long, or whose lengths are untrue.
+pub(super) fn bounded(name: &str, steps: &Value) -> Result<(), String> {
+    let grows = growth(steps, 0).map_err(|reason| format!("{name}: {reason}"))?;
+    if grows > MOST_GROWTH {
+        let reason = format!("its {name} makes a text up to {grows:.0} times as long");
+        return Err(reason);
+    }
+    Ok(())
 }
 
 /// How many times as long a text may be after a normalizer or a decoder.
@@ -162,23 +170,13 @@ fn growth(step: &Value, depth: usize) -> Result<f64, String> {
 
 /// Whether the first four bytes of a character map, in base64, name a size that it has.
 fn is_char_map(base64: &str) -> bool {
-    let digit = |c: &u8| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let head: Option<Vec<u8>> = base64.as_bytes().iter().take(6).map(digit).collect();
-    let Some(&[a, b, c, d, e, f]) = head.as_deref() else {
+    let Ok(map) = BASE64_STANDARD.decode(base64) else {
         return false;
     };
-    let bits = [a, b, c, d, e, f]
-        .iter()
-        .fold(0u64, |bits, &digit| bits << 6 | u64::from(digit));
-    let size = u32::from_le_bytes([28, 20, 12, 4].map(|shift| (bits >> shift) as u8));
-    size.is_multiple_of(4) && u64::from(size) + 4 <= base64.len() as u64 / 4 * 3
+    map.split_first_chunk().is_some_and(|(&size, rest)| {
+        let size = u32::from_le_bytes(size);
+        size.is_multiple_of(4) && rest.len() as u64 >= size.into()
+    })
 }
 
 /// Opens a file for prompts, which are neither cut nor padded: it may carry the settings of a batch.
@@ -193,6 +191,52 @@ pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer> {
         .map_err(|e| Error::format(path, e.to_string()))?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
+}
+
+/// Whether a tokenizer reads the second half of a text alike after the first and without it, where the second
+/// begins with a space. Steps that are not known here may do anything.
+pub(super) fn is_local(tokenizer: &tokenizers::Tokenizer) -> bool {
+    let json = |step: Option<serde_json::Result<Value>>| step.transpose().ok().flatten();
+    let normalizer = json(tokenizer.get_normalizer().map(serde_json::to_value));
+    let pre_tokenizer = json(tokenizer.get_pre_tokenizer().map(serde_json::to_value));
+    let normalizes = normalizer.as_ref().is_none_or(normalizes_by_words);
+    normalizes && pre_tokenizer.as_ref().is_some_and(parts_words)
+}
+
+fn all_of(step: &Value, list: &str, each: fn(&Value) -> bool) -> bool {
+    step[list].as_array().into_iter().flatten().all(each)
+}
+
+fn normalizes_by_words(step: &Value) -> bool {
+    match step["type"].as_str() {
+        Some("Sequence") => all_of(step, "normalizers", normalizes_by_words),
+        Some("Replace") => match step["pattern"]["Regex"].as_str() {
+            None => true,
+            Some(pattern) => pattern == " {2,}",
+        },
+        Some(
+            "NFC" | "NFD" | "NFKC" | "NFKD" | "Nmt" | "Lowercase" | "StripAccents"
+            | "BertNormalizer" | "Precompiled",
+        ) => true,
+        _ => false,
+    }
+}
+
+fn parts_words(step: &Value) -> bool {
+    match step["type"].as_str() {
+        Some("Sequence") => all_of(step, "pretokenizers", parts_words),
+        // Expressions that look back see another text.
+        Some("Split") => step["pattern"]["Regex"].as_str().is_none_or(|pattern| {
+            !["(?<=", "(?<!", "\\b", "\\B", "\\A"]
+                .iter()
+                .any(|back| pattern.contains(back))
+        }),
+        Some(
+            "ByteLevel" | "BertPreTokenizer" | "Whitespace" | "WhitespaceSplit" | "Metaspace"
+            | "Digits" | "Punctuation",
+        ) => true,
+        _ => false,
+    }
 }
 
 /// Does something with Hugging Face's crate, whose panics become errors that `name` the tokenizer.
