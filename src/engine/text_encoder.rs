@@ -250,10 +250,11 @@ fn pooling(weights: &Weights) -> Result<Pooling> {
         // As llama.cpp numbers them; 0 is "none".
         return match metadata.u32(KEY)? {
             None | Some(0 | 1) => Ok(Pooling::Mean),
-            Some(2) => Ok(Pooling::First),
+            // A reranker (4) also judges a pair by its first token.
+            Some(2 | 4) => Ok(Pooling::First),
             Some(other) => Err(Error::Unsupported {
                 what: format!("{}: {KEY} {other}", weights.path().display()),
-                have: "1 (the mean of all tokens), 2 (the first token)".into(),
+                have: "1 (the mean of all tokens), 2 (the first token), 4 (a reranker)".into(),
             }),
         };
     }

@@ -313,20 +313,24 @@ impl Config {
 
     /// Reads GGUF metadata. `rows` is the number of the embedding's rows (`None`: it is missing, as the
     /// caller will find), `factors` the content of `rope_freqs.weight`, `tied` whether there is no
-    /// head.
+    /// head, `head` that of a reranker.
     pub(crate) fn from_gguf(
         meta: &Metadata,
         rows: Option<usize>,
         factors: Option<Vec<f32>>,
         tied: bool,
+        head: EncoderHead,
     ) -> Result<Config> {
         let path = meta.path();
         let arch = meta
             .str("general.architecture")?
             .ok_or_else(|| Error::format(path, "there is no general.architecture"))?;
         let have = "llama, qwen2, qwen3, gpt2, bert";
-        let family = family(path, arch, have)?;
-        if matches!(family, Family::XlmRoberta | Family::ModernBert) {
+        let mut family = family(path, arch, have)?;
+        // llama.cpp gives both the same name; XLM-RoBERTa alone has this kind of vocabulary.
+        if family == Family::Bert && meta.str("tokenizer.ggml.model")? == Some("t5") {
+            family = Family::XlmRoberta;
+        } else if matches!(family, Family::XlmRoberta | Family::ModernBert) {
             return Err(unsupported(
                 path,
                 &format!("{} as a GGUF", family.name()),
@@ -397,15 +401,15 @@ impl Config {
             tied,
             bos: token("bos")?,
             eos: token("eos")?,
-            // Their positions begin at 0 in a GGUF, whatever the padding was.
-            encoder: (family == Family::Bert).then_some(EncoderConfig {
+            // Their positions begin at 0 in a GGUF, whatever the padding was: the rows before are cut off.
+            encoder: matches!(family, Family::Bert | Family::XlmRoberta).then_some(EncoderConfig {
                 token_types: meta.u32("tokenizer.ggml.token_type_count")?.unwrap_or(1) as usize,
                 first_position: 0,
                 padding: token("padding")?.unwrap_or(0),
                 gelu_tanh: false,
                 local: None,
                 classes_of_mean: false,
-                head: EncoderHead::None,
+                head,
             }),
         };
         config.check(path)?;

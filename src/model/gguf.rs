@@ -404,6 +404,10 @@ impl Metadata {
             add_space_prefix: self.bool(&key("add_space_prefix"))?,
             lowercase: self.bool(&key("normalizer.lowercase"))?,
             strip_accents: self.bool(&key("normalizer.strip_accents"))?,
+            char_map: self
+                .bytes_of(&key("precompiled_charsmap"))?
+                .unwrap_or_default()
+                .to_vec(),
         })
     }
 
@@ -478,6 +482,13 @@ impl Metadata {
     pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>> {
         self.read(key, "an array of whole numbers of 32 bits", |entry| {
             self.array(entry, |kind, bytes| integer(kind, bytes)?.try_into().ok())
+        })
+    }
+
+    /// An array of bytes.
+    fn bytes_of(&self, key: &str) -> Result<Option<&[u8]>> {
+        self.read(key, "an array of bytes", |entry| {
+            (entry.count.is_some() && entry.kind.size() == Some(1)).then(|| self.bytes(entry))
         })
     }
 

@@ -65,6 +65,8 @@ pub(crate) fn text_head(family: Family) -> [&'static str; 2] {
 pub(crate) const HF_HEAD: &str = "lm_head.weight";
 /// See [`HF_HEAD`].
 pub(crate) const GGUF_HEAD: &str = "output.weight";
+/// The last layer of a reranker.
+pub(crate) const GGUF_CLASSES: &str = "cls.output.weight";
 /// The embedding's name in GGUF.
 pub(crate) const GGUF_EMBEDDING: &str = "token_embd.weight";
 /// Divisors of the rotary frequencies, `[head_dim / 2]`.
@@ -253,11 +255,7 @@ fn encoder_slots(c: &Config) -> Vec<Slot> {
         EncoderHead::Text(labels) if bert => slots.extend([
             slot("bert.pooler.dense.weight", "cls.weight", &wide),
             slot("bert.pooler.dense.bias", "cls.bias", &[c.hidden]),
-            slot(
-                "classifier.weight",
-                "cls.output.weight",
-                &[labels, c.hidden],
-            ),
+            slot("classifier.weight", GGUF_CLASSES, &[labels, c.hidden]),
             slot("classifier.bias", "cls.output.bias", &[labels]),
         ]),
         EncoderHead::Text(labels) => slots.extend([
@@ -265,7 +263,7 @@ fn encoder_slots(c: &Config) -> Vec<Slot> {
             slot("classifier.dense.bias", "cls.bias", &[c.hidden]),
             slot(
                 "classifier.out_proj.weight",
-                "cls.output.weight",
+                GGUF_CLASSES,
                 &[labels, c.hidden],
             ),
             slot("classifier.out_proj.bias", "cls.output.bias", &[labels]),
@@ -328,11 +326,7 @@ fn modernbert_slots(c: &Config) -> Vec<Slot> {
         slots.extend([
             slot("head.dense.weight", "cls.weight", &[c.hidden, c.hidden]),
             slot("head.norm.weight", "cls.norm.weight", &row),
-            slot(
-                "classifier.weight",
-                "cls.output.weight",
-                &[labels, c.hidden],
-            ),
+            slot("classifier.weight", GGUF_CLASSES, &[labels, c.hidden]),
             slot("classifier.bias", "cls.output.bias", &[labels]),
         ]);
     }

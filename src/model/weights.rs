@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::config::{Config, RopeScaling};
+use super::config::{Config, EncoderHead, RopeScaling};
 use super::layout::{self, Kind, Slot};
 use super::mapped::{RawTensor, one_line};
 use super::rows::{FileRows, HeldRows, stored_row};
@@ -221,7 +221,14 @@ impl Weights {
             None => None,
         };
         let tied = !raw.contains_key(layout::GGUF_HEAD);
-        let config = Config::from_gguf(&metadata, vocab, factors, tied)?;
+        let head = match raw
+            .get(layout::GGUF_CLASSES)
+            .map(|tensor| &tensor.shape[..])
+        {
+            Some(&[labels, _]) => EncoderHead::Text(labels),
+            _ => EncoderHead::None,
+        };
+        let config = Config::from_gguf(&metadata, vocab, factors, tied, head)?;
         Ok(Weights {
             path: path.to_owned(),
             tensors: bind(path, &config, raw, Format::Gguf)?,

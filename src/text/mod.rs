@@ -19,6 +19,7 @@ pub mod sentences;
 mod spm;
 pub mod tokenizer;
 mod unicode;
+mod unigram;
 mod vocab;
 mod word_piece;
 

@@ -7,7 +7,7 @@ use super::byte_bpe::ByteBpe;
 use super::hf::HfTokenizer;
 use super::spm::Spm;
 use super::vocab::{GgufVocab, Vocab};
-use super::word_piece;
+use super::{unigram, word_piece};
 use crate::error::{Error, Result};
 
 /// Token ids and where each came from.
@@ -57,8 +57,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Input`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
-    /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built; WordPiece needs the
-    /// feature `tokenizer-json`.
+    /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built; WordPiece and Unigram need
+    /// the feature `tokenizer-json`.
     pub fn from_vocab(vocab: GgufVocab) -> Result<Self> {
         let kind = match vocab.model.as_str() {
             "gpt2" => Kind::ByteBpe(ByteBpe::new(vocab)?),
@@ -67,10 +67,14 @@ impl Tokenizer {
                 let json = word_piece::tokenizer_json(&vocab)?;
                 Kind::Hf(Box::new(HfTokenizer::from_json("WordPiece", &json)?))
             }
+            "t5" => {
+                let json = unigram::tokenizer_json(&vocab)?;
+                Kind::Hf(Box::new(HfTokenizer::from_json("Unigram", &json)?))
+            }
             other => {
                 return Err(Error::Unsupported {
                     what: format!("tokenizer model `{other}`"),
-                    have: "gpt2 (byte-level BPE), llama (SentencePiece BPE), bert (WordPiece)"
+                    have: "gpt2 (byte-level BPE), llama (SentencePiece BPE), bert (WordPiece), t5 (Unigram)"
                         .into(),
                 });
             }
@@ -121,12 +125,12 @@ impl Tokenizer {
         }
     }
 
-    /// The token in front of a text, where a GGUF's BPE names one (a `tokenizer.json` and WordPiece do not).
+    /// The token in front of a text, where a GGUF's BPE names one (a `tokenizer.json`, WordPiece and Unigram do not).
     pub fn bos(&self) -> Option<u32> {
         self.vocab()?.bos
     }
 
-    /// The token after a text, where a GGUF's BPE names one (a `tokenizer.json` and WordPiece do not).
+    /// The token after a text, where a GGUF's BPE names one (a `tokenizer.json`, WordPiece and Unigram do not).
     pub fn eos(&self) -> Option<u32> {
         self.vocab()?.eos
     }

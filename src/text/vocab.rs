@@ -10,14 +10,14 @@ use crate::error::{Error, Result};
 /// The `tokenizer.ggml.*` keys of a GGUF as they stand in the file; nothing is checked yet.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GgufVocab {
-    /// `gpt2` (byte-level BPE), `llama` (SentencePiece BPE) or `bert` (WordPiece).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece BPE), `bert` (WordPiece) or `t5` (Unigram).
     pub model: String,
     /// The pre-tokenizer of byte-level BPE: `smollm`, `gpt-2`, `llama-bpe`, `qwen2`, `gpt-4o`, `tekken`,
     /// `deepseek-llm`; empty or `default`: llama.cpp's default.
     pub pre: String,
     /// Every token's name; its index is its id.
     pub tokens: Vec<String>,
-    /// `llama`: log-probabilities, one per token; the higher merges first.
+    /// `llama` and `t5`: log-probabilities, one per token; of `llama`'s the higher merges first.
     pub scores: Vec<f32>,
     /// One per token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. May be
     /// empty: then all are normal.
@@ -34,12 +34,14 @@ pub struct GgufVocab {
     pub add_bos: Option<bool>,
     /// Put `eos` behind a text; absent: no.
     pub add_eos: Option<bool>,
-    /// `llama`: put a space in front of a text; absent: yes.
+    /// `llama` and `t5`: put a space in front of a text; absent: yes.
     pub add_space_prefix: Option<bool>,
     /// `bert`: lower-case a text; absent: where few tokens have capital letters.
     pub lowercase: Option<bool>,
     /// `bert`: take the accents off letters; absent: as `lowercase`.
     pub strip_accents: Option<bool>,
+    /// `t5`: SentencePiece's compiled map of characters, which normalises a text; empty: none.
+    pub char_map: Vec<u8>,
 }
 
 /// What a token is for.

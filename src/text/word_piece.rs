@@ -22,7 +22,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     const TOKENS: &str = "tokenizer.ggml.tokens";
     let types = token_types(&vocab.token_types, vocab.tokens.len())?;
     let mut ids = Map::new();
-    let mut added = Vec::new();
+    let mut specials = Vec::new();
     let mut capitals = 0;
     for (id, (token, kind)) in vocab.tokens.iter().zip(types).enumerate() {
         // Some files pad with nameless tokens; no text becomes those.
@@ -40,10 +40,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             None => format!("{CONTINUES}{token}"),
         };
         if special || users {
-            added.push(json!({
-                "id": id, "content": name, "special": special, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": !special,
-            }));
+            specials.push(added(id, &name, special));
         } else if kind == TokenType::Normal && token.contains(|c: char| c.is_ascii_uppercase()) {
             capitals += 1;
         }
@@ -66,7 +63,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     let end = json!({"SpecialToken": {"id": "[SEP]", "type_id": 1}});
     Ok(json!({
         "version": "1.0",
-        "added_tokens": added,
+        "added_tokens": specials,
         "normalizer": {
             "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
             "strip_accents": vocab.strip_accents, "lowercase": lowercase,
@@ -87,6 +84,14 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             "max_input_chars_per_word": 100, "vocab": ids,
         },
     }))
+}
+
+/// An entry of `added_tokens`: a special token, or one that a user defined.
+pub(super) fn added(id: usize, name: &str, special: bool) -> Value {
+    json!({
+        "id": id, "content": name, "special": special, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": !special,
+    })
 }
 
 #[cfg(test)]

@@ -7,9 +7,13 @@ use crate::common::tiny;
 
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
-        "gguf" => tiny::FAMILIES
-            .map(|family| tiny::gguf(family).bytes())
-            .into(),
+        "gguf" => {
+            let mut seeds = tiny::FAMILIES
+                .map(|family| tiny::gguf(family).bytes())
+                .to_vec();
+            seeds.push(unigram_gguf());
+            seeds
+        }
         "safetensors" => vec![tiny::safetensors(&tiny::tensors(Family::Llama))],
         "tokenizer" => vec![byte_level(), unigram()],
         "prefix" => prefixes(),
@@ -57,6 +61,43 @@ fn unigram() -> Vec<u8> {
     })
     .to_string()
     .into_bytes()
+}
+
+/// A tiny model with a vocabulary of XLM-RoBERTa's kind and its map of characters.
+fn unigram_gguf() -> Vec<u8> {
+    let tokens = [
+        "<s>", "<pad>", "</s>", "<unk>", "\u{2581}", "He", "llo", "l", "o",
+    ];
+    let scores = [0.0f32, 0.0, 0.0, 0.0, -1.0, -2.0, -2.5, -3.0, -3.5];
+    let kinds = [3i32, 3, 3, 2, 1, 1, 1, 1, 1];
+    // Sixteen cells that all end, and the texts that they would give.
+    let map = [&64u32.to_le_bytes()[..], &[0; 64], b"a\0bc\0"].concat();
+    let mut writer = tiny::gguf(Family::Llama);
+    for key in ["model", "tokens", "scores", "token_type"] {
+        writer.without(&format!("tokenizer.ggml.{key}"));
+    }
+    writer
+        .str("tokenizer.ggml.model", "t5")
+        .strs("tokenizer.ggml.tokens", &tokens.map(String::from))
+        .array(
+            "tokenizer.ggml.scores",
+            6,
+            9,
+            &scores.map(f32::to_le_bytes).concat(),
+        )
+        .array(
+            "tokenizer.ggml.token_type",
+            5,
+            9,
+            &kinds.map(i32::to_le_bytes).concat(),
+        )
+        .array(
+            "tokenizer.ggml.precompiled_charsmap",
+            0,
+            map.len() as u64,
+            &map,
+        );
+    writer.bytes()
 }
 
 /// A prefix that the program makes of a tiny model, in two element types, and a slot file.

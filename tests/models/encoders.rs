@@ -221,6 +221,37 @@ fn a_gguf_with_its_own_tokenizer_is_the_same_encoder() {
     }
 }
 
+/// llama.cpp's converter gives it BERT's name, a T5 vocabulary and no positions before the first.
+#[test]
+fn a_gguf_of_xlm_roberta_is_the_reranker_it_was_made_of() {
+    let path = folder("xlmr-gguf").join("reranker.gguf");
+    let golden = golden_json("xlmr-gguf");
+    let engine = open_at(&path);
+    let encoder = Encoder::load(Cpu::new(), &Weights::open(&path).unwrap()).unwrap();
+    let mut compared = 0;
+    for row in golden["texts"].as_array().unwrap() {
+        let want: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+        let text = row["text"].as_str().unwrap();
+        assert_eq!(engine.tokenize(text, true, true).unwrap(), want, "{text:?}");
+        let Ok(hidden) = serde_json::from_value::<Vec<Vec<f64>>>(row["hidden"].clone()) else {
+            continue;
+        };
+        let states = encoder.states(&[want.into()]).unwrap();
+        common::compare::assert_close(text, &states[0], &hidden.concat(), 1e-4, 1e-4);
+        compared += 1;
+    }
+    assert_eq!(compared, 3);
+    for pair in golden["pairs"].as_array().unwrap() {
+        let passage = pair["passage"].as_str().unwrap().to_owned();
+        let question = pair["question"].as_str().unwrap();
+        let got = engine
+            .rank(question, &[passage], &Control::default())
+            .unwrap();
+        let want = pair["score"].as_f64().unwrap();
+        assert!((got[0] - want).abs() < 1e-3, "{got:?}, {want}");
+    }
+}
+
 #[test]
 fn texts_become_the_ids_of_transformers() {
     for name in ["bert", "mbert-tokens", "xlmr-tokens", "modernbert"] {
