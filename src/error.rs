@@ -1,13 +1,19 @@
 //! The one error type: a variant per cause that a caller could act on.
 
+use std::fmt::{self, Display, Write as _};
 use std::path::PathBuf;
 
+use crate::files::steers;
+
 /// Whatever can go wrong, in one line that says what, where and what to do.
+///
+/// Names and values that a file or a caller gave stand in it with their control characters and marks of direction
+/// escaped, and are cut after 1,000 characters.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An operand does not have the shape that an operation needs: a bug of the caller.
-    #[error("{op}: expected {want}, got {got}")]
+    #[error("{op}: expected {}, got {}", Line(want), Line(got))]
     Shape {
         /// The operation.
         op: &'static str,
@@ -17,7 +23,7 @@ pub enum Error {
         got: String,
     },
     /// A file was read, but its content is not what its format demands.
-    #[error("{}: {reason}", file.display())]
+    #[error("{}: {}", Line(file.display()), Line(reason))]
     Format {
         /// The file.
         file: PathBuf,
@@ -25,7 +31,7 @@ pub enum Error {
         reason: String,
     },
     /// The file system said no.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", Line(path.display()), Line(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -34,7 +40,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A legitimate request for something that is not built; `have` names what there is.
-    #[error("{what} is not supported; there is {have}")]
+    #[error("{} is not supported; there is {}", Line(what), Line(have))]
     Unsupported {
         /// What was asked for.
         what: String,
@@ -42,7 +48,7 @@ pub enum Error {
         have: String,
     },
     /// An option or argument is outside its range or contradicts another.
-    #[error("{what}: {reason}")]
+    #[error("{}: {}", Line(what), Line(reason))]
     Input {
         /// The option or argument, with its value.
         what: String,
@@ -50,7 +56,7 @@ pub enum Error {
         reason: String,
     },
     /// The budget cannot be met: what must be kept is already longer.
-    #[error("budget of {target} tokens: {reason}")]
+    #[error("budget of {target} tokens: {}", Line(reason))]
     Budget {
         /// The tokens asked for.
         target: usize,
@@ -58,7 +64,7 @@ pub enum Error {
         reason: String,
     },
     /// The device asked for is missing or failed.
-    #[error("device {device}: {reason}")]
+    #[error("device {}: {}", Line(device), Line(reason))]
     Device {
         /// The device.
         device: String,
@@ -72,13 +78,50 @@ pub enum Error {
     #[error("deadline: it passed before the call was done; give it more time or less text")]
     Deadline,
     /// A kernel could not be started or, executed by the CPU, did what it must not.
-    #[error("kernel {kernel}: {reason}")]
+    #[error("kernel {kernel}: {}", Line(reason))]
     Launch {
         /// Its name in `kernels/`.
         kernel: &'static str,
         /// What it did.
         reason: String,
     },
+}
+
+/// A part of a message, fit for one line.
+struct Line<T>(T);
+
+impl<T: Display> Display for Line<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 1000;
+        let mut out = OneLine {
+            out: f,
+            room: LONGEST,
+        };
+        write!(out, "{}", self.0)
+    }
+}
+
+struct OneLine<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
+    /// Characters that may still be written.
+    room: usize,
+}
+
+impl fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            if self.room == 0 {
+                return Ok(());
+            }
+            self.room -= 1;
+            match (self.room, steers(c)) {
+                (0, _) => self.out.write_char('…')?,
+                (_, true) => write!(self.out, "{}", c.escape_default())?,
+                (_, false) => self.out.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A result of this crate.
@@ -117,5 +160,33 @@ impl Error {
             what: what.into(),
             reason: reason.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_message_is_one_short_line() {
+        let bad = "a\nb\u{202e}\u{1b}c";
+        for error in [
+            Error::input(bad, bad),
+            Error::format(bad, bad),
+            Error::io(bad)(std::io::Error::other(bad)),
+            Error::Unsupported {
+                what: bad.into(),
+                have: bad.into(),
+            },
+            Error::Device {
+                device: bad.into(),
+                reason: bad.into(),
+            },
+        ] {
+            let line = error.to_string();
+            assert_eq!(line.matches("a\\nb\\u{202e}\\u{1b}c").count(), 2, "{line}");
+        }
+        let long = Error::input("é".repeat(5000), "no").to_string();
+        assert_eq!(long, format!("{}…: no", "é".repeat(999)));
     }
 }
