@@ -1,6 +1,7 @@
 //! Rows of separated fields: what separates them, where they end, whether the first is a header.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
@@ -8,6 +9,7 @@ use super::{Class, Layout, Unit};
 
 /// Bytes of a text that are looked at for its form.
 const SAMPLE: usize = 32 << 10;
+const DELIMITERS: [u8; 4] = *b",\t;|";
 
 /// Finds what separates the fields of a text's rows; `None` where it has no rows of equal length.
 pub(super) fn delimiter(text: &str) -> Option<u8> {
@@ -22,7 +24,13 @@ pub(super) fn delimiter(text: &str) -> Option<u8> {
             &text[..text[..cut].rfind('\n').unwrap_or(0)]
         }
     };
-    b",\t;|".iter().copied().find(|&delimiter| {
+    // A form needs two rows of two fields.
+    if !sample.contains(['\n', '\r']) {
+        return None;
+    }
+    let there = DELIMITERS.into_iter();
+    let mut there = there.filter(|delimiter| sample.as_bytes().contains(delimiter));
+    there.find(|&delimiter| {
         let counts = fields(sample, delimiter);
         let Some(&width) = counts.first() else {
             return false;
@@ -55,8 +63,15 @@ pub(super) fn delimiter(text: &str) -> Option<u8> {
     })
 }
 
+/// A reader's tables take longer to make than a short text to read, so they are made once.
 fn reader(delimiter: u8) -> Reader {
-    ReaderBuilder::new().delimiter(delimiter).build()
+    static READERS: LazyLock<[Reader; 4]> =
+        LazyLock::new(|| DELIMITERS.map(|each| ReaderBuilder::new().delimiter(each).build()));
+    let known = DELIMITERS.iter().position(|&each| each == delimiter);
+    match known {
+        Some(at) => READERS[at].clone(),
+        None => ReaderBuilder::new().delimiter(delimiter).build(),
+    }
 }
 
 /// Calls `row` with the end of every row in the text and the number of its fields.
