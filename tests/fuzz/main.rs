@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod seeds;
+mod soak;
 mod targets;
 
 use std::panic::catch_unwind;

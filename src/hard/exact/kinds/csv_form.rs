@@ -1,7 +1,7 @@
 //! Rows of separated fields: what separates them, where they end, whether the first is a header.
 
+use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::LazyLock;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
@@ -63,20 +63,25 @@ pub(super) fn delimiter(text: &str) -> Option<u8> {
     })
 }
 
-/// A reader's tables take longer to make than a short text to read, so they are made once.
-fn reader(delimiter: u8) -> Reader {
-    static READERS: LazyLock<[Reader; 4]> =
-        LazyLock::new(|| DELIMITERS.map(|each| ReaderBuilder::new().delimiter(each).build()));
-    let known = DELIMITERS.iter().position(|&each| each == delimiter);
-    match known {
-        Some(at) => READERS[at].clone(),
-        None => ReaderBuilder::new().delimiter(delimiter).build(),
-    }
+thread_local! {
+    /// A reader of each form: its tables take longer to make than a short text to read, and a clone loses some.
+    static READERS: RefCell<[Reader; 4]> = RefCell::new(
+        DELIMITERS.map(|delimiter| ReaderBuilder::new().delimiter(delimiter).build()),
+    );
 }
 
 /// Calls `row` with the end of every row in the text and the number of its fields.
-fn each_row(text: &str, delimiter: u8, mut row: impl FnMut(usize, usize)) {
-    let mut reader = reader(delimiter);
+fn each_row(text: &str, delimiter: u8, row: impl FnMut(usize, usize)) {
+    let Some(at) = DELIMITERS.iter().position(|&each| each == delimiter) else {
+        return;
+    };
+    READERS.with_borrow_mut(|readers| {
+        readers[at].reset();
+        read_rows(&mut readers[at], text, row);
+    });
+}
+
+fn read_rows(reader: &mut Reader, text: &str, mut row: impl FnMut(usize, usize)) {
     let (mut at, mut count) = (0, 0);
     // The fields themselves are not wanted, so their buffers are used again and again.
     let (mut out, mut ends) = ([0; 4096], [0; 256]);
