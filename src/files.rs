@@ -1,7 +1,7 @@
 //! Files that are written whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -98,6 +98,22 @@ pub fn regular_file(path: &Path) -> Result<()> {
     match fs::metadata(path).map_err(Error::io(path))?.is_file() {
         true => Ok(()),
         false => Err(Error::format(path, "not a regular file")),
+    }
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// Those of [`regular_file`], and [`Error::Format`] for a longer one.
+pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    regular_file(path)?;
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
+        .map_err(Error::io(path))?;
+    match bytes.len() as u64 > limit {
+        false => Ok(bytes),
+        true => Err(Error::format(path, format!("longer than {limit} bytes"))),
     }
 }
 
@@ -229,7 +245,7 @@ fn is_at(_: &File, _: &Path) -> bool {
 }
 
 /// Where a symlink that leads to no file yet will have one; `path` itself otherwise.
-fn link_target(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn link_target(path: &Path) -> io::Result<PathBuf> {
     let mut target = path.to_path_buf();
     for _ in 0..MOST_LINKS {
         match fs::read_link(&target) {

@@ -77,15 +77,7 @@ pub fn compress_json(
 
 /// Reads a configuration by its path.
 fn config_file(path: &Path) -> Result<JsonConfig, Error> {
-    crate::files::regular_file(path)?;
-    let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if size > LONGEST_CONFIG {
-        return Err(Error::Format {
-            file: path.into(),
-            reason: format!("longer than {LONGEST_CONFIG} bytes"),
-        });
-    }
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = crate::files::read_bounded(path, LONGEST_CONFIG)?;
     JsonConfig::from_yaml(&crate::files::text(path, bytes)?)
 }
 

@@ -109,8 +109,19 @@ fn command() -> clap::Command {
     examples::add(Cli::command())
 }
 
+/// Keeps a panic that becomes an error from saying anything of its own.
+fn quiet_panics() {
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !crate::text::is_guarded() {
+            said(panic);
+        }
+    }));
+}
+
 /// Runs the program on its arguments, its own name first, and gives its exit code.
 pub fn run(args: Vec<OsString>) -> u8 {
+    quiet_panics();
     let parsed = command()
         .try_get_matches_from(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches));

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::quant::DType;
 use crate::error::{Error, Result};
 pub(crate) use crate::files::one_line;
-use crate::files::{refuse_pointer, regular_file};
+use crate::files::{read_bounded, refuse_pointer, regular_file};
 
 /// How a file's bytes come into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -100,14 +100,7 @@ impl RawTensor {
 
 /// Reads and parses a JSON file of at most `limit` bytes.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
-    regular_file(path)?;
-    let mut text = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(limit + 1).read_to_end(&mut text))
-        .map_err(Error::io(path))?;
-    if text.len() as u64 > limit {
-        return Err(Error::format(path, format!("longer than {limit} bytes")));
-    }
+    let text = read_bounded(path, limit)?;
     refuse_pointer(path, &text)?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::format(path, one_line(&format!("not the JSON expected: {e}"))))

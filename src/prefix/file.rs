@@ -5,7 +5,6 @@
 //! own tokens. The metadata, all strings, are those that `metadata` writes.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -19,6 +18,7 @@ use serde_json::{Map, Value, json};
 use super::{KRope, KvPrefix, ModelId, Origin, Parts, Rope, Shape};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
+use crate::model::mapped::{Access, Mapped};
 
 /// What the metadata call the format.
 const FORMAT: &str = "prefold-kv";
@@ -229,10 +229,9 @@ impl KvPrefix {
     /// [`Error::Io`]; [`Error::Format`] for whatever is not a sound prefix.
     pub fn read(path: &Path) -> Result<(Self, Dtype)> {
         let bad = |reason: String| Error::format(path, reason.replace(char::is_control, " "));
-        if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
-            return Err(bad("not a regular file".into()));
-        }
-        let bytes = fs::read(path).map_err(Error::io(path))?;
+        // Mapped, so that a large file that is no prefix costs nothing.
+        let map = Mapped::open(path, Access::Map)?;
+        let bytes = map.bytes();
         let header = bytes
             .first_chunk()
             .map(|length| u64::from_le_bytes(*length));
@@ -240,8 +239,8 @@ impl KvPrefix {
             return Err(bad("not a prefix: no safetensors header of its size".into()));
         }
         let sound = |error| bad(format!("not a safetensors file: {error}"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(sound)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(sound)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(sound)?;
         let reader = Reader {
             path,
             strings: header.metadata().clone().into_iter().flatten().collect(),

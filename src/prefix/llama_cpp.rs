@@ -10,7 +10,8 @@ use std::path::Path;
 
 use super::{Dtype, KRope, KvPrefix};
 use crate::error::{Error, Result};
-use crate::files::{regular_file, write_whole};
+use crate::files::write_whole;
+use crate::model::mapped::{Access, Mapped};
 
 const MAGIC: u32 = 0x6767_7371;
 /// ggml's numbers of element types.
@@ -62,10 +63,13 @@ impl Layout {
     /// [`Error::Io`]; [`Error::Format`] for what is no such file; [`Error::Unsupported`] for a cache
     /// in another type than F32, F16 or BF16.
     pub fn of_template(path: &Path) -> Result<Self> {
-        // A pipe would block.
-        regular_file(path)?;
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        Template { path, rest: &bytes }.layout()
+        // Mapped: what counts is its beginning, and a slot may take gigabytes.
+        let map = Mapped::open(path, Access::Map)?;
+        let template = Template {
+            path,
+            rest: map.bytes(),
+        };
+        template.layout()
     }
 }
 
@@ -129,7 +133,7 @@ impl Template<'_> {
             })
     }
 
-    fn layout(&mut self) -> Result<Layout> {
+    fn layout(mut self) -> Result<Layout> {
         if self.u32()? != MAGIC {
             return Err(self.bad("not a slot that llama.cpp saved"));
         }

@@ -21,6 +21,7 @@ use super::upstream::Upstream;
 use crate::control::{CancelToken, Control};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::files::read_bounded;
 use crate::hard::messages::{self, MessagesOptions, MessagesResult, Task};
 use crate::hard::{Compressed, ContentKind, Exact, RankMethod, Request};
 use crate::text::counts::count_cl100k;
@@ -708,9 +709,13 @@ pub(super) fn original_name(text: &str) -> String {
     hex(&key(&[b"original", text.as_bytes()])[..NAME])
 }
 
+/// A token takes a line.
+const LONGEST_TOKEN: u64 = 64 << 10;
+
 /// The hash of the token in a file.
 fn read_token(path: &std::path::Path) -> Result<[u8; 32]> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let bytes = read_bounded(path, LONGEST_TOKEN)?;
+    let text = String::from_utf8_lossy(&bytes);
     let token = text.trim();
     match token.len() {
         0..16 => Err(Error::format(

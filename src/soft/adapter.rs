@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::model::decoder::Input;
 use crate::model::lora::{LoraWeights, floats};
-use crate::model::{mapped, safetensors};
+use crate::model::mapped::{self, Access, Mapped};
+use crate::model::safetensors;
 use crate::prefix::{KvPrefix, Method, hex};
 
 /// Where the decoder continues.
@@ -134,8 +135,7 @@ impl Adapter {
         let mut hash = Sha256::new();
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let path = folder.join(name);
-            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-            hash.update(&bytes);
+            hash.update(Mapped::open(&path, Access::Map)?.bytes());
         }
         for value in memory.iter().chain(begin.iter().flatten()) {
             hash.update(value.to_le_bytes());

@@ -4,7 +4,7 @@
 //! and each normalizer may make a text longer. What would end the process is refused here; what only
 //! panics is caught by [`guard`].
 
-use std::io::Read;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -15,14 +15,17 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::files::{one_line, refuse_pointer, regular_file};
+use crate::files::{one_line, read_bounded, refuse_pointer};
 
 /// The largest vocabularies take 35 MB.
 const LONGEST_FILE: u64 = 256 << 20;
 /// A normalizer's or a decoder's part of a file; a compiled character map takes 400 KB.
 const LONGEST_STEPS: usize = 8 << 20;
-/// How much longer normalizers or decoders may make a text. SentencePiece's space takes three bytes of one.
-const MOST_GROWTH: f64 = 64.0;
+/// How many times as long normalizers or decoders may make a text: Unicode's decompositions three times, and so a
+/// compiled character map after them.
+const MOST_GROWTH: f64 = 9.0;
+/// What says which tokens stand around a text takes 4 KB.
+const LONGEST_AROUND: usize = 64 << 10;
 /// Sequences in sequences.
 const DEEPEST: usize = 32;
 
@@ -33,6 +36,8 @@ struct File<'a> {
     normalizer: Option<&'a RawValue>,
     #[serde(borrow)]
     decoder: Option<&'a RawValue>,
+    #[serde(borrow)]
+    post_processor: Option<&'a RawValue>,
     #[serde(borrow)]
     model: Option<&'a RawValue>,
 }
@@ -59,17 +64,10 @@ enum Merge {
 /// # Errors
 /// [`Error::Io`], and [`Error::Format`] for what cannot be a tokenizer or would take any amount of memory.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    regular_file(path)?;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes))
-        .map_err(Error::io(path))?;
+    let mut bytes = read_bounded(path, LONGEST_FILE)?;
     refuse_pointer(path, &bytes)?;
     let bad =
         |reason: String| Error::format(path, one_line(&format!("is no tokenizer.json: {reason}")));
-    if bytes.len() as u64 > LONGEST_FILE {
-        return Err(bad(format!("longer than {LONGEST_FILE} bytes")));
-    }
     let text = std::str::from_utf8(&bytes).map_err(|error| bad(error.to_string()))?;
     let file: File = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
     for (name, steps) in [("normalizer", file.normalizer), ("decoder", file.decoder)] {
@@ -82,6 +80,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         let steps: Value =
             serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
         bounded(name, &steps).map_err(bad)?;
+    }
+    // It may name a token often, and the token's ids may be many.
+    if let Some(raw) = file.post_processor
+        && raw.get().len() > LONGEST_AROUND
+    {
+        return Err(bad(format!(
+            "its post_processor is longer than {LONGEST_AROUND} bytes"
+        )));
     }
     let Some(model) = file.model else {
         return Err(bad("it has no model".into()));
@@ -154,7 +160,8 @@ fn growth(step: &Value, depth: usize) -> Result<f64, String> {
             let found = pattern.and_then(Value::as_str).map_or(1, str::len);
             Ok((len("content") as f64 / found.max(1) as f64).max(1.0))
         }
-        Some("Prepend") => Ok(1.0 + len("prepend") as f64),
+        // Once to a text, however long that is.
+        Some("Prepend") => Ok(1.0),
         Some("Precompiled") => {
             let map = step.get("precompiled_charsmap").and_then(Value::as_str);
             let map = map.ok_or("a character map is not a string")?;
@@ -163,7 +170,7 @@ fn growth(step: &Value, depth: usize) -> Result<f64, String> {
                 .ok_or_else(|| "a compiled character map is shorter than it says".to_string())
         }
         // Decompositions of Unicode.
-        Some("NFD" | "NFKD" | "NFC" | "NFKC" | "Nmt" | "BertNormalizer") => Ok(3.0),
+        Some("NFD" | "NFKD" | "NFC" | "NFKC" | "BertNormalizer") => Ok(3.0),
         _ => Ok(1.0),
     }
 }
@@ -239,13 +246,25 @@ fn parts_words(step: &Value) -> bool {
     }
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread becomes an error, so that nothing else need be said of it.
+pub(crate) fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
 /// Does something with Hugging Face's crate, whose panics become errors that `name` the tokenizer.
 ///
 /// # Errors
 /// What `work` says, or that it panicked.
 pub(super) fn guard<T>(name: &Path, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     // What a panic leaves of the tokenizer is not used: it is not written to.
-    match catch_unwind(AssertUnwindSafe(work)) {
+    let outer = GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(outer);
+    match done {
         Ok(done) => done.map_err(|error| {
             Error::format(
                 name,

@@ -10,6 +10,8 @@ mod hf;
 mod hf;
 #[cfg(feature = "tokenizer-json")]
 mod hf_file;
+#[cfg(feature = "cli")]
+pub(crate) use hf_file::is_guarded;
 mod merge;
 #[cfg(feature = "tokenizer-json")]
 mod pieces;

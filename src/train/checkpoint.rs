@@ -21,6 +21,7 @@ use super::objective::Tensor;
 use super::parameters::Parameters;
 use super::start::MEMORY;
 use crate::error::{Error, Result};
+use crate::files::link_target;
 use crate::model::config::Config;
 use crate::model::lora::floats;
 use crate::model::{mapped, safetensors as files};
@@ -116,6 +117,12 @@ pub fn write(
     sync(&fresh)?;
     remove(&old)?;
     let there = folder.exists();
+    if there {
+        // What its owner allowed holds for the new version too.
+        let kept =
+            fs::metadata(folder).and_then(|old| fs::set_permissions(&fresh, old.permissions()));
+        kept.map_err(Error::io(&fresh))?;
+    }
     let exchanged = there && exchange(&fresh, folder);
     if !exchanged {
         if there {
@@ -125,6 +132,7 @@ pub fn write(
             if there {
                 let _ = fs::rename(&old, folder);
             }
+            let _ = remove(&fresh);
             return Err(Error::io(folder)(error));
         }
     }
@@ -257,7 +265,8 @@ fn peft(parameters: &Parameters, card: &Card) -> Value {
 
 /// Where a folder is that may be named by a symbolic link, so that the link stays.
 fn behind_links(folder: &Path) -> PathBuf {
-    fs::canonicalize(folder).unwrap_or_else(|_| folder.into())
+    let there = fs::canonicalize(folder);
+    there.unwrap_or_else(|_| link_target(folder).unwrap_or_else(|_| folder.into()))
 }
 
 /// The names of a folder's next and last version beside it.

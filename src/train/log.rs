@@ -1,13 +1,13 @@
 //! A run's log: a line of JSON a step, each step once.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{regular_file, whole_lines, write_whole};
+use crate::files::{read_bounded, regular_file, whole_lines, write_whole};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ impl Log {
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
             regular_file(path)?;
-            let bytes = fs::read(path).map_err(Error::io(path))?;
+            let bytes = read_bounded(path, LONGEST_LOG)?;
             let cut = &bytes[whole_lines(&bytes)..];
             if !(cut.starts_with(BEGIN) || BEGIN.starts_with(cut)) {
                 return Err(Error::format(path, "its last line is no step of a log"));
@@ -101,14 +101,16 @@ fn text_of(path: &Path, line: &Line) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// A log of five million steps.
+const LONGEST_LOG: u64 = 1 << 30;
+
 /// Reads a log.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Format`] with the number of a line that is none, the last one excepted
 /// where it has no end: it may be in the writing.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    regular_file(path)?;
-    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let bytes = read_bounded(path, LONGEST_LOG)?;
     let parts = bytes[..whole_lines(&bytes)].split(|&b| b == b'\n');
     parts
         .enumerate()

@@ -12,7 +12,7 @@ use super::parameters::{self, Parameters};
 use super::run::{Data, Event, Options, Start, Summary};
 use super::schedule::Schedule;
 use super::start::MemoryStart;
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::config::Config;
@@ -277,14 +277,16 @@ impl Plan {
             )));
         }
         let dev = match &self.dev {
-            Some(path) => data::read_all(
-                path,
-                &reading,
-                tokenizer,
-                self.bad_rows,
-                self.dev_rows,
-                &mut |line| watch(Event::Note(line)),
-            )?,
+            Some(path) => Call::current().under(control).enter(|| {
+                data::read_all(
+                    path,
+                    &reading,
+                    tokenizer,
+                    self.bad_rows,
+                    self.dev_rows,
+                    &mut |line| watch(Event::Note(line)),
+                )
+            })?,
             None => Vec::new(),
         };
         let start = Start {

@@ -4,6 +4,7 @@ use plotters::prelude::*;
 
 use super::log::Line;
 use crate::error::{Error, Result};
+use crate::files::one_line;
 
 /// What the horizontal axis counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -150,7 +151,7 @@ fn draw(
         };
         chart
             .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-            .label(curve.name)
+            .label(one_line(curve.name))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         if !curve.dev.is_empty() {
             let thin = colour.stroke_width(1);
@@ -161,7 +162,7 @@ fn draw(
                 .map(|&at| Circle::new(at, 4, colour.filled()));
             chart
                 .draw_series(dots)?
-                .label(format!("{}, dev", curve.name))
+                .label(format!("{}, dev", one_line(curve.name)))
                 .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
         }
     }

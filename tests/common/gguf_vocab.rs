@@ -113,6 +113,7 @@ pub fn read(path: &Path) -> GgufVocab {
         add_space_prefix: flag("add_space_prefix"),
         lowercase: flag("normalizer.lowercase"),
         strip_accents: flag("normalizer.strip_accents"),
+        char_map: Vec::new(),
         model: take("model").map_or(String::new(), text),
         pre: take("pre").map_or(String::new(), text),
         tokens,

@@ -10,6 +10,9 @@ mod cli;
 mod docs;
 mod eval;
 mod hub;
+#[cfg(target_os = "linux")]
+mod kill_sweep;
+mod refused_files;
 mod soft_cli;
 mod train_cli;
 mod train_tokens;

@@ -32,7 +32,7 @@ pub(super) fn ok(command: &mut Command) -> Output {
 }
 
 /// A tiny model of 24 positions and rows of ids for each objective.
-fn tiny_model() -> TempDir {
+pub(super) fn tiny_model() -> TempDir {
     let dir = tiny::folder(&tiny::config(Family::Llama), &tiny::tensors(Family::Llama));
     let (mut texts, mut answers) = (String::new(), String::new());
     for i in 0..23u32 {
@@ -49,7 +49,7 @@ fn tiny_model() -> TempDir {
 }
 
 /// A command that trains in `dir` on its rows.
-fn train(dir: &TempDir, task: &str, out: &str) -> Command {
+pub(super) fn train(dir: &TempDir, task: &str, out: &str) -> Command {
     let rows = if task == "regen" {
         "texts.jsonl"
     } else {
@@ -331,6 +331,67 @@ fn an_interrupt_is_obeyed_while_rows_are_read() {
         assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
         let state = prefold::train::checkpoint::read_state(&dir.path().join(out)).unwrap();
         assert_eq!(state.step, 0);
+    }
+}
+
+/// The rows that the loss is measured on are read before there is a folder.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupt_is_obeyed_while_rows_to_measure_are_read() {
+    const TERM: u32 = 15;
+    let dir = tiny_model();
+    let pipe = dir.path().join("pipe.jsonl");
+    ok(Command::new("mkfifo").arg(&pipe));
+    for (out, open) in [("unopened", false), ("silent", true)] {
+        // Both ends, as opening one would wait for the other.
+        let _writer = open.then(|| {
+            let mut both = std::fs::OpenOptions::new();
+            both.read(true).write(true).open(&pipe).unwrap()
+        });
+        let mut child = train(&dir, "regen", out)
+            .args(["--eval", "pipe.jsonl", "--steps", "10"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The signal is caught from when the work begins, soon after which it waits.
+        let id = child.id().to_string();
+        let caught = || {
+            let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            let mask = mask.map(|mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+            mask.is_some_and(|mask| mask >> (TERM - 1) & 1 == 1)
+        };
+        while !caught() {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "{out}: it did not wait"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "{out}: it did not wait"
+        );
+        let told = Instant::now();
+        ok(Command::new("kill").args(["-TERM", &id]));
+        // One that does not heed it would wait for ever.
+        while child.try_wait().unwrap().is_none() {
+            if told.elapsed() > Duration::from_secs(5) {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{out}: it goes on");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{out}: {said}");
+        assert!(
+            said.starts_with("prefold: ") && said.lines().count() == 1,
+            "{out}: {said}"
+        );
+        assert!(!dir.path().join(out).exists(), "{out}");
     }
 }
 

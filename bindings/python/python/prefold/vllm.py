@@ -157,11 +157,15 @@ class PrefoldConnector(KVConnectorBase_V1):
             return
         (ids,) = blocks.get_block_ids()
         size = self._block_size
-        slots = [ids[at // size] * size + at % size for at in range(start, start + count)]
         first, last = start // size, max(start + count - 1, 0) // size
-        self._loads.append(
-            Load(request.request_id, path, start, slots, ids[first : last + 1], error)
-        )
+        if error is None and last >= len(ids):
+            error = f"vLLM holds {len(ids)} blocks of {size} for {start + count} rows"
+        slots = []
+        if error is None:
+            slots = [ids[at // size] * size + at % size for at in range(start, start + count)]
+        # Any block of the request makes it fail; a long prompt may have but its first ones yet.
+        blocks_of = ids[first : last + 1] or ids[-1:]
+        self._loads.append(Load(request.request_id, path, start, slots, blocks_of, error))
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
         """Gives the workers what they load next."""

@@ -26,6 +26,7 @@ use passage::{Question, Words};
 use super::lexical::{Bag, Term, bm25, terms};
 use super::units::unspaced;
 use crate::error::Error;
+use crate::files::read_bounded;
 use crate::model::config::{Config, EncoderHead};
 use crate::text::sentences::sentences;
 
@@ -81,6 +82,8 @@ pub(crate) fn stage_names(stage: usize) -> Vec<String> {
 pub(crate) const CHOSEN: usize = 64;
 /// The most that are: pairs of them are compared.
 const MOST_CHOSEN: usize = 512;
+/// The weights that ship take 140 KB.
+const LONGEST_FILE: u64 = 64 << 20;
 /// Passages from which a large prompt's second steps are sought.
 const SEEDS: usize = 4;
 
@@ -292,8 +295,10 @@ impl Ranker {
     /// # Errors
     /// [`Error::Format`] that names the line that is malformed; [`Error::Io`].
     pub fn open(path: &Path) -> crate::Result<Ranker> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Ranker::parse(&text).map_err(|reason| Error::format(path, reason))
+        let bytes = read_bounded(path, LONGEST_FILE)?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|error| Error::format(path, error.to_string()))?;
+        Ranker::parse(text).map_err(|reason| Error::format(path, reason))
     }
 
     /// Scores passages by a question, the best highest; a title may stand in front (`Title: text`).
