@@ -177,8 +177,13 @@ int32_t prefold_prefix_open(const char *path, prefold_handle *out);
 /* Writes a prefix file, whole or not at all. dtype: PREFOLD_F32, … Nothing to free; any thread. */
 int32_t prefold_prefix_save(prefold_handle prefix, const char *path, uint32_t dtype);
 
+/* As a placeholder: ids drawn from the prefix's content, so that a cache which knows a prompt by its tokens alone keeps
+ * prefixes apart. */
+#define PREFOLD_PLACEHOLDER_UNIQUE UINT32_MAX
+
 /* Writes a sequence-state file of llama.cpp. template_path: a slot that the server saved, or NULL for version 4, one slot, flash
- * attention, f16. placeholder: the id that stands for each memory token. Nothing to free; any thread. */
+ * attention, f16. placeholder: the id that stands for each memory token, or PREFOLD_PLACEHOLDER_UNIQUE. Nothing to free; any
+ * thread. */
 int32_t prefold_prefix_export_llama_cpp(prefold_handle prefix, const char *template_path, uint32_t placeholder, const char *path);
 
 typedef struct {

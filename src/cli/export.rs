@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::prefix::llama_cpp::{Layout, Slot};
-use crate::prefix::{transformers, vllm};
+use crate::prefix::{Placeholder, transformers, vllm};
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -37,9 +37,17 @@ pub struct Args {
         conflicts_with = "template"
     )]
     slot_version: u32,
-    /// The id that stands for each memory token in a prompt
-    #[arg(long, value_name = "ID", default_value_t = 0)]
-    placeholder: u32,
+    /// What stands for memory tokens in a prompt: `unique` ids, which no other prefix has, or one id for all
+    #[arg(long, value_name = "ID|unique", default_value = "unique", value_parser = placeholder)]
+    placeholder: Placeholder,
+}
+
+fn placeholder(text: &str) -> Result<Placeholder, String> {
+    match text.parse::<i32>() {
+        _ if text == "unique" => Ok(Placeholder::Unique),
+        Ok(id) if id >= 0 => Ok(Placeholder::Repeated(id.unsigned_abs())),
+        _ => Err("expected `unique` or a token id, which is below 2^31".into()),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -59,13 +67,6 @@ pub fn run(args: Args) -> Outcome {
     if same(&args.prefix).is_some_and(|prefix| same(&args.output) == Some(prefix)) {
         let message = "--output is the prefix itself, which would be lost; name another file";
         return Err(Failure::Usage(message.into()));
-    }
-    if i32::try_from(args.placeholder).is_err() {
-        let message = format!(
-            "--placeholder {}: token ids are below 2^31",
-            args.placeholder
-        );
-        return Err(Failure::Usage(message));
     }
     let (prefix, dtype) = read_prefix(&args.prefix)?;
     let report = match args.to {

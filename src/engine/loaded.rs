@@ -155,6 +155,7 @@ impl<B: Backend> Loaded<B> {
             name: self.info.name.clone(),
             architecture: self.info.architecture.clone(),
             fingerprint: self.info.fingerprint.clone(),
+            vocab: u32::try_from(self.info.vocab).ok(),
         }
     }
 

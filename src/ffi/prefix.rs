@@ -14,7 +14,7 @@ use super::{
 };
 use crate::engine::Engine;
 use crate::prefix::llama_cpp::{Layout, Slot};
-use crate::prefix::{Dtype, KRope, KvPrefix, Method};
+use crate::prefix::{Dtype, KRope, KvPrefix, Method, Placeholder};
 use crate::soft::{Ask, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
 
 /// Text, ids or both; see the header.
@@ -329,6 +329,10 @@ pub extern "C" fn prefold_prefix_export_llama_cpp(
             false => Layout::of_template(Path::new(text(template, "template")?))?,
         };
         let path = Path::new(text(path, "path")?);
+        let placeholder = match placeholder {
+            u32::MAX => Placeholder::Unique,
+            id => Placeholder::Repeated(id),
+        };
         Slot::new(&prefix, &layout, placeholder)?.write(path)?;
         Ok(())
     })

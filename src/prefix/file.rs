@@ -129,6 +129,9 @@ fn metadata(prefix: &KvPrefix, dtype: Dtype) -> Map<String, Value> {
     put("model", o.model.name.clone());
     put("architecture", o.model.architecture.clone());
     put("model_fingerprint", o.model.fingerprint.clone());
+    if let Some(vocab) = o.model.vocab {
+        put("vocab", vocab.to_string());
+    }
     put("method", o.method.name().into());
     if let Some(adapter) = &o.adapter {
         put("adapter", adapter.clone());
@@ -309,6 +312,10 @@ impl Reader<'_> {
                 name: text("model")?,
                 architecture: text("architecture")?,
                 fingerprint: text("model_fingerprint")?,
+                vocab: match self.strings.contains_key("vocab") {
+                    true => Some(self.value("vocab", false)?),
+                    false => None,
+                },
             },
             method: self.value("method", true)?,
             adapter: self.strings.get("adapter").cloned(),

@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::{Dtype, KRope, KvPrefix};
+use super::{Dtype, KRope, KvPrefix, Placeholder};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::model::mapped::{Access, Mapped};
@@ -218,25 +218,26 @@ pub struct Slot {
 
 impl Slot {
     /// Lays out a prefix. Where it has no token ids of its own, or the text was longer than the rows
-    /// that are left of it, the ids are what the text had, or `placeholder`.
+    /// that are left of it, the ids are what the text had, or placeholders.
     ///
     /// # Errors
     /// [`Error::Input`] for a value beyond the range of the cache's element type, or a placeholder
     /// beyond all ids;
     /// [`Error::Unsupported`] for a family whose order of K is not known.
-    pub fn new(prefix: &KvPrefix, layout: &Layout, placeholder: u32) -> Result<Self> {
+    pub fn new(prefix: &KvPrefix, layout: &Layout, placeholder: Placeholder) -> Result<Self> {
         check_version(layout.version)?;
         let interleaved = interleaved(&prefix.origin().model.architecture)?;
-        if i32::try_from(placeholder).is_err() {
-            let reason = format!("{placeholder} is no token id");
-            return Err(Error::input("placeholder", reason));
+        if let Placeholder::Repeated(id) = placeholder
+            && i32::try_from(id).is_err()
+        {
+            return Err(Error::input("placeholder", format!("{id} is no token id")));
         }
-        let prefix = prefix.clone().with_k_rope(KRope::Applied)?;
-        let s = prefix.shape();
         let tokens = match prefix.source_ids().len() == prefix.next_pos() {
             true => prefix.source_ids().to_vec(),
-            false => vec![placeholder; prefix.next_pos()],
+            false => prefix.placeholders(placeholder, prefix.next_pos()),
         };
+        let prefix = prefix.clone().with_k_rope(KRope::Applied)?;
+        let s = prefix.shape();
         let mut out = Writer(Vec::new());
         out.u32(MAGIC);
         out.u32(layout.version);

@@ -28,6 +28,19 @@ pub struct ModelId {
     pub architecture: String,
     /// See [`crate::ModelInfo::fingerprint`].
     pub fingerprint: String,
+    /// Number of its token ids; `None` in a file of version 0.1.0 or before.
+    pub vocab: Option<u32>,
+}
+
+/// The ids that stand for the rows of a prefix in a prompt, where the text's own do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Placeholder {
+    /// Ids drawn from [`KvPrefix::content_id`]: a cache that knows a prompt by its tokens alone keeps prefixes apart.
+    /// Zeros for a file that does not say how many ids its model has.
+    #[default]
+    Unique,
+    /// This id for each.
+    Repeated(u32),
 }
 
 impl std::fmt::Display for ModelId {
@@ -271,12 +284,34 @@ impl KvPrefix {
     }
 
     /// Ids that stand for the rows in a prompt: the text's own where every token has its row, else
-    /// `placeholder` for each.
-    pub fn prompt_ids(&self, placeholder: u32) -> Vec<u32> {
+    /// placeholders.
+    pub fn prompt_ids(&self, placeholder: Placeholder) -> Vec<u32> {
         match self.source_ids.len() == self.shape.tokens {
             true => self.source_ids.clone(),
-            false => vec![placeholder; self.shape.tokens],
+            false => self.placeholders(placeholder, self.shape.tokens),
         }
+    }
+
+    /// So many ids that stand for no text.
+    fn placeholders(&self, placeholder: Placeholder, count: usize) -> Vec<u32> {
+        let ids = match (placeholder, self.origin.model.vocab) {
+            (Placeholder::Repeated(id), _) => return vec![id; count],
+            (Placeholder::Unique, None | Some(0)) => return vec![0; count],
+            (Placeholder::Unique, Some(ids)) => ids,
+        };
+        let content = self.content_id();
+        (0..count as u64)
+            .map(|row| {
+                let mut hash = Sha256::new();
+                hash.update(&content);
+                hash.update(row.to_le_bytes());
+                let word = hash
+                    .finalize()
+                    .first_chunk()
+                    .map_or(0, |&b| u64::from_le_bytes(b));
+                (word % u64::from(ids)) as u32
+            })
+            .collect()
     }
 
     /// See [`Parts::source_ids`].

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Dtype, KRope, KvPrefix};
+use super::{Dtype, KRope, KvPrefix, Placeholder};
 use crate::error::Result;
 
 /// What a program that uses transformers must know of an exported prefix.
@@ -17,12 +17,17 @@ pub struct Exported {
     pub next_pos: usize,
 }
 
-/// Writes a prefix. `placeholder` stands for each memory token in a prompt.
+/// Writes a prefix; placeholders stand for memory tokens in a prompt.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io), and [`Error::Input`](crate::Error::Input) for a value beyond the range of
 /// `dtype` or keys whose rotation is not known.
-pub fn export(prefix: KvPrefix, dtype: Dtype, placeholder: u32, path: &Path) -> Result<Exported> {
+pub fn export(
+    prefix: KvPrefix,
+    dtype: Dtype,
+    placeholder: Placeholder,
+    path: &Path,
+) -> Result<Exported> {
     let prefix = prefix.with_k_rope(KRope::Applied)?;
     prefix.write(path, dtype)?;
     Ok(Exported {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Dtype, KRope, KvPrefix};
+use super::{Dtype, KRope, KvPrefix, Placeholder};
 use crate::error::{Error, Result};
 
 /// What a request to vLLM must say, so that the connector reads a prefix.
@@ -27,22 +27,28 @@ pub struct KvTransferParams {
     pub prefix: String,
 }
 
-/// Writes a prefix. `placeholder` stands for each memory token in a prompt.
+/// Writes a prefix; placeholders stand for memory tokens in a prompt.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Input`] for a path without a file name, a value beyond the range of `dtype`
 /// or keys whose rotation is not known.
-pub fn export(prefix: KvPrefix, dtype: Dtype, placeholder: u32, path: &Path) -> Result<Exported> {
+pub fn export(
+    prefix: KvPrefix,
+    dtype: Dtype,
+    placeholder: Placeholder,
+    path: &Path,
+) -> Result<Exported> {
     let Some(name) = path.file_name() else {
         let what = format!("output {}", path.display());
         return Err(Error::input(what, "expected the name of a file"));
     };
     // Of the prefix as it was given: the salt must not depend on how K is stored.
     let cache_salt = prefix.content_id();
+    let tokens = prefix.prompt_ids(placeholder);
     let prefix = prefix.with_k_rope(KRope::Applied)?;
     prefix.write(path, dtype)?;
     Ok(Exported {
-        tokens: prefix.prompt_ids(placeholder),
+        tokens,
         cache_salt,
         kv_transfer_params: KvTransferParams {
             prefix: name.to_string_lossy().into_owned(),

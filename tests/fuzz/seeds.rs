@@ -113,7 +113,7 @@ fn prefixes() -> Vec<Vec<u8>> {
         .prefill(&source, &prefold::soft::PrefillOptions::default())
         .unwrap();
     let layout = prefold::prefix::llama_cpp::Layout::new(4).unwrap();
-    let slot = prefold::prefix::llama_cpp::Slot::new(&prefix, &layout, 0).unwrap();
+    let slot = prefold::prefix::llama_cpp::Slot::new(&prefix, &layout, Default::default()).unwrap();
     vec![
         prefix.to_bytes(prefold::prefix::Dtype::F32).unwrap(),
         prefix.to_bytes(prefold::prefix::Dtype::Bf16).unwrap(),

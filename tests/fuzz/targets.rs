@@ -111,7 +111,7 @@ fn prefix(data: &[u8]) {
     prefix.content_id();
     done(prefix.to_bytes(dtype), None);
     if let Some(layout) = layout.or_else(|| Layout::new(4).ok()) {
-        done(Slot::new(&prefix, &layout, 0), None);
+        done(Slot::new(&prefix, &layout, Default::default()), None);
     }
     for form in [KRope::None, KRope::Applied] {
         if let Some(other) = done(prefix.clone().with_k_rope(form), None) {

@@ -13,7 +13,8 @@ use prefold::model::decoder::Input;
 use prefold::model::lora::{Lora, LoraWeights};
 use prefold::model::weights::Weights;
 use prefold::ops::Cpu;
-use prefold::prefix::{Dtype, KRope, KvPrefix, Method};
+use prefold::prefix::llama_cpp::{Layout, Slot};
+use prefold::prefix::{Dtype, KRope, KvPrefix, Method, Placeholder, transformers, vllm};
 use prefold::soft::{EncodeOptions, Finish, PrefillOptions, Sampling, Source};
 use prefold::{Control, Device, Engine, Error};
 use safetensors::SafeTensors;
@@ -470,6 +471,53 @@ fn files_keep_what_their_type_can() {
     assert_eq!(strings["k_rope"], "applied");
     assert_eq!(strings["next_pos"], "3");
     assert_eq!(strings["model_fingerprint"], engine.info().fingerprint);
+}
+
+#[test]
+fn prefixes_that_differ_have_other_ids_in_a_prompt() {
+    let Some(golden) = golden() else { return };
+    let (engine, adapter, text) = tiny(&golden);
+    let prefixes = engine.prefixes();
+    let encode = |ids: &[u32]| {
+        let source = Source::ids(ids.to_vec());
+        let made = prefixes.encode(&adapter, &source, &EncodeOptions::default());
+        made.unwrap()
+    };
+    let prefix = encode(&text);
+    let unique = prefix.prompt_ids(Placeholder::default());
+    assert_eq!(unique.len(), prefix.shape().tokens);
+    assert!(unique.iter().all(|&id| (id as usize) < engine.info().vocab));
+    assert_eq!(encode(&text).prompt_ids(Placeholder::Unique), unique);
+    assert_ne!(encode(&text[1..]).prompt_ids(Placeholder::Unique), unique);
+    assert_eq!(prefix.prompt_ids(Placeholder::Repeated(7)), [7; 3]);
+
+    // They follow from the file, in every host's form of it.
+    let folder = TempDir::new();
+    let path = folder.path().join("p.safetensors");
+    prefix.write(&path, Dtype::F16).unwrap();
+    let (read, dtype) = KvPrefix::read(&path).unwrap();
+    assert_eq!(read.prompt_ids(Placeholder::Unique), unique);
+    let slot = Slot::new(&read, &Layout::new(4).unwrap(), Placeholder::Unique).unwrap();
+    assert_eq!(slot.tokens, unique);
+    let out = folder.path().join("out.safetensors");
+    let rotated = read.clone().with_k_rope(KRope::None).unwrap();
+    for given in [read, rotated] {
+        let unique_ids = Placeholder::Unique;
+        let made = vllm::export(given.clone(), dtype, unique_ids, &out).unwrap();
+        assert_eq!(made.tokens, unique);
+        let made = transformers::export(given, dtype, unique_ids, &out).unwrap();
+        assert_eq!(made.tokens, unique);
+    }
+    // An older file does not say how many ids there are.
+    let bytes = prefix.to_bytes(Dtype::F32).unwrap();
+    let at = bytes.windows(8).position(|part| part == b"\"vocab\":");
+    let mut older = bytes.clone();
+    older[at.unwrap() + 1] = b'w';
+    let (older, _) = KvPrefix::read(&folder.write("older", older)).unwrap();
+    assert_eq!(older.prompt_ids(Placeholder::Unique), [0; 3]);
+    // A text whose every token has its row is known by its own ids.
+    let read = prefixes.prefill(&Source::ids(text.clone()), &PrefillOptions::default());
+    assert_eq!(read.unwrap().prompt_ids(Placeholder::Unique), text);
 }
 
 #[test]
