@@ -241,7 +241,7 @@ pub(crate) fn compute<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     Call::current().install(work)
 }
 
-/// Tells whoever watches the current call how far it has come.
+/// Reports the progress of the current call.
 pub(crate) fn report(done: usize, total: usize) {
     if let Some(inner) = Call::current().0
         && let Some(watch) = &inner.control.progress

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::hard::json::{Arguments, Call};
+use crate::hard::arguments::Arguments;
+use crate::hard::json::Call;
 use crate::train::rows::read_line;
 use crate::{Engine, Error};
 use serde::Serialize;
@@ -40,7 +41,7 @@ const AHEAD: usize = 1 << 20;
 ///       args: text or ids; result: ids, and the natural logprobs of ids[1:]; what is longer than the
 ///       model's context is read in windows that begin half of it apart
 ///
-/// After a bad row it goes on; the exit code is then 1. On a GPU, rows that are there at once share passes
+/// After a bad row it continues; the exit code is then 1. On a GPU, rows that are there at once share passes
 /// of the model; each comes out as it would alone.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -116,7 +117,7 @@ pub fn run(args: Args) -> Outcome {
     }
 }
 
-/// The next line that is not blank, and up to `count` with those behind it that are there already: who
+/// The next line that is not blank, and up to `count` with those after it that are there already: who
 /// writes a row and waits for its answer gets it, and a whole file comes in groups. None at the end.
 fn lines(
     input: &mut BufReader<impl Read>,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use crate::hard::arguments::Arguments;
 use crate::hard::compress_json::{JsonConfig, JsonRequest};
-use crate::hard::json::Arguments;
 use crate::hard::messages::{Decision, MessagesOptions};
 use crate::hard::{KeptContext, LlmLinguaResult, recover};
 use crate::{Engine, Error};

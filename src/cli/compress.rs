@@ -177,7 +177,7 @@ fn conversation(args: &Args) -> Outcome<Option<PathBuf>> {
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    // A place where nothing can be written is better known before the work than behind it.
+    // A place where nothing can be written is better known before the work than after it.
     for path in args.output.iter().chain(&args.html) {
         check_target(path)?;
     }

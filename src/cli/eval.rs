@@ -54,7 +54,7 @@ struct Common {
     /// Write the report as JSON too; `-` is standard output, in place of the table
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
-    /// Keep every answer in this file as it comes, a JSON line each, and go on from what is in it
+    /// Keep every answer in this file as it comes, a JSON line each, and continue from what is in it
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
     /// Of random dropping and of the intervals' draws
@@ -89,7 +89,7 @@ struct QaArgs {
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_new_tokens: usize,
     /// Rows of the table [default: full, none, gold, random-tokens, prefold, prefold-sentence,
-    /// prefold-token; those of adapters come behind]
+    /// prefold-token; those of adapters come after]
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',')]
     ways: Vec<WayName>,
     /// A token classifier, as `train tokens` makes them, for a row of LLMLingua-2
@@ -140,9 +140,9 @@ enum WayName {
 
 /// Texts given back: ROUGE, BLEU, exact match, and nll of the text
 ///
-/// A row of the data is JSON with `text`. The model reads one BOS behind the memory tokens (or behind
-/// the K and V of the whole text, of what hard compression or random dropping leaves of it, or behind
-/// nothing) and goes on greedily.
+/// A row of the data is JSON with `text`. The model reads one BOS after the memory tokens (or after
+/// the K and V of the whole text, of what hard compression or random dropping leaves of it, or after
+/// nothing) and continues greedily.
 #[derive(clap::Args)]
 struct RegenArgs {
     /// The texts, JSON lines

@@ -24,7 +24,7 @@ pub struct Args {
     /// Where it goes
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// For llama.cpp: a slot that the server saved behind a prompt of one token; version, streams and
+    /// For llama.cpp: a slot that the server saved after a prompt of one token; version, streams and
     /// types are taken from it
     #[arg(long, value_name = "SLOT")]
     template: Option<PathBuf>,

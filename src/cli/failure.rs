@@ -16,7 +16,7 @@ pub enum Failure {
     Rows { failed: usize, rows: usize },
     /// It was told to stop: the exit code of a SIGINT.
     Interrupted(String),
-    /// Whoever reads our output has gone: the exit code of a SIGPIPE.
+    /// The reader of our output has gone: the exit code of a SIGPIPE.
     ClosedPipe,
 }
 

@@ -85,7 +85,7 @@ pub fn text_or_file(argument: &str) -> Outcome<String> {
     match argument.strip_prefix('@') {
         None => Ok(argument.into()),
         Some(text) if text.starts_with('@') => Ok(text.into()),
-        // A file ends with a line break that nobody means as part of a question.
+        // The line break at the end of a file is not meant as part of a question.
         Some(file) => match read_text(Path::new(file)) {
             Err(Failure::Failed(Error::Io { source, .. }))
                 if source.kind() == ErrorKind::NotFound =>

@@ -1,4 +1,4 @@
-//! `prefold generate`: text behind a prefix and a prompt.
+//! `prefold generate`: text after a prefix and a prompt.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -16,7 +16,7 @@ use super::interrupt;
 use super::model::{self, Busy};
 use super::soft::{parse_ids, read_prefix};
 
-/// Text behind a KV prefix and a prompt, by the model itself
+/// Text after a KV prefix and a prompt, by the model itself
 #[derive(clap::Args)]
 pub struct Args {
     /// A prefix that this model made
@@ -45,7 +45,7 @@ pub struct Args {
     /// The same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Go on behind the end of a text
+    /// Continue after the end of a text
     #[arg(long)]
     ignore_eos: bool,
     /// Print JSON, with ids and text, instead of the text as it comes
@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Outcome {
     };
     usage(sampling.check())?;
     if args.prefix.is_none() && args.prompt.is_none() && args.prompt_ids.is_none() {
-        let reason = "there is neither --prompt nor --prompt-ids, and no --prefix to go on from";
+        let reason = "there is neither --prompt nor --prompt-ids, and no --prefix to continue";
         return Err(Failure::Usage(reason.into()));
     }
     let given_ids = match &args.prompt_ids {

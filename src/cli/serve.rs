@@ -17,7 +17,7 @@ use super::{config, interrupt, model};
 /// Conversations sent to /v1/compress, or through the server to --upstream, come out with their
 /// long tool results and documents shortened; all other bytes stay. A text that was shortened once
 /// becomes the same bytes ever after, so that providers' prompt caches hold. Where compression
-/// fails, the original goes on.
+/// fails, the original is sent.
 ///
 /// A file says the same under [serve], as `min-tokens = 500`: prefold.toml, or the one of --config.
 #[derive(clap::Args)]

@@ -68,7 +68,7 @@ settings! {
     /// Time for the other calls, as /v1/compress_prompt [default: 60s]
     #[arg(long, value_name = "TIME", help_heading = "Compression")]
     call_deadline: Time,
-    /// pass (the original goes on) or error (status 503) [default: pass]
+    /// pass (the original is sent) or error (status 503) [default: pass]
     #[arg(long, value_name = "WHAT", help_heading = "Compression")]
     on_failure: OnFailure,
     /// Where results are kept: a size, or redis://HOST:PORT for replicas [default: 256MB]

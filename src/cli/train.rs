@@ -21,7 +21,7 @@ use super::train_progress::Progress;
 /// Trains an adapter: a compressor's, or one for scoring
 ///
 /// The model stays as it is. Rows are JSON, one a line, plain or packed (.xz, .zst). A run's folder is
-/// an adapter at any time, and holds what `--resume` goes on with; the defaults are the papers'.
+/// an adapter at any time, and holds what `--resume` continues from; the defaults are the papers'.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -69,7 +69,7 @@ struct RunArgs {
     #[arg(long, value_name = "ID", help_heading = "Model")]
     eos: Option<u32>,
 
-    /// Goes on from this adapter instead of a new one; a run begins anew with it
+    /// Begins with this adapter instead of a new one; a run begins anew with it
     #[arg(long, value_name = "DIR", help_heading = ADAPTER,
         conflicts_with_all = ["rank", "alpha", "targets", "memory_tokens", "init"])]
     adapter: Option<PathBuf>,
@@ -152,10 +152,10 @@ struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = OPTIMISER)]
     seed: u64,
 
-    /// The run's folder: the adapter, and what it takes to go on
+    /// The run's folder: the adapter, and what it takes to resume
     #[arg(long, value_name = "DIR", help_heading = RUN)]
     out: PathBuf,
-    /// Goes on with the run in --out, if there is one
+    /// Resumes the run in --out, if there is one
     #[arg(long, help_heading = RUN)]
     resume: bool,
     /// The log, a line of JSON a step [default: DIR.log.jsonl]
@@ -265,7 +265,7 @@ impl RunArgs {
         }
         if done.stopped && told {
             return Err(Failure::Interrupted(format!(
-                "stopped behind step {} of {}, which is saved in {out}; --resume goes on",
+                "stopped after step {} of {}, which is saved in {out}; --resume continues",
                 done.step, self.steps
             )));
         }

@@ -45,7 +45,7 @@ impl Progress {
         }
     }
 
-    /// A line for whoever reads standard error.
+    /// A line on standard error.
     pub fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| failure::say(line)),
@@ -60,7 +60,7 @@ impl Progress {
                 if let Some(bar) = &self.bar {
                     bar.set_position(*step);
                 }
-                self.say(&format!("going on behind step {step}"));
+                self.say(&format!("continuing after step {step}"));
                 self.last = Instant::now();
             }
             Event::Fresh => self.say("nothing to resume: a new run begins"),

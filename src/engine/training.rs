@@ -84,7 +84,7 @@ impl<'e> Training<'e> {
     }
 }
 
-/// A source that computes on an engine's threads, whoever asks.
+/// A source that computes on an engine's threads, from any caller's.
 struct OnThreads<'e> {
     engine: &'e Engine,
     source: Box<dyn Source + Send + 'e>,

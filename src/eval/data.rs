@@ -38,7 +38,7 @@ pub struct Text {
 }
 
 impl Question {
-    /// The first `limit` questions of a file behind the first `skip`; `with_docs` passes over those
+    /// The first `limit` questions of a file after the first `skip`; `with_docs` passes over those
     /// that bring no documents of their own.
     ///
     /// # Errors

@@ -59,10 +59,10 @@ const MORE: usize = 16;
 /// Texts that are given back together.
 const TOGETHER: usize = 8;
 
-/// The task: every text from every origin, greedily behind one BOS, or behind what an adapter was
+/// The task: every text from every origin, greedily after one BOS, or after what an adapter was
 /// trained to begin with in its place.
 ///
-/// An answer ends with the model's end-of-text token or 16 tokens behind the length of its text.
+/// An answer ends with the model's end-of-text token or 16 tokens after the length of its text.
 pub struct Regenerate<'a> {
     model: &'a Engine,
     texts: Vec<(String, Vec<u32>)>,

@@ -157,7 +157,7 @@ impl<K: Eq + Hash, V> Recent<K, V> {
 
     fn get(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
         if self.now.len() >= self.size && !self.now.contains_key(&key) {
-            // What nobody asks for until it is full again is forgotten then.
+            // What is not asked for until it is full again is forgotten then.
             let found = self.before.remove(&key);
             self.before = std::mem::take(&mut self.now);
             if let Some(value) = found {

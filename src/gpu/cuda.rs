@@ -163,14 +163,14 @@ impl Cuda {
     ///
     /// # Safety
     ///
-    /// All memory that it uses is still there, and nobody else uses it meanwhile.
+    /// All memory that it uses is still there, and not in other use meanwhile.
     pub unsafe fn replay(&self, recording: &Recording) -> Result<()> {
         let Some(graph) = &recording.0 else {
             return Ok(());
         };
         self.bind()?;
         let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: graph and stream live, and nobody else has the graph; the rest is the caller's promise.
+        // SAFETY: graph and stream live, and this thread alone has the graph; the rest is the caller's promise.
         let result = unsafe { result::graph::launch(graph.executable, self.stream.cu_stream()) };
         self.done("replay", result)
     }
@@ -312,7 +312,7 @@ impl Cuda {
     }
 }
 
-/// Binds a context to this thread where nobody can be told of an error, also of an earlier one.
+/// Binds a context to this thread where an error, also an earlier one, cannot be returned.
 fn bound(context: &CudaContext) -> bool {
     let _ = context.check_err();
     context.bind_to_thread().is_ok()
@@ -488,7 +488,7 @@ impl Launcher for Cuda {
         // Never none: an address is always good for copies of nothing.
         let bytes = bytes.max(256);
         let what = format!("no memory of {bytes} bytes");
-        // SAFETY: stream and pool live; whoever reads the memory has written it, or asked for zeros.
+        // SAFETY: stream and pool live; a reader of the memory has written it, or asked for zeros.
         let address = self.done(&what, unsafe {
             match &self.pool {
                 Some(pool) => result::mem_pool::alloc_async(pool.0, bytes, stream),
@@ -585,7 +585,7 @@ impl Launcher for Cuda {
     }
 
     unsafe fn graph(&self, launches: &[Launch]) -> Result<Recording> {
-        // On a stream of its own: other threads go on queueing on the one that there is.
+        // On a stream of its own: other threads continue to queue on the one that there is.
         let aside = self.done("a stream to record on", self.context.new_stream())?;
         let stream = aside.cu_stream();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -59,7 +59,7 @@ pub struct Emu {
 /// Dynamic shared memory that a block can have on every architecture that the kernels are compiled for: sm_89 and
 /// sm_120 give the least.
 const SHARED: usize = 99 << 10;
-/// Bytes before and after a piece of memory that nobody may touch.
+/// Bytes before and after a piece of memory that must not be touched.
 const GUARD: usize = 256;
 const CANARY: u8 = 0xa5;
 /// What memory holds that is not zeroed: NaN as bf16 and f32, and no index of anything.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub struct Cuda(Infallible);
 
 impl Cuda {
-    /// Nobody looks.
+    /// Not used.
     pub fn driver_present() -> bool {
         false
     }

@@ -61,7 +61,7 @@ impl<L: Launcher> ThinOp for Gpu<L> {
         recorded.graph = None;
         let (done, launches) = taped(work);
         done?;
-        // Whoever grew the shared memory meanwhile freed what earlier launches used.
+        // A call that grew the shared memory meanwhile freed what earlier launches used.
         if let Some(launches) = launches
             && !recorded.refused
             && self.scratch().grown() == before

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+use super::arguments::Arguments;
 use super::exact::kinds::json;
-use super::json::Arguments;
 use super::json_text::Tree;
 use super::json_text::tree::Kind;
 use super::options::Exact;

@@ -1,9 +1,9 @@
 //! Requests from JSON: in our own words, and in the keyword arguments of Python's `PromptCompressor`.
 //! The batch command and the C ABI read them.
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::arguments::{Arguments, bad};
 use super::options::{Exact, LlmLingua, LlmLingua2, Mode};
 use super::request::{Budget, Request};
 use super::result::Compressed;
@@ -167,7 +167,7 @@ impl Request {
             }
         };
         if exact {
-            request.mode = args.exact_by_reference_names()?.into();
+            request.mode = exact_by_reference_names(&mut args)?.into();
             let reason = "it has no effect with \"budget\": \"exact\"; leave it out";
             args.refuse(LlmLingua::NAMES, reason)?;
             args.refuse(&IGNORED, reason)?;
@@ -256,117 +256,34 @@ fn whole(name: &str, number: f64) -> Result<usize> {
     }
 }
 
-/// Named JSON values that are taken out one by one; what is left over is an error.
-#[derive(Debug)]
-pub struct Arguments(Map<String, Value>);
-
-impl Arguments {
-    /// All of a call's arguments.
-    pub fn new(arguments: Map<String, Value>) -> Self {
-        Arguments(arguments)
-    }
-
-    /// The argument `name`; absent and `null` are both `None`.
-    ///
-    /// # Errors
-    /// [`Error::Input`] where it has another type than `T`.
-    pub fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
-        match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => typed(name, value).map(Some),
-        }
-    }
-
-    /// The argument `name`.
-    ///
-    /// # Errors
-    /// [`Error::Input`] where it is missing or has another type than `T`.
-    pub fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T> {
-        match self.0.remove(name) {
-            None => Err(bad(name, "is missing")),
-            Some(value) => typed(name, value),
-        }
-    }
-
-    /// Checks that nothing is left over.
-    ///
-    /// # Errors
-    /// [`Error::Input`] naming an argument that is left over.
-    pub fn finish(self) -> Result<()> {
-        match self.0.keys().next() {
-            None => Ok(()),
-            Some(name) => Err(bad(name, "there is no such argument")),
-        }
-    }
-
-    /// The argument `name`, or `default` where it is absent or `null`.
-    pub(crate) fn or<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T> {
-        Ok(self.optional(name)?.unwrap_or(default))
-    }
-
-    /// The contexts: a string counts as a list of one, and an empty one as none.
-    fn texts(&mut self, name: &str) -> Result<Vec<String>> {
-        match self.0.remove(name) {
-            None => Err(bad(name, "is missing")),
-            Some(Value::String(text)) if text.is_empty() => Ok(Vec::new()),
-            Some(Value::String(text)) => Ok(vec![text]),
-            Some(value @ Value::Array(_)) => typed(name, value),
-            Some(other) => Err(bad(
-                name,
-                format!("expected a string or a list of strings, got {other}"),
-            )),
-        }
-    }
-
-    /// Refuses the first of `names` that is there, and drops those that are `null`.
-    fn refuse(&mut self, names: &[&str], reason: &str) -> Result<()> {
-        for &name in names {
-            if self.0.remove(name).is_some_and(|value| !value.is_null()) {
-                return Err(bad(name, reason));
-            }
-        }
-        Ok(())
-    }
-
-    /// The options of the exact mode, by the names that the reference has for such options.
-    fn exact_by_reference_names(&mut self) -> Result<Exact> {
-        let d = Exact::default();
-        Ok(Exact {
-            granularity: self.or("granularity", d.granularity)?,
-            count: self.or("count", d.count)?,
-            rank_method: self.optional("rank_method")?,
-            context_scores: self.or("context_scores", d.context_scores)?,
-            reorder: self.optional("reorder_context")?,
-            keep_question: self.or("concate_question", d.keep_question)?,
-            force_contexts: self.or("force_context_ids", d.force_contexts)?,
-            force_tokens: self.or("force_tokens", d.force_tokens)?,
-            force_digits: self.or("force_reserve_digit", d.force_digits)?,
-            keep_first_sentence: self.or("keep_first_sentence", d.keep_first_sentence)?,
-            keep_last_sentence: self.or("keep_last_sentence", d.keep_last_sentence)?,
-            keep_sentence_number: self.or("keep_sentence_number", d.keep_sentence_number)?,
-            high_priority_bonus: self.or("high_priority_bonus", d.high_priority_bonus)?,
-            per_context: !self.or("use_context_level_filter", !d.per_context)?,
-            ranker: self.optional("ranker")?,
-            effort: self.or("effort", d.effort)?,
-            enough: self.or("enough", d.enough)?,
-            as_kind: self.optional("as_kind")?,
-            dedupe: self.or("dedupe", d.dedupe)?,
-            mark: self.optional("mark")?,
-            fill: self.or("fill", d.fill)?,
-            omitted_items: self.or("omitted_items", d.omitted_items)?,
-            trace: d.trace,
-        })
-    }
-}
-
-/// `value` as a `T`.
-fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|error| bad(name, error.to_string()))
-}
-
-/// Something is wrong with the argument `name`.
-fn bad(name: &str, reason: impl Into<String>) -> Error {
-    Error::input(format!("argument `{name}`"), reason)
+/// The options of the exact mode, by the names that the reference has for such options.
+fn exact_by_reference_names(args: &mut Arguments) -> Result<Exact> {
+    let d = Exact::default();
+    Ok(Exact {
+        granularity: args.or("granularity", d.granularity)?,
+        count: args.or("count", d.count)?,
+        rank_method: args.optional("rank_method")?,
+        context_scores: args.or("context_scores", d.context_scores)?,
+        reorder: args.optional("reorder_context")?,
+        keep_question: args.or("concate_question", d.keep_question)?,
+        force_contexts: args.or("force_context_ids", d.force_contexts)?,
+        force_tokens: args.or("force_tokens", d.force_tokens)?,
+        force_digits: args.or("force_reserve_digit", d.force_digits)?,
+        keep_first_sentence: args.or("keep_first_sentence", d.keep_first_sentence)?,
+        keep_last_sentence: args.or("keep_last_sentence", d.keep_last_sentence)?,
+        keep_sentence_number: args.or("keep_sentence_number", d.keep_sentence_number)?,
+        high_priority_bonus: args.or("high_priority_bonus", d.high_priority_bonus)?,
+        per_context: !args.or("use_context_level_filter", !d.per_context)?,
+        ranker: args.optional("ranker")?,
+        effort: args.or("effort", d.effort)?,
+        enough: args.or("enough", d.enough)?,
+        as_kind: args.optional("as_kind")?,
+        dedupe: args.or("dedupe", d.dedupe)?,
+        mark: args.optional("mark")?,
+        fill: args.or("fill", d.fill)?,
+        omitted_items: args.or("omitted_items", d.omitted_items)?,
+        trace: d.trace,
+    })
 }
 
 #[cfg(test)]

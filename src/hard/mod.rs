@@ -1,5 +1,6 @@
 //! Hard compression: a shorter text. LLMLingua (arXiv 2310.05736) and LongLLMLingua (2310.06839).
 
+pub mod arguments;
 pub mod compress_json;
 mod context_budget;
 mod count;

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::arguments::Arguments;
 use super::count::Count;
-use super::json::Arguments;
 use super::{ContentKind, Omission, Ranker};
 use crate::error::{Error, Result};
 

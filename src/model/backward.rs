@@ -47,7 +47,7 @@ pub(crate) enum Role<'a, B: Backend> {
     States,
     /// K and V of the last so many rows of each sequence, and nothing else.
     Encode(usize),
-    /// The last hidden states, each sequence behind its own memory.
+    /// The last hidden states, each sequence after its own memory.
     Decode(&'a Memory<'a, B>),
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Acts<'p, B: Backend> {
     inputs: Vec<Lent<'p, B>>,
     /// By layer, if it was kept.
     layers: Vec<Option<LayerActs<'p, B>>>,
-    /// The last hidden states, normed: what the head reads. Empty if nobody wants them.
+    /// The last hidden states, normed: what the head reads. Empty where they are not asked for.
     pub hidden: Lent<'p, B>,
     /// What [`Role::Encode`] asks for.
     pub memory: Option<Memory<'p, B>>,
@@ -87,7 +87,7 @@ struct LayerActs<'p, B: Backend> {
 struct Rest<'p, B: Backend> {
     attention: Lent<'p, B>,
     lse: Lent<'p, B>,
-    /// The residual stream behind attention.
+    /// The residual stream after attention.
     middle: Lent<'p, B>,
     up: Lent<'p, B>,
 }
@@ -657,7 +657,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     }
 
     /// The backward of a layer down to the output of its attention, whose gradient it gives; `dx`, the
-    /// gradient of the layer's output, becomes that of the residual stream behind attention.
+    /// gradient of the layer's output, becomes that of the residual stream after attention.
     fn upper_bwd<'p>(
         &'p self,
         i: usize,

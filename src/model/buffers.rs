@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::Result;
 use crate::ops::Storage;
 
-/// Buffers of f32 that nobody uses at the moment, with their lengths.
+/// Buffers of f32 that are not in use, with their lengths.
 pub(crate) struct Buffers<S: Storage>(Mutex<Vec<(usize, S::Buf<f32>)>>);
 
 impl<S: Storage> Buffers<S> {

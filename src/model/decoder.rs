@@ -19,7 +19,7 @@ pub(in crate::model) use round::Round;
 
 /// An open model on a device. Any number of threads may use it at once.
 pub struct Model<B: Backend> {
-    /// Texts' rooms that nobody uses, the one last used last. They go before the device does.
+    /// Texts' rooms that are not in use, the one last used last. They go before the device does.
     pub(super) rounds: Mutex<Vec<Round<B>>>,
     pub(super) backend: B,
     pub(super) config: Config,
@@ -251,7 +251,7 @@ impl<B: Backend> Model<B> {
         Kv::new(&self.backend, &self.config)
     }
 
-    /// Runs a batch through all layers. Its K and V go to `kv` behind what it holds, in the batch's
+    /// Runs a batch through all layers. Its K and V go to `kv` after what it holds, in the batch's
     /// order; its length stays what it was, so that they are overwritten by the next call unless
     /// they are counted in.
     ///
@@ -408,7 +408,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// The shape of attention behind so many rows of a cache.
+    /// The shape of attention after so many rows of a cache.
     fn attention<'a>(&self, held: usize, lengths: &'a [usize]) -> Attention<'a> {
         let c = &self.config;
         Attention {
@@ -541,7 +541,7 @@ impl<B: Backend> Model<B> {
         self.backend.download(&out, 0..len)
     }
 
-    /// An error unless `more` positions fit behind `held`.
+    /// An error unless `more` positions fit after `held`.
     pub(crate) fn check_positions(&self, held: usize, more: usize) -> Result<()> {
         let max = self.config.max_positions;
         match held.checked_add(more) {

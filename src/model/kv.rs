@@ -84,7 +84,7 @@ impl<S: Storage> Kv<S> {
         &mut self.layers[layer]
     }
 
-    /// Counts in `rows` that a forward pass has just written behind the last.
+    /// Counts in `rows` that a forward pass has just written after the last.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl<S: Storage> Kv<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if the range is reversed or ends behind the last position.
+    /// [`Error::Input`] if the range is reversed or ends after the last position.
     pub fn remove(&mut self, storage: &S, range: Range<usize>) -> Result<()> {
         self.check("range to remove from the KV cache", range.start, range.end)?;
         if range.is_empty() {

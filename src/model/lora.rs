@@ -177,7 +177,7 @@ fn find<T: Copy>(pattern: &BTreeMap<String, T>, module: &str) -> Option<T> {
     found.next().map(|(_, &value)| value)
 }
 
-/// Whether `module` is `end`, or ends with it behind a dot.
+/// Whether `module` is `end`, or ends with it after a dot.
 fn ends(module: &str, end: &str) -> bool {
     module
         .strip_suffix(end)

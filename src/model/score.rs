@@ -104,7 +104,7 @@ impl<'a, B: Backend> Adapted<'a, B> {
         self.score_packed(sequences, &mut kv, estimate)
     }
 
-    /// Scores each sequence behind what `kv` holds, several to a pass, and leaves `kv` as it was.
+    /// Scores each sequence after what `kv` holds, several to a pass, and leaves `kv` as it was.
     /// With `estimate` a sequence that fits a pass is estimated.
     fn score_packed(
         self,
@@ -130,7 +130,7 @@ impl<'a, B: Backend> Adapted<'a, B> {
         Ok(counts.iter().map(take).collect())
     }
 
-    /// The same to the device's `out`, from each sequence's place on. Nobody waits for it.
+    /// The same to the device's `out`, from each sequence's place on, without waiting for it.
     pub(super) fn score_to(
         self,
         sequences: &[(&[u32], usize)],

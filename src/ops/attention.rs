@@ -526,7 +526,7 @@ impl CacheHead {
     /// From one element of a row on.
     #[inline(always)]
     fn at(self, cache: &[f32], row: usize, column: usize) -> &[f32] {
-        // An empty segment may begin behind the end.
+        // An empty segment may begin after the end.
         let start = row * self.stride + self.offset + column;
         if start < cache.len() {
             &cache[start..]

@@ -486,7 +486,7 @@ fn linear_tiles<S: Simd, const N: usize, const M: usize>(s: S, task: LinearTask<
                 columns: start..end,
                 add,
             };
-            // A last tile that is mostly empty would compute what nobody reads: a single row, as when
+            // A last tile that is mostly empty would compute what is not read: a single row, as when
             // text is generated, must go as fast as its weights can be read.
             match y.len() - top {
                 1 => tile::<S, N, 1>(s, block, panel, initial, &mut y),

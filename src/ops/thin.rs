@@ -1,4 +1,4 @@
-//! Texts that lose tokens window by window (LLMLingua, algorithm 2) while nobody waits for a score.
+//! Texts that lose tokens window by window (LLMLingua, algorithm 2) without a wait for any score.
 //!
 //! How many tokens a window keeps depends on scores. If the host had to know them before it could
 //! launch the next forward pass, it would wait once a window. So what depends on scores stays where
@@ -187,7 +187,7 @@ pub struct Texts<S: Storage> {
     /// `[texts]` states; `[texts, tokens]`: where each token stood at first; `[texts, tokens]`: bits of
     /// the last nll of each by where it stood at first. In one, so that one copy brings it back.
     pub(crate) table: S::Buf<u32>,
-    /// `[texts, tokens]`: nll of the token behind each.
+    /// `[texts, tokens]`: nll of the token after each.
     pub(crate) loss: S::Buf<f32>,
     pub(crate) runs: S::Buf<u32>,
     /// `[texts, rows]`, each.
@@ -379,7 +379,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
 
     /// Takes in the nll of a reading (`None`: the first, whose nll are in [`Texts::first_scores`]), judges each text's next window, drops tokens, and stages the next reading.
     ///
-    /// A token stays if the nll of the token behind it exceeds the threshold, which is the nll of rank
+    /// A token stays if the nll of the token after it exceeds the threshold, which is the nll of rank
     /// `max(1, ⌊n · ratio⌋) - 1` among the n that are left, 0 being the largest; with a ratio of 1 all
     /// stay. The last token stays if the first nll is above 0. This is the reference's way.
     ///
@@ -679,7 +679,7 @@ fn thin_text(texts: &mut Texts<Cpu>, text: usize, fresh: Option<&[f32]>) {
             }
             nll[from[at + 1] as usize] = loss[at].to_bits();
         }
-        // Whoever has moved up to the front of the reading has the nll of its place.
+        // A token that has moved up to the front has the nll of its place.
         if past > 0 {
             nll[from[past] as usize] = loss[past - 1].to_bits();
         }

@@ -190,7 +190,7 @@ impl Template<'_> {
             found = found.or(Some((stream, sequence, v_transposed, types)));
         }
         let Some((stream, sequence, v_transposed, [k, v])) = found else {
-            return Err(self.bad("it holds no token: save the slot behind a prompt of one"));
+            return Err(self.bad("it holds no token: save the slot after a prompt of one"));
         };
         Ok(Layout {
             version,

@@ -55,7 +55,7 @@ impl std::fmt::Display for ModelId {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// K and V of memory tokens behind the text (arXiv 2408.03094).
+    /// K and V of memory tokens after the text (arXiv 2408.03094).
     #[serde(rename = "500xcompressor")]
     #[cfg_attr(feature = "cli", value(name = "500xcompressor"))]
     FiveHundredX,

@@ -18,7 +18,7 @@ use crate::prefix::{KvPrefix, Method, hex};
 #[serde(rename_all = "snake_case")]
 pub enum NextPosition {
     /// At the number of memory tokens, as the paper's code trains it: what Hugging Face's cache does
-    /// when it is told no positions. The memory tokens' own angles are those behind the text.
+    /// when it is told no positions. The memory tokens' own angles are those after the text.
     #[default]
     Memory,
     /// Behind the last memory token's own position.

@@ -35,11 +35,11 @@ pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
 /// The K and V of memory tokens that read a text: one run of them per piece, joined.
 ///
 /// Each piece goes through the encoder (the frozen model with the adapter on) by itself from position
-/// 0, and its memory tokens stand behind it; where their K is rotated to is recorded as
+/// 0, and its memory tokens stand after it; where their K is rotated to is recorded as
 /// `rope_positions`. The runs are joined in the text's order. The decoder continues at the number of
 /// all memory tokens, unless the adapter's settings say otherwise.
 ///
-/// By ICAE's method the memory tokens' output states (behind the last norm) are read by the decoder,
+/// By ICAE's method the memory tokens' output states (after the last norm) are read by the decoder,
 /// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's.
 ///
 /// # Errors
@@ -141,7 +141,7 @@ pub fn encode<B: Backend>(
     })
 }
 
-/// Puts `more`, `[heads, rows, head_dim]`, behind the rows of each head of `layers`.
+/// Puts `more`, `[heads, rows, head_dim]`, after the rows of each head of `layers`.
 fn join(layers: &mut Vec<[Vec<f32>; 2]>, more: Vec<[Vec<f32>; 2]>, heads: usize) {
     if layers.is_empty() {
         *layers = more;

@@ -1,4 +1,4 @@
-//! The frozen decoder behind a prefix: greedy, or sampled with temperature and top-p.
+//! The frozen decoder after a prefix: greedy, or sampled with temperature and top-p.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -244,7 +244,7 @@ impl<B: Backend> Speaker<B> {
     fn read(model: &Model<B>, ask: &Ask<'_>, options: &Sampling) -> Result<Self> {
         let c = model.config();
         let Some(last) = ask.prompt.rows(c.hidden).checked_sub(1) else {
-            let reason = "it has no tokens; one BOS asks for the text behind a prefix";
+            let reason = "it has no tokens; one BOS asks for the text after a prefix";
             return Err(Error::input("prompt", reason));
         };
         let mut kv = match ask.prefix {

@@ -1,8 +1,8 @@
-//! Soft compression: KV prefixes made from text, and generation behind them.
+//! Soft compression: KV prefixes made from text, and generation after them.
 //!
-//! [`encode`](encode()) is 500xCompressor's encoder (arXiv 2408.03094, section 3) or, behind one
+//! [`encode`](encode()) is 500xCompressor's encoder (arXiv 2408.03094, section 3) or, after one
 //! switch, ICAE's; [`prefill`](prefill()) is the model's own cache, whole or pruned;
-//! [`generate`](generate()) is the frozen decoder behind any of them.
+//! [`generate`](generate()) is the frozen decoder after any of them.
 
 mod adapter;
 mod encode;
@@ -63,7 +63,7 @@ impl Source {
     }
 }
 
-/// Runs `ids` behind what `kv` holds and counts them in; gives the states of the last pass.
+/// Runs `ids` after what `kv` holds and counts them in; gives the states of the last pass.
 fn advance<'a, B: Backend>(
     model: &'a Model<B>,
     ids: &[u32],

@@ -259,7 +259,7 @@ fn window_attention(c: &Config, rows: &[f32], head: usize, k: &[f32]) -> Vec<f64
 }
 
 /// The softmax of the logits that a query of the text's mean and covariance is expected to give at the
-/// positions behind it, for the keys behind the first few.
+/// positions after it, for the keys after the first few.
 fn expected_attention(
     c: &Config,
     seen: usize,
@@ -303,7 +303,7 @@ fn expected_attention(
     softmax(&logits)
 }
 
-/// Cosines and sines of half a head, averaged over the positions behind `seen` tokens.
+/// Cosines and sines of half a head, averaged over the positions after `seen` tokens.
 fn mean_rotation(rope: &Rope, seen: usize) -> Vec<(f64, f64)> {
     let half = rope.dim / 2;
     let positions: Vec<u32> = (seen..seen + FUTURE).map(|p| p as u32).collect();

@@ -223,7 +223,7 @@ impl HfTokenizer {
     }
 
     /// The crate's own offsets, made ascending: it gives every token of a split character that whole
-    /// character, and may leave white space to nobody.
+    /// character, and may leave white space out.
     fn given_spans(
         &self,
         len: usize,

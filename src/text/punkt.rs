@@ -258,7 +258,7 @@ fn ends_word(first: char, text: &str) -> bool {
     ends(first, text)
 }
 
-/// Characters that stand in no word and may stand behind the period of a sentence.
+/// Characters that stand in no word and may stand after the period of a sentence.
 pub(super) fn is_no_word_char(c: char) -> bool {
     matches!(
         c,

@@ -26,14 +26,14 @@ pub fn sentences(text: &str) -> Vec<Range<usize>> {
 struct Candidate {
     /// Where the word before it begins.
     word: usize,
-    /// Just behind it.
+    /// Just after it.
     end: usize,
     /// Where the next word begins, if white space parts it; else punctuation follows at `end`.
     next: Option<usize>,
 }
 
 impl Candidate {
-    /// The word before, the mark, and the token behind it.
+    /// The word before, the mark, and the token after it.
     fn context(&self, text: &str) -> Range<usize> {
         let end = match self.next {
             Some(next) => {
@@ -106,7 +106,7 @@ fn realign(text: &str, cuts: &[Range<usize>]) -> Vec<Range<usize>> {
     out
 }
 
-/// Length of the closing quotes and brackets at the start, without and with the white space behind
+/// Length of the closing quotes and brackets at the start, without and with the white space after
 /// them; `None` if there are none, or if a word follows directly.
 fn closing(text: &str) -> Option<(usize, usize)> {
     let rest = text.trim_start_matches([

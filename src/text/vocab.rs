@@ -26,13 +26,13 @@ pub struct GgufVocab {
     pub merges: Vec<String>,
     /// The token in front of a text. Absent for `llama`: 1, as `eos` is 2 and `unk` 0.
     pub bos: Option<u32>,
-    /// The token behind a text.
+    /// The token after a text.
     pub eos: Option<u32>,
     /// The token of what has no other.
     pub unk: Option<u32>,
     /// Put `bos` in front of a text; absent: what the model kind does by default.
     pub add_bos: Option<bool>,
-    /// Put `eos` behind a text; absent: no.
+    /// Put `eos` after a text; absent: no.
     pub add_eos: Option<bool>,
     /// `llama` and `t5`: put a space in front of a text; absent: yes.
     pub add_space_prefix: Option<bool>,

@@ -2,7 +2,7 @@
 //!
 //! All sequences of a batch go through the model together. By 500xCompressor's method the encoder (the
 //! model with the adapter on) reads each text and its memory tokens; the frozen decoder, the adapter
-//! off, reads the rest behind the K and V of these, at positions from the number of memory tokens on.
+//! off, reads the rest after the K and V of these, at positions from the number of memory tokens on.
 //! Its backward gives the gradients of those K and V in every layer, which the encoder's backward begins
 //! with. By ICAE's method the decoder reads the memory tokens' last hidden states as embeddings, and the
 //! gradient goes back by them alone.
@@ -66,7 +66,7 @@ impl Packed {
         all
     }
 
-    /// The row behind each sequence's last.
+    /// The row after each sequence's last.
     fn ends(&self) -> impl Iterator<Item = usize> {
         self.lengths.iter().scan(0, |end, length| {
             *end += length;
@@ -114,7 +114,7 @@ impl<'m, B: Backend> Trainee<'m, B> {
         &self.lora
     }
 
-    /// Untrained parameters: A as PEFT draws it, B zero, and `num_mem` memory embeddings, if any, behind
+    /// Untrained parameters: A as PEFT draws it, B zero, and `num_mem` memory embeddings, if any, after
     /// them.
     ///
     /// # Errors
@@ -424,7 +424,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         })
     }
 
-    /// What the encoder reads, and its embeddings with those of the memory tokens behind each text.
+    /// What the encoder reads, and its embeddings with those of the memory tokens after each text.
     fn encoder(&self, memory: &[f32]) -> Result<(Packed, Lent<'a, B>)> {
         let (hidden, b) = (self.hidden(), self.backward().model.backend());
         let count = memory.len() / hidden;
@@ -470,7 +470,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         Ok(sum)
     }
 
-    /// 500xCompressor: the decoder reads behind the memory tokens' K and V.
+    /// 500xCompressor: the decoder reads after the memory tokens' K and V.
     fn by_keys(&self, memory: &[f32]) -> Result<Done<'a, B>> {
         let backward = self.backward();
         let count = memory.len() / self.hidden();

@@ -24,7 +24,7 @@ pub struct Line {
     pub tokens: u64,
     /// Wall time, without evaluation.
     pub seconds: f64,
-    /// Mean nll (nats) of the dev rows' targets, behind its update, where it was measured.
+    /// Mean nll (nats) of the dev rows' targets, after its update, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dev_loss: Option<f64>,
 }
@@ -36,7 +36,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens a log behind `step`: what an earlier run wrote of later steps goes, as does a line that
+    /// Opens a log after `step`: what an earlier run wrote of later steps goes, as does a line that
     /// a kill cut short. Step 0 begins anew.
     ///
     /// # Errors

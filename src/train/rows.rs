@@ -22,7 +22,7 @@ pub struct Line {
     pub file: usize,
     /// Number of the line in it, from 1.
     pub number: u64,
-    /// Its bytes without the line break; cut behind [`LONGEST_LINE`].
+    /// Its bytes without the line break; cut after [`LONGEST_LINE`].
     pub bytes: Vec<u8>,
 }
 

@@ -59,9 +59,9 @@ pub struct Options {
     pub clip: Option<f64>,
     /// Decides dropout (and, in [`Order`], the rows' order).
     pub seed: u64,
-    /// Steps from one evaluation to the next; 0: only behind the last.
+    /// Steps from one evaluation to the next; 0: only after the last.
     pub eval_every: u64,
-    /// Steps from one checkpoint to the next; 0: only behind the last.
+    /// Steps from one checkpoint to the next; 0: only after the last.
     pub save_every: u64,
     /// The run's folder.
     pub out: PathBuf,
@@ -130,7 +130,7 @@ impl Options {
 pub enum Event<'a> {
     /// It continues after a step.
     Resumed(u64),
-    /// There was nothing to go on with.
+    /// There was nothing to resume.
     Fresh,
     /// A row was passed over.
     Skipped(&'a str),
@@ -153,7 +153,7 @@ pub struct Summary {
     pub stopped: bool,
     /// Loss of the last step, if this call took any.
     pub loss: Option<f64>,
-    /// Dev loss behind the last step, if it was measured.
+    /// Dev loss after the last step, if it was measured.
     pub dev_loss: Option<f64>,
     /// Tokens that went through the model, in all.
     pub tokens: u64,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the learning rate does behind its warm-up.
+/// What the learning rate does after its warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
@@ -18,7 +18,7 @@ pub enum Schedule {
 
 impl Schedule {
     /// The share of the full rate at `step`, counted from 1, of `steps`: `step / warmup` in the first
-    /// `warmup` steps. What falls would be 0 at the step behind the last.
+    /// `warmup` steps. What falls would be 0 at the step after the last.
     pub fn share(self, step: u64, warmup: u64, steps: u64) -> f64 {
         if step < warmup {
             return step as f64 / warmup as f64;

@@ -24,7 +24,7 @@ pub(crate) const MEMORY: &str = "memory_embeddings";
 const ROWS: usize = 4096;
 
 /// Untrained parameters: A as PEFT draws it (uniform within `1 / √inputs`), B zero, and `num_mem`
-/// memory embeddings, if any, behind them.
+/// memory embeddings, if any, after them.
 pub(crate) fn initial<B: Backend>(
     model: &Model<B>,
     lora: &LoraShape,

@@ -140,6 +140,16 @@ impl Drop for TempDir {
     }
 }
 
+/// The number in a variable of the environment; `otherwise` where it is not set.
+pub fn number(variable: &str, otherwise: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(number) => number
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is not a number")),
+        Err(_) => otherwise,
+    }
+}
+
 /// The generator SplitMix64: small, seeded, the same everywhere.
 pub struct Random(pub u64);
 

@@ -1,5 +1,6 @@
 //! Fuzz targets on a stable compiler: seeded mutations of valid inputs, a second of each target, or
-//! `PREFOLD_FUZZ_SECONDS`. `PREFOLD_FUZZ_CORPUS=fuzz/corpus` also writes the valid inputs for libFuzzer.
+//! `PREFOLD_FUZZ_SECONDS`. The rounds begin at 0, or at `PREFOLD_FUZZ_ROUND`, so that another run has other inputs.
+//! `PREFOLD_FUZZ_CORPUS=fuzz/corpus` also writes the valid inputs for libFuzzer.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -25,16 +26,14 @@ fn fuzz(name: &str) {
             std::fs::write(folder.join(format!("seed-{index}")), seed).unwrap();
         }
     }
-    let seconds = match std::env::var("PREFOLD_FUZZ_SECONDS") {
-        Ok(seconds) => seconds.parse().expect("PREFOLD_FUZZ_SECONDS is a number"),
-        Err(_) => 1,
-    };
+    let seconds = common::number("PREFOLD_FUZZ_SECONDS", 1);
+    let first = common::number("PREFOLD_FUZZ_ROUND", 0);
     for seed in &seeds {
         target(seed);
     }
     let end = Instant::now() + Duration::from_secs(seconds);
-    let mut round = 0u64;
-    while Instant::now() < end || round < 20 {
+    let mut round = first;
+    while Instant::now() < end || round < first + 20 {
         let mut random = Random(round);
         let mut input = seeds[random.below(seeds.len())].clone();
         for _ in 0..1 + random.below(3) {
@@ -53,7 +52,7 @@ fn fuzz(name: &str) {
         }
         round += 1;
     }
-    common::say(&format!("{name}: {round} inputs in {seconds} s"));
+    common::say(&format!("{name}: {} inputs in {seconds} s", round - first));
 }
 
 #[test]

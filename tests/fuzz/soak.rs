@@ -64,10 +64,7 @@ fn resident() -> Option<usize> {
 
 #[test]
 fn answers_and_memory_stay() {
-    let seconds = match std::env::var("PREFOLD_SOAK_SECONDS") {
-        Ok(seconds) => seconds.parse().expect("PREFOLD_SOAK_SECONDS is a number"),
-        Err(_) => 2,
-    };
+    let seconds = common::number("PREFOLD_SOAK_SECONDS", 2);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gallery");
     if !folder.exists() {
         common::say("skipped: a packed crate has no texts");

@@ -70,10 +70,7 @@ fn a_kill_at_any_call_leaves_a_whole_run() {
         common::say("skipped: kills at chosen calls need strace, and the right to trace");
         return;
     }
-    let kills: usize = match std::env::var("PREFOLD_KILLS") {
-        Ok(kills) => kills.parse().expect("PREFOLD_KILLS is a number"),
-        Err(_) => 16,
-    };
+    let kills = common::number("PREFOLD_KILLS", 16) as usize;
     let dir = tiny_model();
     ok(&mut traced(&dir, "whole", None));
     let (all, renames) = calls(&dir);

@@ -281,7 +281,7 @@ fn an_interrupt_saves_and_leaves() {
     let said = stderr(&output);
     let last = said.lines().last().unwrap();
     let steps = lines(&dir, "stopped").len();
-    let wanted = format!("prefold: stopped behind step {steps} of 1000000");
+    let wanted = format!("prefold: stopped after step {steps} of 1000000");
     assert!(
         last.starts_with(&wanted) && last.contains("--resume"),
         "{said}"

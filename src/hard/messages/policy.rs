@@ -7,7 +7,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::hard::json::Arguments;
+use crate::hard::arguments::Arguments;
 use crate::hard::options::Exact;
 use crate::hard::request::{Budget, check_rate};
 

@@ -62,7 +62,7 @@ impl Reference<'_> {
         stretches: &[Vec<Stretch>],
         ids: &[u32],
     ) -> Result<Vec<Segment>> {
-        // Characters and rates in one row, each context's last stretch with the separator behind it.
+        // Characters and rates in one row, each context's last stretch with the separator after it.
         let mut row: Vec<Stretch> = Vec::new();
         for (i, context) in stretches.iter().enumerate() {
             row.extend(context);

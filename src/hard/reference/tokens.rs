@@ -243,7 +243,7 @@ impl Reference<'_> {
                 }
             }
             let first = round == 0;
-            // One threshold over the nll alone: whoever scores can judge as well.
+            // One threshold over the nll alone: the scorer can judge as well.
             let ratio = match segment[..] {
                 [(_, ratio)] if without.is_none() && ratio != 1.0 => Some(ratio),
                 _ => None,

@@ -1,4 +1,4 @@
-//! One more token for each of several sequences, each behind a cache of its own.
+//! One more token for each of several sequences, each after a cache of its own.
 
 use super::{Hidden, Input, Model};
 use crate::control;
@@ -9,7 +9,7 @@ use crate::ops::Backend;
 use crate::rope;
 
 impl<B: Backend> Model<B> {
-    /// Runs one id behind each cache and counts it in; row `i` of the states is that of `ids[i]`.
+    /// Runs one id after each cache and counts it in; row `i` of the states is that of `ids[i]`.
     ///
     /// A single row is bound by reading the weights: here they are read once for all of them. Only
     /// attention, which has nothing in common, goes row by row.

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::text::LONG_SENTENCE;
 use super::{ContentKind, indent};
+
+/// Sentences longer than this (bytes) are cut at their clauses, so that one that never ends cannot
+/// take the whole budget.
+pub(super) const LONG_SENTENCE: usize = 400;
 
 /// Lines that are looked at.
 const SAMPLE: usize = 600;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use html5gum::{DefaultEmitter, Token, Tokenizer};
 
-use super::text::{LONG_SENTENCE, Wrap, prose_around};
+use super::detect::LONG_SENTENCE;
+use super::text::{Wrap, prose_around};
 use super::{Class, Layout, Unit, lines};
 
 /// Elements inside a line of text.

@@ -4,12 +4,8 @@ use std::ops::Range;
 
 use crate::text::sentences::sentences;
 
-use super::detect;
+use super::detect::{self, LONG_SENTENCE};
 use super::{LONG_SPACE, Layout, Unit, lines};
-
-/// Sentences longer than this (bytes) are cut at their clauses, so that one that never ends cannot
-/// take the whole budget.
-pub(super) const LONG_SENTENCE: usize = 400;
 
 /// Takes prose apart.
 pub(super) fn layout(text: &str) -> Layout {
