@@ -8,7 +8,7 @@ use crate::files::steers;
 /// Whatever can go wrong, in one line that says what, where and what to do.
 ///
 /// Names and values that a file or a caller gave stand in it with their control characters and marks of direction
-/// escaped, and are cut after 1,000 characters.
+/// escaped, and are cut after 800 bytes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -92,10 +92,10 @@ struct Line<T>(T);
 
 impl<T: Display> Display for Line<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 1000;
+        const LONGEST: usize = 800;
         let mut out = OneLine {
             out: f,
-            room: LONGEST,
+            room: Some(LONGEST),
         };
         write!(out, "{}", self.0)
     }
@@ -103,19 +103,23 @@ impl<T: Display> Display for Line<T> {
 
 struct OneLine<'a, 'b> {
     out: &'a mut fmt::Formatter<'b>,
-    /// Characters that may still be written.
-    room: usize,
+    /// Bytes that may still be written; `None` after the mark of what is left out.
+    room: Option<usize>,
 }
 
 impl fmt::Write for OneLine<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            if self.room == 0 {
+            let Some(room) = self.room else {
                 return Ok(());
-            }
-            self.room -= 1;
+            };
+            let taken = match steers(c) {
+                true => c.escape_default().len(),
+                false => c.len_utf8(),
+            };
+            self.room = room.checked_sub(taken);
             match (self.room, steers(c)) {
-                (0, _) => self.out.write_char('…')?,
+                (None, _) => self.out.write_char('…')?,
                 (_, true) => write!(self.out, "{}", c.escape_default())?,
                 (_, false) => self.out.write_char(c)?,
             }
@@ -187,6 +191,8 @@ mod tests {
             assert_eq!(line.matches("a\\nb\\u{202e}\\u{1b}c").count(), 2, "{line}");
         }
         let long = Error::input("é".repeat(5000), "no").to_string();
-        assert_eq!(long, format!("{}…: no", "é".repeat(999)));
+        assert_eq!(long, format!("{}…: no", "é".repeat(400)));
+        let exact = Error::input("é".repeat(400), "no").to_string();
+        assert_eq!(exact, format!("{}: no", "é".repeat(400)));
     }
 }

@@ -106,14 +106,19 @@ pub fn regular_file(path: &Path) -> Result<()> {
 /// # Errors
 /// Those of [`regular_file`], and [`Error::Format`] for a longer one.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let long = || Error::format(path, format!("longer than {limit} bytes"));
     regular_file(path)?;
+    if fs::metadata(path).map_err(Error::io(path))?.len() > limit {
+        return Err(long());
+    }
+    // It may have become longer meanwhile.
     let mut bytes = Vec::new();
     fs::File::open(path)
         .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
         .map_err(Error::io(path))?;
     match bytes.len() as u64 > limit {
         false => Ok(bytes),
-        true => Err(Error::format(path, format!("longer than {limit} bytes"))),
+        true => Err(long()),
     }
 }
 
@@ -142,10 +147,10 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
-/// Whether a terminal takes a character for an order: to move, to colour, to write from right to left.
+/// Whether a terminal takes a character for an order: to move, to colour, to begin a line, to write from right to left.
 pub fn steers(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Bytes of whole lines of a file that grows by lines, the last of which a kill may have cut short.

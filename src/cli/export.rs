@@ -37,14 +37,16 @@ pub struct Args {
         conflicts_with = "template"
     )]
     slot_version: u32,
-    /// What stands for memory tokens in a prompt: `unique` ids, which no other prefix has, or one id for all
+    /// What stands for memory tokens in a prompt: `unique` ids, drawn from its content, or one id for all
     #[arg(long, value_name = "ID|unique", default_value = "unique", value_parser = placeholder)]
     placeholder: Placeholder,
 }
 
 fn placeholder(text: &str) -> Result<Placeholder, String> {
+    if text == "unique" {
+        return Ok(Placeholder::Unique);
+    }
     match text.parse::<i32>() {
-        _ if text == "unique" => Ok(Placeholder::Unique),
         Ok(id) if id >= 0 => Ok(Placeholder::Repeated(id.unsigned_abs())),
         _ => Err("expected `unique` or a token id, which is below 2^31".into()),
     }

@@ -111,12 +111,16 @@ fn command() -> clap::Command {
 
 /// Keeps a panic that becomes an error from saying anything of its own.
 fn quiet_panics() {
-    let said = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !crate::text::is_guarded() {
-            said(panic);
-        }
-    }));
+    // Python's process may run the program more than once.
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let said = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !crate::text::is_guarded() {
+                said(panic);
+            }
+        }));
+    });
 }
 
 /// Runs the program on its arguments, its own name first, and gives its exit code.

@@ -69,7 +69,7 @@ struct RunArgs {
     #[arg(long, value_name = "ID", help_heading = "Model")]
     eos: Option<u32>,
 
-    /// Begins with this adapter instead of a new one; a run begins anew with it
+    /// Starts from this adapter's weights; steps and optimizer begin at 0
     #[arg(long, value_name = "DIR", help_heading = ADAPTER,
         conflicts_with_all = ["rank", "alpha", "targets", "memory_tokens", "init"])]
     adapter: Option<PathBuf>,

@@ -84,7 +84,7 @@ impl<'e> Training<'e> {
     }
 }
 
-/// A source that computes on an engine's threads, from any caller's.
+/// A source that computes on an engine's threads, whichever thread calls it.
 struct OnThreads<'e> {
     engine: &'e Engine,
     source: Box<dyn Source + Send + 'e>,

@@ -62,7 +62,7 @@ const TOGETHER: usize = 8;
 /// The task: every text from every origin, greedily after one BOS, or after what an adapter was
 /// trained to begin with in its place.
 ///
-/// An answer ends with the model's end-of-text token or 16 tokens after the length of its text.
+/// An answer ends with the model's end-of-text token, or when it is 16 tokens longer than its text.
 pub struct Regenerate<'a> {
     model: &'a Engine,
     texts: Vec<(String, Vec<u32>)>,

@@ -109,7 +109,7 @@ pub struct Difference {
 pub struct Report {
     /// `qa` or `regen`.
     pub task: &'static str,
-    /// Questions or texts after every row.
+    /// Questions or texts that each row is computed of.
     pub items: usize,
     /// Names of the scores, in the order of a table.
     pub metrics: &'static [&'static str],

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub struct Cuda(Infallible);
 
 impl Cuda {
-    /// Not used.
+    /// False: built without CUDA.
     pub fn driver_present() -> bool {
         false
     }

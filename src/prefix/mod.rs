@@ -35,8 +35,10 @@ pub struct ModelId {
 /// The ids that stand for the rows of a prefix in a prompt, where the text's own do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placeholder {
-    /// Ids drawn from [`KvPrefix::content_id`]: a cache that knows a prompt by its tokens alone keeps prefixes apart.
-    /// Zeros for a file that does not say how many ids its model has.
+    /// Ids drawn from [`KvPrefix::content_id`], so that a cache which knows a prompt by its tokens alone keeps prefixes
+    /// apart: sixteen of 32,000 ids are alike by chance once in 10⁷² pairs, a single one once in 32,000. Any id of
+    /// the model may be drawn, also a control token's: the rows are loaded, their ids never embedded. Zeros
+    /// for a file that does not say how many ids its model has.
     #[default]
     Unique,
     /// This id for each.

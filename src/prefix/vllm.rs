@@ -42,7 +42,6 @@ pub fn export(
         let what = format!("output {}", path.display());
         return Err(Error::input(what, "expected the name of a file"));
     };
-    // Of the prefix as it was given: the salt must not depend on how K is stored.
     let cache_salt = prefix.content_id();
     let tokens = prefix.prompt_ids(placeholder);
     let prefix = prefix.with_k_rope(KRope::Applied)?;

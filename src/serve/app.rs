@@ -715,7 +715,8 @@ const LONGEST_TOKEN: u64 = 64 << 10;
 /// The hash of the token in a file.
 fn read_token(path: &std::path::Path) -> Result<[u8; 32]> {
     let bytes = read_bounded(path, LONGEST_TOKEN)?;
-    let text = String::from_utf8_lossy(&bytes);
+    let text =
+        std::str::from_utf8(&bytes).map_err(|_| Error::format(path, "the token is not UTF-8"))?;
     let token = text.trim();
     match token.len() {
         0..16 => Err(Error::format(

@@ -40,7 +40,10 @@ pub(super) struct HfTokenizer {
 /// What the crate makes of a text or of a piece of one.
 struct Read {
     ids: Vec<u32>,
-    spans: Vec<Range<usize>>,
+    /// Where the tokens' bytes spell the text: what each spells.
+    spelled: Option<Vec<Range<usize>>>,
+    /// Where they need not: what the crate says.
+    given: Vec<Range<usize>>,
     /// False for what the tokenizer puts around a text.
     from_text: Vec<bool>,
     /// The pre-tokenizer's part of the text that a token is of.
@@ -118,7 +121,8 @@ impl HfTokenizer {
     /// Token ids of a text that is read so many bytes at a time.
     ///
     /// A piece ends before a space between two letters where the pre-tokenizer parts the text, and the next begins
-    /// there. Pre-tokenizers go from left to right and look ahead by little, so the parts are those of the whole text.
+    /// there. Pre-tokenizers go from left to right and look ahead by less than `BEYOND`, so the parts are
+    /// those of the whole text. Where there is no such place the piece grows, at last to the rest.
     fn in_pieces(
         &self,
         tokenizer: &tokenizers::Tokenizer,
@@ -126,15 +130,18 @@ impl HfTokenizer {
         add_special: bool,
         piece: usize,
     ) -> Result<Encoding> {
-        let mut out = Encoding::default();
+        let mut ids = Vec::new();
+        let mut given = Vec::new();
+        let mut spelled = Some(Vec::new());
+        let beyond = BEYOND.min(piece);
         let (mut start, mut len) = (0, piece);
         loop {
             let rest = &text[start..];
-            let whole = !self.local || rest.len() <= len + BEYOND;
+            let whole = !self.local || rest.len() <= len + beyond;
             let end = if whole {
                 rest.len()
             } else {
-                rest.floor_char_boundary(len + BEYOND)
+                rest.floor_char_boundary(len + beyond)
             };
             let read = self.read(tokenizer, &rest[..end], add_special)?;
             let (used, cut) = match whole {
@@ -142,7 +149,7 @@ impl HfTokenizer {
                 false => match read.last_cut(rest, len) {
                     Some(found) => found,
                     None => {
-                        len *= 2;
+                        len *= 8;
                         continue;
                     }
                 },
@@ -151,12 +158,18 @@ impl HfTokenizer {
                 0 => 0,
                 _ => read.from_text.iter().position(|&of| of).unwrap_or(used),
             };
-            out.ids.extend(&read.ids[first..used]);
-            let spans = read.spans[first..used].iter();
-            out.spans
-                .extend(spans.map(|span| span.start + start..span.end + start));
+            ids.extend(&read.ids[first..used]);
+            let moved = |span: &Range<usize>| span.start + start..span.end + start;
+            given.extend(read.given[first..used].iter().map(moved));
+            spelled = spelled
+                .zip(read.spelled)
+                .map(|(mut all, own): (Vec<_>, Vec<_>)| {
+                    all.extend(own[first..used].iter().map(moved));
+                    all
+                });
             if whole {
-                return Ok(out);
+                let spans = spelled.unwrap_or(given);
+                return Ok(Encoding { ids, spans });
             }
             start += cut;
             len = piece;
@@ -176,13 +189,12 @@ impl HfTokenizer {
             .iter()
             .map(|&added| added == 0)
             .collect();
-        let spans = match self.spelled_spans(text, &ids, &from_text)? {
-            Some(spans) => spans,
-            None => self.given_spans(text.len(), &ids, &from_text, encoded.get_offsets()),
-        };
+        let spelled = self.spelled_spans(text, &ids, &from_text)?;
+        let given = self.given_spans(text.len(), &ids, &from_text, encoded.get_offsets());
         Ok(Read {
             ids,
-            spans,
+            spelled,
+            given,
             from_text,
             words: encoded.get_word_ids().to_vec(),
         })
@@ -297,17 +309,18 @@ impl Read {
     /// that place. `None`: there is none.
     fn last_cut(&self, text: &str, len: usize) -> Option<(usize, usize)> {
         let is_letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
+        let spans = self.spelled.as_ref().unwrap_or(&self.given);
         let tokens = (1..self.ids.len()).rev();
         tokens
             .filter(|&i| {
                 self.from_text[i] && self.from_text[i - 1] && self.words[i] != self.words[i - 1]
             })
             .find_map(|i| {
-                // Some pre-tokenizers leave the space out.
-                let at = self.spans[i].start;
+                let at = spans[i].start;
                 let (before, after) = text.split_at_checked(at)?;
                 let cut = match (before.strip_suffix(' '), after.starts_with(' ')) {
-                    (Some(before), false) => before.len(),
+                    // Some pre-tokenizers leave the space out; where it is the last token's the place is before that.
+                    (Some(before), false) if spans[i - 1].end <= before.len() => before.len(),
                     (None, true) => at,
                     _ => return None,
                 };
@@ -380,6 +393,98 @@ mod tests {
         text += &"x".repeat(5000);
         text += &text.replace('\n', " ");
         text
+    }
+
+    /// A tokenizer of letters, with a step of its own.
+    fn small(pre_tokenizer: Value, added: &[Value]) -> HfTokenizer {
+        let letters = ('a'..='z').chain([' ', '\n', '\u{2581}', 'Ġ', 'Ċ', '1', 'Ⅷ', '〇']);
+        let mut vocab = serde_json::Map::new();
+        for letter in letters {
+            vocab.insert(letter.into(), vocab.len().into());
+        }
+        for merged in ["ab", "xx"] {
+            vocab.insert(merged.into(), vocab.len().into());
+        }
+        // Bytes of what is no letter of ASCII.
+        for byte in 0x80..=0xff_u32 {
+            // As GPT-2 names them.
+            let name = match byte {
+                0x80..=0xa0 => 0x100 + 34 + (byte - 0x80),
+                0xad => 0x143,
+                byte => byte,
+            };
+            let name = char::from_u32(name).unwrap().to_string();
+            let next = vocab.len();
+            vocab.entry(name).or_insert(next.into());
+        }
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": added, "normalizer": null, "pre_tokenizer": pre_tokenizer,
+            "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "vocab": vocab, "merges": [["a", "b"], ["x", "x"]], "unk_token": "a"},
+        });
+        HfTokenizer::from_json("small", &json).unwrap()
+    }
+
+    #[test]
+    fn a_space_is_of_one_piece() {
+        let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let split = |pattern: Value, behavior: &str| serde_json::json!({"type": "Split", "pattern": pattern, "behavior": behavior, "invert": false});
+        let bytes = |use_regex: bool| {
+            serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": use_regex})
+        };
+        let both = |one: Value, other: Value| serde_json::json!({"type": "Sequence", "pretokenizers": [one, other]});
+        let metaspace = |scheme: &str, split: bool| {
+            serde_json::json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme,
+                "split": split})
+        };
+        let word = |lstrip: bool, rstrip: bool| {
+            serde_json::json!({"id": 500, "content": "covid", "single_word": false, "lstrip": lstrip,
+                "rstrip": rstrip, "normalized": false, "special": false})
+        };
+        let text =
+            "xx covid ab\nab chapter Ⅷ of a 〇 ab  covid covid\nxxxx 1 ab 11 xx\n\nab é covid "
+                .repeat(9);
+        let mut local = 0;
+        for pre_tokenizer in [
+            both(
+                split(serde_json::json!({"Regex": llama3}), "Isolated"),
+                bytes(false),
+            ),
+            split(serde_json::json!({"String": " "}), "Isolated"),
+            split(serde_json::json!({"String": " "}), "MergedWithPrevious"),
+            split(serde_json::json!({"Regex": r"\s+"}), "Isolated"),
+            serde_json::json!({"type": "Digits", "individual_digits": false}),
+            serde_json::json!({"type": "Whitespace"}),
+            bytes(true),
+            metaspace("always", true),
+            metaspace("first", true),
+            metaspace("never", false),
+            metaspace("first", false),
+        ] {
+            for added in [
+                vec![],
+                vec![word(false, false)],
+                vec![word(true, false)],
+                vec![word(false, true)],
+            ] {
+                let mut tokenizer = small(pre_tokenizer.clone(), &added);
+                local += usize::from(tokenizer.local);
+                let given = std::mem::replace(&mut tokenizer.local, false);
+                let read = |tokenizer: &HfTokenizer, piece| {
+                    tokenizer
+                        .in_pieces(&tokenizer.parsing, &text, false, piece)
+                        .unwrap()
+                };
+                let whole = read(&tokenizer, 1);
+                tokenizer.local = given;
+                for piece in [16, 40, 50, 64, 100] {
+                    let pieces = read(&tokenizer, piece);
+                    assert!(pieces == whole, "{pre_tokenizer}, {added:?}, {piece}");
+                }
+            }
+        }
+        assert!(local >= 24, "{local}");
     }
 
     #[test]

@@ -21,11 +21,11 @@ use crate::files::{one_line, read_bounded, refuse_pointer};
 const LONGEST_FILE: u64 = 256 << 20;
 /// A normalizer's or a decoder's part of a file; a compiled character map takes 400 KB.
 const LONGEST_STEPS: usize = 8 << 20;
-/// How many times as long normalizers or decoders may make a text: Unicode's decompositions three times, and so a
-/// compiled character map after them.
-const MOST_GROWTH: f64 = 9.0;
-/// What says which tokens stand around a text takes 4 KB.
-const LONGEST_AROUND: usize = 64 << 10;
+/// How many times as long normalizers or decoders may make a text. Llama 2 puts three bytes before each part of a text
+/// and three in place of each space; Unicode's decompositions mostly take three, and so does a character map.
+const MOST_GROWTH: f64 = 12.0;
+/// Ids that are put around a text or a pair of them; three or four in models.
+const MOST_AROUND: usize = 1000;
 /// Sequences in sequences.
 const DEEPEST: usize = 32;
 
@@ -81,13 +81,20 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
             serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
         bounded(name, &steps).map_err(bad)?;
     }
-    // It may name a token often, and the token's ids may be many.
-    if let Some(raw) = file.post_processor
-        && raw.get().len() > LONGEST_AROUND
-    {
-        return Err(bad(format!(
-            "its post_processor is longer than {LONGEST_AROUND} bytes"
-        )));
+    if let Some(raw) = file.post_processor {
+        if raw.get().len() > LONGEST_STEPS {
+            return Err(bad(format!(
+                "its post_processor is longer than {LONGEST_STEPS} bytes"
+            )));
+        }
+        let step: Value =
+            serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
+        let ids = ids_around(&step);
+        if ids > MOST_AROUND {
+            return Err(bad(format!(
+                "its post_processor puts {ids} ids around a text"
+            )));
+        }
     }
     let Some(model) = file.model else {
         return Err(bad("it has no model".into()));
@@ -131,6 +138,23 @@ pub(super) fn bounded(name: &str, steps: &Value) -> Result<(), String> {
     Ok(())
 }
 
+/// How many ids a post-processor puts around a text: it may name a token often, and a token may have many ids.
+fn ids_around(step: &Value) -> usize {
+    let parts = step["processors"].as_array().into_iter().flatten();
+    let inner: usize = parts.map(ids_around).sum();
+    let templates = ["single", "pair"].map(|name| step[name].as_array());
+    let named = templates.into_iter().flatten().flatten();
+    let own: usize = named
+        .filter_map(|part| part["SpecialToken"]["id"].as_str())
+        .map(|name| {
+            step["special_tokens"][name]["ids"]
+                .as_array()
+                .map_or(1, Vec::len)
+        })
+        .sum();
+    inner.saturating_add(own)
+}
+
 /// How many times as long a text may be after a normalizer or a decoder.
 fn growth(step: &Value, depth: usize) -> Result<f64, String> {
     if depth > DEEPEST {
@@ -160,14 +184,14 @@ fn growth(step: &Value, depth: usize) -> Result<f64, String> {
             let found = pattern.and_then(Value::as_str).map_or(1, str::len);
             Ok((len("content") as f64 / found.max(1) as f64).max(1.0))
         }
-        // Once to a text, however long that is.
-        Some("Prepend") => Ok(1.0),
+        // To every part of a text between two added tokens.
+        Some("Prepend") => Ok(1.0 + len("prepend") as f64),
         Some("Precompiled") => {
             let map = step.get("precompiled_charsmap").and_then(Value::as_str);
             let map = map.ok_or("a character map is not a string")?;
-            is_char_map(map)
-                .then_some(3.0)
-                .ok_or_else(|| "a compiled character map is shorter than it says".to_string())
+            is_char_map(map).then_some(3.0).ok_or_else(|| {
+                "a compiled character map is shorter than it says, or holds a long text".to_string()
+            })
         }
         // Decompositions of Unicode.
         Some("NFD" | "NFKD" | "NFC" | "NFKC" | "BertNormalizer") => Ok(3.0),
@@ -175,15 +199,28 @@ fn growth(step: &Value, depth: usize) -> Result<f64, String> {
     }
 }
 
-/// Whether the first four bytes of a character map, in base64, name a size that it has.
+/// Whether the first four bytes of a character map, in base64, name a size that it has, and none of the texts that it
+/// puts for others is long.
 fn is_char_map(base64: &str) -> bool {
+    // SentencePiece's own has one of 33 bytes.
+    const LONGEST_TEXT: usize = 64;
+    if base64.len() > LONGEST_STEPS {
+        return false;
+    }
     let Ok(map) = BASE64_STANDARD.decode(base64) else {
         return false;
     };
-    map.split_first_chunk().is_some_and(|(&size, rest)| {
-        let size = u32::from_le_bytes(size);
-        size.is_multiple_of(4) && rest.len() as u64 >= size.into()
-    })
+    let Some((&size, rest)) = map.split_first_chunk() else {
+        return false;
+    };
+    let size = u32::from_le_bytes(size);
+    let texts = usize::try_from(size).ok().and_then(|size| rest.get(size..));
+    size.is_multiple_of(4)
+        && texts.is_some_and(|texts| {
+            texts
+                .split(|&byte| byte == 0)
+                .all(|text| text.len() <= LONGEST_TEXT)
+        })
 }
 
 /// Opens a file for prompts, which are neither cut nor padded: it may carry the settings of a batch.
@@ -203,11 +240,18 @@ pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer> {
 /// Whether a tokenizer reads the second half of a text alike after the first and without it, where the second
 /// begins with a space. Steps that are not known here may do anything.
 pub(super) fn is_local(tokenizer: &tokenizers::Tokenizer) -> bool {
-    let json = |step: Option<serde_json::Result<Value>>| step.transpose().ok().flatten();
-    let normalizer = json(tokenizer.get_normalizer().map(serde_json::to_value));
-    let pre_tokenizer = json(tokenizer.get_pre_tokenizer().map(serde_json::to_value));
-    let normalizes = normalizer.as_ref().is_none_or(normalizes_by_words);
-    normalizes && pre_tokenizer.as_ref().is_some_and(parts_words)
+    let normalizes = match tokenizer.get_normalizer().map(serde_json::to_value) {
+        None => true,
+        Some(step) => step.is_ok_and(|step| normalizes_by_words(&step)),
+    };
+    let parts = match tokenizer.get_pre_tokenizer().map(serde_json::to_value) {
+        None => false,
+        Some(step) => step.is_ok_and(|step| parts_words(&step)),
+    };
+    // One could lie across.
+    let added = tokenizer.get_added_tokens_decoder();
+    let spaced = |token: &tokenizers::AddedToken| token.content.contains(char::is_whitespace);
+    normalizes && parts && !added.values().any(spaced)
 }
 
 fn all_of(step: &Value, list: &str, each: fn(&Value) -> bool) -> bool {
@@ -217,9 +261,10 @@ fn all_of(step: &Value, list: &str, each: fn(&Value) -> bool) -> bool {
 fn normalizes_by_words(step: &Value) -> bool {
     match step["type"].as_str() {
         Some("Sequence") => all_of(step, "normalizers", normalizes_by_words),
-        Some("Replace") => match step["pattern"]["Regex"].as_str() {
-            None => true,
-            Some(pattern) => pattern == " {2,}",
+        Some("Replace") => match (&step["pattern"]["String"], &step["pattern"]["Regex"]) {
+            (Value::String(found), _) => found == " " || !found.contains(char::is_whitespace),
+            (_, Value::String(pattern)) => pattern == " {2,}",
+            _ => false,
         },
         Some(
             "NFC" | "NFD" | "NFKC" | "NFKD" | "Nmt" | "Lowercase" | "StripAccents"
@@ -232,19 +277,31 @@ fn normalizes_by_words(step: &Value) -> bool {
 fn parts_words(step: &Value) -> bool {
     match step["type"].as_str() {
         Some("Sequence") => all_of(step, "pretokenizers", parts_words),
-        // Expressions that look back see another text.
-        Some("Split") => step["pattern"]["Regex"].as_str().is_none_or(|pattern| {
-            !["(?<=", "(?<!", "\\b", "\\B", "\\A"]
-                .iter()
-                .any(|back| pattern.contains(back))
-        }),
+        Some("Split") => match (&step["pattern"]["String"], &step["pattern"]["Regex"]) {
+            (Value::String(found), _) => !found.contains(char::is_whitespace),
+            (_, Value::String(pattern)) => WORDS.contains(&pattern.as_str()),
+            _ => false,
+        },
+        Some("ByteLevel") => step["add_prefix_space"] == false,
         Some(
-            "ByteLevel" | "BertPreTokenizer" | "Whitespace" | "WhitespaceSplit" | "Metaspace"
-            | "Digits" | "Punctuation",
+            "BertPreTokenizer" | "Whitespace" | "WhitespaceSplit" | "Metaspace" | "Digits"
+            | "Punctuation",
         ) => true,
         _ => false,
     }
 }
+
+/// Expressions that part a text at words, of GPT-2, Llama 3, Qwen 2 and GPT-4o, and such for digits. Others may look
+/// back, or far ahead.
+const WORDS: [&str; 7] = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"\p{N}{1,3}",
+    r"\p{N}",
+    r"\d",
+];
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };

@@ -29,7 +29,13 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             format!("has {} entries for {count} tokens", vocab.scores.len()),
         ));
     }
-    // What pads the table to the embedding's rows would lower the least score, which is the unknown token's.
+    if let Some(id) = vocab.scores.iter().position(|score| !score.is_finite()) {
+        return Err(Error::input(
+            "tokenizer.ggml.scores",
+            format!("token {id} has the score {}", vocab.scores[id]),
+        ));
+    }
+    // Padding rows are left out: their low scores would lower that of the unknown token.
     let used = types.iter().rposition(|&kind| kind != TokenType::Unused);
     let used = used.map_or(0, |last| last + 1);
     let least = std::iter::zip(&vocab.scores, &types)
@@ -45,12 +51,6 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             TokenType::Unused => least,
             _ => vocab.scores[id],
         };
-        if !score.is_finite() {
-            return Err(Error::input(
-                "tokenizer.ggml.scores",
-                format!("token {id} has the score {score}"),
-            ));
-        }
         if token.is_empty() {
             return Err(Error::input(TOKENS, format!("token {id} has no name")));
         }
@@ -69,7 +69,12 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     }
     let id = |name: &str| {
         let found = ids.get(name).copied();
-        found.ok_or_else(|| Error::input(TOKENS, format!("has no {name}, as XLM-RoBERTa's have")))
+        found.ok_or_else(|| {
+            Error::input(
+                TOKENS,
+                format!("has no {name}, which XLM-RoBERTa's vocabularies have"),
+            )
+        })
     };
     let (first, last) = (id("<s>")?, id("</s>")?);
     let unknown = match vocab.unk {
@@ -139,11 +144,7 @@ mod tests {
         assert_eq!(json["added_tokens"].as_array().unwrap().len(), 4);
         // Inside the table a token keeps its place.
         let json = tokenizer_json(&vocab(|v| v.token_types[4] = 5)).unwrap();
-        assert_eq!(json["model"]["vocab"][4], json!([v_name(), -2.0]));
-    }
-
-    fn v_name() -> &'static str {
-        "\u{2581}a"
+        assert_eq!(json["model"]["vocab"][4], json!(["\u{2581}a", -2.0]));
     }
 
     #[test]

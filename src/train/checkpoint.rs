@@ -87,10 +87,35 @@ pub fn write(
     card: &Card,
     state: &State,
 ) -> Result<()> {
-    let folder = &behind_links(folder);
+    let folder = &link_end(folder);
     let [fresh, old] = beside(folder)?;
     remove(&fresh)?;
-    fs::create_dir_all(&fresh).map_err(Error::io(&fresh))?;
+    let done = write_fresh(&fresh, folder, parameters, moments, card, state)
+        .and_then(|()| replace(folder, &fresh, &old));
+    if done.is_err() {
+        let _ = remove(&fresh);
+    }
+    done
+}
+
+/// Writes the next version of `folder`, for those who may read the last.
+fn write_fresh(
+    fresh: &Path,
+    folder: &Path,
+    parameters: &Parameters,
+    moments: &Moments,
+    card: &Card,
+    state: &State,
+) -> Result<()> {
+    fs::create_dir_all(fresh).map_err(Error::io(fresh))?;
+    #[cfg(unix)]
+    if let Ok(last) = fs::metadata(folder) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = last.permissions().mode() | 0o700;
+        fs::set_permissions(fresh, fs::Permissions::from_mode(mode)).map_err(Error::io(fresh))?;
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
     let (memory, factors): (Vec<&Tensor>, Vec<&Tensor>) =
         parameters.tensors.iter().partition(|t| t.name == MEMORY);
     let file = |name: &str, bytes: &[u8]| write_synced(&fresh.join(name), bytes);
@@ -114,33 +139,30 @@ pub fn write(
     file(OPTIMIZER, &pack(named)?)?;
     // Last, so that a folder that was cut short by other means is none.
     file(STATE, &pretty(state)?)?;
-    sync(&fresh)?;
-    remove(&old)?;
+    sync(fresh)
+}
+
+/// Puts the folder `fresh` in the place of `folder`, whose last version stands at `old` meanwhile.
+fn replace(folder: &Path, fresh: &Path, old: &Path) -> Result<()> {
+    remove(old)?;
     let there = folder.exists();
-    if there {
-        // What its owner allowed holds for the new version too.
-        let kept =
-            fs::metadata(folder).and_then(|old| fs::set_permissions(&fresh, old.permissions()));
-        kept.map_err(Error::io(&fresh))?;
-    }
-    let exchanged = there && exchange(&fresh, folder);
+    let exchanged = there && exchange(fresh, folder);
     if !exchanged {
         if there {
-            fs::rename(folder, &old).map_err(Error::io(folder))?;
+            fs::rename(folder, old).map_err(Error::io(folder))?;
         }
-        if let Err(error) = fs::rename(&fresh, folder) {
+        if let Err(error) = fs::rename(fresh, folder) {
             if there {
-                let _ = fs::rename(&old, folder);
+                let _ = fs::rename(old, folder);
             }
-            let _ = remove(&fresh);
             return Err(Error::io(folder)(error));
         }
     }
     let parent = folder.parent().filter(|p| !p.as_os_str().is_empty());
     sync(parent.unwrap_or(Path::new(".")))?;
     // What was there before has the one name or the other.
-    remove(&fresh)?;
-    remove(&old)
+    remove(fresh)?;
+    remove(old)
 }
 
 /// Exchanges two folders in one step; false where that cannot be done, and then nothing has happened.
@@ -178,7 +200,7 @@ pub enum Found {
 /// # Errors
 /// [`Error::Io`].
 pub fn look(folder: &Path) -> Result<Found> {
-    let folder = &behind_links(folder);
+    let folder = &link_end(folder);
     let [fresh, old] = beside(folder)?;
     if !folder.exists() && old.join(STATE).exists() {
         fs::rename(&old, folder).map_err(Error::io(folder))?;
@@ -264,7 +286,7 @@ fn peft(parameters: &Parameters, card: &Card) -> Value {
 }
 
 /// Where a folder is that may be named by a symbolic link, so that the link stays.
-fn behind_links(folder: &Path) -> PathBuf {
+fn link_end(folder: &Path) -> PathBuf {
     let there = fs::canonicalize(folder);
     there.unwrap_or_else(|_| link_target(folder).unwrap_or_else(|_| folder.into()))
 }

@@ -53,7 +53,7 @@ pub struct Reading {
     pub task: Task,
     /// Longest text or context, in tokens: longer ones are cut.
     pub max_text_tokens: usize,
-    /// Where `{}` stands the question; the answer follows after it.
+    /// Where `{}` stands the question; the answer follows it.
     pub question: String,
     /// Likewise for the answer.
     pub answer: String,
@@ -312,7 +312,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// A random row of the buffer, after which the next line moves up.
+    /// A random row of the buffer, whose place the next line takes.
     fn draw(&mut self) -> Result<Option<Line>> {
         while self.buffer.len() < self.capacity && self.held < HELD {
             match self.lines.next_line()? {

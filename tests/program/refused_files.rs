@@ -94,27 +94,29 @@ fn reading(dir: &TempDir, command: &str) -> Command {
 }
 
 #[test]
-fn a_long_post_processor_is_refused() {
-    // White space in it counts, so that its length can be chosen.
-    let of_bytes = |bytes: usize| {
-        let dir = with_tokenizer(|file| {
-            file.as_object_mut().unwrap().remove("post_processor");
-        });
-        let step = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false"#;
-        let blank = " ".repeat(bytes - step.len() - 1);
-        let rest = fs::read_to_string(dir.path().join("tokenizer.json")).unwrap();
-        let rest = rest.strip_prefix('{').unwrap();
-        let text = format!("{{\"post_processor\": {step}{blank}}}, {rest}");
-        dir.write("tokenizer.json", text);
-        dir
+fn a_post_processor_that_puts_many_ids_around_a_text_is_refused() {
+    // One token of so many ids, named so often before a text.
+    let named = |ids: usize, times: usize| {
+        with_tokenizer(|file| {
+            let special = json!({"SpecialToken": {"id": "X", "type_id": 0}});
+            let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+            let mut single = vec![special; times];
+            single.push(text);
+            file["post_processor"] = json!({
+                "type": "TemplateProcessing", "single": single, "pair": single,
+                "special_tokens": {"X": {"id": "X", "ids": vec![1; ids], "tokens": vec!["b"; ids]}},
+            });
+        })
     };
-    ok(&mut reading(&of_bytes(64 << 10), "score"));
-    let long = of_bytes((64 << 10) + 1);
-    let said = refused(&long, &mut reading(&long, "score"));
-    assert!(
-        said.contains("tokenizer.json: ") && said.contains("post_processor is longer than"),
-        "{said}"
-    );
+    ok(&mut reading(&named(3, 2), "score"));
+    for (ids, times) in [(20_000, 1), (1, 501), (40, 20)] {
+        let dir = named(ids, times);
+        let said = refused(&dir, &mut reading(&dir, "score"));
+        assert!(
+            said.contains("tokenizer.json: ") && said.contains("ids around a text"),
+            "{said}"
+        );
+    }
 }
 
 #[test]
@@ -123,23 +125,25 @@ fn what_makes_a_text_much_longer_is_refused() {
         let content = "y".repeat(by);
         json!({"type": "Replace", "pattern": {"Regex": "."}, "content": content})
     };
-    let prepend = json!({"type": "Prepend", "prepend": "▁".repeat(20)});
+    let prepend = |by: usize| json!({"type": "Prepend", "prepend": "▁".repeat(by)});
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let nfkc = json!({"type": "NFKC"});
     // 256 units of four bytes, none of which knows a character.
     let charsmap = format!("AAQA{}AAA=", "AAAA".repeat(341));
     let precompiled = json!({"type": "Precompiled", "precompiled_charsmap": charsmap});
     let all = |steps: &[&Value]| json!({"type": "Sequence", "normalizers": steps});
     for fine in [
-        replace(9),
+        replace(12),
         all(&[&nfkc, &precompiled]),
-        // What stands in front once does not grow with the text.
-        all(&[&prepend, &nfkc, &precompiled]),
+        // Llama 2's.
+        all(&[&prepend(1), &spaces]),
     ] {
         ok(&mut reading(&with_normalizer(&fine), "score"));
     }
     for bad in [
-        replace(10),
+        replace(13),
         replace(60),
+        prepend(20),
         all(&[&nfkc, &precompiled, &replace(2)]),
         all(&[&replace(4), &replace(4)]),
     ] {
@@ -188,7 +192,7 @@ fn with_little_memory(dir: &TempDir, args: &[&str]) -> Command {
         .stdin(Stdio::null())
         // A thread's stack counts too, and some machines have many processors.
         .env("RAYON_NUM_THREADS", "2")
-        .args(["-c", "ulimit -d 500000 2> /dev/null; exec \"$0\" \"$@\""])
+        .args(["-c", "ulimit -d 500000 && exec \"$0\" \"$@\""])
         .arg(env!("CARGO_BIN_EXE_prefold"))
         .args(args);
     command
@@ -221,11 +225,8 @@ fn a_log_is_a_regular_file_of_bounded_length() {
         ("pipe", "pipe: not a regular file"),
         ("large", "large: longer than"),
     ] {
-        let mut plot = prefold();
-        let plot = plot
-            .current_dir(dir.path())
-            .args(["plot", file, "-o", "out.svg"]);
-        let said = refused(&dir, plot);
+        let args = ["plot", file, "-o", "out.svg"];
+        let said = refused(&dir, &mut with_little_memory(&dir, &args));
         assert!(said.contains(reason), "{said}");
     }
 }
