@@ -163,7 +163,7 @@ class PrefoldConnector(KVConnectorBase_V1):
         slots = []
         if error is None:
             slots = [ids[at // size] * size + at % size for at in range(start, start + count)]
-        # Any block of the request makes it fail; a long prompt may hold only its first blocks so far.
+        # Any block of the request makes it fail. A long prompt may hold only its first ones so far.
         blocks_of = ids[first : last + 1] or ids[-1:]
         if not blocks_of:
             logger.error("request %s: prefix: no block to load it into", request.request_id)
