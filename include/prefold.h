@@ -7,7 +7,7 @@
  *
  * Threads: every function may be called from any thread at any time, on the same handles too.
  *
- * Memory: all buffers are yours; prefold copies what it is given and keeps no pointer behind a call. Strings end with a zero and
+ * Memory: all buffers are yours; prefold copies what it is given and keeps no pointer after a call. Strings end with a zero and
  * are UTF-8. Where a function fills a buffer, `capacity` counts its elements and `*count` is set to how many are needed, also when
  * the answer is PREFOLD_BUFFER (then the buffer is untouched); `count` may be NULL.
  *
@@ -159,13 +159,13 @@ typedef struct {
     uint32_t ignore_eos;
 } prefold_sampling;
 
-/* Ids behind a prefix (0: none) and a prompt of at least one id. The end-of-text id is not among them. ids is
+/* Ids after a prefix (0: none) and a prompt of at least one id. The end-of-text id is not among them. ids is
  * yours; nothing to free. Any thread. */
 int32_t prefold_generate(prefold_handle engine, prefold_handle prefix, const uint32_t *prompt, size_t prompt_count,
                          const prefold_sampling *options, uint32_t *ids, size_t capacity, size_t *count);
 
-/* The ids that a prefix of `adapter` stands for, as the adapter was trained to give them back: behind its own embedding ([AE] of
- * ICAE) if it has one, behind BOS if not. ids is yours; nothing to free. Any thread. */
+/* The ids that a prefix of `adapter` stands for, as the adapter was trained to give them back: after its own embedding ([AE] of
+ * ICAE) if it has one, after BOS if not. ids is yours; nothing to free. Any thread. */
 int32_t prefold_regenerate(prefold_handle engine, prefold_handle adapter, prefold_handle prefix, const prefold_sampling *options,
                            uint32_t *ids, size_t capacity, size_t *count);
 

@@ -134,7 +134,7 @@ typedef struct TopkParams {
   ADDRESS(uint32_t) kept_ids;      ///< as scores: a segment's kept ids, in order, from `first` on
   ADDRESS(uint32_t) kept_rows;     ///< as scores: the same of their indices
   ADDRESS(uint32_t) kept;          ///< [grid]: how many
-  uint32_t cached;                 ///< keys that fit in shared memory behind the histogram
+  uint32_t cached;                 ///< keys that fit in shared memory after the histogram
   uint32_t unused;
 } TopkParams;
 
@@ -407,19 +407,19 @@ typedef struct ThinRun {
 typedef struct ThinParams {
   ADDRESS(uint32_t) ids;         ///< [grid, capacity]: what is left
   ADDRESS(uint32_t) from;        ///< [grid, capacity]: where each stood at first
-  ADDRESS(float) loss;           ///< [grid, capacity]: nll of the token behind each
+  ADDRESS(float) loss;           ///< [grid, capacity]: nll of the token after each
   ADDRESS(float) nll;            ///< [grid, capacity]: last nll of each token, by where it stood at first
   ADDRESS(const float) fresh;    ///< [grid, rows]: nll of what was staged; or null: `loss` has them all
   ADDRESS(ThinText) texts;       ///< [grid]
   ADDRESS(const ThinRun) runs;
-  ADDRESS(uint32_t) inputs;      ///< [grid, rows]: ids to read next, 0 behind the last
-  ADDRESS(uint32_t) targets;     ///< [grid, rows]: the id behind each, 0 for none
+  ADDRESS(uint32_t) inputs;      ///< [grid, rows]: ids to read next, 0 after the last
+  ADDRESS(uint32_t) targets;     ///< [grid, rows]: the id after each, 0 for none
   ADDRESS(uint32_t) positions;   ///< [grid, rows]
-  ADDRESS(uint32_t) places;      ///< [grid, rows]: cache rows, NOWHERE behind the last
+  ADDRESS(uint32_t) places;      ///< [grid, rows]: cache rows, NOWHERE after the last
   ADDRESS(AttentionTile) tiles;  ///< [grid, rows / tile, rounded up]
   uint32_t capacity, rows;
   uint32_t tile;   ///< positions of a tile of attention
-  uint32_t cached; ///< keys that fit in shared memory behind the histogram
+  uint32_t cached; ///< keys that fit in shared memory after the histogram
 } ThinParams;
 
 #ifdef __cplusplus

@@ -10,7 +10,7 @@ DEVICE float block_sum(float v, float *warps) {
   __syncthreads();
   float sum = 0.0f;
   for (unsigned i = 0; i < blockDim.x / 32; i++) sum += warps[i];
-  // Nobody writes the next sums before all have read these.
+  // The next sums are written when all threads have read these.
   __syncthreads();
   return sum;
 }
@@ -94,7 +94,7 @@ struct RotaryPair {
 
 // QK-norm, rotation and the append to the cache. One warp per row and head of q, k and v: a lane has
 // the pairs i = lane, lane + 32 …, of halves of the head or of neighbours, so that the norm is one warp's
-// sum and the rotation needs nobody else. How frequencies are stretched is in the angles. Rows x heads x
+// sum and the rotation needs no other. How frequencies are stretched is in the angles. Rows x heads x
 // head_dim x 4 bytes in, the same out, k and v twice.
 KERNEL(rotate, RotateParams, 256) {
   const unsigned lane = threadIdx.x % 32, half = p.head_dim / 2;

@@ -13,7 +13,7 @@
 // rounded, and perhaps dropped, by one warp (two) on its way from shared memory into an operand; what the
 // warps have is added up at the end, always in the same order. The sums, scaled, become the left operand
 // of the second product, in shared memory. Second product: 128 outputs at a time, b by the same stages; y
-// is read before a tile's sums and they go on from it. Rows of x lie 72 words apart: the eight rows that a
+// is read before a tile's sums and they continue from it. Rows of x lie 72 words apart: the eight rows that a
 // half warp reads begin 8 banks apart. Tiles of factors have rows of 128 bytes, their 16-byte pieces
 // exchanged by the row's last three bits, so that ldmatrix meets no bank twice.
 //
@@ -29,7 +29,7 @@
 //   dlow = dy · b, dx += drop(dlow · a)           lora with the factors the other way round
 //   da = dlowᵀ · drop(x), db = dyᵀ · low          lora_bwd
 // One kernel for all would not pay: da and db add up over the rows, dlow over the outputs, and a block that
-// has some rows of dlow would have to add its [ranks, inputs] to everybody else's, in no fixed order.
+// has some rows of dlow would have to add its [ranks, inputs] to all other blocks', in no fixed order.
 #include "arch/copy.cuh"
 #include "arch/mma.cuh"
 #include "dropout.cuh"
@@ -355,7 +355,7 @@ template <class T> DEVICE void lora(const LoraParams &p) {
   };
 
   // Where no span's ranks lie there are zeros: before the first, up to which b's columns are read from a
-  // multiple of 16 bytes on, and behind the last.
+  // multiple of 16 bytes on, and after the last.
   const int base = p.spans[begin].rank / T::PER_COPY * T::PER_COPY;
   const int base_end = p.spans[end - 1].rank + p.spans[end - 1].ranks;
   const int chunks = (base_end - base + STEP - 1) / STEP;

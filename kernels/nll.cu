@@ -99,7 +99,7 @@ template <class T> DEVICE void nll_rows(const NllParams &p) {
 KERNEL(nll_bf16, NllParams, TILE_THREADS_BF16) { nll_rows<Bf16>(p); }
 KERNEL(nll_f32, NllParams, TILE_THREADS_F32) { nll_rows<F32>(p); }
 
-// The same from logits that somebody made already. Grid: (rows, splits); shared memory: 8 bytes a
+// The same from logits that are there already. Grid: (rows, splits); shared memory: 8 bytes a
 // thread. Reads 4 bytes a logit, once: bound by memory.
 KERNEL(nll_logits, NllLogitsParams, 256) {
   DYNAMIC_SHARED(memory);

@@ -52,7 +52,7 @@ DEVICE unsigned before(unsigned v, Shared *shared, unsigned &total) {
     if (i == warp) sum = total;
     total += shared->warps[i];
   }
-  // Nobody writes the next sums before all have read these.
+  // The next sums are written when all threads have read these.
   __syncthreads();
   return sum + inclusive - v;
 }

@@ -9,7 +9,7 @@
 // grids are made for that bound, the rows of a text begin at its front, and those that are too many stand
 // at its end, where no other row sees them; they have no tile and no place in the cache.
 //
-// A token is judged by the nll of the token behind it, as in the reference, and the last one by the first
+// A token is judged by the nll of the token after it, as in the reference, and the last one by the first
 // nll of all. Bytes: some 40 per token, most of it in the second-level cache; bound by latency: about 30
 // barriers a run. Shared memory: sizeof(Shared) + 4 · cached bytes.
 #include "select.cuh"
@@ -41,7 +41,7 @@ KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
       if (p.fresh) loss[at] = p.fresh[first_row + at - text.past];
       nll[from[at + 1]] = loss[at];
     }
-    // Whoever has moved up to the front of the reading has the nll of its place.
+    // A token that has moved up to the front has the nll of its place.
     if (threadIdx.x == 0 && text.past > 0) nll[from[text.past]] = loss[text.past - 1];
     __syncthreads();
     unsigned end = text.end;
@@ -55,7 +55,7 @@ KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
       const bool last_stays = n > 0 && loss[0] > 0.0f;
       // All have read the first nll before it may move.
       __syncthreads();
-      // Behind the window all stay, and move up by what was dropped.
+      // After the window all stay, and move up by what was dropped.
       unsigned dropped = 0;
       for (unsigned base = begin; base < text.left && (base < stop || dropped > 0); base += blockDim.x) {
         const unsigned i = base + threadIdx.x;

@@ -152,7 +152,7 @@ DEVICE void tiles(Operands of, int row_tile, int first, int last, unsigned char 
     T sums = {};
     for (int k = 0; k < steps; k++) {
       copy_wait<TILE_STAGES - 2>();
-      // Everybody's copies for this step are there, and everybody is done with the step before, whose
+      // All threads' copies for this step are there, and all are done with the step before, whose
       // stage the next copy overwrites.
       __syncthreads();
       copy();

@@ -224,7 +224,7 @@ void attention_backward(const char *of_queries, const char *of_keys, unsigned d)
   auto qkv = floats(rows * (heads + 2 * kv_heads) * d), dqkv = qkv;
   auto k = floats((prefix + rows) * kv_heads * d), v = k, dk = k, dv = k;
   auto out = floats(rows * heads * d), dout = out, lse = floats(rows * heads), delta = lse;
-  // Two sequences behind one prefix.
+  // Two sequences after one prefix.
   const std::vector<AttentionTile> tiles = {{0, 12, prefix, 0, prefix, prefix + 12},
                                             {12, 8, prefix, 0, prefix + 12, prefix + 8}};
   const std::vector<KeyTile> keys = {{0, 32, 0, 2}, {32, 4, 2, 2}, {36, 12, 4, 1}, {48, 8, 5, 1}};

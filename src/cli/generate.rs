@@ -22,7 +22,7 @@ pub struct Args {
     /// A prefix that this model made
     #[arg(long, short, value_name = "FILE")]
     prefix: Option<PathBuf>,
-    /// The prompt, or `@FILE`; special tokens such as <|im_start|> are read as such. Behind a prefix
+    /// The prompt, or `@FILE`; special tokens such as <|im_start|> are read as such. After a prefix
     /// it may be left out: a single BOS then asks for the text
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_ids")]
     prompt: Option<String>,
@@ -92,7 +92,7 @@ pub fn run(args: Args) -> Outcome {
         _ if begin.is_some() => Vec::new(),
         (Some(ids), _) => ids,
         (None, Some(text)) => {
-            // Behind a prefix no second BOS.
+            // After a prefix no second BOS.
             let tokenizer = engine.tokenizer()?;
             tokenizer.encode(&text, prefix.is_none(), true)?.ids
         }

@@ -391,7 +391,7 @@ fn tiles(shape: &Attention<'_>, positions: usize) -> Result<Vec<AttentionTile>> 
     Ok(tiles)
 }
 
-/// The rows of the cache that are seen, in runs of up to [`KEY_ROWS`] of which everybody sees all or
+/// The rows of the cache that are seen, in runs of up to [`KEY_ROWS`] of which each query sees all or
 /// none, each with the sequences that see it.
 fn key_tiles(shape: &Attention<'_>) -> Result<(Vec<KeyTile>, Vec<Visit>)> {
     /// Rows of the cache that a sequence sees, its first position there, and its queries.

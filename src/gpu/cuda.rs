@@ -355,7 +355,7 @@ impl Drop for Graph {
     }
 }
 
-/// Where memory comes from. The device's own pool gives back to the system what is not in use whenever somebody
+/// Where memory comes from. The device's own pool gives back to the system what is not in use whenever the host
 /// waits for the device, and fetches it again for the next buffer; this one keeps it until it goes.
 struct Pool(sys::CUmemoryPool);
 

@@ -129,7 +129,7 @@ pub trait Launcher: Send + Sync + Sized + 'static {
     /// # Safety
     ///
     /// The parameters are the kernel's, and every address in them points to memory of this launcher
-    /// that is as large as the kernel's shapes demand; what it writes nobody else uses meanwhile.
+    /// that is as large as the kernel's shapes demand; what it writes is not in other use meanwhile.
     #[allow(unsafe_code)]
     unsafe fn launch(
         &self,

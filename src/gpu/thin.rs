@@ -52,8 +52,8 @@ impl<L: Launcher> ThinOp for Gpu<L> {
             if let Some((graph, then)) = &recorded.graph
                 && *then == now
             {
-                // SAFETY: the caller's memory is what it was, and so is that which ops share; nobody
-                // else's launches come between these while it is held.
+                // SAFETY: the caller's memory is what it was, and so is that which ops share; no
+                // other launches come between these while it is held.
                 return unsafe { self.launcher.replay(graph) };
             }
             now
@@ -109,8 +109,8 @@ impl<L: Launcher> ThinOp for Gpu<L> {
         // Short texts need no large block: its barriers cost more.
         let threads = (room.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [room.texts, 1, 1];
-        // SAFETY: `Texts` made the buffers for its room and checked what it wrote into them; nobody else
-        // writes them.
+        // SAFETY: `Texts` made the buffers for its room and checked what it wrote into them; they
+        // have no other writer.
         unsafe { self.launch("thin", grid, threads, FIXED + 4 * (cached + 1), &params) }
     }
 

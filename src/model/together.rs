@@ -13,7 +13,7 @@ pub(crate) const SEATS: usize = 16;
 
 /// Does `work` for every item, in any order; gives the results in the items' order.
 ///
-/// Where the model's device has a queue of its own, several go on at a time, each with a scorer that waits
+/// Where the model's device has a queue of its own, several run at a time, each with a scorer that waits
 /// until all others wait too: then all that was asked is asked of the model together, so that it shares
 /// forward passes. On a CPU, which is busy with one alone, it is one after the other.
 ///
@@ -87,7 +87,7 @@ struct Desk {
     /// By seat.
     asked: BTreeMap<usize, Ask>,
     answered: BTreeMap<usize, Result<Answer>>,
-    /// Somebody's work broke off, perhaps with everybody's questions.
+    /// A worker broke off, perhaps with the questions of all.
     broken: bool,
 }
 
@@ -124,7 +124,7 @@ impl Table<'_> {
     }
 
     /// Answers all that was asked: in as few calls as possible, and where such a call fails one by one, so
-    /// that everybody hears of their own mistakes only.
+    /// that each caller gets its own error only.
     fn serve(&self, asked: BTreeMap<usize, Ask>) -> BTreeMap<usize, Result<Answer>> {
         let mut answers = BTreeMap::new();
         let mut kinds: [Vec<(usize, Ask)>; 3] = Default::default();
@@ -212,7 +212,7 @@ impl Seat<'_, '_> {
                 return answer;
             }
             if desk.busy == 0 && !desk.asked.is_empty() {
-                // Everybody else waits: nobody minds that the desk is locked meanwhile.
+                // All others wait, so the lock may be held meanwhile.
                 let asked = std::mem::take(&mut desk.asked);
                 let answered = self.table.serve(asked);
                 // Busy from now on, not from when they wake up: who is quick waits for the others.

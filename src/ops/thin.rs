@@ -9,7 +9,7 @@
 //!   what is left shrink alike.
 //! * A reading is what the last window kept and the next window: at most twice a window, whatever was
 //!   kept. All readings of a text have that many rows. Those beyond the text come last, where causal
-//!   attention hides them; they have the id 0 and no place in the cache, and nobody looks at their
+//!   attention hides them; they have the id 0 and no place in the cache, and nothing reads their
 //!   scores. The alternative, grids that read their own size from memory, saves these rows' work in our
 //!   kernels only: a library's product has its rows from the host.
 //!

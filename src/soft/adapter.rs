@@ -21,7 +21,7 @@ pub enum NextPosition {
     /// when it is told no positions. The memory tokens' own angles are those after the text.
     #[default]
     Memory,
-    /// Behind the last memory token's own position.
+    /// After the last memory token's own position.
     Text,
 }
 

@@ -251,7 +251,7 @@ impl<B: Backend> Speaker<B> {
             Some(prefix) => model.begin(prefix)?,
             None => model.kv()?,
         };
-        let behind = ask.gold.split_last().map_or(&[][..], |(_, gold)| gold);
+        let before_last = ask.gold.split_last().map_or(&[][..], |(_, gold)| gold);
         // The pass that ends the prompt, the prompt's rows in it, and how much of the continuation
         // those and the rest of it foretell: of ids it reads the continuation too, which is then
         // forgotten.
@@ -259,7 +259,7 @@ impl<B: Backend> Speaker<B> {
             Input::Ids(prompt) => {
                 let (passes, pass) = prompt.split_at(last / PASS * PASS);
                 drop(advance(model, passes, None, &mut kv)?);
-                let ids = [pass, behind].concat();
+                let ids = [pass, before_last].concat();
                 model.check_positions(kv.position(), ids.len())?;
                 let hidden = model.forward_adapted(Input::Ids(&ids), None, &mut kv)?;
                 (hidden, pass.len(), ask.gold.len())
@@ -278,8 +278,8 @@ impl<B: Backend> Speaker<B> {
         };
         drop(hidden);
         if !rest.is_empty() {
-            model.check_positions(kv.position(), behind.len())?;
-            let mut hidden = model.forward_adapted(Input::Ids(behind), None, &mut kv)?;
+            model.check_positions(kv.position(), before_last.len())?;
+            let mut hidden = model.forward_adapted(Input::Ids(before_last), None, &mut kv)?;
             nll.extend(self::nll(&mut hidden, 0, rest)?);
         }
         Ok(Speaker {

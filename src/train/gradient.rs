@@ -517,8 +517,8 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         };
         let encoded = backward.forward(x, &encoder, self.keep(texts.ids.len(), 2))?;
         // Any id: the first rows of each sequence are overwritten.
-        let behind = |e: &Exercise<'_>| [&vec![0; count][..], &e.reads].concat();
-        let reads = Packed::new(0, self.exercises.iter().map(behind));
+        let after_memory = |e: &Exercise<'_>| [&vec![0; count][..], &e.reads].concat();
+        let reads = Packed::new(0, self.exercises.iter().map(after_memory));
         let mut x = self.embed(&reads)?;
         // Where the memory tokens stand in the encoder, and in the decoder.
         let places: Vec<(usize, usize)> = texts

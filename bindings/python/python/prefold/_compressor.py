@@ -80,7 +80,7 @@ def _texts(name: str, value: object) -> list[str]:
 
 # A lock that another thread held when the process was forked is never released in the child.
 _COMPRESSORS: weakref.WeakSet[Compressor] = weakref.WeakSet()
-# Engines whose threads were left behind in the parent: to free them would wait for those.
+# Engines whose threads were left in the parent: to free them would wait for those.
 _LEFT_BEHIND: list[Any] = []
 
 

@@ -118,7 +118,7 @@ def generate(
         ids = torch.tensor([[placeholder] * prefix.tokens + list(prompt_ids)], device=model.device)
         inputs, mask, skip = {"input_ids": ids}, torch.ones_like(ids), ids.shape[1]
     else:
-        # The rows of the prefix are in the cache: nobody reads these.
+        # The rows of the prefix are in the cache: these are not read.
         rows = torch.zeros(prefix.tokens, begin.shape[0], device=model.device, dtype=model.dtype)
         rows = torch.cat((rows, begin[None].to(rows)))[None]
         # Without ids in front, what comes back is new.

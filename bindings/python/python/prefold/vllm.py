@@ -94,7 +94,7 @@ def moved(keys: torch.Tensor, shift: int, metadata: dict[str, str]) -> torch.Ten
 
 
 class PrefoldConnector(KVConnectorBase_V1):
-    """Reads only; a request without `kv_transfer_params["prefix"]` is none of its business."""
+    """Reads only; a request without `kv_transfer_params["prefix"]` is left alone."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -121,7 +121,7 @@ class PrefoldConnector(KVConnectorBase_V1):
             raise PrefixError(f"cache_salt must be {metadata['content_id']}")
         if request.num_prompt_tokens <= rows:
             raise PrefixError(
-                f"a prompt of {request.num_prompt_tokens} tokens has nothing behind {rows}"
+                f"a prompt of {request.num_prompt_tokens} tokens has nothing after {rows}"
             )
         return path, rows
 
