@@ -237,7 +237,7 @@ fn gguf_configurations() {
 fn gguf_vocabularies() {
     let _alone = alone();
     let dir = TempDir::new();
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         ("tokenizer.ggml.tokens: is empty", &|w| {
             w.without("tokenizer.ggml.tokens");
         }),
@@ -245,7 +245,11 @@ fn gguf_vocabularies() {
             w.without("tokenizer.ggml.tokens");
             w.strs("tokenizer.ggml.tokens", &["a".into(), "a".into()]);
         }),
-        ("tokenizer model `t5` is not supported", &|w| {
+        ("tokenizer model `rwkv` is not supported", &|w| {
+            w.without("tokenizer.ggml.model");
+            w.str("tokenizer.ggml.model", "rwkv");
+        }),
+        ("tokenizer.ggml.scores: has 0 entries for 40 tokens", &|w| {
             w.without("tokenizer.ggml.model");
             w.str("tokenizer.ggml.model", "t5");
         }),
