@@ -1,9 +1,8 @@
 //! The one error type: a variant per cause that a caller could act on.
 
-use std::fmt::{self, Display, Write as _};
 use std::path::PathBuf;
 
-use crate::files::steers;
+use crate::line::Line;
 
 /// Whatever can go wrong, in one line that says what, where and what to do.
 ///
@@ -13,7 +12,7 @@ use crate::files::steers;
 #[non_exhaustive]
 pub enum Error {
     /// An operand does not have the shape that an operation needs: a bug of the caller.
-    #[error("{op}: expected {}, got {}", Line(want), Line(got))]
+    #[error("{op}: expected {}, got {}", Line::short(want), Line::short(got))]
     Shape {
         /// The operation.
         op: &'static str,
@@ -23,7 +22,7 @@ pub enum Error {
         got: String,
     },
     /// A file was read, but its content is not what its format demands.
-    #[error("{}: {}", Line(file.display()), Line(reason))]
+    #[error("{}: {}", Line::short(file.display()), Line::short(reason))]
     Format {
         /// The file.
         file: PathBuf,
@@ -31,7 +30,7 @@ pub enum Error {
         reason: String,
     },
     /// The file system said no.
-    #[error("{}: {}", Line(path.display()), Line(source))]
+    #[error("{}: {}", Line::short(path.display()), Line::short(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -40,7 +39,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A legitimate request for something that is not built; `have` names what there is.
-    #[error("{} is not supported; there is {}", Line(what), Line(have))]
+    #[error(
+        "{} is not supported; there is {}",
+        Line::short(what),
+        Line::short(have)
+    )]
     Unsupported {
         /// What was asked for.
         what: String,
@@ -48,7 +51,7 @@ pub enum Error {
         have: String,
     },
     /// An option or argument is outside its range or contradicts another.
-    #[error("{}: {}", Line(what), Line(reason))]
+    #[error("{}: {}", Line::short(what), Line::short(reason))]
     Input {
         /// The option or argument, with its value.
         what: String,
@@ -56,7 +59,7 @@ pub enum Error {
         reason: String,
     },
     /// The budget cannot be met: what must be kept is already longer.
-    #[error("budget of {target} tokens: {}", Line(reason))]
+    #[error("budget of {target} tokens: {}", Line::short(reason))]
     Budget {
         /// The tokens asked for.
         target: usize,
@@ -64,7 +67,7 @@ pub enum Error {
         reason: String,
     },
     /// The device asked for is missing or failed.
-    #[error("device {}: {}", Line(device), Line(reason))]
+    #[error("device {}: {}", Line::short(device), Line::short(reason))]
     Device {
         /// The device.
         device: String,
@@ -78,54 +81,13 @@ pub enum Error {
     #[error("deadline: it passed before the call was done; give it more time or less text")]
     Deadline,
     /// A kernel could not be started or, executed by the CPU, did what it must not.
-    #[error("kernel {kernel}: {}", Line(reason))]
+    #[error("kernel {kernel}: {}", Line::short(reason))]
     Launch {
         /// Its name in `kernels/`.
         kernel: &'static str,
         /// What it did.
         reason: String,
     },
-}
-
-/// A part of a message, fit for one line.
-struct Line<T>(T);
-
-impl<T: Display> Display for Line<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 800;
-        let mut out = OneLine {
-            out: f,
-            room: Some(LONGEST),
-        };
-        write!(out, "{}", self.0)
-    }
-}
-
-struct OneLine<'a, 'b> {
-    out: &'a mut fmt::Formatter<'b>,
-    /// Bytes that may still be written; `None` after the mark of what is left out.
-    room: Option<usize>,
-}
-
-impl fmt::Write for OneLine<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars() {
-            let Some(room) = self.room else {
-                return Ok(());
-            };
-            let taken = match steers(c) {
-                true => c.escape_default().len(),
-                false => c.len_utf8(),
-            };
-            self.room = room.checked_sub(taken);
-            match (self.room, steers(c)) {
-                (None, _) => self.out.write_char('…')?,
-                (_, true) => write!(self.out, "{}", c.escape_default())?,
-                (_, false) => self.out.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A result of this crate.

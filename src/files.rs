@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::line::steers;
 
 /// Writes `bytes` to `path` whole or not at all: under another name first, synced, then renamed.
 ///
@@ -90,15 +91,21 @@ fn is_utf16(bytes: &[u8]) -> bool {
         && zeros(0).min(zeros(1)) * 10 < pairs
 }
 
+/// The length of a regular file, and no other.
+fn regular_length(path: &Path) -> Result<u64> {
+    let found = fs::metadata(path).map_err(Error::io(path))?;
+    match found.is_file() {
+        true => Ok(found.len()),
+        false => Err(Error::format(path, "not a regular file")),
+    }
+}
+
 /// Refuses what is not a regular file: opening a pipe could block, and a device has no end.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Format`] for a folder, a pipe or a device.
 pub fn regular_file(path: &Path) -> Result<()> {
-    match fs::metadata(path).map_err(Error::io(path))?.is_file() {
-        true => Ok(()),
-        false => Err(Error::format(path, "not a regular file")),
-    }
+    regular_length(path).map(drop)
 }
 
 /// Reads a regular file of at most `limit` bytes.
@@ -106,19 +113,18 @@ pub fn regular_file(path: &Path) -> Result<()> {
 /// # Errors
 /// Those of [`regular_file`], and [`Error::Format`] for a longer one.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let long = || Error::format(path, format!("longer than {limit} bytes"));
-    regular_file(path)?;
-    if fs::metadata(path).map_err(Error::io(path))?.len() > limit {
-        return Err(long());
-    }
-    // It may have become longer meanwhile.
+    let mut length = regular_length(path)?;
     let mut bytes = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
-        .map_err(Error::io(path))?;
-    match bytes.len() as u64 > limit {
-        false => Ok(bytes),
-        true => Err(long()),
+    if length <= limit {
+        fs::File::open(path)
+            .and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes))
+            .map_err(Error::io(path))?;
+        // It may have become longer meanwhile.
+        length = bytes.len() as u64;
+    }
+    match length <= limit {
+        true => Ok(bytes),
+        false => Err(Error::format(path, format!("longer than {limit} bytes"))),
     }
 }
 
@@ -145,12 +151,6 @@ pub(crate) fn one_line(text: &str) -> String {
         line.push('…');
     }
     line
-}
-
-/// Whether a terminal takes a character for an order: to move, to colour, to begin a line, to write from right to left.
-pub fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Bytes of whole lines of a file that grows by lines, the last of which a kill may have cut short.

@@ -25,6 +25,7 @@ mod engine;
 mod error;
 pub mod eval;
 mod ffi;
+mod line;
 pub mod prefix;
 mod random;
 mod rope;

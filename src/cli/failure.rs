@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::Error;
-use crate::files::steers;
+use crate::line::Line;
 
 /// Every way in which a command can fail.
 #[derive(Debug)]
@@ -178,15 +178,7 @@ pub fn say(line: &str) {
 /// Control characters and marks of direction, which a file's name or content may have brought along, are
 /// shown escaped.
 pub fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if steers(c) {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
+    Line::whole(text).to_string()
 }
 
 #[cfg(test)]

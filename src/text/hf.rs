@@ -42,12 +42,9 @@ struct Read {
     ids: Vec<u32>,
     /// Where the tokens' bytes spell the text: what each spells.
     spelled: Option<Vec<Range<usize>>>,
-    /// Where they need not: what the crate says.
-    given: Vec<Range<usize>>,
     /// False for what the tokenizer puts around a text.
     from_text: Vec<bool>,
-    /// The pre-tokenizer's part of the text that a token is of.
-    words: Vec<Option<u32>>,
+    encoded: tokenizers::Encoding,
 }
 
 /// How an ordinary token's name spells its bytes.
@@ -144,9 +141,14 @@ impl HfTokenizer {
                 rest.floor_char_boundary(len + beyond)
             };
             let read = self.read(tokenizer, &rest[..end], add_special)?;
+            // Another piece may not spell its text, and then all have these.
+            let own = match whole && spelled.is_some() && read.spelled.is_some() {
+                true => Vec::new(),
+                false => self.given_spans(end, &read),
+            };
             let (used, cut) = match whole {
                 true => (read.ids.len(), end),
-                false => match read.last_cut(rest, len) {
+                false => match read.last_cut(&own, rest, len) {
                     Some(found) => found,
                     None => {
                         len *= 8;
@@ -160,13 +162,11 @@ impl HfTokenizer {
             };
             ids.extend(&read.ids[first..used]);
             let moved = |span: &Range<usize>| span.start + start..span.end + start;
-            given.extend(read.given[first..used].iter().map(moved));
-            spelled = spelled
-                .zip(read.spelled)
-                .map(|(mut all, own): (Vec<_>, Vec<_>)| {
-                    all.extend(own[first..used].iter().map(moved));
-                    all
-                });
+            match (&mut spelled, &read.spelled) {
+                (Some(all), Some(own)) => all.extend(own[first..used].iter().map(moved)),
+                _ => spelled = None,
+            }
+            given.extend(own.get(first..used).into_iter().flatten().map(moved));
             if whole {
                 let spans = spelled.unwrap_or(given);
                 return Ok(Encoding { ids, spans });
@@ -190,13 +190,11 @@ impl HfTokenizer {
             .map(|&added| added == 0)
             .collect();
         let spelled = self.spelled_spans(text, &ids, &from_text)?;
-        let given = self.given_spans(text.len(), &ids, &from_text, encoded.get_offsets());
         Ok(Read {
             ids,
             spelled,
-            given,
             from_text,
-            words: encoded.get_word_ids().to_vec(),
+            encoded,
         })
     }
 
@@ -236,13 +234,8 @@ impl HfTokenizer {
 
     /// The crate's own offsets, made ascending: it gives every token of a split character that whole
     /// character, and may leave white space out.
-    fn given_spans(
-        &self,
-        len: usize,
-        ids: &[u32],
-        from_text: &[bool],
-        offsets: &[(usize, usize)],
-    ) -> Vec<Range<usize>> {
+    fn given_spans(&self, len: usize, read: &Read) -> Vec<Range<usize>> {
+        let (ids, from_text, offsets) = (&read.ids, &read.from_text, read.encoded.get_offsets());
         let mut spans = Vec::with_capacity(ids.len());
         let mut done = 0;
         for i in 0..ids.len() {
@@ -307,14 +300,13 @@ impl HfTokenizer {
 impl Read {
     /// How many tokens stand before the last place where a piece of at most `len` bytes of `text` may end, and
     /// that place. `None`: there is none.
-    fn last_cut(&self, text: &str, len: usize) -> Option<(usize, usize)> {
+    fn last_cut(&self, given: &[Range<usize>], text: &str, len: usize) -> Option<(usize, usize)> {
         let is_letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
-        let spans = self.spelled.as_ref().unwrap_or(&self.given);
+        let spans = self.spelled.as_deref().unwrap_or(given);
+        let words = self.encoded.get_word_ids();
         let tokens = (1..self.ids.len()).rev();
         tokens
-            .filter(|&i| {
-                self.from_text[i] && self.from_text[i - 1] && self.words[i] != self.words[i - 1]
-            })
+            .filter(|&i| self.from_text[i] && self.from_text[i - 1] && words[i] != words[i - 1])
             .find_map(|i| {
                 let at = spans[i].start;
                 let (before, after) = text.split_at_checked(at)?;

@@ -70,8 +70,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         |reason: String| Error::format(path, one_line(&format!("is no tokenizer.json: {reason}")));
     let text = std::str::from_utf8(&bytes).map_err(|error| bad(error.to_string()))?;
     let file: File = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
-    for (name, steps) in [("normalizer", file.normalizer), ("decoder", file.decoder)] {
-        let Some(raw) = steps else { continue };
+    for (name, raw, refuse) in [
+        ("normalizer", file.normalizer, bounded as Refuse),
+        ("decoder", file.decoder, bounded),
+        ("post_processor", file.post_processor, few_around),
+    ] {
+        let Some(raw) = raw else { continue };
         if raw.get().len() > LONGEST_STEPS {
             return Err(bad(format!(
                 "its {name} is longer than {LONGEST_STEPS} bytes"
@@ -79,22 +83,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         }
         let steps: Value =
             serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
-        bounded(name, &steps).map_err(bad)?;
-    }
-    if let Some(raw) = file.post_processor {
-        if raw.get().len() > LONGEST_STEPS {
-            return Err(bad(format!(
-                "its post_processor is longer than {LONGEST_STEPS} bytes"
-            )));
-        }
-        let step: Value =
-            serde_json::from_str(raw.get()).map_err(|error| bad(error.to_string()))?;
-        let ids = ids_around(&step);
-        if ids > MOST_AROUND {
-            return Err(bad(format!(
-                "its post_processor puts {ids} ids around a text"
-            )));
-        }
+        refuse(name, &steps).map_err(bad)?;
     }
     let Some(model) = file.model else {
         return Err(bad("it has no model".into()));
@@ -126,6 +115,17 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         bytes.splice(dropout, *b"null");
     }
     Ok(bytes)
+}
+
+/// What refuses a part of a file, by its name.
+type Refuse = fn(&str, &Value) -> Result<(), String>;
+
+/// Refuses a post-processor that puts many ids around a text.
+fn few_around(name: &str, step: &Value) -> Result<(), String> {
+    match ids_around(step) {
+        0..=MOST_AROUND => Ok(()),
+        ids => Err(format!("its {name} puts {ids} ids around a text")),
+    }
 }
 
 /// Refuses a normalizer or a decoder that may make a text very long, or whose lengths are untrue.

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use super::vocab::{GgufVocab, TokenType, token_types};
+use super::vocab::{GgufVocab, TokenType, token_types, twice};
 use super::word_piece::added;
 use crate::error::{Error, Result};
 
@@ -55,10 +55,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             return Err(Error::input(TOKENS, format!("token {id} has no name")));
         }
         if let Some(first) = ids.insert(token.as_str(), id) {
-            return Err(Error::input(
-                TOKENS,
-                format!("ids {first} and {id} are both {token:?}"),
-            ));
+            return Err(twice(token, first, id));
         }
         bytes |= kind == TokenType::Byte;
         let special = matches!(kind, TokenType::Control | TokenType::Unknown);

@@ -1,6 +1,7 @@
 //! The vocabulary of a GGUF, checked once, so that the tokenizers need not mistrust it.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -97,10 +98,7 @@ impl Vocab {
                 continue;
             }
             if let Some(first) = ids.insert(token.clone(), id) {
-                return Err(Error::input(
-                    "tokenizer.ggml.tokens",
-                    format!("ids {first} and {id} are both {token:?}"),
-                ));
+                return Err(twice(token, first, id));
             }
         }
         let types = token_types(&vocab.token_types, tokens.len())?;
@@ -175,6 +173,14 @@ impl Vocab {
         };
         matcher.stretches(text)
     }
+}
+
+/// Two ids have one name.
+pub(super) fn twice(name: &str, first: impl Display, second: impl Display) -> Error {
+    Error::input(
+        "tokenizer.ggml.tokens",
+        format!("ids {first} and {second} are both {name:?}"),
+    )
 }
 
 pub(super) fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::vocab::{GgufVocab, TokenType, token_types};
+use super::vocab::{GgufVocab, TokenType, token_types, twice};
 use crate::error::{Error, Result};
 
 /// In a GGUF this stands before what begins a word, and nothing before what continues one; in a
@@ -45,10 +45,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             capitals += 1;
         }
         if let Some(first) = ids.insert(name.clone(), id.into()) {
-            return Err(Error::input(
-                TOKENS,
-                format!("ids {first} and {id} are both {name:?}"),
-            ));
+            return Err(twice(&name, first, id));
         }
     }
     let cased = capitals * CASED > vocab.tokens.len();

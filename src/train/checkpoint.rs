@@ -292,7 +292,10 @@ fn link_end(folder: &Path) -> PathBuf {
 }
 
 /// The names of a folder's next and last version beside it.
-fn beside(folder: &Path) -> Result<[PathBuf; 2]> {
+///
+/// # Errors
+/// [`Error::Input`] for a path that does not end with the name of a folder.
+pub(super) fn beside(folder: &Path) -> Result<[PathBuf; 2]> {
     let name = folder.file_name().ok_or_else(|| {
         let reason = "expected the name of a folder that may be replaced";
         Error::input(format!("out {}", folder.display()), reason)

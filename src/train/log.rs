@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{read_bounded, regular_file, whole_lines, write_whole};
+use crate::files::{read_bounded, whole_lines, write_whole};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -43,14 +43,13 @@ impl Log {
     /// [`Error::Io`]; [`Error::Format`] for a file that is not a log, which stays as it is.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
-            regular_file(path)?;
             let bytes = read_bounded(path, LONGEST_LOG)?;
             let cut = &bytes[whole_lines(&bytes)..];
             if !(cut.starts_with(BEGIN) || BEGIN.starts_with(cut)) {
                 return Err(Error::format(path, "its last line is no step of a log"));
             }
             let mut kept = Vec::new();
-            for line in read(path)?.iter().filter(|line| line.step <= step) {
+            for line in lines(path, &bytes)?.iter().filter(|line| line.step <= step) {
                 kept.extend(text_of(path, line)?);
             }
             write_whole(path, &kept)?;
@@ -110,8 +109,12 @@ const LONGEST_LOG: u64 = 1 << 30;
 /// [`Error::Io`]; [`Error::Format`] with the number of a line that is none, the last one excepted
 /// where it has no end: it may be in the writing.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    let bytes = read_bounded(path, LONGEST_LOG)?;
-    let parts = bytes[..whole_lines(&bytes)].split(|&b| b == b'\n');
+    lines(path, &read_bounded(path, LONGEST_LOG)?)
+}
+
+/// The whole lines in the bytes of the log at `path`.
+fn lines(path: &Path, bytes: &[u8]) -> Result<Vec<Line>> {
+    let parts = bytes[..whole_lines(bytes)].split(|&b| b == b'\n');
     parts
         .enumerate()
         .filter(|(_, line)| !line.trim_ascii().is_empty())

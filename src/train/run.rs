@@ -86,10 +86,7 @@ impl Options {
         positive("steps", usize::from(self.steps > 0))?;
         positive("batch", self.batch)?;
         positive("accumulate", self.accumulate)?;
-        if self.out.file_name().is_none() {
-            let reason = "expected the name of a folder that may be replaced";
-            return Err(Error::input(format!("out {}", self.out.display()), reason));
-        }
+        checkpoint::beside(&self.out)?;
         let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         if let Some(log) = &self.log
             && whole(log).starts_with(whole(&self.out))

@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::common::{TempDir, tiny};
 #[cfg(unix)]
 use crate::train_cli::train;
-use crate::train_cli::{ok, prefold, stderr, tiny_model};
+use crate::train_cli::{ends_within, ok, prefold, stderr, tiny_model};
 
 /// Many times what a refusal takes. What waits for ever is ended then.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,15 +40,7 @@ fn refused(dir: &TempDir, command: &mut Command) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > PATIENCE {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("{command:?} did not end");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    assert!(ends_within(&mut child, PATIENCE), "{command:?} did not end");
     let output = child.wait_with_output().unwrap();
     let said = stderr(&output);
     // One that a signal ended has no code.

@@ -31,6 +31,20 @@ pub(super) fn ok(command: &mut Command) -> Output {
     output
 }
 
+/// Whether a program ends by itself in so long a time; one that does not is killed.
+pub(super) fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > limit {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// A tiny model of 24 positions and rows of ids for each objective.
 pub(super) fn tiny_model() -> TempDir {
     let dir = tiny::folder(&tiny::config(Family::Llama), &tiny::tensors(Family::Llama));
@@ -373,17 +387,12 @@ fn an_interrupt_is_obeyed_while_rows_to_measure_are_read() {
             child.try_wait().unwrap().is_none(),
             "{out}: it did not wait"
         );
-        let told = Instant::now();
         ok(Command::new("kill").args(["-TERM", &id]));
         // One that does not heed it would wait for ever.
-        while child.try_wait().unwrap().is_none() {
-            if told.elapsed() > Duration::from_secs(5) {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                panic!("{out}: it goes on");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        assert!(
+            ends_within(&mut child, Duration::from_secs(5)),
+            "{out}: it goes on"
+        );
         let output = child.wait_with_output().unwrap();
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(130), "{out}: {said}");
