@@ -593,3 +593,21 @@ fn leaks_are_found() {
         &["the context is released with 1 streams, 1 pieces of memory"],
     );
 }
+
+/// Tests run beside each other, each on a device of its own: none fails for what another did.
+#[test]
+fn a_thread_without_a_context_is_held_against_its_own_device() {
+    let (Some(place), Some(other)) = (Place::new(90), Place::new(90)) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            drop(place.open().unwrap());
+            let device = result::device::get(place.index as i32).unwrap();
+            // SAFETY: the context is gone, which the driver must refuse.
+            assert!(unsafe { result::primary_ctx::release(device) }.is_err());
+        });
+    });
+    assert_eq!(other.complaints(), "");
+    said(&place, &["a context is released that is not retained"]);
+}

@@ -158,8 +158,10 @@ SHARED int cuCtxGetCurrent(void **out) {
 
 SHARED int cuCtxSetCurrent(void *handle) {
   ENTER("cuCtxSetCurrent");
-  if (handle && !context_of(number(handle))) return refuse(INVALID_CONTEXT, "cuCtxSetCurrent of a context that does not exist");
+  Context *context = context_of(number(handle));
+  if (handle && !context) return refuse(INVALID_CONTEXT, "cuCtxSetCurrent of a context that does not exist");
   current = number(handle);
+  if (context) last_device = context->device;
   return SUCCESS;
 }
 

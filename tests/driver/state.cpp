@@ -25,6 +25,7 @@ std::map<int, std::vector<string>> complaints;
 std::map<int, std::map<string, int>> living;
 std::map<int, std::map<string, size_t>> counts;
 thread_local uint64_t current = 0;
+thread_local int last_device = -1;
 thread_local std::map<string, unsigned> calls;
 struct Fault {
   string function;
@@ -52,10 +53,11 @@ Context *context_of(uint64_t handle) {
 
 void complain_of(int device, const string &what) { complaints[device].push_back(what); }
 
-// A complaint, and its code.
+// A complaint, and its code. A thread whose context is gone is held against the device that it had last: other
+// devices are other tests'.
 int refuse(int code, const string &what) {
   Context *context = context_of(current);
-  complain_of(context ? context->device : -1, what + " (" + std::to_string(code) + ")");
+  complain_of(context ? context->device : last_device, what + " (" + std::to_string(code) + ")");
   return code;
 }
 
@@ -352,6 +354,7 @@ SHARED int stand_in_kernels(const char *path) {
 SHARED void stand_in_device(int device, int major, int minor, int processors, size_t bytes) {
   Lock hold(lock);
   properties[device] = {major, minor, processors, bytes};
+  last_device = device;
 }
 
 // The `nth` call of a function by this thread from now on gives `code`; 0: none does. Counts anew.
@@ -381,7 +384,7 @@ SHARED size_t stand_in_count(int device, const char *what) {
   return counts[device][what];
 }
 
-// Rules that were broken on a device, or by threads without one, one a line; forgotten then.
+// Rules that were broken on a device, or by threads that never had one, one a line; forgotten then.
 SHARED size_t stand_in_complaints(int device, char *out, size_t size) {
   Lock hold(lock);
   string all;

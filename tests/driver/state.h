@@ -124,6 +124,8 @@ extern std::set<shared_ptr<Capture>> captures;
 extern std::map<int, std::map<string, size_t>> counts;
 // The calling thread's context.
 extern thread_local uint64_t current;
+// The device whose context this thread last used, or that a test set up in it; -1 before.
+extern thread_local int last_device;
 
 using Lock = std::unique_lock<std::mutex>;
 
