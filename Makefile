@@ -259,6 +259,14 @@ docs: $(DOCS_VENV)
 test-serve: $(SMOLLM2)
 	PREFOLD_MODEL="$(abspath $(MODEL))" $(CARGO) test --features serve,mcp --test serve
 
+# The prefix store beyond a folder: Redis (redis-server) and an S3 server of the package index, from Rust and Python.
+STORE_VENV := .venv-store
+.PHONY: test-store
+test-store: $(SMOLLM2) $(STORE_VENV)/installed
+	$(CARGO) build --features store
+	PYTHONPATH=bindings/python/python $(STORE_VENV)/bin/python tests/hosts/prefix_store.py \
+	  target/debug/prefold "$(abspath $(MODEL))"
+
 # Clients that are not ours, installed from nothing, through `prefold serve`: SDKs, LiteLLM's proxy, and
 # the page in a browser. Needed: node with npm, Chromium.
 CLIENTS_VENV := .venv-clients

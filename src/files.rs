@@ -15,27 +15,41 @@ use crate::line::steers;
 /// # Errors
 /// [`Error::Io`] that names `path`.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return fs::write(path, bytes).map_err(Error::io(path));
+    }
+    fill_whole(path, |file, _| {
+        file.write_all(bytes).map_err(Error::io(path))
+    })
+}
+
+/// Makes the file `path` whole or not at all: `fill` gets a scratch file and its name, and may refuse what it has
+/// written.
+///
+/// # Errors
+/// Those of `fill`, and [`Error::Io`] that names `path`.
+pub(crate) fn fill_whole(
+    path: &Path,
+    fill: impl FnOnce(&mut File, &Path) -> Result<()>,
+) -> Result<()> {
     let (target, permissions) = match fs::metadata(path) {
-        Ok(found) if found.is_file() => {
+        Ok(found) => {
             let target = fs::canonicalize(path).map_err(Error::io(path))?;
             (target, Some(found.permissions()))
         }
-        Ok(_) => return fs::write(path, bytes).map_err(Error::io(path)),
         Err(_) => (link_target(path).map_err(Error::io(path))?, None),
     };
     let private = permissions.is_some();
     let (mut file, scratch) = scratch(&target, private).map_err(Error::io(path))?;
-    let written = (|| {
-        file.write_all(bytes)?;
+    let written = fill(&mut file, &scratch).and_then(|()| {
         if let Some(permissions) = permissions {
-            file.set_permissions(permissions)?;
+            file.set_permissions(permissions).map_err(Error::io(path))?;
         }
-        file.sync_all()?;
-        fs::rename(&scratch, &target)
-    })();
-    written.map_err(|error| {
+        file.sync_all().map_err(Error::io(path))?;
+        fs::rename(&scratch, &target).map_err(Error::io(path))
+    });
+    written.inspect_err(|_| {
         let _ = fs::remove_file(&scratch);
-        Error::io(path)(error)
     })
 }
 

@@ -1,33 +1,55 @@
 //! `prefold encode`: a text as the K and V of a few memory tokens.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::Engine;
 use crate::hub::{DEFAULT, Settings};
 use crate::prefix::Method;
-use crate::soft::{self, EncodeOptions};
+use crate::soft::{self, Adapter, EncodeOptions, Source};
+use crate::{Engine, Error, KvPrefix};
+use clap::ArgGroup;
 
 use super::config;
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, say};
+use super::files::{check_target, read_text, write_stdout};
 use super::model::{self, Busy};
-use super::soft::{TextArgs, WriteArgs};
+use super::soft::{FormArgs, Given, parse_ids};
 
 /// Folder of the sample adapter, for the default model: in a checkout, and in prefold's cache folder.
 const SAMPLE: &str = "smollm2-135m-instruct-16";
 
-/// Soft compression: a text as a KV prefix of a few memory tokens (500xCompressor, ICAE)
+/// Soft compression: texts as KV prefixes of a few memory tokens (500xCompressor, ICAE)
+///
+/// Several files go to --output-dir, each as NAME.safetensors, and share forward passes. A prefix that is there
+/// already and of the same text, model, adapter and form stays, so that a run that was cut short is taken up
+/// again. After a bad file it continues; the exit code is then 1.
 #[derive(clap::Args)]
+#[command(group(ArgGroup::new("given").args(["files", "text", "ids"]).required(true)))]
+#[command(group(ArgGroup::new("target").args(["output", "output_dir"]).required(true)))]
 pub struct Args {
-    #[command(flatten)]
-    text: TextArgs,
+    /// Texts; `-` is standard input
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The text itself
+    #[arg(long, value_name = "TEXT")]
+    text: Option<String>,
+    /// Token ids in place of a text, as `[1, 2, 3]`
+    #[arg(long, value_name = "JSON")]
+    ids: Option<String>,
     /// The adapter: a folder with adapter_config.json, adapter_model.safetensors and
     /// memory_embeddings.safetensors [default: `adapter` of prefold.toml, or the sample adapter where it is
     /// installed]
     #[arg(long, short, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Where the prefix of one text goes
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The folder of the prefixes of any number of files; their paths are printed
+    #[arg(long, value_name = "DIR", requires = "files")]
+    output_dir: Option<PathBuf>,
     #[command(flatten)]
-    write: WriteArgs,
+    form: FormArgs,
     /// What the decoder reads: the memory tokens' K and V, or their output states [default: as the
     /// adapter was trained]
     #[arg(long, value_enum)]
@@ -40,32 +62,192 @@ pub struct Args {
     model: model::Args,
 }
 
+/// Tokens of the texts that are encoded before their prefixes are written.
+const GROUP: usize = 4096;
+
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
-    let given = args.text.read()?;
-    args.write.check()?;
-    let model = args.model.open()?;
-    let adapter = match &args.adapter {
-        Some(folder) => model.engine.prefixes().adapter(folder)?,
-        None => {
-            let folder = default_adapter(&model.engine)?;
-            model.engine.prefixes().adapter(&folder)?
+    match (&args.output_dir, &args.output) {
+        (Some(folder), _) => many(&args, folder),
+        (None, Some(output)) => one(&args, output),
+        (None, None) => Err(Failure::Usage("say where it goes, by --output".into())),
+    }
+}
+
+fn one(args: &Args, output: &Path) -> Outcome {
+    let given = match (&args.text, &args.ids, args.files.as_slice()) {
+        (Some(text), ..) => Given::Text(text.clone()),
+        (_, Some(ids), _) => Given::Ids(parse_ids("--ids", ids)?),
+        (.., [file]) => Given::Text(read_text(file)?),
+        _ => {
+            let message = "--output is for one text; several go to --output-dir";
+            return Err(Failure::Usage(message.into()));
         }
     };
+    check_target(output)?;
+    let (model, adapter) = open(args)?;
     let source = given.source(&model.engine, false)?;
-    let options = EncodeOptions {
-        method: args.method,
-        piece_tokens: args.piece_tokens,
-    };
     let busy = Busy::new("encoding".into());
     let start = Instant::now();
-    let prefix = model
-        .engine
-        .prefixes()
-        .with(&busy.control())
-        .encode(&adapter, &source, &options)?;
+    let prefix =
+        model
+            .engine
+            .prefixes()
+            .with(&busy.control())
+            .encode(&adapter, &source, &options(args))?;
     drop(busy);
-    args.write.write(prefix, start.elapsed().as_secs_f64())
+    args.form
+        .write_and_say(prefix, output, start.elapsed().as_secs_f64())
+}
+
+fn options(args: &Args) -> EncodeOptions {
+    EncodeOptions {
+        method: args.method,
+        piece_tokens: args.piece_tokens,
+    }
+}
+
+fn open(args: &Args) -> Outcome<(model::Model, Adapter)> {
+    let model = args.model.open()?;
+    let folder = match &args.adapter {
+        Some(folder) => folder.clone(),
+        None => default_adapter(&model.engine)?,
+    };
+    let adapter = model.engine.prefixes().adapter(&folder)?;
+    Ok((model, adapter))
+}
+
+/// A text, and the file that its prefix goes to.
+struct Job {
+    source: Source,
+    output: PathBuf,
+}
+
+fn many(args: &Args, folder: &Path) -> Outcome {
+    let outputs = outputs(&args.files, folder)?;
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let (model, adapter) = open(args)?;
+    let total = outputs.len();
+    let (mut failed, mut kept, mut made) = (0, 0, 0);
+    let mut group: Vec<Job> = Vec::new();
+    for (at, (file, output)) in args.files.iter().zip(outputs).enumerate() {
+        let read = read_text(file).and_then(|text| {
+            let source = Given::Text(text).source(&model.engine, false)?;
+            match source.ids.is_empty() {
+                true => Err(Error::format(file, "it has no text").into()),
+                false => Ok(source),
+            }
+        });
+        match read {
+            Ok(source) if is_made(args, &model, &adapter, &source, &output) => {
+                kept += 1;
+                write_stdout(&format!("{}\n", output.display()))?;
+            }
+            Ok(source) => group.push(Job { source, output }),
+            Err(failure) => {
+                failed += 1;
+                say(&failure.line());
+            }
+        }
+        let tokens: usize = group.iter().map(|job| job.source.ids.len()).sum();
+        if tokens >= GROUP || (at + 1 == total && !group.is_empty()) {
+            let what = format!("encoding, {} of {total} texts", kept + made + group.len());
+            encode_group(
+                args,
+                &model,
+                &adapter,
+                std::mem::take(&mut group),
+                what,
+                &mut made,
+            )?;
+        }
+    }
+    eprintln!("prefold: {made} prefixes made, {kept} were there already");
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure::Rows {
+            failed,
+            rows: total,
+        }),
+    }
+}
+
+fn encode_group(
+    args: &Args,
+    model: &model::Model,
+    adapter: &Adapter,
+    group: Vec<Job>,
+    what: String,
+    made: &mut usize,
+) -> Outcome {
+    let (sources, outputs): (Vec<Source>, Vec<PathBuf>) = group
+        .into_iter()
+        .map(|job| (job.source, job.output))
+        .unzip();
+    let busy = Busy::new(what);
+    let prefixes = model.engine.prefixes().with(&busy.control()).encode_many(
+        adapter,
+        &sources,
+        &options(args),
+    )?;
+    drop(busy);
+    for (prefix, output) in prefixes.into_iter().zip(outputs) {
+        args.form.write(prefix, &output)?;
+        *made += 1;
+        write_stdout(&format!("{}\n", output.display()))?;
+    }
+    Ok(())
+}
+
+/// The file of each text's prefix.
+fn outputs(files: &[PathBuf], folder: &Path) -> Outcome<Vec<PathBuf>> {
+    let mut names = BTreeMap::new();
+    let mut outputs = Vec::with_capacity(files.len());
+    for file in files {
+        let name = match file.file_name() {
+            Some(name) if file != Path::new("-") => name,
+            _ => {
+                let message = format!("{}: --output-dir takes files, by name", file.display());
+                return Err(Failure::Usage(message));
+            }
+        };
+        let mut target = name.to_os_string();
+        target.push(".safetensors");
+        if let Some(other) = names.insert(target.clone(), file) {
+            return Err(Failure::Usage(format!(
+                "{} and {} would both become {}; encode them into two folders",
+                other.display(),
+                file.display(),
+                folder.join(&target).display()
+            )));
+        }
+        outputs.push(folder.join(target));
+    }
+    Ok(outputs)
+}
+
+/// Whether a file is this text's prefix already, by the same model, adapter, method, pieces and form.
+fn is_made(
+    args: &Args,
+    model: &model::Model,
+    adapter: &Adapter,
+    source: &Source,
+    output: &Path,
+) -> bool {
+    let Ok((prefix, dtype)) = KvPrefix::read(output) else {
+        return false;
+    };
+    let origin = prefix.origin();
+    let method = args.method.unwrap_or(adapter.settings().method);
+    let longest = args.piece_tokens.or(adapter.settings().max_text_tokens);
+    let pieces = longest.map_or(1, |longest| source.ids.len().div_ceil(longest.max(1)));
+    origin.model.fingerprint == model.engine.info().fingerprint
+        && origin.adapter.as_deref() == Some(adapter.id())
+        && origin.source_sha256 == source.sha256
+        && origin.method == method
+        && origin.pieces == pieces
+        && dtype == args.form.dtype
+        && prefix.k_rope() == args.form.k_rope
 }
 
 /// The adapter that is used when none is named, if it is here and this model's.

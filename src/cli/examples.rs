@@ -3,7 +3,7 @@
 use clap::Command;
 
 /// The path of a command, and its examples.
-const EXAMPLES: [(&str, [&str; 3]); 24] = [
+const EXAMPLES: [(&str, [&str; 3]); 31] = [
     (
         "compress",
         [
@@ -33,7 +33,7 @@ const EXAMPLES: [(&str, [&str; 3]); 24] = [
         [
             "prefold encode report.txt -o report.safetensors",
             "prefold encode --adapter trained --dtype f16 report.txt -o report.safetensors",
-            "prefold encode --text 'A short note.' -o note.safetensors",
+            "prefold encode --output-dir prefixes notes/*.txt",
         ],
     ),
     (
@@ -154,6 +154,62 @@ const EXAMPLES: [(&str, [&str; 3]); 24] = [
             "prefold models list",
             "prefold models list --json",
             "prefold models list --json | jq -r '.[].name'",
+        ],
+    ),
+    (
+        "prefixes",
+        [
+            "prefold prefixes push report.safetensors --store /mnt/prefixes",
+            "prefold prefixes ls --store s3://bucket/prefixes",
+            "prefold prefixes load report.safetensors --to http://localhost:8080 --slot-folder slots",
+        ],
+    ),
+    (
+        "prefixes push",
+        [
+            "prefold prefixes push report.safetensors --store /mnt/prefixes",
+            "prefold prefixes push *.safetensors --store s3://bucket/prefixes",
+            "prefold prefixes push report.safetensors --store redis://cache/0 --json | jq .[0].tokens",
+        ],
+    ),
+    (
+        "prefixes pull",
+        [
+            "prefold prefixes pull 3f9a1c20 --store /mnt/prefixes",
+            "prefold prefixes pull 3f9a1c20 --store s3://bucket/prefixes -o report.safetensors",
+            "prefold prefixes pull 3f9a1c20 --store redis://cache/0 | xargs prefold inspect",
+        ],
+    ),
+    (
+        "prefixes ls",
+        [
+            "prefold prefixes ls",
+            "prefold prefixes ls --store s3://bucket/prefixes",
+            "prefold prefixes ls --store /mnt/prefixes --json | jq -r .[].name",
+        ],
+    ),
+    (
+        "prefixes rm",
+        [
+            "prefold prefixes rm 3f9a1c20",
+            "prefold prefixes rm 3f9a1c20 b2c4 --store /mnt/prefixes",
+            "prefold prefixes rm 3f9a1c20 --store s3://bucket/prefixes --json",
+        ],
+    ),
+    (
+        "prefixes gc",
+        [
+            "prefold prefixes gc --keep 10G",
+            "prefold prefixes gc --older-than 30d --store s3://bucket/prefixes",
+            "prefold prefixes gc --fingerprint $OLD --dry-run --store /mnt/prefixes",
+        ],
+    ),
+    (
+        "prefixes load",
+        [
+            "prefold prefixes load report.safetensors --to http://localhost:8080 --slot-folder slots",
+            "prefold prefixes load 3f9a1c20 --to http://localhost:8080 --slot 1 --slot-folder slots",
+            "prefold prefixes load r.safetensors --to http://gpu:8080 --slot-folder slots | jq .tokens",
         ],
     ),
     (
@@ -319,6 +375,7 @@ mod tests {
             "question",
             "instruction",
             "output",
+            "output-dir",
             "html",
             "adapter",
             "target-token",
@@ -330,6 +387,10 @@ mod tests {
             "text",
             "ids",
             "keep",
+            "older-than",
+            "fingerprint",
+            "api-key",
+            "slot-folder",
             "prefix",
             "prompt",
             "prompt-ids",

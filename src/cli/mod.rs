@@ -30,11 +30,14 @@ mod options;
 mod page;
 mod plot;
 mod prefill;
+mod prefixes;
 mod score;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(feature = "serve")]
 mod serve_settings;
+#[cfg(feature = "hub")]
+mod slot;
 mod soft;
 mod train;
 mod train_progress;
@@ -75,6 +78,7 @@ enum Command {
     Merge(merge::Args),
     Plot(plot::Args),
     Models(models::Args),
+    Prefixes(prefixes::Args),
     #[cfg(feature = "serve")]
     Serve(Box<serve::Args>),
     #[cfg(feature = "mcp")]
@@ -154,6 +158,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
             Command::Merge(args) => merge::run(args),
             Command::Plot(args) => plot::run(args),
             Command::Models(args) => models::run(args),
+            Command::Prefixes(args) => prefixes::run(args),
             #[cfg(feature = "serve")]
             Command::Serve(args) => serve::run(*args),
             #[cfg(feature = "mcp")]

@@ -247,7 +247,7 @@ fn list(settings: &Settings, as_json: bool) -> Outcome {
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
         1_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),

@@ -1,14 +1,16 @@
 //! `prefold prefill`: a text as the model's own K and V.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::hard::check_rate;
 use crate::soft::{KeepBy, PrefillOptions};
 
 use super::failure::{Outcome, usage};
+use super::files::check_target;
 use super::model::{self, Busy};
 use super::options::share;
-use super::soft::{TextArgs, WriteArgs};
+use super::soft::{FormArgs, TextArgs};
 
 /// The K and V of a prompt by the model itself, as a KV prefix; special tokens such as <|im_start|>
 /// are read as such
@@ -28,8 +30,11 @@ pub struct Args {
         default_value = "expected-attention"
     )]
     by: KeepBy,
+    /// Where the prefix goes
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
     #[command(flatten)]
-    write: WriteArgs,
+    form: FormArgs,
     #[command(flatten)]
     model: model::Args,
 }
@@ -55,7 +60,7 @@ pub fn run(args: Args) -> Outcome {
         usage(check_rate("keep", share))?;
     }
     let given = args.text.read()?;
-    args.write.check()?;
+    check_target(&args.output)?;
     let model = args.model.open()?;
     let source = given.source(&model.engine, true)?;
     let options = PrefillOptions {
@@ -76,5 +81,6 @@ pub fn run(args: Args) -> Outcome {
         .with(&busy.control())
         .prefill(&source, &options)?;
     drop(busy);
-    args.write.write(prefix, start.elapsed().as_secs_f64())
+    args.form
+        .write_and_say(prefix, &args.output, start.elapsed().as_secs_f64())
 }

@@ -7,7 +7,7 @@ use crate::soft::Source;
 use crate::{Engine, Error};
 
 use super::failure::{Failure, Outcome};
-use super::files::{check_target, read_text};
+use super::files::read_text;
 
 /// A text, or ids in its place
 #[derive(clap::Args)]
@@ -67,36 +67,28 @@ pub fn parse_ids(option: &str, json: &str) -> Outcome<Vec<u32>> {
 
 /// How a prefix is written
 #[derive(clap::Args)]
-pub struct WriteArgs {
-    /// Where the prefix goes
-    #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
+pub struct FormArgs {
     /// Element type of K and V in the file; f16, as most hosts keep them, halves it
     #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    pub dtype: Dtype,
     /// Whether K is stored rotated to its positions
     #[arg(long, value_enum, default_value = "applied")]
-    k_rope: KRope,
+    pub k_rope: KRope,
 }
 
-impl WriteArgs {
-    /// Says early what would be wrong in the end.
-    pub fn check(&self) -> Outcome {
-        check_target(&self.output)
+impl FormArgs {
+    /// Writes the prefix, and gives the bytes of its file.
+    pub fn write(&self, prefix: KvPrefix, output: &Path) -> Outcome<u64> {
+        prefix.with_k_rope(self.k_rope)?.write(output, self.dtype)?;
+        let file = std::fs::metadata(output).map_err(Error::io(output))?;
+        Ok(file.len())
     }
 
     /// Writes the prefix and says so in one line on standard error.
-    pub fn write(&self, prefix: KvPrefix, seconds: f64) -> Outcome {
-        let prefix = prefix.with_k_rope(self.k_rope)?;
-        prefix.write(&self.output, self.dtype)?;
-        let bytes = std::fs::metadata(&self.output)
-            .map_err(Error::io(&self.output))?
-            .len();
-        eprintln!(
-            "{} tokens in {} rows of K and V, {bytes} bytes, {seconds:.2} s",
-            prefix.origin().source_tokens,
-            prefix.shape().tokens,
-        );
+    pub fn write_and_say(&self, prefix: KvPrefix, output: &Path, seconds: f64) -> Outcome {
+        let (tokens, rows) = (prefix.origin().source_tokens, prefix.shape().tokens);
+        let bytes = self.write(prefix, output)?;
+        eprintln!("{tokens} tokens in {rows} rows of K and V, {bytes} bytes, {seconds:.2} s");
         Ok(())
     }
 }

@@ -120,7 +120,7 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
         self.decoder_only("training an adapter")
     }
 
-    fn encode(&self, _: &Adapter, _: &Source, _: &EncodeOptions) -> Result<KvPrefix> {
+    fn encode(&self, _: &Adapter, _: &[Source], _: &EncodeOptions) -> Result<Vec<KvPrefix>> {
         self.decoder_only("a KV prefix")
     }
 

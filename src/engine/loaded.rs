@@ -275,11 +275,11 @@ impl<B: Backend> Runtime for Loaded<B> {
     fn encode(
         &self,
         adapter: &Adapter,
-        source: &Source,
+        sources: &[Source],
         options: &EncodeOptions,
-    ) -> Result<KvPrefix> {
+    ) -> Result<Vec<KvPrefix>> {
         let lora = self.lora(adapter)?;
-        soft::encode(&self.model, &self.id(), adapter, &lora, source, options)
+        soft::encode(&self.model, &self.id(), adapter, &lora, sources, options)
     }
 
     fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {

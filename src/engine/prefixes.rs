@@ -58,9 +58,25 @@ impl Prefixes<'_> {
         source: &Source,
         options: &EncodeOptions,
     ) -> Result<KvPrefix> {
+        let made = self.encode_many(adapter, std::slice::from_ref(source), options)?;
+        made.into_iter()
+            .next()
+            .ok_or_else(|| crate::Error::input("text", "there is none"))
+    }
+
+    /// Encodes several texts, whose pieces share forward passes: [`Prefixes::encode`] of each, in order.
+    ///
+    /// # Errors
+    /// Those of [`Prefixes::encode`], for any of the texts.
+    pub fn encode_many(
+        &self,
+        adapter: &Adapter,
+        sources: &[Source],
+        options: &EncodeOptions,
+    ) -> Result<Vec<KvPrefix>> {
         let runtime = &self.engine.runtime;
         self.engine
-            .call(&self.control, || runtime.encode(adapter, source, options))
+            .call(&self.control, || runtime.encode(adapter, sources, options))
     }
 
     /// Prefills a text: its K and V by the model itself, whole or pruned.

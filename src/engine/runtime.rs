@@ -53,9 +53,9 @@ pub(super) trait Runtime: Send + Sync {
     fn encode(
         &self,
         adapter: &Adapter,
-        source: &Source,
+        sources: &[Source],
         options: &EncodeOptions,
-    ) -> Result<KvPrefix>;
+    ) -> Result<Vec<KvPrefix>>;
     fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix>;
     fn generate(
         &self,

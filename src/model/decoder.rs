@@ -306,6 +306,22 @@ impl<B: Backend> Model<B> {
         self.run(input, &[rows], lora, kv, None, false)
     }
 
+    /// Runs several sequences of embeddings, `[rows, hidden]` one after the other, which do not see each other.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Model::forward_adapted`].
+    pub(crate) fn forward_separate(
+        &self,
+        embeddings: &[f32],
+        lengths: &[usize],
+        lora: Option<&Lora<B>>,
+        kv: &mut Kv<B>,
+    ) -> Result<Hidden<'_, B>> {
+        let input = Input::Embeddings(embeddings);
+        self.run(input, lengths, lora, kv, None, false)
+    }
+
     /// Runs one sequence without an adapter while `watch` looks on.
     pub(crate) fn forward_watched(
         &self,

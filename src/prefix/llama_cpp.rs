@@ -189,6 +189,17 @@ impl Template<'_> {
             // Of several streams the first that holds something is the slot's.
             found = found.or(Some((stream, sequence, v_transposed, types)));
         }
+        // After K and V other memory follows: recurrent states, or a second cache for sliding windows.
+        if !self.rest.is_empty() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "{}: a slot with {} bytes beside K and V, as of a hybrid or sliding-window model",
+                    self.path.display(),
+                    self.rest.len()
+                ),
+                have: "models whose every layer keeps all K and V".into(),
+            });
+        }
         let Some((stream, sequence, v_transposed, [k, v])) = found else {
             return Err(self.bad("it holds no token: save the slot after a prompt of one"));
         };

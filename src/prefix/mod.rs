@@ -1,10 +1,12 @@
 //! KV prefixes: keys and values that a host reads in place of a text.
 //!
 //! A [`KvPrefix`] is plain data in the host's memory and knows where it came from. [`mod@file`] is its own
-//! format; each further file of this folder turns it into what one host reads.
+//! format, [`store`] keeps such files for many machines, and each further file of this folder turns a prefix into
+//! what one host reads.
 
 pub mod file;
 pub mod llama_cpp;
+pub mod store;
 pub mod transformers;
 pub mod vllm;
 

@@ -23,7 +23,7 @@ pub struct Exported {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct KvTransferParams {
-    /// File name in the connector's folder.
+    /// File name in the connector's folder, or the prefix's name in its store.
     pub prefix: String,
 }
 
@@ -42,15 +42,16 @@ pub fn export(
         let what = format!("output {}", path.display());
         return Err(Error::input(what, "expected the name of a file"));
     };
-    let cache_salt = prefix.content_id();
-    let tokens = prefix.prompt_ids(placeholder);
-    let prefix = prefix.with_k_rope(KRope::Applied)?;
-    prefix.write(path, dtype)?;
-    Ok(Exported {
-        tokens,
-        cache_salt,
-        kv_transfer_params: KvTransferParams {
-            prefix: name.to_string_lossy().into_owned(),
-        },
-    })
+    let made = request(&prefix, placeholder, name.to_string_lossy().into_owned());
+    prefix.with_k_rope(KRope::Applied)?.write(path, dtype)?;
+    Ok(made)
+}
+
+/// What a request says that asks for the prefix of this name.
+pub(crate) fn request(prefix: &KvPrefix, placeholder: Placeholder, name: String) -> Exported {
+    Exported {
+        tokens: prefix.prompt_ids(placeholder),
+        cache_salt: prefix.content_id(),
+        kv_transfer_params: KvTransferParams { prefix: name },
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Adapter, NextPosition, Source, advance, rope};
+use super::{Adapter, NextPosition, PASS, Source, advance, rope};
+use crate::control;
 use crate::error::{Error, Result};
 use crate::model::decoder::{Input, Model};
+use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::ops::Backend;
 use crate::prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape};
@@ -32,12 +34,13 @@ pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// The K and V of memory tokens that read a text: one run of them per piece, joined.
+/// The K and V of memory tokens that read a text: one run of them per piece, joined; for each of `sources`.
 ///
 /// Each piece goes through the encoder (the frozen model with the adapter on) by itself from position
 /// 0, and its memory tokens stand after it; where their K is rotated to is recorded as
 /// `rope_positions`. The runs are joined in the text's order. The decoder continues at the number of
-/// all memory tokens, unless the adapter's settings say otherwise.
+/// all memory tokens, unless the adapter's settings say otherwise. Pieces, of one text or of several, share
+/// forward passes of up to 1,024 rows.
 ///
 /// By ICAE's method the memory tokens' output states (after the last norm) are read by the decoder,
 /// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's.
@@ -50,95 +53,225 @@ pub fn encode<B: Backend>(
     id: &ModelId,
     adapter: &Adapter,
     lora: &Lora<B>,
-    source: &Source,
+    sources: &[Source],
     options: &EncodeOptions,
-) -> Result<KvPrefix> {
-    source.check()?;
-    let (c, settings) = (model.config(), adapter.settings());
-    let method = options.method.unwrap_or(settings.method);
-    let num_mem = adapter.num_mem();
-    let room = c.max_positions.saturating_sub(num_mem);
-    let longest = match options.piece_tokens.or(settings.max_text_tokens) {
-        Some(tokens) if tokens > 0 && tokens <= room => tokens,
-        Some(tokens) => {
-            let reason = format!("there is room for 1 to {room} tokens of text");
-            return Err(Error::input(format!("piece_tokens {tokens}"), reason));
+) -> Result<Vec<KvPrefix>> {
+    let encoder = Encoder::new(model, adapter, lora, options)?;
+    let c = model.config();
+    let mut cut = Vec::new();
+    let mut counts = Vec::new();
+    for source in sources {
+        source.check()?;
+        let pieces = pieces(source.ids.len(), encoder.longest);
+        counts.push(pieces.len());
+        cut.extend(
+            pieces
+                .into_iter()
+                .map(|piece| encoder.padded(&source.ids[piece])),
+        );
+    }
+    let mut runs = Vec::with_capacity(cut.len());
+    while runs.len() < cut.len() {
+        runs.extend(encoder.read(&cut[runs.len()..])?);
+        // A piece alone has reported its tokens.
+        if cut.len() > 1 {
+            control::report(runs.len(), cut.len());
         }
-        None => room,
-    };
-    let pad = match settings.pad_to {
-        Some(to) if to > room => {
-            let reason = format!("the adapter wants {to}, but there is room for {room}");
-            return Err(Error::input("padded length", reason));
-        }
-        Some(to) => {
-            let missing = || Error::input("pad_id", "neither the adapter nor the model has one");
-            Some((to, settings.pad_id.or(c.eos).ok_or_else(missing)?))
-        }
-        None => None,
-    };
+    }
+    let mut runs = runs.into_iter();
+    let mut prefixes = Vec::with_capacity(sources.len());
+    for (source, pieces) in sources.iter().zip(counts) {
+        let (layers, positions) = encoder.joined(runs.by_ref().take(pieces))?;
+        let tokens = pieces * adapter.num_mem();
+        let next_pos = match adapter.settings().next_position {
+            NextPosition::Memory => tokens,
+            NextPosition::Text => {
+                let last = positions.iter().max().map_or(0, |&p| p as usize);
+                tokens.max(last + 1)
+            }
+        };
+        prefixes.push(KvPrefix::new(Parts {
+            origin: Origin {
+                model: id.clone(),
+                method: encoder.method,
+                adapter: Some(adapter.id().into()),
+                kept_by: None,
+                source_tokens: source.ids.len(),
+                source_sha256: source.sha256.clone(),
+                pieces,
+            },
+            shape: Shape {
+                layers: c.layers,
+                kv_heads: c.kv_heads,
+                tokens,
+                head_dim: c.head_dim,
+            },
+            layers,
+            k_rope: KRope::Applied,
+            rope: rope(model),
+            positions,
+            next_pos,
+            source_ids: Vec::new(),
+        })?);
+    }
+    Ok(prefixes)
+}
 
-    let mut layers: Vec<[Vec<f32>; 2]> = Vec::new();
-    let mut states = Vec::new();
-    let mut positions: Vec<u32> = Vec::new();
-    let pieces = pieces(source.ids.len(), longest);
-    for piece in &pieces {
-        let mut ids = source.ids[piece.clone()].to_vec();
-        if let Some((to, id)) = pad {
+/// A model with an adapter on, and how it is to read.
+struct Encoder<'a, B: Backend> {
+    model: &'a Model<B>,
+    adapter: &'a Adapter,
+    lora: &'a Lora<B>,
+    method: Method,
+    /// Tokens of a piece.
+    longest: usize,
+    /// The length to which pieces are filled up, and by which id.
+    pad: Option<(usize, u32)>,
+}
+
+/// What is left of a piece.
+enum Run {
+    /// Each layer's K and V of the memory tokens, whose positions begin with `at`.
+    Rows { layers: Layers, at: usize },
+    /// Their output states.
+    States(Vec<f32>),
+}
+
+/// Of each layer K and V, `[kv_heads, rows, head_dim]`.
+type Layers = Vec<[Vec<f32>; 2]>;
+
+impl<'a, B: Backend> Encoder<'a, B> {
+    fn new(
+        model: &'a Model<B>,
+        adapter: &'a Adapter,
+        lora: &'a Lora<B>,
+        options: &EncodeOptions,
+    ) -> Result<Self> {
+        let (c, settings) = (model.config(), adapter.settings());
+        let room = c.max_positions.saturating_sub(adapter.num_mem());
+        let longest = match options.piece_tokens.or(settings.max_text_tokens) {
+            Some(tokens) if tokens > 0 && tokens <= room => tokens,
+            Some(tokens) => {
+                let reason = format!("there is room for 1 to {room} tokens of text");
+                return Err(Error::input(format!("piece_tokens {tokens}"), reason));
+            }
+            None => room,
+        };
+        let pad = match settings.pad_to {
+            Some(to) if to > room => {
+                let reason = format!("the adapter wants {to}, but there is room for {room}");
+                return Err(Error::input("padded length", reason));
+            }
+            Some(to) => {
+                let missing =
+                    || Error::input("pad_id", "neither the adapter nor the model has one");
+                Some((to, settings.pad_id.or(c.eos).ok_or_else(missing)?))
+            }
+            None => None,
+        };
+        Ok(Encoder {
+            model,
+            adapter,
+            lora,
+            method: options.method.unwrap_or(settings.method),
+            longest,
+            pad,
+        })
+    }
+
+    fn padded(&self, piece: &[u32]) -> Vec<u32> {
+        let mut ids = piece.to_vec();
+        if let Some((to, id)) = self.pad {
             ids.resize(ids.len().max(to), id);
         }
-        let mut kv = model.kv()?;
-        drop(advance(model, &ids, Some(lora), &mut kv)?);
-        let memory = Input::Embeddings(&adapter.memory);
-        let hidden = model.forward_adapted(memory, Some(lora), &mut kv)?;
-        kv.commit(num_mem)?;
-        let rows: Vec<usize> = (ids.len()..ids.len() + num_mem).collect();
-        if method == Method::Icae {
-            states.extend(hidden.states()?);
-            continue;
-        }
-        positions.extend(rows.iter().map(|&row| row as u32));
-        join(&mut layers, model.take(&kv, &rows)?, c.kv_heads);
+        ids
     }
-    let tokens = pieces.len() * num_mem;
-    if method == Method::Icae {
+
+    /// Reads the first pieces, as many as share a pass, at least one.
+    fn read(&self, pieces: &[Vec<u32>]) -> Result<Vec<Run>> {
+        let (model, num_mem) = (self.model, self.adapter.num_mem());
+        let mut rows = 0;
+        let together = pieces
+            .iter()
+            .take_while(|ids| {
+                rows += ids.len() + num_mem;
+                rows <= PASS
+            })
+            .count();
         let mut kv = model.kv()?;
-        drop(model.forward_adapted(Input::Embeddings(&states), None, &mut kv)?);
-        kv.commit(tokens)?;
-        let rows: Vec<usize> = (0..tokens).collect();
-        positions = rows.iter().map(|&row| row as u32).collect();
-        layers = model.take(&kv, &rows)?;
-    }
-    let next_pos = match settings.next_position {
-        NextPosition::Memory => tokens,
-        NextPosition::Text => {
-            let last = positions.iter().max().map_or(0, |&p| p as usize);
-            tokens.max(last + 1)
+        if together < 2 {
+            let ids = pieces.first().map_or(&[][..], Vec::as_slice);
+            drop(advance(model, ids, Some(self.lora), &mut kv)?);
+            let memory = Input::Embeddings(&self.adapter.memory);
+            let hidden = model.forward_adapted(memory, Some(self.lora), &mut kv)?;
+            kv.commit(num_mem)?;
+            let states = match self.method {
+                Method::Icae => hidden.states()?,
+                _ => Vec::new(),
+            };
+            return Ok(vec![self.run(&kv, states, ids.len(), ids.len())?]);
         }
-    };
-    KvPrefix::new(Parts {
-        origin: Origin {
-            model: id.clone(),
-            method,
-            adapter: Some(adapter.id().into()),
-            kept_by: None,
-            source_tokens: source.ids.len(),
-            source_sha256: source.sha256.clone(),
-            pieces: pieces.len(),
-        },
-        shape: Shape {
-            layers: c.layers,
-            kv_heads: c.kv_heads,
-            tokens,
-            head_dim: c.head_dim,
-        },
-        layers,
-        k_rope: KRope::Applied,
-        rope: rope(model),
-        positions,
-        next_pos,
-        source_ids: Vec::new(),
-    })
+        let pieces = &pieces[..together];
+        let mut embeddings = Vec::new();
+        let mut lengths = Vec::with_capacity(together);
+        for ids in pieces {
+            model.check_positions(0, ids.len())?;
+            embeddings.extend(model.embeddings(ids)?);
+            embeddings.extend_from_slice(&self.adapter.memory);
+            lengths.push(ids.len() + num_mem);
+        }
+        let hidden = model.forward_separate(&embeddings, &lengths, Some(self.lora), &mut kv)?;
+        kv.commit(lengths.iter().sum())?;
+        let states = match self.method {
+            Method::Icae => hidden.states()?,
+            _ => Vec::new(),
+        };
+        let (width, mut end) = (model.config().hidden, 0);
+        let mut runs = Vec::with_capacity(together);
+        for (ids, length) in pieces.iter().zip(&lengths) {
+            end += length;
+            let first = end - num_mem;
+            let own = states.get(first * width..end * width).unwrap_or_default();
+            runs.push(self.run(&kv, own.to_vec(), first, ids.len())?);
+        }
+        Ok(runs)
+    }
+
+    /// What the memory tokens hold whose rows begin at `row` and whose positions at `at`.
+    fn run(&self, kv: &Kv<B>, states: Vec<f32>, row: usize, at: usize) -> Result<Run> {
+        if self.method == Method::Icae {
+            return Ok(Run::States(states));
+        }
+        let rows: Vec<usize> = (row..row + self.adapter.num_mem()).collect();
+        let layers = self.model.take(kv, &rows)?;
+        Ok(Run::Rows { layers, at })
+    }
+
+    /// K and V of a text's runs, and their positions.
+    fn joined(&self, runs: impl Iterator<Item = Run>) -> Result<(Layers, Vec<u32>)> {
+        let num_mem = self.adapter.num_mem();
+        let (mut layers, mut positions, mut states) = (Layers::new(), Vec::new(), Vec::new());
+        for run in runs {
+            match run {
+                Run::States(more) => states.extend(more),
+                Run::Rows { layers: more, at } => {
+                    positions.extend((at..at + num_mem).map(|row| row as u32));
+                    join(&mut layers, more, self.model.config().kv_heads);
+                }
+            }
+        }
+        if self.method == Method::Icae {
+            let input = Input::Embeddings(&states);
+            let tokens = input.rows(self.model.config().hidden);
+            let mut kv = self.model.kv()?;
+            drop(self.model.forward_adapted(input, None, &mut kv)?);
+            kv.commit(tokens)?;
+            let rows: Vec<usize> = (0..tokens).collect();
+            positions = rows.iter().map(|&row| row as u32).collect();
+            layers = self.model.take(&kv, &rows)?;
+        }
+        Ok((layers, positions))
+    }
 }
 
 /// Puts `more`, `[heads, rows, head_dim]`, after the rows of each head of `layers`.

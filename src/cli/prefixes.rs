@@ -1,0 +1,390 @@
+//! `prefold prefixes`: prefix files on many machines, and into a running server.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::Error;
+use crate::hub::Settings;
+use crate::prefix::store::{Entry, Keep, PrefixName, Store};
+use crate::prefix::{Placeholder, vllm};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::failure::{Failure, Outcome};
+use super::files::write_stdout;
+use super::models::size;
+#[cfg(feature = "hub")]
+use super::slot::Server;
+use super::soft::read_prefix;
+
+/// Keeps KV prefixes in a store that many machines share, and loads them into llama.cpp's server
+///
+/// A store is a folder or, in builds with the feature `store`, redis://HOST/DATABASE, s3://BUCKET/ROOT,
+/// gs://BUCKET/ROOT, az://CONTAINER/ROOT or https://HOST/ROOT (read only). Keys, regions and endpoints come
+/// from the environment, as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL. A NAME is FINGERPRINT/CONTENT_ID; where a
+/// store can be listed the content id will do, or four and more of its first digits.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct StoreArgs {
+    /// The store [default: the local cache, in which `pull` keeps what it fetched]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "PREFOLD_STORE",
+        hide_env_values = true
+    )]
+    store: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Puts prefix files into a store and prints their names; what is there already stays
+    ///
+    /// With --json each comes with what a request to vLLM says: tokens, cache_salt, kv_transfer_params.
+    Push {
+        /// Prefix files
+        #[arg(value_name = "FILE", required = true)]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Fetches prefixes into the local cache and prints their paths
+    Pull {
+        /// Which prefixes
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Copy it here instead, if it is one
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Lists a store, the newest first
+    Ls {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Removes prefixes from a store; local caches keep theirs
+    Rm {
+        /// Which prefixes
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Removes old prefixes, those beyond a number of bytes, or those of a model
+    Gc {
+        /// Remove what is older, as 30d, 12h or 45m; in the local cache, what was not used for as long
+        #[arg(long, value_name = "AGE", value_parser = age)]
+        older_than: Option<Duration>,
+        /// Keep the newest up to so many bytes, as 10G
+        #[arg(long, value_name = "BYTES", value_parser = super::bytes)]
+        keep: Option<u64>,
+        /// Only prefixes of the model of this fingerprint; all of them where nothing else is said
+        #[arg(long, value_name = "FINGERPRINT")]
+        fingerprint: Option<String>,
+        /// Print what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Loads a prefix into a slot of a running llama.cpp server, checks that it is used, and prints the ids that a
+    /// prompt to the slot begins with, as JSON
+    ///
+    /// The server needs --slot-save-path, a folder that this program can write to. A slot is empty after a restart of
+    /// the server: load again.
+    #[cfg(feature = "hub")]
+    Load {
+        /// A prefix file, or the name of a prefix in the store
+        #[arg(value_name = "FILE|NAME")]
+        prefix: String,
+        /// The server's address
+        #[arg(long, value_name = "ADDRESS")]
+        to: String,
+        /// The slot, from 0
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        slot: u32,
+        /// The folder of the server's --slot-save-path, as this program sees it
+        #[arg(long, value_name = "FOLDER")]
+        slot_folder: PathBuf,
+        /// The server's --api-key
+        #[arg(
+            long,
+            value_name = "KEY",
+            env = "LLAMA_API_KEY",
+            hide_env_values = true
+        )]
+        api_key: Option<String>,
+        /// The store [default: the local cache]
+        #[arg(
+            long,
+            value_name = "ADDRESS",
+            env = "PREFOLD_STORE",
+            hide_env_values = true
+        )]
+        store: Option<String>,
+    },
+}
+
+/// An age in days, hours or minutes.
+fn age(text: &str) -> Result<Duration, String> {
+    let split = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[split.len()..] {
+        "d" => Some(24 * 60 * 60),
+        "h" => Some(60 * 60),
+        "m" => Some(60),
+        _ => None,
+    };
+    let seconds = split.parse::<u64>().ok().zip(unit);
+    seconds
+        .and_then(|(count, unit)| count.checked_mul(unit))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a number of days, hours or minutes, as 30d, 12h or 45m".into())
+}
+
+/// Where fetched prefixes are kept.
+fn cache() -> Outcome<PathBuf> {
+    Ok(Settings::from_env()?.cache.join("prefixes"))
+}
+
+fn open(address: Option<&str>) -> Outcome<Store> {
+    match address.filter(|address| !address.is_empty()) {
+        Some(address) => Ok(Store::open(address)?),
+        None => {
+            let cache = cache()?;
+            std::fs::create_dir_all(&cache).map_err(Error::io(&cache))?;
+            Ok(Store::open(&cache.to_string_lossy())?)
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Outcome {
+    match args.command {
+        Command::Push { files, store } => push(&files, &store),
+        Command::Pull {
+            names,
+            output,
+            store,
+        } => pull(&names, output.as_deref(), &store),
+        Command::Ls { store } => {
+            let entries = open(store.store.as_deref())?.list()?;
+            match store.json {
+                true => print_json(entries.iter().map(described).collect()),
+                false => write_stdout(&table(&entries)),
+            }
+        }
+        Command::Rm { names, store } => {
+            let from = open(store.store.as_deref())?;
+            let names: Vec<PrefixName> = names
+                .iter()
+                .map(|name| from.find(name))
+                .collect::<Result<_, _>>()?;
+            let mut gone = Vec::new();
+            for name in &names {
+                gone.push(from.remove(name)?);
+            }
+            removed(&gone, false, store.json)
+        }
+        Command::Gc {
+            older_than,
+            keep,
+            fingerprint,
+            dry_run,
+            store,
+        } => {
+            if older_than.is_none() && keep.is_none() && fingerprint.is_none() {
+                let message = "say what may go: --older-than, --keep or --fingerprint";
+                return Err(Failure::Usage(message.into()));
+            }
+            let keep = Keep {
+                younger_than: older_than,
+                bytes: keep,
+                fingerprint,
+            };
+            let gone = open(store.store.as_deref())?.collect(&keep, dry_run)?;
+            removed(&gone, dry_run, store.json)
+        }
+        #[cfg(feature = "hub")]
+        Command::Load {
+            prefix,
+            to,
+            slot,
+            slot_folder,
+            api_key,
+            store,
+        } => {
+            let path = match Path::new(&prefix).exists() {
+                true => PathBuf::from(&prefix),
+                false => {
+                    let store = open(store.as_deref())?;
+                    store.pull(&store.find(&prefix)?, &cache()?)?
+                }
+            };
+            let (prefix, _) = read_prefix(&path)?;
+            let server = Server::new(&to, slot, &slot_folder, api_key.as_deref());
+            let loaded = server.load(&prefix, Placeholder::Unique)?;
+            write_stdout(&format!("{}\n", json!(loaded)))
+        }
+    }
+}
+
+fn push(files: &[PathBuf], args: &StoreArgs) -> Outcome {
+    let store = open(args.store.as_deref())?;
+    let mut rows = Vec::new();
+    for file in files {
+        let (entry, new) = store.push(file)?;
+        if args.json {
+            let (prefix, _) = read_prefix(file)?;
+            let mut row = described(&entry);
+            row["new"] = new.into();
+            let name = entry.name.to_string();
+            let request = json!(vllm::request(&prefix, Placeholder::Unique, name));
+            if let (Value::Object(row), Value::Object(request)) = (&mut row, request) {
+                row.extend(request);
+            }
+            rows.push(row);
+            continue;
+        }
+        if !new {
+            eprintln!("prefold: {} is there already", file.display());
+        }
+        write_stdout(&format!("{}\n", entry.name))?;
+    }
+    match args.json {
+        true => print_json(rows),
+        false => Ok(()),
+    }
+}
+
+fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs) -> Outcome {
+    if output.is_some() && names.len() > 1 {
+        return Err(Failure::Usage("--output is for one prefix".into()));
+    }
+    let store = open(args.store.as_deref())?;
+    let cache = cache()?;
+    let mut rows = Vec::new();
+    for name in names {
+        let name = store.find(name)?;
+        let mut path = store.pull(&name, &cache)?;
+        if let Some(output) = output {
+            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+            crate::files::write_whole(output, &bytes)?;
+            path = output.into();
+        }
+        match args.json {
+            true => rows.push(json!({"name": name.to_string(), "path": path})),
+            false => write_stdout(&format!("{}\n", path.display()))?,
+        }
+    }
+    match args.json {
+        true => print_json(rows),
+        false => Ok(()),
+    }
+}
+
+/// Says what was removed, or would be.
+fn removed(gone: &[Entry], dry: bool, as_json: bool) -> Outcome {
+    if as_json {
+        return print_json(gone.iter().map(described).collect());
+    }
+    let bytes: u64 = gone.iter().map(|entry| entry.bytes).sum();
+    let names: String = gone
+        .iter()
+        .map(|entry| format!("{}\n", entry.name))
+        .collect();
+    write_stdout(&names)?;
+    let prefixes = match gone.len() {
+        1 => "1 prefix".into(),
+        count => format!("{count} prefixes"),
+    };
+    match dry {
+        true => eprintln!("prefold: {prefixes} would go, {}", size(bytes)),
+        false => eprintln!("prefold: {prefixes} removed, {} freed", size(bytes)),
+    }
+    Ok(())
+}
+
+fn print_json(rows: Vec<Value>) -> Outcome {
+    write_stdout(&format!("{}\n", Value::Array(rows)))
+}
+
+/// An entry as JSON; `modified` is in seconds since 1970.
+fn described(entry: &Entry) -> Value {
+    let modified = entry
+        .modified
+        .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .map(|since| since.as_secs());
+    json!({
+        "name": entry.name.to_string(),
+        "fingerprint": entry.name.fingerprint(),
+        "content_id": entry.name.content_id(),
+        "bytes": entry.bytes,
+        "modified": modified,
+    })
+}
+
+/// The table of `prefold prefixes ls`.
+fn table(entries: &[Entry]) -> String {
+    let short = |text: &str| text.get(..SHORT).unwrap_or(text).to_owned();
+    let mut cells = vec![["CONTENT ID", "MODEL", "SIZE", "AGE"].map(String::from)];
+    cells.extend(entries.iter().map(|entry| {
+        [
+            short(entry.name.content_id()),
+            short(entry.name.fingerprint()),
+            size(entry.bytes),
+            entry.modified.map_or("-".into(), elapsed),
+        ]
+    }));
+    let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let [a, b, c, d] = [0, 1, 2, 3].map(width);
+    cells
+        .iter()
+        .map(|[id, model, size, age]| format!("{id:a$}  {model:b$}  {size:>c$}  {age:>d$}\n"))
+        .collect()
+}
+
+/// Digits of a content id or a fingerprint in a table.
+const SHORT: usize = 12;
+
+/// How long ago something was, in one unit.
+fn elapsed(at: SystemTime) -> String {
+    let minutes = at.elapsed().unwrap_or_default().as_secs() / 60;
+    match (minutes / 60 / 24, minutes / 60) {
+        (0, 0) => format!("{minutes} min"),
+        (0, hours) => format!("{hours} h"),
+        (days, _) => format!("{days} d"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_a_unit() {
+        assert_eq!(age("2d"), Ok(Duration::from_secs(172_800)));
+        assert_eq!(age("45m"), Ok(Duration::from_secs(2700)));
+        for text in [
+            "",
+            "d",
+            "3",
+            "-1d",
+            "1w",
+            "1.5h",
+            "99999999999999999999d",
+            "9999999999999999d",
+        ] {
+            assert!(age(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! A prefix store: prefix files that many machines share.
+//!
+//! A file's key is `FINGERPRINT/CONTENT_ID.safetensors`, by the model that made it and by what it holds
+//! ([`KvPrefix::content_id`]); it is never written again, so any cache may keep it for ever. A store is a folder or,
+//! with the feature `store`, a Redis server, a bucket of S3, Google or Azure, or a web server that is read
+//! only. `prefold.store` of the Python package reads the same keys.
+
+mod folder;
+#[cfg(feature = "store")]
+mod object;
+#[cfg(feature = "store")]
+mod redis;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::KvPrefix;
+use crate::error::{Error, Result};
+use crate::files::{fill_whole, regular_file};
+use crate::model::mapped::{Access, Mapped};
+
+/// The name of a prefix in any store: `FINGERPRINT/CONTENT_ID`, 32 and 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PrefixName {
+    fingerprint: String,
+    content_id: String,
+}
+
+/// Hexadecimal digits of a model's fingerprint.
+const FINGERPRINT: usize = 32;
+/// Hexadecimal digits of a content id.
+const CONTENT_ID: usize = 64;
+/// What a file's key ends with.
+const SUFFIX: &str = ".safetensors";
+/// Digits that a shortened content id must have.
+const SHORTEST: usize = 4;
+
+impl PrefixName {
+    /// The name of a prefix.
+    pub fn of(prefix: &KvPrefix) -> Result<Self> {
+        let name = format!(
+            "{}/{}",
+            prefix.origin().model.fingerprint,
+            prefix.content_id()
+        );
+        Self::parse(&name).ok_or_else(|| {
+            let reason = "its model's fingerprint is not 32 hexadecimal digits";
+            Error::input("prefix", reason)
+        })
+    }
+
+    /// Reads a whole name; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (fingerprint, content_id) = text.split_once('/')?;
+        let whole = |text: &str, digits| text.len() == digits && is_hex(text);
+        (whole(fingerprint, FINGERPRINT) && whole(content_id, CONTENT_ID)).then(|| PrefixName {
+            fingerprint: fingerprint.into(),
+            content_id: content_id.into(),
+        })
+    }
+
+    /// Reads a key under the root of a store; `None` for a file of another kind.
+    fn of_key(key: &str) -> Option<Self> {
+        Self::parse(key.strip_suffix(SUFFIX)?)
+    }
+
+    fn key(&self) -> String {
+        format!("{self}{SUFFIX}")
+    }
+
+    /// The fingerprint of the model ([`crate::ModelInfo::fingerprint`]).
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// See [`KvPrefix::content_id`].
+    pub fn content_id(&self) -> &str {
+        &self.content_id
+    }
+}
+
+impl fmt::Display for PrefixName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.fingerprint, self.content_id)
+    }
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A prefix file in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// Its name.
+    pub name: PrefixName,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was written, or in a cache last used; `None` where the store does not say.
+    pub modified: Option<SystemTime>,
+}
+
+/// What [`Store::collect`] keeps; what any part refuses goes.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    /// Files at most this old.
+    pub younger_than: Option<Duration>,
+    /// The newest files up to so many bytes.
+    pub bytes: Option<u64>,
+    /// Only this model's files are looked at.
+    pub fingerprint: Option<String>,
+}
+
+/// What a store knows of a file.
+struct Meta {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// Where the bytes lie. Keys are those of [`PrefixName`]; other keys are left alone.
+trait Bucket: Send + Sync {
+    /// `None` where there is no such file.
+    fn stat(&self, key: &str) -> Result<Option<Meta>>;
+    /// All keys under the root, in any order, also those that are no prefix's.
+    fn list(&self) -> Result<Vec<(String, Meta)>>;
+    /// Writes a file's bytes to `to`, which refuses more than it wants.
+    fn read(&self, key: &str, to: &mut dyn Write) -> Result<()>;
+    /// Puts a file there whole or not at all.
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<()>;
+    fn delete(&self, key: &str) -> Result<()>;
+    /// The file itself, where it lies on this machine.
+    fn path(&self, _key: &str) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// A store, opened: see the [module](self).
+pub struct Store {
+    /// As it was named, without a password.
+    shown: String,
+    bucket: Box<dyn Bucket>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.shown).finish()
+    }
+}
+
+impl Store {
+    /// Opens a store: a folder's path or `file://` address, and with the feature `store` `redis://HOST/DATABASE`,
+    /// `s3://BUCKET/ROOT`, `gs://BUCKET/ROOT`, `az://CONTAINER/ROOT` or `https://HOST/ROOT`. Access keys, regions and
+    /// endpoints come from the variables of the environment that each service's own programs read.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an address that is not understood or a service that refuses it,
+    /// [`Error::Unsupported`] for one that this build cannot reach.
+    pub fn open(address: &str) -> Result<Self> {
+        let bucket: Box<dyn Bucket> = match address.split_once("://") {
+            None => Box::new(folder::Folder::new(Path::new(address))),
+            Some(("file", path)) => Box::new(folder::Folder::new(Path::new(path))),
+            #[cfg(feature = "store")]
+            Some(("redis" | "rediss" | "redis+unix", _)) => Box::new(redis::Redis::open(address)?),
+            #[cfg(feature = "store")]
+            Some((scheme @ ("s3" | "gs" | "az" | "http" | "https"), rest)) => {
+                Box::new(object::Object::open(scheme, rest, &shown(address))?)
+            }
+            Some((scheme, _)) => {
+                let have = match cfg!(feature = "store") {
+                    true => "a folder, redis://, s3://, gs://, az://, http:// and https://",
+                    false => "a folder; the feature `store` adds Redis, S3, Google, Azure and HTTP",
+                };
+                return Err(Error::Unsupported {
+                    what: format!("a prefix store at {scheme}://"),
+                    have: have.into(),
+                });
+            }
+        };
+        Ok(Store {
+            shown: shown(address),
+            bucket,
+        })
+    }
+
+    /// Puts the prefix file `path` there, as it is; false where the store has it already.
+    ///
+    /// # Errors
+    /// Those of [`KvPrefix::read`]; [`Error::Input`] where the store fails, or has another file of this
+    /// content, as in another element type.
+    pub fn push(&self, path: &Path) -> Result<(Entry, bool)> {
+        let (prefix, _) = KvPrefix::read(path)?;
+        let name = PrefixName::of(&prefix)?;
+        drop(prefix);
+        let map = Mapped::open(path, Access::Map)?;
+        let bytes = map.bytes().len() as u64;
+        let there = self.bucket.stat(&name.key())?;
+        if let Some(meta) = &there
+            && meta.bytes != bytes
+        {
+            return Err(Error::input(
+                path.display().to_string(),
+                format!(
+                    "{} has {name} in {} bytes, and this file has {bytes}: another element type or rotation; files of \
+                     a store do not change, remove that one first",
+                    self.shown, meta.bytes
+                ),
+            ));
+        }
+        if there.is_none() {
+            self.bucket.write(&name.key(), map.bytes())?;
+        }
+        let modified = match &there {
+            Some(meta) => meta.modified,
+            None => Some(SystemTime::now()),
+        };
+        let entry = Entry {
+            name,
+            bytes,
+            modified,
+        };
+        Ok((entry, there.is_none()))
+    }
+
+    /// All prefixes, the newest first, then by name.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the store fails or cannot be listed, [`Error::Io`] for a folder.
+    pub fn list(&self) -> Result<Vec<Entry>> {
+        let mut entries: Vec<Entry> = self
+            .bucket
+            .list()?
+            .into_iter()
+            .filter_map(|(key, meta)| {
+                Some(Entry {
+                    name: PrefixName::of_key(&key)?,
+                    bytes: meta.bytes,
+                    modified: meta.modified,
+                })
+            })
+            .collect();
+        entries.sort_by(|a, b| b.modified.cmp(&a.modified).then(a.name.cmp(&b.name)));
+        Ok(entries)
+    }
+
+    /// The whole name of a prefix that is given by it, by its content id, or by at least four first digits
+    /// of that.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for what no prefix or more than one begins with; those of [`Store::list`], which
+    /// anything but a whole name needs.
+    pub fn find(&self, text: &str) -> Result<PrefixName> {
+        let refuse = |reason: String| Err(Error::input(format!("prefix {text}"), reason));
+        if let Some(name) = PrefixName::parse(text) {
+            return Ok(name);
+        }
+        if text.len() < SHORTEST || text.len() > CONTENT_ID || !is_hex(text) {
+            return refuse(format!(
+                "expected FINGERPRINT/CONTENT_ID, a content id, or {SHORTEST} and more of its first digits"
+            ));
+        }
+        let all = self.list()?.into_iter().map(|entry| entry.name);
+        let mut found: Vec<PrefixName> = all
+            .filter(|name| name.content_id.starts_with(text))
+            .collect();
+        match (found.pop(), found.len()) {
+            (Some(name), 0) => Ok(name),
+            (Some(_), others) => refuse(format!(
+                "{} prefixes of {} begin with it; give more digits",
+                others + 1,
+                self.shown
+            )),
+            (None, _) => refuse(format!("{} has none that begins with it", self.shown)),
+        }
+    }
+
+    /// The path of a prefix on this machine: in the store itself if that is a folder, otherwise in `cache`, a folder
+    /// store, into which it is downloaded the first time.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the store fails or has it not, [`Error::Format`] where what came is not this prefix,
+    /// [`Error::Io`].
+    pub fn pull(&self, name: &PrefixName, cache: &Path) -> Result<PathBuf> {
+        let key = name.key();
+        if let Some(path) = self.bucket.path(&key) {
+            return match regular_file(&path) {
+                Ok(()) => Ok(path),
+                Err(_) => Err(self.missing(name)),
+            };
+        }
+        let path = cache.join(&key);
+        if regular_file(&path).is_ok() {
+            // When it was last used tells what may leave the cache first.
+            let touched = File::options().append(true).open(&path);
+            let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
+            return Ok(path);
+        }
+        let meta = self.bucket.stat(&key)?.ok_or_else(|| self.missing(name))?;
+        let folder = cache.join(&name.fingerprint);
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let odd = |reason: String| Error::format(format!("{}/{key}", self.shown), reason);
+        fill_whole(&path, |file, scratch| {
+            let mut bounded = Bounded {
+                file,
+                left: meta.bytes,
+            };
+            self.bucket.read(&key, &mut bounded)?;
+            if bounded.left > 0 {
+                return Err(odd(format!("it ends {} bytes too early", bounded.left)));
+            }
+            let (prefix, _) = KvPrefix::read(scratch).map_err(|error| match error {
+                Error::Format { reason, .. } => odd(reason),
+                error => error,
+            })?;
+            match PrefixName::of(&prefix) {
+                Ok(found) if found == *name => Ok(()),
+                _ => Err(odd("it holds another prefix than its name says".into())),
+            }
+        })?;
+        Ok(path)
+    }
+
+    fn missing(&self, name: &PrefixName) -> Error {
+        Error::input(
+            format!("prefix {name}"),
+            format!("{} has it not", self.shown),
+        )
+    }
+
+    /// Removes a prefix; caches keep what they have of it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where the store fails or has it not, [`Error::Io`] for a folder.
+    pub fn remove(&self, name: &PrefixName) -> Result<Entry> {
+        let meta = self
+            .bucket
+            .stat(&name.key())?
+            .ok_or_else(|| self.missing(name))?;
+        self.bucket.delete(&name.key())?;
+        Ok(Entry {
+            name: name.clone(),
+            bytes: meta.bytes,
+            modified: meta.modified,
+        })
+    }
+
+    /// Removes what `keep` does not keep, the oldest first, and gives what was removed, or with `dry` would be.
+    ///
+    /// # Errors
+    /// Those of [`Store::list`] and [`Store::remove`]; [`Error::Input`] for ages where the store keeps none.
+    pub fn collect(&self, keep: &Keep, dry: bool) -> Result<Vec<Entry>> {
+        let now = SystemTime::now();
+        let mut entries = self.list()?;
+        entries.retain(|entry| {
+            let only = keep.fingerprint.as_ref();
+            only.is_none_or(|fingerprint| entry.name.fingerprint == *fingerprint)
+        });
+        let timed = keep.younger_than.is_some() || keep.bytes.is_some();
+        if timed && entries.iter().any(|entry| entry.modified.is_none()) {
+            let reason = "it does not say when a file was written; let the server itself end them";
+            return Err(Error::input(&self.shown, reason));
+        }
+        let mut room = keep.bytes.unwrap_or(u64::MAX);
+        let all = !timed;
+        entries.retain(|entry| {
+            let age = entry.modified.and_then(|at| now.duration_since(at).ok());
+            let old = keep
+                .younger_than
+                .is_some_and(|limit| age.unwrap_or_default() > limit);
+            let fits = entry.bytes <= room;
+            // What is older than the first that does not fit goes too.
+            room = if fits { room - entry.bytes } else { 0 };
+            all || old || !fits
+        });
+        entries.reverse();
+        if !dry {
+            for entry in &entries {
+                self.bucket.delete(&entry.name.key())?;
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// An address without the password that may stand in it.
+fn shown(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else {
+        return address.into();
+    };
+    let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}{}", path.trim_end_matches('/'))
+}
+
+/// A file that takes as many bytes as were announced.
+struct Bounded<'a> {
+    file: &'a mut File,
+    left: u64,
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            return Err(std::io::Error::other("longer than announced"));
+        }
+        let count = self.file.write(bytes)?;
+        self.left -= count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_without_their_secrets() {
+        for (address, want) in [
+            ("/a/b", "/a/b"),
+            ("redis://user:secret@host:1/0", "redis://host:1/0"),
+            ("s3://bucket/root/?secret_access_key=x", "s3://bucket/root"),
+            ("https://a:b@host", "https://host"),
+        ] {
+            assert_eq!(shown(address), want);
+        }
+    }
+
+    #[test]
+    fn names_are_two_hashes() {
+        let (a, b) = ("a".repeat(32), "0".repeat(64));
+        let name = PrefixName::parse(&format!("{a}/{b}")).unwrap();
+        assert_eq!(PrefixName::of_key(&name.key()), Some(name));
+        for text in [
+            format!("{a}{b}"),
+            format!("{a}/{b}/"),
+            format!("../{b}"),
+            format!("{}/{b}", "A".repeat(32)),
+            format!("{b}/{a}"),
+            format!("{a}/{}", "é".repeat(32)),
+            String::new(),
+        ] {
+            assert_eq!(PrefixName::parse(&text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! A store in a bucket of S3, Google or Azure, or under an address of HTTP, which is read only; by OpenDAL.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use opendal::blocking::Operator;
+use opendal::layers::{RetryLayer, TimeoutLayer};
+use opendal::options::{ListOptions, WriteOptions};
+use opendal::{ErrorKind, Metadata, OperatorUri};
+use tokio::runtime::Runtime;
+
+use super::{Bucket, Meta};
+use crate::error::{Error, Result};
+
+/// Bytes of an upload's parts.
+const PART: usize = 16 << 20;
+/// Parts under way at once.
+const PARTS: usize = 4;
+/// How often a call that failed by chance is tried again.
+const RETRIES: usize = 3;
+
+pub(super) struct Object {
+    shown: String,
+    operator: Operator,
+    /// Where the calls run; they are waited for.
+    _runtime: Runtime,
+}
+
+impl Object {
+    /// Opens `scheme://rest`.
+    pub(super) fn open(scheme: &str, rest: &str, shown: &str) -> Result<Self> {
+        // The first provider stays: a program that links this may have one of its own.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        opendal::init_default_registry();
+        opendal_http_transport_reqwest::install_default();
+        let service = match scheme {
+            "gs" => "gcs",
+            "az" => "azblob",
+            scheme => scheme,
+        };
+        let mut options = Vec::new();
+        let named = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if scheme == "s3"
+            && !rest.contains("region=")
+            && !named("AWS_REGION")
+            && !named("AWS_DEFAULT_REGION")
+        {
+            // What Amazon's own library takes, and other servers do not look at.
+            options.push(("region".to_owned(), "us-east-1".to_owned()));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .map_err(Error::io("runtime of the prefix store"))?;
+        let operator = {
+            let _inside = runtime.enter();
+            OperatorUri::new(&format!("{service}://{rest}"), options)
+                .and_then(opendal::Operator::from_uri)
+                .map(|operator| {
+                    operator
+                        .layer(TimeoutLayer::new())
+                        .layer(RetryLayer::new().with_max_times(RETRIES).with_jitter())
+                })
+                .and_then(Operator::new)
+                .map_err(failed(shown))?
+        };
+        Ok(Object {
+            shown: shown.into(),
+            operator,
+            _runtime: runtime,
+        })
+    }
+
+    fn failed(&self) -> impl FnOnce(opendal::Error) -> Error {
+        failed(&self.shown)
+    }
+
+    /// What std's copy says: an error of the service, or of the file that it was copied to.
+    fn broken(&self, key: &str, error: &io::Error) -> Error {
+        Error::input(format!("{}/{key}", self.shown), error.to_string())
+    }
+}
+
+fn failed(shown: &str) -> impl FnOnce(opendal::Error) -> Error {
+    move |error| {
+        // Its own text names the operation, addresses and answers over many lines.
+        let reason = match error.kind() {
+            ErrorKind::PermissionDenied => "access is refused; check the credentials".into(),
+            ErrorKind::NotFound => "there is no such bucket or file".into(),
+            ErrorKind::Unsupported => {
+                "a web server is only read from, by FINGERPRINT/CONTENT_ID".into()
+            }
+            kind => format!("{kind}: {}", error.message()),
+        };
+        Error::input(shown, reason)
+    }
+}
+
+fn meta(found: &Metadata) -> Meta {
+    Meta {
+        bytes: found.content_length(),
+        modified: found.last_modified().map(SystemTime::from),
+    }
+}
+
+impl Bucket for Object {
+    fn stat(&self, key: &str) -> Result<Option<Meta>> {
+        match self.operator.stat(key) {
+            Ok(found) => Ok(Some(meta(&found))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed()(error)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<(String, Meta)>> {
+        let options = ListOptions {
+            recursive: true,
+            ..ListOptions::default()
+        };
+        let entries = self
+            .operator
+            .list_options("", options)
+            .map_err(self.failed())?;
+        Ok(entries
+            .iter()
+            .filter(|entry| entry.metadata().is_file())
+            .map(|entry| (entry.path().to_owned(), meta(entry.metadata())))
+            .collect())
+    }
+
+    fn read(&self, key: &str, to: &mut dyn Write) -> Result<()> {
+        let mut from = self
+            .operator
+            .reader(key)
+            .and_then(|reader| reader.into_std_read(..))
+            .map_err(self.failed())?;
+        io::copy(&mut from, to)
+            .map(drop)
+            .map_err(|error| self.broken(key, &error))
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<()> {
+        let options = WriteOptions {
+            concurrent: PARTS,
+            chunk: Some(PART),
+            ..WriteOptions::default()
+        };
+        let mut writer = self
+            .operator
+            .writer_options(key, options)
+            .map_err(self.failed())?;
+        for part in bytes.chunks(PART) {
+            writer.write(part.to_vec()).map_err(self.failed())?;
+        }
+        writer.close().map(drop).map_err(self.failed())
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.operator.delete(key).map_err(self.failed())
+    }
+}
