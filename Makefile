@@ -107,7 +107,7 @@ sdist: $(PYTHON_VENV)
 	cd bindings/python && $(MATURIN) sdist --out "$(abspath $(WHEELS))"
 
 check-python: $(PYTHON_VENV)
-	cd bindings/python && PYTHONPATH=python $(call IN_VENV,$(PYTHON_VENV)) pytest -q tests/test_prefix_file.py
+	cd bindings/python && PYTHONPATH=python $(call IN_VENV,$(PYTHON_VENV)) pytest -q tests/test_prefix_file.py tests/test_store.py tests/test_vllm_scheduler.py
 	cd bindings/python && $(call IN_VENV,$(PYTHON_VENV)) mypy
 # By the search path, files named as the framework they import do not find themselves where it is absent.
 	cd bindings/python && PYTHONPATH=python $(call IN_VENV,$(PYTHON_VENV)) pyright \
@@ -266,6 +266,11 @@ test-store: $(SMOLLM2) $(STORE_VENV)/installed
 	$(CARGO) build --features store
 	PYTHONPATH=bindings/python/python $(STORE_VENV)/bin/python tests/hosts/prefix_store.py \
 	  target/debug/prefold "$(abspath $(MODEL))"
+
+$(STORE_VENV)/installed: tests/hosts/store_requirements.txt
+	rm -rf $(STORE_VENV) && $(PYTHON) -m venv $(STORE_VENV)
+	$(STORE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 # Clients that are not ours, installed from nothing, through `prefold serve`: SDKs, LiteLLM's proxy, and
 # the page in a browser. Needed: node with npm, Chromium.

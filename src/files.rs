@@ -23,6 +23,26 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Makes a file whole or not at all, unless there is one: false then.
+///
+/// # Errors
+/// [`Error::Io`] that names `path`.
+pub(crate) fn place_new(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let (mut file, scratch) = scratch(path, false).map_err(Error::io(path))?;
+    let placed = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| match fs::hard_link(&scratch, path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            // A file system without links. Two that write the same at once then both say that theirs is new.
+            Err(_) if fs::exists(path)? => Ok(false),
+            Err(_) => fs::rename(&scratch, path).map(|()| true),
+        });
+    let _ = fs::remove_file(&scratch);
+    placed.map_err(Error::io(path))
+}
+
 /// Makes the file `path` whole or not at all: `fill` gets a scratch file and its name, and may refuse what it has
 /// written.
 ///
@@ -210,7 +230,7 @@ fn free_name<T>(
     loop {
         let path = target.with_file_name(format!(".{short}.{attempt}.tmp"));
         match make(&path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < MOST_SCRATCHES => {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < MAX_SCRATCHES => {
                 attempt += u32::from(!clear(&path));
             }
             Err(error) => return Err(error),
@@ -266,7 +286,7 @@ fn is_at(_: &File, _: &Path) -> bool {
 /// Where a symlink that leads to no file yet will have one; `path` itself otherwise.
 pub(crate) fn link_target(path: &Path) -> io::Result<PathBuf> {
     let mut target = path.to_path_buf();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         match fs::read_link(&target) {
             Ok(next) => target = target.parent().unwrap_or(Path::new("")).join(next),
             Err(_) => return Ok(target),
@@ -276,11 +296,11 @@ pub(crate) fn link_target(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Symlinks that are followed, as Linux does.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 /// Characters of a file's name that its scratch file bears; each may take four bytes of 255.
 const LONGEST_NAME: usize = 50;
 /// Names beside a file that may be taken.
-const MOST_SCRATCHES: u32 = 1000;
+const MAX_SCRATCHES: u32 = 1000;
 
 #[cfg(test)]
 mod tests {

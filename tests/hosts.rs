@@ -151,6 +151,7 @@ fn vllm_reads_prefixes() {
     let mut arguments = vec![folder];
     arguments.extend(common::shared().map(|shared| shared.join("golden")));
     run(&packages, "vllm_connector.py", &arguments);
+    run(&packages, "vllm_worker.py", &[""; 0]);
 }
 
 /// Runs a program on libllama that reads files of `version`.

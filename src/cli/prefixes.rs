@@ -56,7 +56,7 @@ enum Command {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Fetches prefixes into the local cache and prints their paths
+    /// Fetches prefixes into the local cache and prints their paths; those of a folder stay where they are
     Pull {
         /// Which prefixes
         #[arg(value_name = "NAME", required = true)]
@@ -86,9 +86,10 @@ enum Command {
         #[arg(long, value_name = "AGE", value_parser = age)]
         older_than: Option<Duration>,
         /// Keep the newest up to so many bytes, as 10G
-        #[arg(long, value_name = "BYTES", value_parser = super::bytes)]
+        #[arg(long, value_name = "BYTES", value_parser = keep)]
         keep: Option<u64>,
-        /// Only prefixes of the model of this fingerprint; all of them where nothing else is said
+        /// Only prefixes of the model of this fingerprint, or of the models whose fingerprints begin so; all of
+        /// them where nothing else is said
         #[arg(long, value_name = "FINGERPRINT")]
         fingerprint: Option<String>,
         /// Print what would go, and remove nothing
@@ -151,6 +152,14 @@ fn age(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a number of days, hours or minutes, as 30d, 12h or 45m".into())
 }
 
+/// A number of bytes, or none.
+fn keep(text: &str) -> Result<u64, String> {
+    match text {
+        "0" => Ok(0),
+        text => super::bytes(text),
+    }
+}
+
 /// Where fetched prefixes are kept.
 fn cache() -> Outcome<PathBuf> {
     Ok(Settings::from_env()?.cache.join("prefixes"))
@@ -185,15 +194,18 @@ pub fn run(args: Args) -> Outcome {
         }
         Command::Rm { names, store } => {
             let from = open(store.store.as_deref())?;
-            let names: Vec<PrefixName> = names
-                .iter()
-                .map(|name| from.find(name))
-                .collect::<Result<_, _>>()?;
-            let mut gone = Vec::new();
+            // All are looked for before any goes.
+            let mut entries: Vec<Entry> = Vec::new();
             for name in &names {
-                gone.push(from.remove(name)?);
+                let entry = from.entry(&from.find(name)?)?;
+                if !entries.contains(&entry) {
+                    entries.push(entry);
+                }
             }
-            removed(&gone, false, store.json)
+            for entry in &entries {
+                from.remove(&entry.name)?;
+            }
+            removed(&entries, false, store.json)
         }
         Command::Gc {
             older_than,
@@ -223,6 +235,7 @@ pub fn run(args: Args) -> Outcome {
             api_key,
             store,
         } => {
+            let server = Server::new(&to, slot, &slot_folder, api_key.as_deref())?;
             let path = match Path::new(&prefix).exists() {
                 true => PathBuf::from(&prefix),
                 false => {
@@ -231,7 +244,6 @@ pub fn run(args: Args) -> Outcome {
                 }
             };
             let (prefix, _) = read_prefix(&path)?;
-            let server = Server::new(&to, slot, &slot_folder, api_key.as_deref());
             let loaded = server.load(&prefix, Placeholder::Unique)?;
             write_stdout(&format!("{}\n", json!(loaded)))
         }
@@ -240,30 +252,16 @@ pub fn run(args: Args) -> Outcome {
 
 fn push(files: &[PathBuf], args: &StoreArgs) -> Outcome {
     let store = open(args.store.as_deref())?;
-    let mut rows = Vec::new();
-    for file in files {
+    rows(files, args.json, |file| {
         let (entry, new) = store.push(file)?;
-        if args.json {
-            let (prefix, _) = read_prefix(file)?;
-            let mut row = described(&entry);
-            row["new"] = new.into();
-            let name = entry.name.to_string();
-            let request = json!(vllm::request(&prefix, Placeholder::Unique, name));
-            if let (Value::Object(row), Value::Object(request)) = (&mut row, request) {
-                row.extend(request);
-            }
-            rows.push(row);
-            continue;
-        }
         if !new {
             eprintln!("prefold: {} is there already", file.display());
         }
-        write_stdout(&format!("{}\n", entry.name))?;
-    }
-    match args.json {
-        true => print_json(rows),
-        false => Ok(()),
-    }
+        let mut row = described(&entry);
+        row["new"] = new.into();
+        add_request(&mut row, file, &entry.name)?;
+        Ok((entry.name.to_string(), row))
+    })
 }
 
 fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs) -> Outcome {
@@ -272,8 +270,7 @@ fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs) -> Outcome {
     }
     let store = open(args.store.as_deref())?;
     let cache = cache()?;
-    let mut rows = Vec::new();
-    for name in names {
+    rows(names, args.json, |name| {
         let name = store.find(name)?;
         let mut path = store.pull(&name, &cache)?;
         if let Some(output) = output {
@@ -281,15 +278,49 @@ fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs) -> Outcome {
             crate::files::write_whole(output, &bytes)?;
             path = output.into();
         }
-        match args.json {
-            true => rows.push(json!({"name": name.to_string(), "path": path})),
-            false => write_stdout(&format!("{}\n", path.display()))?,
+        let mut row = json!({"name": name.to_string(), "path": path});
+        add_request(&mut row, &path, &name)?;
+        Ok((path.display().to_string(), row))
+    })
+}
+
+/// Does something for each item and prints a line of each as it is done, or all rows as JSON in the end: also where
+/// one fails, those before it.
+fn rows<T>(
+    items: &[T],
+    as_json: bool,
+    mut each: impl FnMut(&T) -> Outcome<(String, Value)>,
+) -> Outcome {
+    let mut rows = Vec::new();
+    let mut done = Ok(());
+    for item in items {
+        match each(item) {
+            Ok((_, row)) if as_json => rows.push(row),
+            Ok((line, _)) => write_stdout(&format!("{line}\n"))?,
+            Err(failure) => {
+                done = Err(failure);
+                break;
+            }
         }
     }
-    match args.json {
-        true => print_json(rows),
-        false => Ok(()),
+    if as_json && (done.is_ok() || !rows.is_empty()) {
+        print_json(rows)?;
     }
+    done
+}
+
+/// Adds what a request to vLLM says that asks for the prefix.
+fn add_request(row: &mut Value, file: &Path, name: &PrefixName) -> Outcome {
+    let (prefix, _) = read_prefix(file)?;
+    let request = json!(vllm::request(
+        &prefix,
+        Placeholder::Unique,
+        name.to_string()
+    ));
+    if let (Value::Object(row), Value::Object(request)) = (row, request) {
+        row.extend(request);
+    }
+    Ok(())
 }
 
 /// Says what was removed, or would be.

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use ureq::Agent;
 
+use super::failure::{Failure, Outcome, say};
+
 /// How long a server may take to answer: a prompt before ours may be long.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes of an answer.
@@ -43,6 +45,24 @@ pub struct Loaded {
 #[derive(Deserialize)]
 struct Properties {
     total_slots: u32,
+    #[serde(default)]
+    model_path: String,
+}
+
+#[derive(Deserialize)]
+struct Models {
+    #[serde(default)]
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    meta: Option<ModelSizes>,
+}
+
+#[derive(Deserialize)]
+struct ModelSizes {
+    n_vocab: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -61,19 +81,32 @@ struct Timings {
 }
 
 impl Server {
-    pub fn new(address: &str, slot: u32, folder: &Path, api_key: Option<&str>) -> Self {
+    /// Names a server, and checks what can be checked without it.
+    pub fn new(address: &str, slot: u32, folder: &Path, api_key: Option<&str>) -> Outcome<Self> {
+        if !["http://", "https://"]
+            .iter()
+            .any(|scheme| address.starts_with(scheme))
+        {
+            let message = format!("--to {address:?}: expected http://HOST:PORT");
+            return Err(Failure::Usage(message));
+        }
+        if !folder.is_dir() {
+            return Err(Failure::Failed(Error::io(folder)(
+                ErrorKind::NotADirectory.into(),
+            )));
+        }
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(PATIENCE))
             .build()
             .into();
-        Server {
+        Ok(Server {
             agent,
             address: address.trim_end_matches('/').into(),
             slot,
             folder: folder.into(),
             api_key: api_key.map(Into::into),
-        }
+        })
     }
 
     /// Loads a prefix in the layout of the server's own cache, and has the server read on after it once.
@@ -93,9 +126,11 @@ impl Server {
         }
         let layout = self.layout(prefix)?;
         let slot = Slot::new(prefix, &layout, placeholder)?;
+        self.check_vocab(prefix)?;
         let filename = format!("prefold-{:.16}.bin", prefix.content_id());
         slot.write(&self.folder.join(&filename))?;
         let restored: Restored = self.slot_file("restore", &filename).map_err(|error| {
+            let _ = std::fs::remove_file(self.folder.join(&filename));
             self.refuse(format!(
                 "it does not take the prefix; is it the model that made it, {}? ({error})",
                 prefix.origin().model
@@ -117,6 +152,19 @@ impl Server {
                 restored.n_restored
             )));
         }
+        // The server takes a slot of any model of the same sizes.
+        let made_by = &prefix.origin().model;
+        let name = there
+            .model_path
+            .rsplit(['/', '\\'])
+            .next()
+            .unwrap_or_default();
+        if !name.is_empty() && name != made_by.name {
+            say(&format!(
+                "the server's model is {name}, and the prefix was made by {made_by}; where they differ its answers mean \
+                 nothing"
+            ));
+        }
         Ok(Loaded {
             slot: self.slot,
             tokens: slot.tokens,
@@ -125,11 +173,29 @@ impl Server {
         })
     }
 
+    /// Refuses a server whose model has another number of ids.
+    fn check_vocab(&self, prefix: &KvPrefix) -> Result<()> {
+        let made_by = &prefix.origin().model;
+        let models: Models = self.answer("/v1/models", self.agent_get("/v1/models"))?;
+        let vocab = models
+            .data
+            .first()
+            .and_then(|model| model.meta.as_ref()?.n_vocab);
+        if let (Some(theirs), Some(ours)) = (vocab, made_by.vocab)
+            && theirs != ours
+        {
+            return Err(self.refuse(format!(
+                "its model has {theirs} ids, and the prefix was made by {made_by}, which has {ours}"
+            )));
+        }
+        Ok(())
+    }
+
     /// The layout of the server's cache, by a slot of one token that it saves.
     fn layout(&self, prefix: &KvPrefix) -> Result<Layout> {
         let ids = prefix.prompt_ids(Placeholder::Unique);
         self.complete(ids.get(..1).unwrap_or_default(), false)?;
-        let name = format!("prefold-template-{}.bin", std::process::id());
+        let name = format!("prefold-template-{}.bin", self.slot);
         let saved: Result<Value> = self.slot_file("save", &name);
         let path = self.folder.join(&name);
         let layout = saved.and_then(|_| Layout::of_template(&path));

@@ -28,7 +28,7 @@ const VERSION: &str = "1";
 /// its length.
 const LONGEST_HEADER: u64 = 1 << 20;
 /// Decoder layers that there can be.
-const MOST_LAYERS: usize = 4096;
+const MAX_LAYERS: usize = 4096;
 
 /// Element type of K and V in a file; in memory they are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -335,7 +335,7 @@ impl Reader<'_> {
         }
         let names = self.tensors.names();
         let layers = names.iter().filter(|name| name.ends_with(".k")).count();
-        if layers == 0 || layers > MOST_LAYERS {
+        if layers == 0 || layers > MAX_LAYERS {
             return Err(self.bad(format!("{layers} layers")));
         }
         let first = self.tensor("layers.0.k")?;

@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 pub use crate::model::decoder::Input;
 pub use crate::rope::{Rope, RopeScaling};
 pub use crate::soft::{
-    Adapter, Ask, EncodeOptions, Finish, Generated, KeepBy, PrefillOptions, Reply, Sampling, Source,
+    Adapter, Completion, EncodeOptions, Finish, Generated, KeepBy, PrefillOptions, Query, Sampling,
+    Source,
 };
 pub use file::Dtype;
 
@@ -370,7 +371,7 @@ impl KvPrefix {
                 let head = self.shape.tokens * self.shape.head_dim;
                 for (h, keys) in k.chunks_exact_mut(head).enumerate() {
                     let positions = self.head_positions(layer, h);
-                    rope.turn(keys, positions, wanted == KRope::None);
+                    rope.rotate(keys, positions, wanted == KRope::None);
                 }
             }
             (None, false) => {

@@ -11,10 +11,14 @@ answer's ids: with those that the server itself gives for the whole prompt where
 
 With quantised weights the server rounds activations to eight bits before it multiplies, and prefold does not: there only a
 text's own cache is compared, which the server itself has an answer for. With weights of F32 both compute the same.
+
+`prefold prefixes load` is then to do all of that by itself: the same answers as by hand, and one
+line where it cannot.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,7 +47,9 @@ APART = {True: 0.02, False: 0.001}
 
 
 class Server:
-    def __init__(self, model, slots, flash, unified, cache, folder):
+    """One on `model`, that saves slots in `folder` (nowhere, if that is None) and wants `key`."""
+
+    def __init__(self, model, slots, flash, unified, cache, folder, key=None):
         flags = xllamacpp.llama_flash_attn_type
         params = xllamacpp.CommonParams()
         params.model.path = model
@@ -57,17 +63,23 @@ class Server:
         params.warmup = False
         # More would wait for each other in a loop, which on a busy machine takes a hundred times as long.
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.slot_save_path = folder + os.sep
+        if folder is not None:
+            params.slot_save_path = folder + os.sep
+        if key is not None:
+            params.api_keys = [key]
         params.flash_attn_type = (
             flags.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else flags.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         self.server = xllamacpp.Server(params)
+        self.headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self.headers["Authorization"] = "Bearer " + key
         self.slot = slots - 1
         self.apart = APART[flash]
 
     def post(self, path, body):
         request = urllib.request.Request(
-            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.server.listening_address + path, json.dumps(body).encode(), self.headers
         )
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
@@ -111,12 +123,23 @@ class Prefold:
         self.program, self.model = program, model
         self.answers = {}
 
-    def run(self, *arguments):
-        done = subprocess.run(
+    def start(self, *arguments):
+        return subprocess.run(
             [self.program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300, check=False
         )
+
+    def run(self, *arguments):
+        done = self.start(*arguments)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
+
+    def refused(self, *arguments):
+        """The one line of a run that must fail."""
+        done = self.start(*arguments)
+        line = done.stderr.decode()
+        assert (done.returncode, done.stdout) == (1, b""), (done.returncode, done.stdout, line)
+        assert line.startswith("prefold: ") and line.count("\n") == 1 and line.endswith("\n"), line
+        return line
 
     def make(self, *arguments):
         self.run(*arguments, "--model", self.model)
@@ -146,7 +169,9 @@ def compare(name, answer, odds, wanted, apart):
 
 
 def check(server, prefold, folder, prefixes, what, head, questions, count=ANSWER):
-    """Every prefix in one server: `head` are the ids of their text, `questions` those of what is asked behind each."""
+    """Every prefix in one server: `head` are the ids of their text, `questions` those of what is
+    asked behind each. Gives what `export` said of each, and the answer."""
+    by_hand = {}
     template = os.path.join(folder, "template.bin")
     server.complete([1], 1)
     server.slot_file("save", "template.bin")
@@ -168,7 +193,105 @@ def check(server, prefold, folder, prefixes, what, head, questions, count=ANSWER
             same = compare(name, answer, odds, prefold.generate(prefix, question, count), server.apart)
         if name != "soft":
             assert told["tokens"] == head
+        by_hand[name] = told, answer, odds
         print("{0}: {1}: {2} tokens in {3} cells, cached, {4}".format(what, name, cached, told["cells"], same))
+    return by_hand
+
+
+def to_slot(server, slot, folder, *more):
+    """What tells `prefixes load` where a prefix goes."""
+    address = server if isinstance(server, str) else server.server.listening_address
+    return ("--to", address, "--slot", str(slot), "--slot-folder", folder) + more
+
+
+def loaded(server, prefold, prefix, slot, folder, exported, *more):
+    """The ids that `prefixes load` printed, which are those of `export`."""
+    where = to_slot(server, slot, folder, *more)
+    told = json.loads(prefold.run("prefixes", "load", prefix, *where))
+    assert sorted(told) == ["cells", "filename", "slot", "tokens"], told
+    for key in ("tokens", "cells"):
+        assert told[key] == exported[key], (key, told, exported)
+    assert told["slot"] == slot, told
+    assert told["filename"] == os.path.basename(told["filename"]), told
+    return told["tokens"]
+
+
+def check_load(server, prefold, folder, prefixes, what, questions, by_hand, count=ANSWER):
+    """`prefixes load` of every prefix, by its file and by its name in a store, against `check`."""
+    store = os.path.join(folder, what + "-store")
+    for name, prefix in prefixes.items():
+        exported, answer, odds = by_hand[name]
+        stored = prefold.run("prefixes", "push", prefix, "--store", store).decode().strip()
+        for given, more in ((prefix, ()), (stored, ("--store", store))):
+            server.complete([5, 6, 7], 1)  # What lies in the slot before is gone afterwards.
+            ids = loaded(server, prefold, given, server.slot, folder, exported, *more)
+            got, got_odds, cached = server.complete(ids + questions[name], count)
+            assert cached == len(ids), "{0}: {1} of {2} cached".format(name, cached, len(ids))
+            # The same bytes in the same slot: the same sums.
+            assert (got, got_odds) == (answer, odds), (name, got, answer)
+    print("{0}: {1} prefixes loaded, the same answers".format(what, len(prefixes)))
+
+
+def other_slot_stays(server, prefold, folder, prefixes, questions, by_hand, count):
+    """Two prefixes in two slots: loading one leaves the other where it is."""
+    (first, a), (second, b) = list(prefixes.items())[:2]
+    slots = {first: 0, second: 1}
+    for name, prefix in ((first, a), (second, b)):
+        loaded(server, prefold, prefix, slots[name], folder, by_hand[name][0])
+    kept = server.slot
+    for name in (first, second):
+        exported, answer, _ = by_hand[name]
+        server.slot = slots[name]
+        got, _, cached = server.complete(exported["tokens"] + questions[name], count)
+        assert (got, cached) == (answer, len(exported["tokens"])), (name, got, cached)
+    server.slot = kept
+    print("two slots: each keeps its own")
+
+
+def check_refusals(server, prefold, folder, prefix, other, exported, model):
+    """One line, and no file left, for each way in which nothing can be loaded; a server with a key
+    takes what comes with it."""
+    load = lambda file, *where: prefold.refused("prefixes", "load", file, *to_slot(*where))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        line = load(prefix, server, 0, elsewhere)
+        assert os.path.basename(elsewhere) in line and "--slot-save-path" in line, line
+        assert os.listdir(elsewhere) == []
+    for name in os.listdir(folder):
+        # Those of the loads before, and one that the program could not see.
+        if name.startswith("prefold-"):
+            os.remove(os.path.join(folder, name))
+    listed = sorted(os.listdir(folder))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # Nobody listens: it refuses.
+        address = "127.0.0.1:{0}".format(closed.getsockname()[1])
+        line = load(prefix, "http://" + address, 0, folder)
+    assert address in line, line
+    line = load(prefix, server, 9, folder)
+    assert "slots 0 to 1, not 9" in line, line
+    line = load(prefix, server, 0, os.path.join(folder, "nowhere"))
+    assert "nowhere" in line, line
+    line = load(other, server, 0, folder)
+    assert "model" in line, line
+    line = load(os.path.join(folder, "no-such-prefix"), server, 0, folder)
+    assert "no-such-prefix" in line, line
+    left = set(os.listdir(folder)) ^ set(listed)
+    assert not left, left
+    # After all of that the slot still takes what it should.
+    loaded(server, prefold, prefix, 0, folder, exported)
+
+    kind = SERVERS["one slot, flash attention"]
+    without = Server(model, *kind, None)
+    assert "--slot-save-path" in load(prefix, without, 0, folder)
+    del without
+    key = "a key of the server's"
+    locked = Server(model, *kind, folder, key)
+    lines = [
+        load(prefix, locked, 0, folder),
+        load(prefix, locked, 0, folder, "--api-key", "another"),
+    ]
+    assert all("--api-key" in line for line in lines), lines
+    loaded(locked, prefold, prefix, 0, folder, exported, "--api-key", key)
+    print("what cannot be loaded is one line")
 
 
 def questions_by(server, names):
@@ -179,6 +302,7 @@ def questions_by(server, names):
 def tiny(program, paths, folder):
     """A tiny model of each family: whether K's pairs are interleaved is a matter of the family."""
     head, eos, count = [3, 17, 8, 30, 11, 25, 6, 33, 21, 14], 2, 8
+    first = None
     for path in paths:
         prefold, name = Prefold(program, path), os.path.splitext(os.path.basename(path))[0]
         prefixes = {}
@@ -193,7 +317,15 @@ def tiny(program, paths, folder):
         answers = lambda question: (prefold.ask(prefix, question, count)[0] for prefix in prefixes.values())
         question = next(question for question in questions if all(eos not in answer for answer in answers(question)))
         server = Server(path, *SERVERS["two slots, no flash attention, f32"], folder)
-        check(server, prefold, folder, prefixes, name, head, dict.fromkeys(prefixes, question), count)
+        questions = dict.fromkeys(prefixes, question)
+        by_hand = check(server, prefold, folder, prefixes, name, head, questions, count)
+        check_load(server, prefold, folder, prefixes, name, questions, by_hand, count)
+        if first is None:
+            other_slot_stays(server, prefold, folder, prefixes, questions, by_hand, count)
+            first = prefixes["prefilled"]
+        elif path == paths[-1]:
+            own = prefixes["prefilled"]
+            check_refusals(server, prefold, folder, own, first, by_hand["prefilled"][0], path)
         del server
 
 
@@ -203,7 +335,9 @@ def quantised(prefold, folder):
     prefixes = {"prefilled": os.path.join(folder, "quantised.safetensors")}
     head = server.tokenize(HEAD)
     prefold.make("prefill", "--ids", json.dumps(head), "--dtype", "f16", "-o", prefixes["prefilled"])
-    check(server, prefold, folder, prefixes, os.path.basename(prefold.model), head, questions_by(server, prefixes))
+    what, questions = os.path.basename(prefold.model), questions_by(server, prefixes)
+    by_hand = check(server, prefold, folder, prefixes, what, head, questions)
+    check_load(server, prefold, folder, prefixes, what, questions, by_hand)
 
 
 def unpacked(prefold, folder):
@@ -225,7 +359,11 @@ def unpacked(prefold, folder):
                 prefold.make("prefill", *made, "--keep", "0.6", "--by", by, "-o", prefixes[by])
             made = ["--text", TEXT, "--dtype", "f16", "--k-rope", "none"]
             prefold.make("encode", "--adapter", adapter, *made, "-o", prefixes["soft"])
-        check(server, prefold, folder, prefixes, what, head, questions_by(server, prefixes))
+        questions = questions_by(server, prefixes)
+        by_hand = check(server, prefold, folder, prefixes, what, head, questions)
+        # Its tokens are no text's: the ids must be those that were printed.
+        soft = {"soft": prefixes["soft"]}
+        check_load(server, prefold, folder, soft, what, questions, by_hand)
         if kind == SERVERS["one slot, flash attention"]:
             # Without a template the file is the same where the server is the default one.
             slot = os.path.join(folder, "plain.bin")

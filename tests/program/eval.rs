@@ -11,7 +11,7 @@ use crate::common::TempDir;
 use crate::common::tiny::{self, FAMILIES};
 use prefold::eval::{Question, interval, metrics};
 use prefold::model::decoder::Input;
-use prefold::soft::{Ask, Finish, PrefillOptions, Sampling, Source};
+use prefold::soft::{Finish, PrefillOptions, Query, Sampling, Source};
 use prefold::{Control, Device, Engine, Error};
 use serde_json::{Value, json};
 
@@ -83,8 +83,8 @@ fn check_answers(engine: &Engine, ids: impl Fn(usize, usize) -> Vec<u32>) {
         .unwrap();
     let prompts = [ids(1, 1), ids(2, 9), ids(3, 4), ids(4, 3)];
     let golds = [ids(6, 3), ids(7, 1), vec![], ids(8, 5)];
-    let asks: Vec<Ask<'_>> = (0..4)
-        .map(|i| Ask {
+    let asks: Vec<Query<'_>> = (0..4)
+        .map(|i| Query {
             prefix: (i == 3).then_some(&prefix),
             prompt: Input::Ids(&prompts[i]),
             gold: &golds[i],
@@ -164,7 +164,7 @@ fn asks_that_are_too_long_together_go_one_after_the_other() {
     let folder = tiny::folder(&tiny::config(family), &tiny::tensors(family));
     let engine = open(folder.path());
     let prompts = [[5, 6, 7], [8, 9, 10], [11, 12, 13]];
-    let asks = prompts.each_ref().map(|prompt| Ask {
+    let asks = prompts.each_ref().map(|prompt| Query {
         prefix: None,
         prompt: Input::Ids(prompt),
         gold: &[],
@@ -202,7 +202,7 @@ fn an_ask_that_does_not_fit_is_an_error() {
     let ids = [3; tiny::POSITIONS];
     let mut each = |_, _| ControlFlow::Continue(());
     let mut ask = |prompt: &[u32], gold: &[u32]| {
-        let ask = Ask {
+        let ask = Query {
             prefix: None,
             prompt: Input::Ids(prompt),
             gold,

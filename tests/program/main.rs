@@ -12,6 +12,7 @@ mod eval;
 mod hub;
 #[cfg(target_os = "linux")]
 mod kill_sweep;
+mod prefixes;
 mod refused_files;
 mod soft_cli;
 mod train_cli;

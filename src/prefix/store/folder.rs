@@ -4,9 +4,9 @@ use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Bucket, Meta};
+use super::{Bucket, Meta, is_fingerprint};
 use crate::error::{Error, Result};
-use crate::files::write_whole;
+use crate::files::place_new;
 
 pub(super) struct Folder {
     root: PathBuf,
@@ -35,7 +35,9 @@ impl Bucket for Folder {
     fn list(&self) -> Result<Vec<(String, Meta)>> {
         let mut found = Vec::new();
         for folder in entries(&self.root)? {
-            if !folder.path().is_dir() {
+            // What else lies there, as lost+found, is not looked into.
+            let named = folder.file_name();
+            if !named.to_str().is_some_and(is_fingerprint) || !folder.path().is_dir() {
                 continue;
             }
             for file in entries(&folder.path())? {
@@ -57,19 +59,19 @@ impl Bucket for Folder {
         io::copy(&mut file, to).map(drop).map_err(Error::io(&path))
     }
 
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<()> {
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<bool> {
         let path = self.at(key);
         let folder = path.parent().unwrap_or(&self.root);
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        write_whole(&path, bytes)
+        place_new(&path, bytes)
     }
 
     fn delete(&self, key: &str) -> Result<()> {
         let path = self.at(key);
-        fs::remove_file(&path).map_err(Error::io(&path))?;
-        // The folder of a model without prefixes; it stays while there is anything in it.
-        let _ = path.parent().map(fs::remove_dir);
-        Ok(())
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
+            _ => Ok(()),
+        }
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {

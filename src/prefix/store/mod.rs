@@ -57,8 +57,8 @@ impl PrefixName {
     /// Reads a whole name; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (fingerprint, content_id) = text.split_once('/')?;
-        let whole = |text: &str, digits| text.len() == digits && is_hex(text);
-        (whole(fingerprint, FINGERPRINT) && whole(content_id, CONTENT_ID)).then(|| PrefixName {
+        let content = content_id.len() == CONTENT_ID && is_hex(content_id);
+        (is_fingerprint(fingerprint) && content).then(|| PrefixName {
             fingerprint: fingerprint.into(),
             content_id: content_id.into(),
         })
@@ -90,6 +90,10 @@ impl fmt::Display for PrefixName {
     }
 }
 
+fn is_fingerprint(text: &str) -> bool {
+    text.len() == FINGERPRINT && is_hex(text)
+}
+
 fn is_hex(text: &str) -> bool {
     text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -106,14 +110,15 @@ pub struct Entry {
     pub modified: Option<SystemTime>,
 }
 
-/// What [`Store::collect`] keeps; what any part refuses goes.
+/// What [`Store::collect`] keeps. What either limit refuses goes; where there is none, what is of the model goes;
+/// without any part nothing does.
 #[derive(Debug, Clone, Default)]
 pub struct Keep {
     /// Files at most this old.
     pub younger_than: Option<Duration>,
     /// The newest files up to so many bytes.
     pub bytes: Option<u64>,
-    /// Only this model's files are looked at.
+    /// Only files of models are looked at whose fingerprint begins with these four or more digits.
     pub fingerprint: Option<String>,
 }
 
@@ -131,8 +136,9 @@ trait Bucket: Send + Sync {
     fn list(&self) -> Result<Vec<(String, Meta)>>;
     /// Writes a file's bytes to `to`, which refuses more than it wants.
     fn read(&self, key: &str, to: &mut dyn Write) -> Result<()>;
-    /// Puts a file there whole or not at all.
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<()>;
+    /// Puts a file there whole or not at all; false where there is one, which stays.
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<bool>;
+    /// What is not there is deleted already.
     fn delete(&self, key: &str) -> Result<()>;
     /// The file itself, where it lies on this machine.
     fn path(&self, _key: &str) -> Option<PathBuf> {
@@ -164,9 +170,15 @@ impl Store {
     pub fn open(address: &str) -> Result<Self> {
         let bucket: Box<dyn Bucket> = match address.split_once("://") {
             None => Box::new(folder::Folder::new(Path::new(address))),
-            Some(("file", path)) => Box::new(folder::Folder::new(Path::new(path))),
+            Some(("file", path)) if path.starts_with('/') && !path.contains('%') => {
+                Box::new(folder::Folder::new(Path::new(path)))
+            }
+            Some(("file", _)) => {
+                let reason = "expected file:///FOLDER, or the path of a folder itself";
+                return Err(Error::input(address, reason));
+            }
             #[cfg(feature = "store")]
-            Some(("redis" | "rediss" | "redis+unix", _)) => Box::new(redis::Redis::open(address)?),
+            Some(("redis" | "redis+unix", _)) => Box::new(redis::Redis::open(address)?),
             #[cfg(feature = "store")]
             Some((scheme @ ("s3" | "gs" | "az" | "http" | "https"), rest)) => {
                 Box::new(object::Object::open(scheme, rest, &shown(address))?)
@@ -198,33 +210,52 @@ impl Store {
         let name = PrefixName::of(&prefix)?;
         drop(prefix);
         let map = Mapped::open(path, Access::Map)?;
-        let bytes = map.bytes().len() as u64;
-        let there = self.bucket.stat(&name.key())?;
-        if let Some(meta) = &there
-            && meta.bytes != bytes
-        {
+        let key = name.key();
+        let new = match self.bucket.stat(&key)? {
+            Some(_) => false,
+            None => self.bucket.write(&key, map.bytes())?,
+        };
+        // Another process may have been first.
+        let meta = self.bucket.stat(&key)?.ok_or_else(|| self.missing(&name))?;
+        if !new && !self.holds(&key, &meta, map.bytes())? {
             return Err(Error::input(
                 path.display().to_string(),
                 format!(
-                    "{} has {name} in {} bytes, and this file has {bytes}: another element type or rotation; files of \
-                     a store do not change, remove that one first",
-                    self.shown, meta.bytes
+                    "{} has another file of {name}: of another element type or rotation, or damaged; files of a store \
+                     do not change, remove that one first",
+                    self.shown
                 ),
             ));
         }
-        if there.is_none() {
-            self.bucket.write(&name.key(), map.bytes())?;
-        }
-        let modified = match &there {
-            Some(meta) => meta.modified,
-            None => Some(SystemTime::now()),
-        };
         let entry = Entry {
             name,
-            bytes,
-            modified,
+            bytes: meta.bytes,
+            modified: meta.modified,
         };
-        Ok((entry, there.is_none()))
+        Ok((entry, new))
+    }
+
+    /// Whether the file of a key is these bytes. From afar its beginning will do, in which sizes, types and rotation
+    /// stand.
+    fn holds(&self, key: &str, meta: &Meta, bytes: &[u8]) -> Result<bool> {
+        if meta.bytes != bytes.len() as u64 {
+            return Ok(false);
+        }
+        let count = match self.bucket.path(key) {
+            Some(_) => bytes.len(),
+            None => bytes.len().min(COMPARED),
+        };
+        let mut compared = Compared {
+            left: &bytes[..count],
+            differs: false,
+        };
+        let read = self.bucket.read(key, &mut compared);
+        match (compared.differs, compared.left) {
+            (true, _) => Ok(false),
+            // The rest is not wanted: the reader was told so by an error.
+            (false, []) => Ok(true),
+            (false, _) => read.map(|()| false),
+        }
     }
 
     /// All prefixes, the newest first, then by name.
@@ -280,30 +311,40 @@ impl Store {
     }
 
     /// The path of a prefix on this machine: in the store itself if that is a folder, otherwise in `cache`, a folder
-    /// store, into which it is downloaded the first time.
+    /// store, into which it is downloaded the first time. It is checked to be a sound prefix of that name.
     ///
     /// # Errors
     /// [`Error::Input`] where the store fails or has it not, [`Error::Format`] where what came is not this prefix,
     /// [`Error::Io`].
     pub fn pull(&self, name: &PrefixName, cache: &Path) -> Result<PathBuf> {
         let key = name.key();
+        let odd = |reason: String| Error::format(format!("{}/{key}", self.shown), reason);
+        let check = |path: &Path| -> Result<()> {
+            let (prefix, _) = KvPrefix::read(path).map_err(|error| match error {
+                Error::Format { reason, .. } => odd(reason),
+                error => error,
+            })?;
+            match PrefixName::of(&prefix) {
+                Ok(found) if found == *name => Ok(()),
+                _ => Err(odd("it holds another prefix than its name says".into())),
+            }
+        };
         if let Some(path) = self.bucket.path(&key) {
-            return match regular_file(&path) {
-                Ok(()) => Ok(path),
-                Err(_) => Err(self.missing(name)),
-            };
+            regular_file(&path).map_err(|_| self.missing(name))?;
+            check(&path)?;
+            if path.starts_with(cache) {
+                touch(&path);
+            }
+            return Ok(path);
         }
         let path = cache.join(&key);
         if regular_file(&path).is_ok() {
-            // When it was last used tells what may leave the cache first.
-            let touched = File::options().append(true).open(&path);
-            let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
+            touch(&path);
             return Ok(path);
         }
         let meta = self.bucket.stat(&key)?.ok_or_else(|| self.missing(name))?;
         let folder = cache.join(&name.fingerprint);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let odd = |reason: String| Error::format(format!("{}/{key}", self.shown), reason);
         fill_whole(&path, |file, scratch| {
             let mut bounded = Bounded {
                 file,
@@ -313,14 +354,7 @@ impl Store {
             if bounded.left > 0 {
                 return Err(odd(format!("it ends {} bytes too early", bounded.left)));
             }
-            let (prefix, _) = KvPrefix::read(scratch).map_err(|error| match error {
-                Error::Format { reason, .. } => odd(reason),
-                error => error,
-            })?;
-            match PrefixName::of(&prefix) {
-                Ok(found) if found == *name => Ok(()),
-                _ => Err(odd("it holds another prefix than its name says".into())),
-            }
+            check(scratch)
         })?;
         Ok(path)
     }
@@ -332,21 +366,28 @@ impl Store {
         )
     }
 
-    /// Removes a prefix; caches keep what they have of it.
+    /// What the store knows of a prefix.
     ///
     /// # Errors
     /// [`Error::Input`] where the store fails or has it not, [`Error::Io`] for a folder.
-    pub fn remove(&self, name: &PrefixName) -> Result<Entry> {
-        let meta = self
-            .bucket
-            .stat(&name.key())?
-            .ok_or_else(|| self.missing(name))?;
-        self.bucket.delete(&name.key())?;
+    pub fn entry(&self, name: &PrefixName) -> Result<Entry> {
+        let meta = self.bucket.stat(&name.key())?;
+        let Meta { bytes, modified } = meta.ok_or_else(|| self.missing(name))?;
         Ok(Entry {
             name: name.clone(),
-            bytes: meta.bytes,
-            modified: meta.modified,
+            bytes,
+            modified,
         })
+    }
+
+    /// Removes a prefix; caches keep what they have of it.
+    ///
+    /// # Errors
+    /// Those of [`Store::entry`].
+    pub fn remove(&self, name: &PrefixName) -> Result<Entry> {
+        let entry = self.entry(name)?;
+        self.bucket.delete(&name.key())?;
+        Ok(entry)
     }
 
     /// Removes what `keep` does not keep, the oldest first, and gives what was removed, or with `dry` would be.
@@ -355,18 +396,22 @@ impl Store {
     /// Those of [`Store::list`] and [`Store::remove`]; [`Error::Input`] for ages where the store keeps none.
     pub fn collect(&self, keep: &Keep, dry: bool) -> Result<Vec<Entry>> {
         let now = SystemTime::now();
+        let model = keep.fingerprint.as_deref();
+        if let Some(model) = model
+            && !(SHORTEST..=FINGERPRINT).contains(&model.len()) | !is_hex(model)
+        {
+            let reason = format!("expected {SHORTEST} to {FINGERPRINT} hexadecimal digits");
+            return Err(Error::input(format!("fingerprint {model}"), reason));
+        }
         let mut entries = self.list()?;
-        entries.retain(|entry| {
-            let only = keep.fingerprint.as_ref();
-            only.is_none_or(|fingerprint| entry.name.fingerprint == *fingerprint)
-        });
+        entries.retain(|entry| model.is_none_or(|model| entry.name.fingerprint.starts_with(model)));
         let timed = keep.younger_than.is_some() || keep.bytes.is_some();
         if timed && entries.iter().any(|entry| entry.modified.is_none()) {
             let reason = "it does not say when a file was written; let the server itself end them";
             return Err(Error::input(&self.shown, reason));
         }
         let mut room = keep.bytes.unwrap_or(u64::MAX);
-        let all = !timed;
+        let all = !timed && model.is_some();
         entries.retain(|entry| {
             let age = entry.modified.and_then(|at| now.duration_since(at).ok());
             let old = keep
@@ -393,9 +438,47 @@ fn shown(address: &str) -> String {
         return address.into();
     };
     let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
+    // A password may hold a slash; nothing else of Redis' address holds an @.
+    let rest = match scheme {
+        "redis" => rest.rsplit_once('@').map_or(rest, |(_, host)| host),
+        _ => rest,
+    };
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     format!("{scheme}://{host}{}", path.trim_end_matches('/'))
+}
+
+/// Notes that a file of the cache is used: what was not used for longest leaves it first.
+fn touch(path: &Path) {
+    let touched = File::options().append(true).open(path);
+    // Where that is not allowed, nothing is lost.
+    let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// Bytes of a file from afar that are compared.
+const COMPARED: usize = 2 << 20;
+
+/// Takes bytes as long as they are the same.
+struct Compared<'a> {
+    left: &'a [u8],
+    differs: bool,
+}
+
+impl Write for Compared<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = bytes.len().min(self.left.len());
+        let (now, left) = self.left.split_at(count);
+        self.differs |= now != &bytes[..count];
+        self.left = left;
+        match self.differs || count == 0 {
+            true => Err(std::io::Error::other("no more is wanted")),
+            false => Ok(count),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A file that takes as many bytes as were announced.
@@ -428,6 +511,7 @@ mod tests {
         for (address, want) in [
             ("/a/b", "/a/b"),
             ("redis://user:secret@host:1/0", "redis://host:1/0"),
+            ("redis://user:se/cr@et@host", "redis://host"),
             ("s3://bucket/root/?secret_access_key=x", "s3://bucket/root"),
             ("https://a:b@host", "https://host"),
         ] {

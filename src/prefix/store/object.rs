@@ -140,10 +140,11 @@ impl Bucket for Object {
             .map_err(|error| self.broken(key, &error))
     }
 
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<()> {
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<bool> {
         let options = WriteOptions {
             concurrent: PARTS,
             chunk: Some(PART),
+            if_not_exists: self.operator.info().capability().write_with_if_not_exists,
             ..WriteOptions::default()
         };
         let mut writer = self
@@ -153,7 +154,11 @@ impl Bucket for Object {
         for part in bytes.chunks(PART) {
             writer.write(part.to_vec()).map_err(self.failed())?;
         }
-        writer.close().map(drop).map_err(self.failed())
+        match writer.close() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::ConditionNotMatch => Ok(false),
+            Err(error) => Err(self.failed()(error)),
+        }
     }
 
     fn delete(&self, key: &str) -> Result<()> {

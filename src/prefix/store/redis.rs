@@ -101,8 +101,8 @@ impl Bucket for Redis {
             .map_err(|error| Error::input(&self.shown, format!("{key}: {error}")))
     }
 
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<()> {
-        self.ask(|c| c.set(at(key), bytes))
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<bool> {
+        self.ask(|c| c.set_nx(at(key), bytes))
     }
 
     fn delete(&self, key: &str) -> Result<()> {

@@ -3,6 +3,8 @@
     # Of `prefold export --to transformers`, or any with rotated K.
     prefix = Prefix.open("p.safetensors")
     ids = generate(model, prefix, prompt_ids, max_new_tokens=50, do_sample=False)
+    # Of a store that many machines share.
+    prefix = Prefix.open(PrefixStore("s3://bucket/root").path("FINGERPRINT/CONTENT_ID"))
     # An ICAE's text, after its [AE].
     ids = generate(model, prefix, begin=beginning("adapter"), max_new_tokens=50)
 
