@@ -17,7 +17,7 @@ use prefold::ops::{Backend, Cpu};
 use prefold::prefix::Method;
 use prefold::train::adamw::{AdamW, Moments};
 use prefold::train::objective::{LoraShape, Objective, Sample, Tensor};
-use prefold::train::{MemoryStart, Trainee};
+use prefold::train::{MemoryStart, TrainableModel};
 
 /// Of AdamW, the paper's.
 const LR: f64 = 1e-4;
@@ -124,7 +124,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         alpha: 32.0,
         targets: vec![Target::Q, Target::V],
     };
-    let trainee = Trainee::new(&model, shape, arguments.activations << 20)?;
+    let trainee = TrainableModel::new(&model, shape, arguments.activations << 20)?;
     let made_ready = start.elapsed().as_secs_f64();
     let c = model.config();
     let objective = Objective {

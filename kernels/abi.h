@@ -42,11 +42,11 @@ typedef struct PackParams {
 } PackParams;
 
 /// turn_f32, turn_to_bf16 (from f32), turn_bf16: out[c, r] = x[r, c], each row of out filled up with zeros.
-typedef struct TurnParams {
+typedef struct TransposeParams {
   ADDRESS(const void) x;
   ADDRESS(void) out;              ///< [columns, ld]
   uint32_t rows, columns, ld, stride; ///< stride: elements from one row of x to the next
-} TurnParams;
+} TransposeParams;
 
 /// gemm_f32, gemm_bf16: y = x · wᵀ (+ bias) (+ y), of the first `inner` elements of their rows.
 typedef struct GemmParams {
@@ -385,33 +385,33 @@ typedef struct AttentionBwdParams {
 } AttentionBwdParams;
 
 /// A text that loses tokens window by window.
-typedef struct ThinText {
+typedef struct PruneText {
   uint32_t left; ///< tokens
   uint32_t past; ///< of them in the cache
-  uint32_t read; ///< tokens that the last reading ended at
+  uint32_t read; ///< tokens that the last pass ended at
   uint32_t end;  ///< where the next window's last run could end; `size` before it the window begins
   uint32_t run;  ///< of the next window
   uint32_t runs; ///< where they end
   uint32_t size; ///< tokens of a window
   uint32_t unused;
-} ThinText;
+} PruneText;
 
 /// Tokens of a window that are judged together.
-typedef struct ThinRun {
+typedef struct PruneRun {
   double ratio;    ///< the rank of the threshold as a share of all that is left; 1: all stay
   uint32_t tokens;
   uint32_t last;   ///< of its window
-} ThinRun;
+} PruneRun;
 
-/// thin: one block per text.
-typedef struct ThinParams {
+/// prune: one block per text.
+typedef struct PruneParams {
   ADDRESS(uint32_t) ids;         ///< [grid, capacity]: what is left
   ADDRESS(uint32_t) from;        ///< [grid, capacity]: where each stood at first
   ADDRESS(float) loss;           ///< [grid, capacity]: nll of the token after each
   ADDRESS(float) nll;            ///< [grid, capacity]: last nll of each token, by where it stood at first
   ADDRESS(const float) fresh;    ///< [grid, rows]: nll of what was staged; or null: `loss` has them all
-  ADDRESS(ThinText) texts;       ///< [grid]
-  ADDRESS(const ThinRun) runs;
+  ADDRESS(PruneText) texts;       ///< [grid]
+  ADDRESS(const PruneRun) runs;
   ADDRESS(uint32_t) inputs;      ///< [grid, rows]: ids to read next, 0 after the last
   ADDRESS(uint32_t) targets;     ///< [grid, rows]: the id after each, 0 for none
   ADDRESS(uint32_t) positions;   ///< [grid, rows]
@@ -420,7 +420,7 @@ typedef struct ThinParams {
   uint32_t capacity, rows;
   uint32_t tile;   ///< positions of a tile of attention
   uint32_t cached; ///< keys that fit in shared memory after the histogram
-} ThinParams;
+} PruneParams;
 
 #ifdef __cplusplus
 }

@@ -77,7 +77,7 @@ KERNEL(pack_bf16, PackParams, 256) {
 // are read and written in rows; 33 words a row, so that a column of it lies in all banks. Each element is
 // read and written once: bound by memory. Shared memory: 32 · 33 · 4 bytes.
 template <class In, class Out, class Read, class Write>
-DEVICE void turn(const TurnParams &p, Read read, Write write) {
+DEVICE void transpose(const TransposeParams &p, Read read, Write write) {
   DYNAMIC_SHARED(memory);
   auto square = reinterpret_cast<float *>(memory);
   const unsigned x = threadIdx.x % 32, first_row = blockIdx.x * 32, first_column = blockIdx.y * 32;
@@ -95,14 +95,14 @@ DEVICE void turn(const TurnParams &p, Read read, Write write) {
   }
 }
 
-KERNEL(turn_f32, TurnParams, 256) {
-  turn<float, float>(p, [](float v) { return v; }, [](float v) { return v; });
+KERNEL(turn_f32, TransposeParams, 256) {
+  transpose<float, float>(p, [](float v) { return v; }, [](float v) { return v; });
 }
-KERNEL(turn_to_bf16, TurnParams, 256) {
-  turn<float, uint16_t>(p, [](float v) { return v; }, [](float v) { return to_bf16(v); });
+KERNEL(turn_to_bf16, TransposeParams, 256) {
+  transpose<float, uint16_t>(p, [](float v) { return v; }, [](float v) { return to_bf16(v); });
 }
-KERNEL(turn_bf16, TurnParams, 256) {
-  turn<uint16_t, uint16_t>(
+KERNEL(turn_bf16, TransposeParams, 256) {
+  transpose<uint16_t, uint16_t>(
       p, [](uint16_t v) { return bf16_to_float(v); }, [](float v) { return to_bf16(v); });
 }
 

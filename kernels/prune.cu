@@ -1,11 +1,11 @@
-// Between two readings of texts that lose tokens window by window (LLMLingua, algorithm 2): everything
+// Between two passes of texts that lose tokens window by window (LLMLingua, algorithm 2): everything
 // that depends on scores, so that the host need not know them to launch what follows.
 //
 // One block per text. It takes in the nll of what was just read; judges the window's runs one after the
 // other, each against a threshold over all that is left of the text (radix select, select.cuh); drops what
-// falls below it, together and in order; and stages the next reading: ids, targets, positions, places in
+// falls below it, together and in order; and stages the next pass: ids, targets, positions, places in
 // the cache, tiles of attention. What is kept of a window is read again, now without what was dropped, in
-// front of the next one. So a reading has at most a window's rows more than are new, whatever was kept:
+// front of the next one. So a pass has at most a window's rows more than are new, whatever was kept:
 // grids are made for that bound, the rows of a text begin at its front, and those that are too many stand
 // at its end, where no other row sees them; they have no tile and no place in the cache.
 //
@@ -25,14 +25,14 @@ DEVICE unsigned threshold(SegmentKeys keys, unsigned n, double ratio) {
   return select(keys, n, count - 1, above);
 }
 
-KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
+KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
   DYNAMIC_SHARED(memory);
   auto shared = reinterpret_cast<Shared *>(memory);
   const size_t first = static_cast<size_t>(blockIdx.x) * p.capacity;
   const size_t first_row = static_cast<size_t>(blockIdx.x) * p.rows;
   unsigned *const ids = p.ids + first, *const from = p.from + first;
   float *const loss = p.loss + first, *const nll = p.nll + first;
-  ThinText text = p.texts[blockIdx.x];
+  PruneText text = p.texts[blockIdx.x];
   // All have read it before it is written.
   __syncthreads();
 
@@ -46,7 +46,7 @@ KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
     __syncthreads();
     unsigned end = text.end;
     for (bool last = false; !last; text.run++) {
-      const ThinRun run = p.runs[text.run];
+      const PruneRun run = p.runs[text.run];
       last = run.last;
       const unsigned n = text.left - least(text.left, 1u);
       const unsigned begin = end - text.size, stop = begin + run.tokens;
@@ -77,7 +77,7 @@ KERNEL_BLOCKS(thin, ThinParams, 1024, 1) {
       text.left -= dropped;
       end = stop - dropped + text.size;
     }
-    // The first reading is of the whole text, and nothing of it stays in the cache.
+    // The first pass is of the whole text, and nothing of it stays in the cache.
     text.past = p.fresh ? text.end - text.size : 0;
     text.read = text.end = end;
     if (threadIdx.x == 0) p.texts[blockIdx.x] = text;

@@ -1,4 +1,4 @@
-// The k-th largest of many scores by radix select, for kernels that choose (topk.cu, thin.cu).
+// The k-th largest of many scores by radix select, for kernels that choose (topk.cu, prune.cu).
 //
 // Floats become integers of the same order; three passes of 11, 11 and 10 bits count digits in shared
 // memory and find, from the highest digit down, the one that the k-th largest has. -0 equals 0, and NaN is

@@ -81,7 +81,7 @@ impl Rope {
     }
 
     /// Turns `keys`, rows of `dim` of which row `i` stands at `positions[i]`; `back` undoes it.
-    pub(crate) fn turn(&self, keys: &mut [f32], positions: &[u32], back: bool) {
+    pub(crate) fn rotate(&self, keys: &mut [f32], positions: &[u32], back: bool) {
         let half = self.dim / 2;
         let angles = angles(&self.frequencies(), positions);
         for (key, angles) in keys

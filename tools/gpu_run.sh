@@ -78,7 +78,7 @@ step kernels-bwd 60 bin/kernels kernels_bwd::
 step lora 60 bin/kernels lora::
 step models 90 bin/kernels kernel_models::
 # The golden rows there are the CPU's alone; golden-rows below has them on the device.
-step thin 150 bin/kernels thin:: --skip golden_rows
+step prune 150 bin/kernels prune:: --skip golden_rows
 if [ -n "$gpu" ]; then
   [ -n "$model" ] && step golden-rows 120 bin/kernels device_parity:: --nocapture
 else

@@ -4,5 +4,5 @@
 #include "../layer.cu"
 #include "../lora.cu"
 #include "../nll.cu"
-#include "../thin.cu"
+#include "../prune.cu"
 #include "../topk.cu"

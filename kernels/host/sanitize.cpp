@@ -82,7 +82,7 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
          NllBwdParams{packed_x.data(), packed_w.data(), target.data(), y.data(), gradients.data(), rows, columns,
                       ld, T::SIZE, count, out_ld});
   launch(turn, 1, (columns + 31) / 32, 1, 256, 32 * 33 * 4,
-         TurnParams{y.data(), turned.data(), rows, columns, T::PER_COPY, columns});
+         TransposeParams{y.data(), turned.data(), rows, columns, T::PER_COPY, columns});
   const std::vector<RowSum> sums = {{0, 0, 2, 0}, {1, 2, 3, 0}};
   const std::vector<uint32_t> order = {0, 4, 1, 2, 3};
   launch("scatter_add", 2, 1, 1, 64, 0,
@@ -102,22 +102,22 @@ void selection() {
   launch("gather", 7, 1, 1, 32, 0, GatherParams{x.data(), kept_rows.data(), kept.data(), out.data(), 5, 1});
 }
 
-void thinning() {
+void pruning() {
   // Two texts, of which one has two runs in its window and the other has no window left; keys beyond
   // `cached` are read again.
   const unsigned capacity = 300, rows = 60, tile = 7, cached = 100, tiles = (rows + tile - 1) / tile;
   std::vector<uint32_t> ids(2 * capacity), from(2 * capacity);
   auto loss = floats(2 * capacity), nll = floats(2 * capacity), fresh = floats(2 * rows);
-  const std::vector<ThinRun> runs = {{0.5, 12, 0}, {0.3, 18, 1}, {1.0, 30, 1}};
+  const std::vector<PruneRun> runs = {{0.5, 12, 0}, {0.3, 18, 1}, {1.0, 30, 1}};
   std::vector<uint32_t> inputs(2 * rows), targets = inputs, positions = inputs, places = inputs;
   std::vector<AttentionTile> staged(2 * tiles);
   auto run = [&](const float *scores) {
     for (unsigned i = 0; i < 2 * capacity; i++) ids[i] = i, from[i] = i % capacity;
     // Each order of the launch continues where the one before stopped.
-    std::vector<ThinText> texts = {{290, scores ? 20u : 0, scores ? 80u : 290, 80, 0, 3, 30, 0},
+    std::vector<PruneText> texts = {{290, scores ? 20u : 0, scores ? 80u : 290, 80, 0, 3, 30, 0},
                                    {200, 0, 0, 30, 3, 3, 30, 0}};
-    launch("thin", 2, 1, 1, 96, sizeof(Shared) + 4 * cached,
-           ThinParams{ids.data(), from.data(), loss.data(), nll.data(), scores, texts.data(), runs.data(),
+    launch("prune", 2, 1, 1, 96, sizeof(Shared) + 4 * cached,
+           PruneParams{ids.data(), from.data(), loss.data(), nll.data(), scores, texts.data(), runs.data(),
                       inputs.data(), targets.data(), positions.data(), places.data(), staged.data(), capacity,
                       rows, tile, cached});
   };
@@ -162,7 +162,7 @@ void layers() {
   launch("gelu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{x.data(), dy.data(), dx.data(), rows, width});
   launch("dropout", 2, 1, 1, 64, 0, DropoutParams{x.data(), y.data(), rows * width, 1u << 30, 1, 2, 1.3f, 1});
   std::vector<uint16_t> turned(40 * 8);
-  launch("turn_bf16", 1, 2, 1, 256, 32 * 33 * 4, TurnParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
+  launch("turn_bf16", 1, 2, 1, 256, 32 * 33 * 4, TransposeParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
 }
 
 template <class T> void low_rank(const char *update, const char *gradient) {
@@ -252,7 +252,7 @@ int main(int argc, char **argv) {
   products<F32>("gemm_f32", "nll_f32", "pack_f32", "nll_bwd_f32", "turn_f32");
   products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16", "nll_bwd_bf16", "turn_to_bf16");
   selection();
-  thinning();
+  pruning();
   layers();
   low_rank<LoraF32>("lora_f32", "lora_bwd_f32");
   low_rank<LoraBf16>("lora_bf16", "lora_bwd_bf16");

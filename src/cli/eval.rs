@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::eval::{Holder, Qa, Question, Regenerate, Report, Task, Text, Way, run as measure};
+use crate::eval::{
+    Qa, Question, Regenerate, Report, Representation, Task, Text, Way, run as measure,
+};
 use crate::hard::check_rate;
 use crate::prefix::Method;
 use crate::soft::{Adapter, Settings};
@@ -215,16 +217,21 @@ fn regen(args: RegenArgs) -> Outcome {
     let common = &args.common;
     let model = common.model.open()?;
     let adapters = common.adapters(&model.engine)?;
-    let mut holders = vec![Holder::Full, Holder::None];
-    holders.extend(common.rates.iter().map(|&rate| Holder::RandomTokens(rate)));
-    holders.extend(common.rates.iter().map(|&rate| Holder::Fold(rate)));
+    let mut holders = vec![Representation::Full, Representation::None];
+    holders.extend(
+        common
+            .rates
+            .iter()
+            .map(|&rate| Representation::RandomTokens(rate)),
+    );
+    holders.extend(common.rates.iter().map(|&rate| Representation::Fold(rate)));
     holders.extend(
         adapters
             .iter()
-            .map(|(a, method)| Holder::Prefix(a, *method)),
+            .map(|(a, method)| Representation::Prefix(a, *method)),
     );
-    let (engine, most, seed) = (&model.engine, args.text_tokens, common.seed);
-    let task = Regenerate::new(engine, &texts, most, holders, args.bos, seed)?;
+    let (engine, tokens, seed) = (&model.engine, args.text_tokens, common.seed);
+    let task = Regenerate::new(engine, &texts, tokens, holders, args.bos, seed)?;
     let about = json!({
         "model": model.name,
         "device": model.engine.info().device,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::model::decoder::Input;
 use crate::prefix::KvPrefix;
-use crate::soft::{Adapter, Ask, Finish, Sampling};
+use crate::soft::{Adapter, Finish, Query, Sampling};
 use serde_json::json;
 
 use super::failure::{Failure, Outcome, usage};
@@ -120,7 +120,7 @@ pub fn run(args: Args) -> Outcome {
         }
         ControlFlow::Continue(())
     };
-    let ask = Ask {
+    let ask = Query {
         prefix: prefix.as_ref(),
         prompt: begin.map_or(Input::Ids(&prompt), Input::Embeddings),
         gold: &[],

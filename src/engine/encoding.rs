@@ -15,7 +15,7 @@ use crate::model::config::Config;
 use crate::ops::Backend;
 use crate::prefix::KvPrefix;
 use crate::soft::{
-    Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+    Adapter, Completion, EncodeOptions, Generated, PrefillOptions, Query, Sampling, Source,
 };
 use crate::text::Tokenizer;
 use crate::train::objective::{LoraShape, Objective};
@@ -140,10 +140,10 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
 
     fn answer(
         &self,
-        _: &[Ask<'_>],
+        _: &[Query<'_>],
         _: &Sampling,
         _: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Reply>> {
+    ) -> Result<Vec<Completion>> {
         self.decoder_only("generating text")
     }
 }

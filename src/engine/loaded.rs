@@ -18,16 +18,16 @@ use crate::model::config::Config;
 use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraWeights};
 use crate::model::weights::Weights;
-use crate::model::{Adapted, Scorer, Session, Thinned, Thinning};
+use crate::model::{Adapted, PrunedTokens, Scorer, Session, TokenPruning};
 use crate::ops::Backend;
 use crate::prefix::{KvPrefix, ModelId};
 use crate::soft::{
-    self, Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+    self, Adapter, Completion, EncodeOptions, Generated, PrefillOptions, Query, Sampling, Source,
 };
 use crate::text::Tokenizer;
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::{self, Parameters};
-use crate::train::{self, MemoryStart, Trainee};
+use crate::train::{self, MemoryStart, TrainableModel};
 
 /// What does not lie in a model's own files.
 pub(super) struct Beside<'a> {
@@ -62,12 +62,12 @@ impl<B: Backend> Scorer for WithEncoder<'_, B> {
         self.scorer.estimate_tails(sequences)
     }
 
-    fn thins(&self) -> bool {
-        self.scorer.thins()
+    fn prunes(&self) -> bool {
+        self.scorer.prunes()
     }
 
-    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
-        self.scorer.thin(texts)
+    fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
+        self.scorer.prune(texts)
     }
 
     fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
@@ -267,7 +267,7 @@ impl<B: Backend> Runtime for Loaded<B> {
         activations: usize,
     ) -> Result<Box<dyn train::run::Source + Send + '_>> {
         Ok(Box::new(Trained {
-            trainee: Trainee::new(&self.model, lora, activations)?,
+            trainee: TrainableModel::new(&self.model, lora, activations)?,
             objective,
         }))
     }
@@ -301,10 +301,10 @@ impl<B: Backend> Runtime for Loaded<B> {
 
     fn answer(
         &self,
-        asks: &[Ask<'_>],
+        asks: &[Query<'_>],
         options: &Sampling,
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Reply>> {
+    ) -> Result<Vec<Completion>> {
         for prefix in asks.iter().filter_map(|ask| ask.prefix) {
             prefix.check_model(&self.id())?;
         }
@@ -314,7 +314,7 @@ impl<B: Backend> Runtime for Loaded<B> {
 
 /// An objective over a model.
 struct Trained<'m, B: Backend> {
-    trainee: Trainee<'m, B>,
+    trainee: TrainableModel<'m, B>,
     objective: Objective,
 }
 

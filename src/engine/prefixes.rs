@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::error::Result;
 use crate::prefix::KvPrefix;
 use crate::soft::{
-    Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+    Adapter, Completion, EncodeOptions, Generated, PrefillOptions, Query, Sampling, Source,
 };
 
 /// Makes KV prefixes, and text after them: see [`Engine::prefixes`].
@@ -116,10 +116,10 @@ impl Prefixes<'_> {
     /// As [`Prefixes::generate`], for any of the queries.
     pub fn answer(
         &self,
-        asks: &[Ask<'_>],
+        asks: &[Query<'_>],
         options: &Sampling,
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Reply>> {
+    ) -> Result<Vec<Completion>> {
         let runtime = &self.engine.runtime;
         self.engine
             .call(&self.control, || runtime.answer(asks, options, each))

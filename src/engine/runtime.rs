@@ -10,7 +10,7 @@ use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::prefix::KvPrefix;
 use crate::soft::{
-    Adapter, Ask, EncodeOptions, Generated, PrefillOptions, Reply, Sampling, Source,
+    Adapter, Completion, EncodeOptions, Generated, PrefillOptions, Query, Sampling, Source,
 };
 use crate::text::Tokenizer;
 use crate::train::objective::{LoraShape, Objective};
@@ -66,10 +66,10 @@ pub(super) trait Runtime: Send + Sync {
     ) -> Result<Generated>;
     fn answer(
         &self,
-        asks: &[Ask<'_>],
+        asks: &[Query<'_>],
         options: &Sampling,
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Reply>>;
+    ) -> Result<Vec<Completion>>;
 }
 
 /// Of each chunk in which a text is read the word of each token and its last hidden state, `[tokens, hidden]`.

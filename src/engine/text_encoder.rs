@@ -233,8 +233,8 @@ impl<B: Backend> TokenClassifier for TextEncoder<B> {
             }
         }
         let softmax = |pair: &[f32]| {
-            let most = pair[0].max(pair[1]);
-            let [drop, keep] = [(pair[0] - most).exp(), (pair[1] - most).exp()];
+            let max = pair[0].max(pair[1]);
+            let [drop, keep] = [(pair[0] - max).exp(), (pair[1] - max).exp()];
             keep / (drop + keep)
         };
         let logits = self.encoder.token_logits(inputs)?;

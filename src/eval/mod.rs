@@ -16,5 +16,5 @@ mod run;
 pub use bootstrap::{Interval, interval};
 pub use data::{Question, Text};
 pub use qa::{Qa, Way};
-pub use regenerate::{Holder, Regenerate};
+pub use regenerate::{Regenerate, Representation};
 pub use run::{Answer, Difference, Pair, Report, Row, Task, run};

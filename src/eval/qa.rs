@@ -20,7 +20,7 @@ use crate::hard::{
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
-use crate::soft::{Adapter, Ask, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
+use crate::soft::{Adapter, EncodeOptions, KeepBy, PrefillOptions, Query, Sampling, Source};
 
 /// A way to bring documents to the host.
 #[derive(Debug, Clone)]
@@ -341,9 +341,9 @@ impl Task for Qa<'_> {
             read.push((context, prompt, gold, host_tokens));
             tick();
         }
-        let asks: Vec<Ask<'_>> = read
+        let asks: Vec<Query<'_>> = read
             .iter()
-            .map(|(context, prompt, gold, _)| Ask {
+            .map(|(context, prompt, gold, _)| Query {
                 prefix: match context {
                     Read::Prefix(prefix, _) => Some(prefix),
                     Read::Text(_) => None,

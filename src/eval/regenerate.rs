@@ -16,11 +16,11 @@ use crate::hard::{Request, check_rate};
 use crate::model::decoder::Input;
 use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
-use crate::soft::{Adapter, Ask, EncodeOptions, PrefillOptions, Sampling, Source};
+use crate::soft::{Adapter, EncodeOptions, PrefillOptions, Query, Sampling, Source};
 
 /// What holds a text that is to be given back.
 #[derive(Debug, Clone)]
-pub enum Holder<'a> {
+pub enum Representation<'a> {
     /// The K and V of all of its tokens.
     Full,
     /// Nothing: what the model says to a BOS alone.
@@ -33,23 +33,23 @@ pub enum Holder<'a> {
     Prefix(&'a Adapter, Method),
 }
 
-impl Holder<'_> {
+impl Representation<'_> {
     /// Its name in tables and reports.
     pub fn name(&self) -> &'static str {
         match self {
-            Holder::Full => "full",
-            Holder::None => "none",
-            Holder::RandomTokens(_) => "random-tokens",
-            Holder::Fold(_) => "prefold",
-            Holder::Prefix(_, method) => method.name(),
+            Representation::Full => "full",
+            Representation::None => "none",
+            Representation::RandomTokens(_) => "random-tokens",
+            Representation::Fold(_) => "prefold",
+            Representation::Prefix(_, method) => method.name(),
         }
     }
 
     /// The share of the tokens that it keeps, if it has one.
     fn rate(&self) -> Option<f64> {
         match self {
-            Holder::RandomTokens(rate) | Holder::Fold(rate) => Some(*rate),
-            Holder::Full | Holder::None | Holder::Prefix(..) => None,
+            Representation::RandomTokens(rate) | Representation::Fold(rate) => Some(*rate),
+            Representation::Full | Representation::None | Representation::Prefix(..) => None,
         }
     }
 }
@@ -66,7 +66,7 @@ const TOGETHER: usize = 8;
 pub struct Regenerate<'a> {
     model: &'a Engine,
     texts: Vec<(String, Vec<u32>)>,
-    from: Vec<Holder<'a>>,
+    from: Vec<Representation<'a>>,
     bos: u32,
     seed: u64,
 }
@@ -82,7 +82,7 @@ impl<'a> Regenerate<'a> {
         model: &'a Engine,
         texts: &[Text],
         text_tokens: usize,
-        from: Vec<Holder<'a>>,
+        from: Vec<Representation<'a>>,
         bos: Option<u32>,
         seed: u64,
     ) -> Result<Self> {
@@ -90,7 +90,7 @@ impl<'a> Regenerate<'a> {
             return Err(Error::input("evaluation", "there is nothing to give back"));
         }
         from.iter()
-            .filter_map(Holder::rate)
+            .filter_map(Representation::rate)
             .try_for_each(|rate| check_rate("rates", rate))?;
         let Some(bos) = bos.or(model.info().bos) else {
             let reason = "the model names none to ask for a text with; give one";
@@ -129,21 +129,21 @@ impl<'a> Regenerate<'a> {
             }
         };
         Ok(match from {
-            Holder::None => None,
-            Holder::Full => read(ids.clone())?,
-            Holder::RandomTokens(rate) => {
+            Representation::None => None,
+            Representation::Full => read(ids.clone())?,
+            Representation::RandomTokens(rate) => {
                 let mut random = Random::of(self.seed, &[pair.item as u64]);
                 let mut ids = ids.clone();
                 ids.retain(|_| random.unit() < *rate);
                 read(ids)?
             }
-            Holder::Fold(rate) => {
+            Representation::Fold(rate) => {
                 let tokenizer = self.model.tokenizer()?;
                 let request = Request::new([tokenizer.decode(ids)]).with_rate(*rate);
                 let text = self.model.compress_with(&request, control)?.text;
                 read(tokenizer.encode(&text, false, false)?.ids)?
             }
-            Holder::Prefix(adapter, method) => {
+            Representation::Prefix(adapter, method) => {
                 let options = EncodeOptions {
                     method: Some(*method),
                     piece_tokens: None,
@@ -170,7 +170,7 @@ impl Task for Regenerate<'_> {
     }
 
     fn cases(&self) -> Vec<(String, Option<f64>)> {
-        let name = |from: &Holder<'_>| (from.name().to_string(), from.rate());
+        let name = |from: &Representation<'_>| (from.name().to_string(), from.rate());
         self.from.iter().map(name).collect()
     }
 
@@ -181,10 +181,11 @@ impl Task for Regenerate<'_> {
     fn key(&self, pair: Pair) -> String {
         let from = &self.from[pair.case];
         let adapter = match from {
-            Holder::Prefix(adapter, _) => Some((adapter.id(), adapter.settings())),
+            Representation::Prefix(adapter, _) => Some((adapter.id(), adapter.settings())),
             _ => None,
         };
-        let random = matches!(from, Holder::RandomTokens(_)).then_some((self.seed, pair.item));
+        let random =
+            matches!(from, Representation::RandomTokens(_)).then_some((self.seed, pair.item));
         let all = json!([
             env!("CARGO_PKG_VERSION"),
             "regen",
@@ -212,13 +213,13 @@ impl Task for Regenerate<'_> {
             prefixes.push(self.prefix(*pair, control)?);
             tick();
         }
-        let asks: Vec<Ask<'_>> = pairs
+        let asks: Vec<Query<'_>> = pairs
             .iter()
             .zip(&prefixes)
-            .map(|(pair, prefix)| Ask {
+            .map(|(pair, prefix)| Query {
                 prefix: prefix.as_ref(),
                 prompt: match (&self.from[pair.case], std::slice::from_ref(&self.bos)) {
-                    (Holder::Prefix(adapter, _), bos) => adapter.opening(bos),
+                    (Representation::Prefix(adapter, _), bos) => adapter.opening(bos),
                     (_, bos) => Input::Ids(bos),
                 },
                 gold: &self.texts[pair.item].1,

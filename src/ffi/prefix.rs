@@ -15,7 +15,7 @@ use super::{
 use crate::engine::Engine;
 use crate::prefix::llama_cpp::{Layout, Slot};
 use crate::prefix::{Dtype, KRope, KvPrefix, Method, Placeholder};
-use crate::soft::{Ask, EncodeOptions, KeepBy, PrefillOptions, Sampling, Source};
+use crate::soft::{EncodeOptions, KeepBy, PrefillOptions, Query, Sampling, Source};
 
 /// Text, ids or both; see the header.
 #[repr(C)]
@@ -276,7 +276,7 @@ pub extern "C" fn prefold_regenerate(
         if adapter.begin().is_none() && bos.is_empty() {
             return Err(argument("the model names no BOS to ask for the text with"));
         }
-        let ask = Ask {
+        let ask = Query {
             prefix: Some(&prefix),
             prompt: adapter.opening(&bos),
             gold: &[],

@@ -49,7 +49,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct TurnParams {
+pub struct TransposeParams {
     pub x: u64,
     pub out: u64,
     pub rows: u32,
@@ -59,14 +59,18 @@ pub struct TurnParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TurnParams"][::std::mem::size_of::<TurnParams>() - 32usize];
-    ["Alignment of TurnParams"][::std::mem::align_of::<TurnParams>() - 8usize];
-    ["Offset of field: TurnParams::x"][::std::mem::offset_of!(TurnParams, x) - 0usize];
-    ["Offset of field: TurnParams::out"][::std::mem::offset_of!(TurnParams, out) - 8usize];
-    ["Offset of field: TurnParams::rows"][::std::mem::offset_of!(TurnParams, rows) - 16usize];
-    ["Offset of field: TurnParams::columns"][::std::mem::offset_of!(TurnParams, columns) - 20usize];
-    ["Offset of field: TurnParams::ld"][::std::mem::offset_of!(TurnParams, ld) - 24usize];
-    ["Offset of field: TurnParams::stride"][::std::mem::offset_of!(TurnParams, stride) - 28usize];
+    ["Size of TransposeParams"][::std::mem::size_of::<TransposeParams>() - 32usize];
+    ["Alignment of TransposeParams"][::std::mem::align_of::<TransposeParams>() - 8usize];
+    ["Offset of field: TransposeParams::x"][::std::mem::offset_of!(TransposeParams, x) - 0usize];
+    ["Offset of field: TransposeParams::out"]
+        [::std::mem::offset_of!(TransposeParams, out) - 8usize];
+    ["Offset of field: TransposeParams::rows"]
+        [::std::mem::offset_of!(TransposeParams, rows) - 16usize];
+    ["Offset of field: TransposeParams::columns"]
+        [::std::mem::offset_of!(TransposeParams, columns) - 20usize];
+    ["Offset of field: TransposeParams::ld"][::std::mem::offset_of!(TransposeParams, ld) - 24usize];
+    ["Offset of field: TransposeParams::stride"]
+        [::std::mem::offset_of!(TransposeParams, stride) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -974,7 +978,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct ThinText {
+pub struct PruneText {
     pub left: u32,
     pub past: u32,
     pub read: u32,
@@ -986,35 +990,35 @@ pub struct ThinText {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ThinText"][::std::mem::size_of::<ThinText>() - 32usize];
-    ["Alignment of ThinText"][::std::mem::align_of::<ThinText>() - 4usize];
-    ["Offset of field: ThinText::left"][::std::mem::offset_of!(ThinText, left) - 0usize];
-    ["Offset of field: ThinText::past"][::std::mem::offset_of!(ThinText, past) - 4usize];
-    ["Offset of field: ThinText::read"][::std::mem::offset_of!(ThinText, read) - 8usize];
-    ["Offset of field: ThinText::end"][::std::mem::offset_of!(ThinText, end) - 12usize];
-    ["Offset of field: ThinText::run"][::std::mem::offset_of!(ThinText, run) - 16usize];
-    ["Offset of field: ThinText::runs"][::std::mem::offset_of!(ThinText, runs) - 20usize];
-    ["Offset of field: ThinText::size"][::std::mem::offset_of!(ThinText, size) - 24usize];
-    ["Offset of field: ThinText::unused"][::std::mem::offset_of!(ThinText, unused) - 28usize];
+    ["Size of PruneText"][::std::mem::size_of::<PruneText>() - 32usize];
+    ["Alignment of PruneText"][::std::mem::align_of::<PruneText>() - 4usize];
+    ["Offset of field: PruneText::left"][::std::mem::offset_of!(PruneText, left) - 0usize];
+    ["Offset of field: PruneText::past"][::std::mem::offset_of!(PruneText, past) - 4usize];
+    ["Offset of field: PruneText::read"][::std::mem::offset_of!(PruneText, read) - 8usize];
+    ["Offset of field: PruneText::end"][::std::mem::offset_of!(PruneText, end) - 12usize];
+    ["Offset of field: PruneText::run"][::std::mem::offset_of!(PruneText, run) - 16usize];
+    ["Offset of field: PruneText::runs"][::std::mem::offset_of!(PruneText, runs) - 20usize];
+    ["Offset of field: PruneText::size"][::std::mem::offset_of!(PruneText, size) - 24usize];
+    ["Offset of field: PruneText::unused"][::std::mem::offset_of!(PruneText, unused) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct ThinRun {
+pub struct PruneRun {
     pub ratio: f64,
     pub tokens: u32,
     pub last: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ThinRun"][::std::mem::size_of::<ThinRun>() - 16usize];
-    ["Alignment of ThinRun"][::std::mem::align_of::<ThinRun>() - 8usize];
-    ["Offset of field: ThinRun::ratio"][::std::mem::offset_of!(ThinRun, ratio) - 0usize];
-    ["Offset of field: ThinRun::tokens"][::std::mem::offset_of!(ThinRun, tokens) - 8usize];
-    ["Offset of field: ThinRun::last"][::std::mem::offset_of!(ThinRun, last) - 12usize];
+    ["Size of PruneRun"][::std::mem::size_of::<PruneRun>() - 16usize];
+    ["Alignment of PruneRun"][::std::mem::align_of::<PruneRun>() - 8usize];
+    ["Offset of field: PruneRun::ratio"][::std::mem::offset_of!(PruneRun, ratio) - 0usize];
+    ["Offset of field: PruneRun::tokens"][::std::mem::offset_of!(PruneRun, tokens) - 8usize];
+    ["Offset of field: PruneRun::last"][::std::mem::offset_of!(PruneRun, last) - 12usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct ThinParams {
+pub struct PruneParams {
     pub ids: u64,
     pub from: u64,
     pub loss: u64,
@@ -1034,24 +1038,26 @@ pub struct ThinParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ThinParams"][::std::mem::size_of::<ThinParams>() - 112usize];
-    ["Alignment of ThinParams"][::std::mem::align_of::<ThinParams>() - 8usize];
-    ["Offset of field: ThinParams::ids"][::std::mem::offset_of!(ThinParams, ids) - 0usize];
-    ["Offset of field: ThinParams::from"][::std::mem::offset_of!(ThinParams, from) - 8usize];
-    ["Offset of field: ThinParams::loss"][::std::mem::offset_of!(ThinParams, loss) - 16usize];
-    ["Offset of field: ThinParams::nll"][::std::mem::offset_of!(ThinParams, nll) - 24usize];
-    ["Offset of field: ThinParams::fresh"][::std::mem::offset_of!(ThinParams, fresh) - 32usize];
-    ["Offset of field: ThinParams::texts"][::std::mem::offset_of!(ThinParams, texts) - 40usize];
-    ["Offset of field: ThinParams::runs"][::std::mem::offset_of!(ThinParams, runs) - 48usize];
-    ["Offset of field: ThinParams::inputs"][::std::mem::offset_of!(ThinParams, inputs) - 56usize];
-    ["Offset of field: ThinParams::targets"][::std::mem::offset_of!(ThinParams, targets) - 64usize];
-    ["Offset of field: ThinParams::positions"]
-        [::std::mem::offset_of!(ThinParams, positions) - 72usize];
-    ["Offset of field: ThinParams::places"][::std::mem::offset_of!(ThinParams, places) - 80usize];
-    ["Offset of field: ThinParams::tiles"][::std::mem::offset_of!(ThinParams, tiles) - 88usize];
-    ["Offset of field: ThinParams::capacity"]
-        [::std::mem::offset_of!(ThinParams, capacity) - 96usize];
-    ["Offset of field: ThinParams::rows"][::std::mem::offset_of!(ThinParams, rows) - 100usize];
-    ["Offset of field: ThinParams::tile"][::std::mem::offset_of!(ThinParams, tile) - 104usize];
-    ["Offset of field: ThinParams::cached"][::std::mem::offset_of!(ThinParams, cached) - 108usize];
+    ["Size of PruneParams"][::std::mem::size_of::<PruneParams>() - 112usize];
+    ["Alignment of PruneParams"][::std::mem::align_of::<PruneParams>() - 8usize];
+    ["Offset of field: PruneParams::ids"][::std::mem::offset_of!(PruneParams, ids) - 0usize];
+    ["Offset of field: PruneParams::from"][::std::mem::offset_of!(PruneParams, from) - 8usize];
+    ["Offset of field: PruneParams::loss"][::std::mem::offset_of!(PruneParams, loss) - 16usize];
+    ["Offset of field: PruneParams::nll"][::std::mem::offset_of!(PruneParams, nll) - 24usize];
+    ["Offset of field: PruneParams::fresh"][::std::mem::offset_of!(PruneParams, fresh) - 32usize];
+    ["Offset of field: PruneParams::texts"][::std::mem::offset_of!(PruneParams, texts) - 40usize];
+    ["Offset of field: PruneParams::runs"][::std::mem::offset_of!(PruneParams, runs) - 48usize];
+    ["Offset of field: PruneParams::inputs"][::std::mem::offset_of!(PruneParams, inputs) - 56usize];
+    ["Offset of field: PruneParams::targets"]
+        [::std::mem::offset_of!(PruneParams, targets) - 64usize];
+    ["Offset of field: PruneParams::positions"]
+        [::std::mem::offset_of!(PruneParams, positions) - 72usize];
+    ["Offset of field: PruneParams::places"][::std::mem::offset_of!(PruneParams, places) - 80usize];
+    ["Offset of field: PruneParams::tiles"][::std::mem::offset_of!(PruneParams, tiles) - 88usize];
+    ["Offset of field: PruneParams::capacity"]
+        [::std::mem::offset_of!(PruneParams, capacity) - 96usize];
+    ["Offset of field: PruneParams::rows"][::std::mem::offset_of!(PruneParams, rows) - 100usize];
+    ["Offset of field: PruneParams::tile"][::std::mem::offset_of!(PruneParams, tile) - 104usize];
+    ["Offset of field: PruneParams::cached"]
+        [::std::mem::offset_of!(PruneParams, cached) - 108usize];
 };

@@ -3,8 +3,8 @@
 use super::{Gpu, Launcher, Precision};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Backend, Cpu, Keep, Limits, Linear, LoraPart, LoraUpdate, Norm, NormKind, Pairing,
-    Pick, Room, Rotate, Select, Selection, Texts, Thinning,
+    Attention, Backend, Capacity, Cpu, Keep, Limits, Linear, LoraPart, LoraUpdate, Norm, NormKind,
+    Pairing, Pick, PruneBatch, Rotate, Select, Selection, TokenPruning,
 };
 
 const ROWS: usize = 70;
@@ -31,7 +31,7 @@ impl<L: Launcher> Gpu<L> {
             // Operands are up to 1, sums of squares of rows about 32: in bf16 each product is off by up
             // to 2^-8 of itself, and few of 96 are so the same way.
             let bound = match (self.precision, *op) {
-                (_, "topk" | "thin") => 0.0,
+                (_, "topk" | "prune") => 0.0,
                 (Precision::F32, _) => 1e-4,
                 // Three in one.
                 (Precision::Bf16, "replay") => 0.3,
@@ -199,26 +199,26 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
         vec![(40, 0.2), (60, 0.7)],
         vec![(100, 0.4)],
     ];
-    let text = Thinning {
+    let text = TokenPruning {
         ids: &ids,
         size: 100,
         end: 100,
         windows: &windows,
     };
-    let room = Room::of(&[text]);
+    let room = Capacity::of(&[text]);
     let limits = Limits {
         vocab: VOCAB,
         positions: room.tokens,
     };
-    let mut texts = Texts::new(b, room, limits, 16)?;
+    let mut texts = PruneBatch::new(b, room, limits, 16)?;
     texts.write(b, &[text])?;
     b.write(&floats(room.tokens, 11), texts.first_scores())?;
-    b.thin(&mut texts, None)?;
+    b.prune(&mut texts, None)?;
     for seed in 12..14 {
-        b.thin(&mut texts, Some(&input(room.all_rows(), seed)?))?;
+        b.prune(&mut texts, Some(&input(room.all_rows(), seed)?))?;
     }
-    let thinned = texts.read(b, &[text])?;
-    let kept = thinned.into_iter().flat_map(|text| text.kept);
-    results.push(("thin", kept.map(|i| i as f32).collect()));
+    let pruned = texts.read(b, &[text])?;
+    let kept = pruned.into_iter().flat_map(|text| text.kept);
+    results.push(("prune", kept.map(|i| i as f32).collect()));
     Ok(results)
 }

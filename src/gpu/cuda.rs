@@ -379,11 +379,11 @@ impl Pool {
             reserved: [0; 64],
         };
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        let mut most = u64::MAX;
+        let mut max = u64::MAX;
         // SAFETY: the properties are whole; the attribute is a number of 64 bits.
         unsafe {
             let pool = Pool(result::mem_pool::create(&properties)?);
-            result::mem_pool::set_attribute(pool.0, attribute, (&raw mut most).cast())?;
+            result::mem_pool::set_attribute(pool.0, attribute, (&raw mut max).cast())?;
             Ok(pool)
         }
     }

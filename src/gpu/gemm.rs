@@ -1,6 +1,6 @@
 //! Products by the device's own library, or by `kernels/gemm.cu` where it has none.
 
-use super::abi::{self, GemmParams, PackParams, TurnParams};
+use super::abi::{self, GemmParams, PackParams, TransposeParams};
 use super::{Buf, Gpu, Launch, Launcher, Operand, Precision, Product, Slot, size, tape};
 use crate::error::{Error, Result};
 use crate::ops::expect_len;
@@ -169,7 +169,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         let ld = self.precision.padded(w.outputs);
         let bytes = w.inputs * ld * self.precision.bytes();
         let memory = self.launcher.alloc(bytes, false)?;
-        let params = TurnParams {
+        let params = TransposeParams {
             x: self.launcher.address(&w.memory),
             out: self.launcher.address(&memory),
             rows: size("transposed", w.outputs)?,
@@ -182,7 +182,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             Precision::F32 => "turn_f32",
         };
         // SAFETY: the matrix has rows of `stride` elements, and the memory was made for the turned one.
-        unsafe { self.turn(kernel, &params)? };
+        unsafe { self.transpose(kernel, &params)? };
         Ok(Matrix {
             memory,
             outputs: w.inputs,
@@ -225,7 +225,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             (right, self.at(b), at + second as u64),
         ];
         for (span, from, to) in operands {
-            let params = TurnParams {
+            let params = TransposeParams {
                 x: from + (span.first * size_of::<f32>()) as u64,
                 out: to,
                 rows: size("outer", rows)?,
@@ -234,7 +234,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
                 stride: size("outer", span.stride)?,
             };
             // SAFETY: the span lies within rows of `stride` elements; the operand was made for it.
-            unsafe { self.turn(kernel, &params)? };
+            unsafe { self.transpose(kernel, &params)? };
         }
         let [x, w] = operands.map(|(_, _, at)| Operand { at, ld });
         let product = Product {
@@ -311,7 +311,7 @@ impl<L: Launcher> Gpu<L> {
     /// # Safety
     ///
     /// The matrices are as large as the parameters say.
-    unsafe fn turn(&self, kernel: &'static str, params: &TurnParams) -> Result<()> {
+    unsafe fn transpose(&self, kernel: &'static str, params: &TransposeParams) -> Result<()> {
         let squares = [params.ld, params.columns].map(|side| side.div_ceil(32) as usize);
         let grid = [squares[0], squares[1], 1];
         // SAFETY: the caller's promise.

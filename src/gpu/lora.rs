@@ -76,10 +76,10 @@ struct Aligned<M> {
 
 /// Pieces of a part that a launch can take: at most so many ranks.
 fn pieces(part: &LoraPart) -> impl Iterator<Item = LoraPart> {
-    let (part, most) = (*part, abi::LORA_TILE as usize);
-    (0..part.ranks).step_by(most).map(move |first| LoraPart {
+    let (part, max) = (*part, abi::LORA_TILE as usize);
+    (0..part.ranks).step_by(max).map(move |first| LoraPart {
         rank: part.rank + first,
-        ranks: most.min(part.ranks - first),
+        ranks: max.min(part.ranks - first),
         ..part
     })
 }
@@ -373,7 +373,7 @@ impl<L: Launcher> Gpu<L> {
         shape: &LoraUpdate<'_>,
         update: Update<'_, L::Memory>,
     ) -> Result<()> {
-        let most = abi::LORA_TILE as usize;
+        let max = abi::LORA_TILE as usize;
         let row_tiles = shape.rows.div_ceil(abi::LORA_ROWS as usize);
         let tile = Tile::of(self.precision);
         let spans = &update.spans;
@@ -383,7 +383,7 @@ impl<L: Launcher> Gpu<L> {
         };
         // As many runs as fill the device once: each makes the first product anew.
         let shares = (self.launcher.processors() as usize / row_tiles).max(1);
-        let run = columns.div_ceil(shares).next_multiple_of(most);
+        let run = columns.div_ceil(shares).next_multiple_of(max);
         let (units, run) = match (&update.b, update.together) {
             (None, _) => (spans.len(), 0),
             (Some(_), true) => (columns.div_ceil(run), run),

@@ -22,8 +22,8 @@ mod launch;
 mod layer;
 mod lora;
 mod nll;
+mod prune;
 mod tape;
-mod thin;
 mod topk;
 
 pub use cuda::{Cuda, Recording};
@@ -31,7 +31,7 @@ pub use cuda::{Cuda, Recording};
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
 pub use launch::{Launch, Launcher, Operand, Product};
-pub use thin::Recorded;
+pub use prune::Recorded;
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -1,6 +1,6 @@
-//! Texts that lose tokens window by window, by `kernels/thin.cu`, and the ops of what it stages.
+//! Token pruning by `kernels/prune.cu`, and the ops of what it stages.
 
-use super::abi::{AttentionTile, GatherParams, ThinParams, ThinRun, ThinText};
+use super::abi::{AttentionTile, GatherParams, PruneParams, PruneRun, PruneText};
 use super::attention::Tiles;
 use super::gemm::Matrix;
 use super::launch::Launcher;
@@ -9,14 +9,14 @@ use super::tape::taped;
 use super::topk::{CACHED, FIXED};
 use super::{Buf, Gpu, abi, size};
 use crate::error::{Error, Result};
-use crate::ops::thin::{self, RUN, State, TILE, expect_cache};
-use crate::ops::{Attention, Rotate, Staged, Texts, ThinOp, expect_len};
+use crate::ops::prune::{self, RUN, State, TILE, expect_cache};
+use crate::ops::{Attention, PruneBatch, PruneOp, Rotate, Staged, expect_len};
 
 // The same words on both sides.
-const _: () = assert!(size_of::<ThinText>() == size_of::<State>());
-const _: () = assert!(size_of::<ThinRun>() == RUN * size_of::<u32>());
+const _: () = assert!(size_of::<PruneText>() == size_of::<State>());
+const _: () = assert!(size_of::<PruneRun>() == RUN * size_of::<u32>());
 const _: () = assert!(size_of::<AttentionTile>() == TILE * size_of::<u32>());
-const _: () = assert!(abi::NOWHERE == thin::NOWHERE);
+const _: () = assert!(abi::NOWHERE == prune::NOWHERE);
 
 /// Launches that were recorded, and the state of the memory that ops share at the time.
 pub struct Recorded<L: Launcher> {
@@ -34,7 +34,7 @@ impl<L: Launcher> Default for Recorded<L> {
     }
 }
 
-impl<L: Launcher> ThinOp for Gpu<L> {
+impl<L: Launcher> PruneOp for Gpu<L> {
     type Recorded = Recorded<L>;
 
     fn queues(&self) -> bool {
@@ -80,15 +80,15 @@ impl<L: Launcher> ThinOp for Gpu<L> {
         self.attention_tile(heads, kv_heads, head_dim)
     }
 
-    fn thin(&self, texts: &mut Texts<Self>, fresh: Option<&Buf<L, f32>>) -> Result<()> {
+    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Buf<L, f32>>) -> Result<()> {
         let room = texts.room;
         if let Some(fresh) = fresh {
-            expect_len("thin", "nll", room.all_rows(), fresh.len)?;
+            expect_len("prune", "nll", room.all_rows(), fresh.len)?;
         }
         let states = self.at(&texts.table);
         let from = states + (room.texts * size_of::<State>()) as u64;
         let cached = room.tokens.min(CACHED);
-        let params = ThinParams {
+        let params = PruneParams {
             ids: self.at(&texts.ids),
             from,
             loss: self.at(&texts.loss),
@@ -101,22 +101,22 @@ impl<L: Launcher> ThinOp for Gpu<L> {
             positions: self.at(&texts.positions),
             places: self.at(&texts.places),
             tiles: self.at(&texts.tiles),
-            capacity: size("thin", room.tokens)?,
-            rows: size("thin", room.rows)?,
-            tile: size("thin", texts.tile)?,
-            cached: size("thin", cached)?,
+            capacity: size("prune", room.tokens)?,
+            rows: size("prune", room.rows)?,
+            tile: size("prune", texts.tile)?,
+            cached: size("prune", cached)?,
         };
         // Short texts need no large block: its barriers cost more.
         let threads = (room.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [room.texts, 1, 1];
-        // SAFETY: `Texts` made the buffers for its room and checked what it wrote into them; they
+        // SAFETY: `PruneBatch` made the buffers for its room and checked what it wrote into them; they
         // have no other writer.
-        unsafe { self.launch("thin", grid, threads, FIXED + 4 * (cached + 1), &params) }
+        unsafe { self.launch("prune", grid, threads, FIXED + 4 * (cached + 1), &params) }
     }
 
     fn embed_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         what: Staged,
         table: &Matrix<L>,
         add: bool,
@@ -135,7 +135,7 @@ impl<L: Launcher> ThinOp for Gpu<L> {
 
     fn angles_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         width: usize,
         table: &Buf<L, f32>,
         out: &mut Buf<L, f32>,
@@ -159,7 +159,7 @@ impl<L: Launcher> ThinOp for Gpu<L> {
 
     fn rotate_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         shape: Rotate,
         qkv: &mut Buf<L, f32>,
         norms: Option<[&Buf<L, f32>; 2]>,
@@ -182,7 +182,7 @@ impl<L: Launcher> ThinOp for Gpu<L> {
 
     fn attention_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         shape: &Attention<'_>,
         qkv: &Buf<L, f32>,
         k: &Buf<L, f32>,
@@ -226,7 +226,7 @@ impl<L: Launcher> ThinOp for Gpu<L> {
 
     fn nll_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,

@@ -34,9 +34,9 @@ pub use request::{Budget, Request, check_rate};
 pub use result::{Compressed, KeptContext, LlmLinguaResult, Piece};
 
 use crate::error::Result;
-use crate::model::{Scorer, together};
+use crate::model::{Scorer, coalesce};
 
-pub(crate) use crate::model::SEATS as AT_A_TIME;
+pub(crate) use crate::model::MAX_WORKERS as AT_A_TIME;
 use crate::text::Tokenizer;
 
 /// Shortens a prompt; `lm` scores it.
@@ -79,7 +79,7 @@ pub fn compress_many(
     tokenizer: &Tokenizer,
     requests: &[Request],
 ) -> Vec<Result<Compressed>> {
-    together(lm, requests, |lm, request| compress(lm, tokenizer, request))
+    coalesce(lm, requests, |lm, request| compress(lm, tokenizer, request))
 }
 
 /// Shortens a conversation, the body of a request to a chat model; `lm` scores its texts.

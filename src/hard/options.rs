@@ -505,7 +505,7 @@ impl Exact {
 
 impl LlmLingua2 {
     /// Leaves a chunk 128 of 512 tokens.
-    const MOST_OVERLAP: usize = 192;
+    const MAX_OVERLAP: usize = 192;
 
     /// Refuses values outside their range, and what has no effect.
     pub(super) fn check(&self, question: &str) -> Result<()> {
@@ -515,10 +515,10 @@ impl LlmLingua2 {
                 "the share of contexts to keep is 0 or more",
             ));
         }
-        if self.overlap > Self::MOST_OVERLAP {
+        if self.overlap > Self::MAX_OVERLAP {
             return Err(Error::input(
                 format!("overlap {}", self.overlap),
-                format!("at most {} tokens", Self::MOST_OVERLAP),
+                format!("at most {} tokens", Self::MAX_OVERLAP),
             ));
         }
         if self.rank_by_question && question.trim().is_empty() {

@@ -64,8 +64,8 @@ pub fn by_words(original: &str, compressed: &str, response: &str) -> String {
                 }
             }
             let stretch = first..last + 1;
-            let better = best.as_ref().is_none_or(|(most, shortest)| {
-                found > *most || (found == *most && stretch.len() < shortest.len())
+            let better = best.as_ref().is_none_or(|(most_found, shortest)| {
+                found > *most_found || (found == *most_found && stretch.len() < shortest.len())
             });
             if better {
                 best = Some((found, stretch));

@@ -5,7 +5,7 @@
 //! round. Every layer's input is kept; what else a layer's backward needs is kept for as many layers as
 //! memory is given for, and made again for the others.
 
-use super::buffers::{Buffers, Lent};
+use super::buffers::{Buffers, PooledBuffer};
 use super::config::Family;
 use super::decoder::{Layer, Model, NormWeights, norm_shape};
 use super::trained::{Pair, Trained};
@@ -56,49 +56,49 @@ pub(crate) struct Memory<'p, B: Backend> {
     /// Memory tokens of each sequence.
     pub rows: usize,
     /// K and V by layer, `[sequences, rows, kv_heads, head_dim]`.
-    layers: Vec<[Lent<'p, B>; 2]>,
+    layers: Vec<[PooledBuffer<'p, B>; 2]>,
 }
 
 /// What a pass leaves for its backward.
 pub(crate) struct Acts<'p, B: Backend> {
-    angles: Lent<'p, B>,
+    angles: PooledBuffer<'p, B>,
     /// The input of each layer, and of the last norm unless the pass ended before.
-    inputs: Vec<Lent<'p, B>>,
+    inputs: Vec<PooledBuffer<'p, B>>,
     /// By layer, if it was kept.
     layers: Vec<Option<LayerActs<'p, B>>>,
     /// The last hidden states, normed: what the head reads. Empty where they are not asked for.
-    pub hidden: Lent<'p, B>,
+    pub hidden: PooledBuffer<'p, B>,
     /// What [`Role::Encode`] asks for.
     pub memory: Option<Memory<'p, B>>,
 }
 
 struct LayerActs<'p, B: Backend> {
     /// Rotated.
-    qkv: Lent<'p, B>,
+    qkv: PooledBuffer<'p, B>,
     /// Before norms over heads, where there are such.
-    raw: Option<Lent<'p, B>>,
+    raw: Option<PooledBuffer<'p, B>>,
     /// Prefixes first.
-    k: Lent<'p, B>,
-    v: Lent<'p, B>,
+    k: PooledBuffer<'p, B>,
+    v: PooledBuffer<'p, B>,
     /// Not where the pass ends with K and V.
     rest: Option<Rest<'p, B>>,
 }
 
 struct Rest<'p, B: Backend> {
-    attention: Lent<'p, B>,
-    lse: Lent<'p, B>,
+    attention: PooledBuffer<'p, B>,
+    lse: PooledBuffer<'p, B>,
     /// The residual stream after attention.
-    middle: Lent<'p, B>,
-    up: Lent<'p, B>,
+    middle: PooledBuffer<'p, B>,
+    up: PooledBuffer<'p, B>,
 }
 
 /// What a backward gives.
 pub(crate) struct Gradients<'p, B: Backend> {
     /// Of the adapter's factors, by the name in [`super::trained::Factor`]; those of B are of the
     /// scaled B. What has none is not there.
-    pub lora: Vec<(usize, Lent<'p, B>)>,
+    pub lora: Vec<(usize, PooledBuffer<'p, B>)>,
     /// Of the embeddings that went in.
-    pub inputs: Option<Lent<'p, B>>,
+    pub inputs: Option<PooledBuffer<'p, B>>,
     /// Of [`Role::Decode`]'s memory.
     pub memory: Option<Memory<'p, B>>,
 }
@@ -126,17 +126,17 @@ impl<'m, B: Backend> Backward<'m, B> {
         })
     }
 
-    pub fn take(&self, len: usize) -> Result<Lent<'_, B>> {
+    pub fn take(&self, len: usize) -> Result<PooledBuffer<'_, B>> {
         self.buffers.take(&self.model.backend, len)
     }
 
-    fn zeros(&self, len: usize) -> Result<Lent<'_, B>> {
+    fn zeros(&self, len: usize) -> Result<PooledBuffer<'_, B>> {
         let mut buf = self.take(len)?;
         self.model.backend.clear(&mut buf, 0..len)?;
         Ok(buf)
     }
 
-    fn copied(&self, from: &B::Buf<f32>, len: usize) -> Result<Lent<'_, B>> {
+    fn copied(&self, from: &B::Buf<f32>, len: usize) -> Result<PooledBuffer<'_, B>> {
         let mut buf = self.take(len)?;
         self.model.backend.copy(from, 0..len, &mut buf, 0)?;
         Ok(buf)
@@ -163,7 +163,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     /// the first `keep` layers.
     pub fn forward<'p>(
         &'p self,
-        mut x: Lent<'p, B>,
+        mut x: PooledBuffer<'p, B>,
         pass: &Pass<'_, B>,
         keep: usize,
     ) -> Result<Acts<'p, B>> {
@@ -338,7 +338,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         matches!(pass.role, Role::Encode(_)) && i + 1 == self.model.layers.len()
     }
 
-    fn activate(&self, rows: usize, up: &B::Buf<f32>) -> Result<Lent<'_, B>> {
+    fn activate(&self, rows: usize, up: &B::Buf<f32>) -> Result<PooledBuffer<'_, B>> {
         let (b, c) = (&self.model.backend, &self.model.config);
         let mut inner = self.take(rows * c.ffn)?;
         match c.family {
@@ -354,7 +354,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         i: usize,
         pass: &Pass<'_, B>,
         rest: &Rest<'_, B>,
-    ) -> Result<Lent<'p, B>> {
+    ) -> Result<PooledBuffer<'p, B>> {
         let rows: usize = pass.lengths.iter().sum();
         let inner = self.activate(rows, &rest.up)?;
         let mut out = self.copied(&rest.middle, rows * self.model.config.hidden)?;
@@ -370,10 +370,10 @@ impl<'m, B: Backend> Backward<'m, B> {
         lengths: &[usize],
         count: usize,
         from: [&B::Buf<f32>; 2],
-    ) -> Result<[Lent<'_, B>; 2]> {
+    ) -> Result<[PooledBuffer<'_, B>; 2]> {
         let c = &self.model.config;
         let kv = c.kv_heads * c.head_dim;
-        let [k, v] = from.map(|from| -> Result<Lent<'_, B>> {
+        let [k, v] = from.map(|from| -> Result<PooledBuffer<'_, B>> {
             let mut out = self.take(lengths.len() * count * kv)?;
             let mut end = 0;
             for (i, &length) in lengths.iter().enumerate() {
@@ -432,7 +432,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         x: &B::Buf<f32>,
         dy: &B::Buf<f32>,
         dx: Option<&mut B::Buf<f32>>,
-        found: &mut Vec<(usize, Lent<'p, B>)>,
+        found: &mut Vec<(usize, PooledBuffer<'p, B>)>,
     ) -> Result<()> {
         let Some(pair) = pass.lora.and_then(|lora| lora.pair(i, group)) else {
             return Ok(());
@@ -440,7 +440,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         let update = self.update(pass, i, group, pair);
         // Q, the first rows of the first group, is not read where the pass ends with K and V.
         let unread = group == 0 && self.ends(pass, i);
-        let take = |part: &LoraPart| -> Result<Option<[Lent<'p, B>; 2]>> {
+        let take = |part: &LoraPart| -> Result<Option<[PooledBuffer<'p, B>; 2]>> {
             if unread && part.output == 0 {
                 return Ok(None);
             }
@@ -451,7 +451,7 @@ impl<'m, B: Backend> Backward<'m, B> {
             .parts
             .iter()
             .map(take)
-            .collect::<Result<Vec<Option<[Lent<'p, B>; 2]>>>>()?;
+            .collect::<Result<Vec<Option<[PooledBuffer<'p, B>; 2]>>>>()?;
         let mut gradients: Vec<Option<[&mut B::Buf<f32>; 2]>> = lent
             .iter_mut()
             .map(|pair| pair.as_mut().map(|[da, db]| [&mut **da, &mut **db]))
@@ -478,7 +478,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         acts: &Acts<'_, B>,
         rows: usize,
         picks: &[Pick],
-    ) -> Result<(Vec<f32>, Lent<'_, B>)> {
+    ) -> Result<(Vec<f32>, PooledBuffer<'_, B>)> {
         let (model, b) = (self.model, &self.model.backend);
         let width = model.config.hidden;
         let mut nll = self.take(picks.len())?;
@@ -530,7 +530,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         group: usize,
         rows: usize,
         dy: &B::Buf<f32>,
-    ) -> Result<Lent<'_, B>> {
+    ) -> Result<PooledBuffer<'_, B>> {
         let layer = &self.model.layers[i];
         let projection = [&layer.qkv, &layer.output, &layer.up, &layer.down][group];
         let shape = Linear {
@@ -553,7 +553,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         &'p self,
         pass: &Pass<'_, B>,
         acts: Acts<'p, B>,
-        dh: Option<Lent<'p, B>>,
+        dh: Option<PooledBuffer<'p, B>>,
         dmemory: Option<&Memory<'p, B>>,
     ) -> Result<Gradients<'p, B>> {
         let (model, b, c) = (self.model, &self.model.backend, &self.model.config);
@@ -570,7 +570,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         } = acts;
         drop((hidden, memory));
         let mut found = Vec::new();
-        let mut of_memory: Vec<[Lent<'p, B>; 2]> = Vec::new();
+        let mut of_memory: Vec<[PooledBuffer<'p, B>; 2]> = Vec::new();
 
         let mut dx = self.zeros(rows * c.hidden)?;
         if let (Some(dh), Some(x)) = (dh, inputs.get(model.layers.len())) {
@@ -664,8 +664,8 @@ impl<'m, B: Backend> Backward<'m, B> {
         pass: &Pass<'_, B>,
         rest: &Rest<'_, B>,
         dx: &mut B::Buf<f32>,
-        found: &mut Vec<(usize, Lent<'p, B>)>,
-    ) -> Result<Lent<'p, B>> {
+        found: &mut Vec<(usize, PooledBuffer<'p, B>)>,
+    ) -> Result<PooledBuffer<'p, B>> {
         let (model, b, c) = (self.model, &self.model.backend, &self.model.config);
         let rows: usize = pass.lengths.iter().sum();
         let has = |group| pass.lora.is_some_and(|lora| lora.pair(i, group).is_some());

@@ -15,7 +15,7 @@ impl<S: Storage> Buffers<S> {
     }
 
     /// A buffer of at least `len` elements with any content; it comes back when it is dropped.
-    pub fn take(&self, storage: &S, len: usize) -> Result<Lent<'_, S>> {
+    pub fn take(&self, storage: &S, len: usize) -> Result<PooledBuffer<'_, S>> {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that fits and is not far too large; else one that was outgrown makes room.
         let of_size = |low: usize, high: usize| {
@@ -37,8 +37,8 @@ impl<S: Storage> Buffers<S> {
         Ok(self.lend(len, storage.zeros(len)?))
     }
 
-    fn lend(&self, len: usize, buf: S::Buf<f32>) -> Lent<'_, S> {
-        Lent {
+    fn lend(&self, len: usize, buf: S::Buf<f32>) -> PooledBuffer<'_, S> {
+        PooledBuffer {
             from: self,
             len,
             buf: Some(buf),
@@ -47,14 +47,14 @@ impl<S: Storage> Buffers<S> {
 }
 
 /// A buffer of [`Buffers`].
-pub(crate) struct Lent<'a, S: Storage> {
+pub(crate) struct PooledBuffer<'a, S: Storage> {
     from: &'a Buffers<S>,
     len: usize,
     /// Until it is dropped.
     buf: Option<S::Buf<f32>>,
 }
 
-impl<S: Storage> Deref for Lent<'_, S> {
+impl<S: Storage> Deref for PooledBuffer<'_, S> {
     type Target = S::Buf<f32>;
 
     fn deref(&self) -> &S::Buf<f32> {
@@ -65,7 +65,7 @@ impl<S: Storage> Deref for Lent<'_, S> {
     }
 }
 
-impl<S: Storage> DerefMut for Lent<'_, S> {
+impl<S: Storage> DerefMut for PooledBuffer<'_, S> {
     fn deref_mut(&mut self) -> &mut S::Buf<f32> {
         match &mut self.buf {
             Some(buf) => buf,
@@ -74,7 +74,7 @@ impl<S: Storage> DerefMut for Lent<'_, S> {
     }
 }
 
-impl<S: Storage> Drop for Lent<'_, S> {
+impl<S: Storage> Drop for PooledBuffer<'_, S> {
     fn drop(&mut self) {
         if let Some(buf) = self.buf.take() {
             let mut spare = self.from.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Several pieces of work that ask one model: what they ask meanwhile goes to it in one.
+//! Request batching: what several pieces of work ask of one model shares its forward passes.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,10 +6,10 @@ use std::thread;
 
 use crate::control::Call;
 use crate::error::{Error, Result};
-use crate::model::{Scorer, Session, Thinned, Thinning};
+use crate::model::{PrunedTokens, Scorer, Session, TokenPruning};
 
 /// Pieces of work at a time: each has a thread.
-pub(crate) const SEATS: usize = 16;
+pub(crate) const MAX_WORKERS: usize = 16;
 
 /// Does `work` for every item, in any order; gives the results in the items' order.
 ///
@@ -19,28 +19,28 @@ pub(crate) const SEATS: usize = 16;
 ///
 /// What shares a pass depends on the work only, never on how threads run, so that results are the same
 /// every time.
-pub(crate) fn together<T: Sync, R: Send>(
+pub(crate) fn coalesce<T: Sync, R: Send>(
     model: &dyn Scorer,
     items: &[T],
     work: impl Fn(&dyn Scorer, &T) -> R + Sync,
 ) -> Vec<R> {
-    if !model.thins() || items.len() < 2 {
+    if !model.prunes() || items.len() < 2 {
         return items.iter().map(|item| work(model, item)).collect();
     }
     items
-        .chunks(SEATS)
-        .flat_map(|items| round(model, items, &work))
+        .chunks(MAX_WORKERS)
+        .flat_map(|items| run_batch(model, items, &work))
         .collect()
 }
 
-fn round<T: Sync, R: Send>(
+fn run_batch<T: Sync, R: Send>(
     model: &dyn Scorer,
     items: &[T],
     work: &(impl Fn(&dyn Scorer, &T) -> R + Sync),
 ) -> Vec<R> {
-    let table = Table {
+    let coalescer = Coalescer {
         model,
-        desk: Mutex::new(Desk {
+        requests: Mutex::new(Requests {
             busy: items.len(),
             asked: BTreeMap::new(),
             answered: BTreeMap::new(),
@@ -48,17 +48,17 @@ fn round<T: Sync, R: Send>(
         }),
         answers: Condvar::new(),
     };
-    let table = &table;
+    let coalescer = &coalescer;
     // Threads of ours work for the call of the thread that waits for them.
     let call = &Call::current();
     thread::scope(|scope| {
-        let at_work = items.iter().enumerate().map(|(seat, item)| {
-            let seat = Seat { table, seat };
+        let at_work = items.iter().enumerate().map(|(worker, item)| {
+            let worker = Worker { coalescer, worker };
             let spawned = thread::Builder::new()
-                .spawn_scoped(scope, move || call.enter(|| work(&seat, item)));
+                .spawn_scoped(scope, move || call.enter(|| work(&worker, item)));
             (spawned, item)
         });
-        // All sit down before anybody is waited for.
+        // All threads start before the first is waited for.
         let at_work: Vec<_> = at_work.collect();
         at_work
             .into_iter()
@@ -67,39 +67,39 @@ fn round<T: Sync, R: Send>(
                     Ok(result) => result,
                     Err(panic) => std::panic::resume_unwind(panic),
                 },
-                // No thread to be had. Its seat was given back with the closure.
+                // No thread could be started; its worker was dropped with the closure.
                 Err(_) => work(model, item),
             })
             .collect()
     })
 }
 
-/// Where the work comes together.
-struct Table<'m> {
+/// Collects what the workers ask until all of them wait, and asks the model once.
+struct Coalescer<'m> {
     model: &'m dyn Scorer,
-    desk: Mutex<Desk>,
+    requests: Mutex<Requests>,
     answers: Condvar,
 }
 
-struct Desk {
-    /// Seats that do not wait for an answer.
+struct Requests {
+    /// Workers that do not wait for an answer.
     busy: usize,
-    /// By seat.
-    asked: BTreeMap<usize, Ask>,
+    /// By worker.
+    asked: BTreeMap<usize, Query>,
     answered: BTreeMap<usize, Result<Answer>>,
     /// A worker broke off, perhaps with the questions of all.
     broken: bool,
 }
 
-enum Ask {
+enum Query {
     Tails {
         sequences: Vec<(Vec<u32>, usize)>,
         estimate: bool,
     },
-    Thin(Vec<Owned>),
+    Prune(Vec<Owned>),
 }
 
-/// A [`Thinning`] of its own.
+/// A [`TokenPruning`] of its own.
 struct Owned {
     ids: Vec<u32>,
     size: usize,
@@ -109,34 +109,34 @@ struct Owned {
 
 enum Answer {
     Tails(Vec<Vec<f32>>),
-    Thin(Vec<Thinned>),
+    Pruned(Vec<PrunedTokens>),
 }
 
-/// One piece of work's scorer.
-struct Seat<'t, 'm> {
-    table: &'t Table<'m>,
-    seat: usize,
+/// The scorer of one piece of work.
+struct Worker<'t, 'm> {
+    coalescer: &'t Coalescer<'m>,
+    worker: usize,
 }
 
-impl Table<'_> {
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+impl Coalescer<'_> {
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers all that was asked: in as few calls as possible, and where such a call fails one by one, so
     /// that each caller gets its own error only.
-    fn serve(&self, asked: BTreeMap<usize, Ask>) -> BTreeMap<usize, Result<Answer>> {
+    fn serve(&self, asked: BTreeMap<usize, Query>) -> BTreeMap<usize, Result<Answer>> {
         let mut answers = BTreeMap::new();
-        let mut kinds: [Vec<(usize, Ask)>; 3] = Default::default();
-        for (seat, ask) in asked {
+        let mut kinds: [Vec<(usize, Query)>; 3] = Default::default();
+        for (worker, ask) in asked {
             let kind = match ask {
-                Ask::Tails { estimate, .. } => usize::from(estimate),
-                Ask::Thin(_) => 2,
+                Query::Tails { estimate, .. } => usize::from(estimate),
+                Query::Prune(_) => 2,
             };
-            kinds[kind].push((seat, ask));
+            kinds[kind].push((worker, ask));
         }
         for asks in kinds {
-            let all: Vec<&Ask> = asks.iter().map(|(_, ask)| ask).collect();
+            let all: Vec<&Query> = asks.iter().map(|(_, ask)| ask).collect();
             match self.ask(&all) {
                 Ok(all) => {
                     answers.extend(asks.iter().map(|ask| ask.0).zip(all.into_iter().map(Ok)))
@@ -144,9 +144,9 @@ impl Table<'_> {
                 Err(error) if asks.len() == 1 => {
                     answers.insert(asks[0].0, Err(error));
                 }
-                Err(_) => answers.extend(asks.iter().map(|(seat, ask)| {
+                Err(_) => answers.extend(asks.iter().map(|(worker, ask)| {
                     let own = self.ask(&[ask]).map(|mut answers| answers.remove(0));
-                    (*seat, own)
+                    (*worker, own)
                 })),
             }
         }
@@ -154,20 +154,20 @@ impl Table<'_> {
     }
 
     /// The answers to questions of one kind.
-    fn ask(&self, asks: &[&Ask]) -> Result<Vec<Answer>> {
+    fn ask(&self, asks: &[&Query]) -> Result<Vec<Answer>> {
         let mut sequences: Vec<(&[u32], usize)> = Vec::new();
-        let mut texts: Vec<Thinning<'_>> = Vec::new();
+        let mut texts: Vec<TokenPruning<'_>> = Vec::new();
         let mut estimates = false;
         for ask in asks {
             match ask {
-                Ask::Tails {
+                Query::Tails {
                     sequences: own,
                     estimate,
                 } => {
                     sequences.extend(own.iter().map(|(ids, from)| (ids.as_slice(), *from)));
                     estimates = *estimate;
                 }
-                Ask::Thin(own) => texts.extend(own.iter().map(Owned::text)),
+                Query::Prune(own) => texts.extend(own.iter().map(Owned::text)),
             }
         }
         let scores = match estimates {
@@ -175,24 +175,24 @@ impl Table<'_> {
             true => self.model.estimate_tails(&sequences)?,
             false => self.model.score_tails(&sequences)?,
         };
-        let thinned = match texts.is_empty() {
+        let pruned = match texts.is_empty() {
             true => Vec::new(),
-            false => self.model.thin(&texts)?,
+            false => self.model.prune(&texts)?,
         };
-        let (mut scores, mut thinned) = (scores.into_iter(), thinned.into_iter());
-        let answer = |ask: &&Ask| match ask {
-            Ask::Tails { sequences, .. } => {
+        let (mut scores, mut pruned) = (scores.into_iter(), pruned.into_iter());
+        let answer = |ask: &&Query| match ask {
+            Query::Tails { sequences, .. } => {
                 Answer::Tails(scores.by_ref().take(sequences.len()).collect())
             }
-            Ask::Thin(texts) => Answer::Thin(thinned.by_ref().take(texts.len()).collect()),
+            Query::Prune(texts) => Answer::Pruned(pruned.by_ref().take(texts.len()).collect()),
         };
         Ok(asks.iter().map(answer).collect())
     }
 }
 
 impl Owned {
-    fn text(&self) -> Thinning<'_> {
-        Thinning {
+    fn text(&self) -> TokenPruning<'_> {
+        TokenPruning {
             ids: &self.ids,
             size: self.size,
             end: self.end,
@@ -201,74 +201,74 @@ impl Owned {
     }
 }
 
-impl Seat<'_, '_> {
+impl Worker<'_, '_> {
     /// Asks, and waits. The last one to come asks the model for all.
-    fn ask(&self, ask: Ask) -> Result<Answer> {
-        let mut desk = self.table.desk();
-        desk.asked.insert(self.seat, ask);
-        desk.busy -= 1;
+    fn ask(&self, ask: Query) -> Result<Answer> {
+        let mut requests = self.coalescer.requests();
+        requests.asked.insert(self.worker, ask);
+        requests.busy -= 1;
         loop {
-            if let Some(answer) = desk.answered.remove(&self.seat) {
+            if let Some(answer) = requests.answered.remove(&self.worker) {
                 return answer;
             }
-            if desk.busy == 0 && !desk.asked.is_empty() {
+            if requests.busy == 0 && !requests.asked.is_empty() {
                 // All others wait, so the lock may be held meanwhile.
-                let asked = std::mem::take(&mut desk.asked);
-                let answered = self.table.serve(asked);
+                let asked = std::mem::take(&mut requests.asked);
+                let answered = self.coalescer.serve(asked);
                 // Busy from now on, not from when they wake up: who is quick waits for the others.
-                desk.busy += answered.len();
-                desk.answered.extend(answered);
-                self.table.answers.notify_all();
+                requests.busy += answered.len();
+                requests.answered.extend(answered);
+                self.coalescer.answers.notify_all();
                 continue;
             }
-            if desk.broken {
-                desk.busy += 1;
+            if requests.broken {
+                requests.busy += 1;
                 return Err(Error::input("prompt", "the work on another one broke off"));
             }
-            let waited = self.table.answers.wait(desk);
-            desk = waited.unwrap_or_else(PoisonError::into_inner);
+            let waited = self.coalescer.answers.wait(requests);
+            requests = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     fn tails(&self, sequences: &[(&[u32], usize)], estimate: bool) -> Result<Vec<Vec<f32>>> {
         let sequences = sequences.iter().map(|(ids, from)| (ids.to_vec(), *from));
-        let ask = Ask::Tails {
+        let ask = Query::Tails {
             sequences: sequences.collect(),
             estimate,
         };
         match self.ask(ask)? {
             Answer::Tails(scores) => Ok(scores),
-            Answer::Thin(_) => unreachable!("an answer is of its question's kind"),
+            Answer::Pruned(_) => unreachable!("an answer is of its question's kind"),
         }
     }
 }
 
-impl Drop for Seat<'_, '_> {
+impl Drop for Worker<'_, '_> {
     fn drop(&mut self) {
-        let mut desk = self.table.desk();
-        desk.busy = desk.busy.saturating_sub(1);
-        desk.broken |= thread::panicking();
-        drop(desk);
+        let mut requests = self.coalescer.requests();
+        requests.busy = requests.busy.saturating_sub(1);
+        requests.broken |= thread::panicking();
+        drop(requests);
         // All others may wait for this one.
-        self.table.answers.notify_all();
+        self.coalescer.answers.notify_all();
     }
 }
 
-impl Scorer for Seat<'_, '_> {
+impl Scorer for Worker<'_, '_> {
     fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
-        self.table.model.similarity(question, texts)
+        self.coalescer.model.similarity(question, texts)
     }
 
     fn similarity_unit(&self) -> Option<f64> {
-        self.table.model.similarity_unit()
+        self.coalescer.model.similarity_unit()
     }
 
     fn max_positions(&self) -> usize {
-        self.table.model.max_positions()
+        self.coalescer.model.max_positions()
     }
 
     fn session(&self) -> Result<Box<dyn Session + '_>> {
-        self.table.model.session()
+        self.coalescer.model.session()
     }
 
     fn score_tails(&self, sequences: &[(&[u32], usize)]) -> Result<Vec<Vec<f32>>> {
@@ -279,19 +279,19 @@ impl Scorer for Seat<'_, '_> {
         self.tails(sequences, true)
     }
 
-    fn thins(&self) -> bool {
+    fn prunes(&self) -> bool {
         true
     }
 
-    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+    fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let texts = texts.iter().map(|text| Owned {
             ids: text.ids.to_vec(),
             size: text.size,
             end: text.end,
             windows: text.windows.to_vec(),
         });
-        match self.ask(Ask::Thin(texts.collect()))? {
-            Answer::Thin(thinned) => Ok(thinned),
+        match self.ask(Query::Prune(texts.collect()))? {
+            Answer::Pruned(pruned) => Ok(pruned),
             Answer::Tails(_) => unreachable!("an answer is of its question's kind"),
         }
     }

@@ -1,7 +1,7 @@
 //! The forward of a decoder: Llama and its kin, Qwen, GPT-2.
 
-mod round;
 mod step;
+mod workspace;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,12 +15,12 @@ use crate::model::weights::Weights;
 use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate, RowSource};
 use crate::rope;
 
-pub(in crate::model) use round::Round;
+pub(in crate::model) use workspace::Workspace;
 
 /// An open model on a device. Any number of threads may use it at once.
 pub struct Model<B: Backend> {
-    /// Texts' rooms that are not in use, the one last used last. They go before the device does.
-    pub(super) rounds: Mutex<Vec<Round<B>>>,
+    /// Workspaces of token pruning that are not in use, the one last used last. They are freed before the device.
+    pub(super) workspaces: Mutex<Vec<Workspace<B>>>,
     pub(super) backend: B,
     pub(super) config: Config,
     pub(super) embedding: B::Matrix,
@@ -230,7 +230,7 @@ impl<B: Backend> Model<B> {
             },
             frequencies: config.rope().map(|rope| rope.frequencies()),
             pool: Mutex::default(),
-            rounds: Mutex::default(),
+            workspaces: Mutex::default(),
             config,
             backend,
         })

@@ -2,6 +2,7 @@
 
 pub(crate) mod backward;
 pub(crate) mod buffers;
+mod coalesce;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
@@ -11,22 +12,21 @@ pub(crate) mod layout;
 pub mod lora;
 pub(crate) mod mapped;
 mod prefix;
+mod prune;
 pub mod quant;
 mod rows;
 pub(crate) mod safetensors;
 mod score;
 mod split;
-mod thin;
-mod together;
 pub(crate) mod trained;
 pub mod weights;
 
+pub(crate) use coalesce::{MAX_WORKERS, coalesce};
 pub use decoder::Model;
 pub use encoder::{Encoder, EncoderInput, Pooling};
 pub use score::Adapted;
-pub(crate) use together::{SEATS, together};
 
-pub use crate::ops::{Thinned, Thinning};
+pub use crate::ops::{PrunedTokens, TokenPruning};
 
 use crate::error::{Error, Result};
 
@@ -51,25 +51,25 @@ pub trait Scorer: Send + Sync {
         self.score_tails(sequences)
     }
 
-    /// Whether [`Scorer::thin`] is the way to go: the model's device has a queue of its own, and a host
+    /// Whether [`Scorer::prune`] is the way to go: the model's device has a queue of its own, and a host
     /// that looks at every window's scores would hold it up.
-    fn thins(&self) -> bool {
+    fn prunes(&self) -> bool {
         false
     }
 
     /// Reads texts window by window, and after each reading drops tokens of the window (LLMLingua,
-    /// algorithm 2; what is dropped: [`crate::ops::ThinOp::thin`]). All of it happens on the model's
+    /// algorithm 2; what is dropped: [`crate::ops::PruneOp::prune`]). All of it happens on the model's
     /// device, and texts that are given together share forward passes; only what is left in the end comes
     /// back. Each text comes out as it would alone.
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] of [`Thinning::check`], for an id outside the vocabulary or a text of more tokens
+    /// [`Error::Input`] of [`TokenPruning::check`], for an id outside the vocabulary or a text of more tokens
     /// than the model has positions; [`Error::Unsupported`] of a scorer that cannot; errors of the device.
-    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+    fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let _ = texts;
         Err(Error::Unsupported {
-            what: "thinning texts without a look at their scores".into(),
+            what: "pruning texts without a look at their scores".into(),
             have: "scores".into(),
         })
     }

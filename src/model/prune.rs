@@ -1,23 +1,23 @@
-//! Texts that lose tokens window by window, from the first reading to what is left, in one queue.
+//! Token pruning of texts, window by window, from the first forward pass to what is left, in one queue.
 
 use std::sync::PoisonError;
 
 use crate::error::Result;
-use crate::model::decoder::Round;
+use crate::model::decoder::Workspace;
 use crate::model::kv::Kv;
 use crate::model::score::Adapted;
-use crate::ops::{Backend, Room, Thinned, Thinning};
+use crate::ops::{Backend, Capacity, PrunedTokens, TokenPruning};
 
-/// Rows of a reading of texts that share it: enough to keep a large device busy.
+/// Rows of a pass of texts that share it: enough to keep a large device busy.
 const ROWS: usize = 2048;
-/// Bytes of K and V that texts which share readings have, at most; a text alone has what it needs.
+/// Bytes of K and V that texts which share passes have, at most; a text alone has what it needs.
 const CACHE: usize = 2 << 30;
 /// Rooms that are kept for texts to come, with the launches that were recorded for them.
 const KEPT: usize = 2;
 
 impl<B: Backend> Adapted<'_, B> {
-    /// See [`crate::model::Scorer::thin`].
-    pub(super) fn thin_all(self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+    /// See [`crate::model::Scorer::prune`].
+    pub(super) fn prune_all(self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         for text in texts {
             text.check()?;
             self.model.check_positions(0, text.ids.len())?;
@@ -25,45 +25,45 @@ impl<B: Backend> Adapted<'_, B> {
         // Those with about as many windows together: who is done still takes up rows.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| texts[i].windows.len());
-        let mut done: Vec<Option<Thinned>> = vec![None; texts.len()];
+        let mut done: Vec<Option<PrunedTokens>> = vec![None; texts.len()];
         let mut rest = &order[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.fitting(texts, rest));
-            let group: Vec<Thinning<'_>> = now.iter().map(|&i| texts[i]).collect();
-            for (&i, thinned) in now.iter().zip(self.thin_group(&group)?) {
-                done[i] = Some(thinned);
+            let group: Vec<TokenPruning<'_>> = now.iter().map(|&i| texts[i]).collect();
+            for (&i, pruned) in now.iter().zip(self.prune_group(&group)?) {
+                done[i] = Some(pruned);
             }
             rest = later;
         }
         Ok(done.into_iter().flatten().collect())
     }
 
-    /// How many of the first of `order` can share readings.
-    fn fitting(self, texts: &[Thinning<'_>], order: &[usize]) -> usize {
+    /// How many of the first of `order` can share passes.
+    fn fitting(self, texts: &[TokenPruning<'_>], order: &[usize]) -> usize {
         let mut group = Vec::new();
         let fits = order.iter().take_while(|&&i| {
             group.push(texts[i]);
-            let room = Room::of(&group);
+            let room = Capacity::of(&group);
             let tokens = room.texts.saturating_mul(room.tokens);
             room.all_rows() <= ROWS && tokens.saturating_mul(self.model.bytes_per_token()) <= CACHE
         });
         fits.count().max(1)
     }
 
-    fn thin_group(self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
+    fn prune_group(self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let backend = self.model.backend();
-        let mut round = self.room(Room::of(texts))?;
-        round.texts.write(backend, texts)?;
+        let mut workspace = self.room(Capacity::of(texts))?;
+        workspace.texts.write(backend, texts)?;
 
-        // The first reading is of all the text at once, and its K and V are of no use: what follows is
+        // The first pass is of all the text at once, and its K and V are of no use: what follows is
         // read again without what is dropped.
         let sequences: Vec<(&[u32], usize)> = texts.iter().map(|text| (text.ids, 1)).collect();
-        let tokens = round.texts.room().tokens;
+        let tokens = workspace.texts.room().tokens;
         let places: Vec<usize> = (0..texts.len()).map(|text| text * tokens).collect();
         let mut kv = Kv::transient(backend, self.model.config())?;
-        let scores = round.texts.first_scores();
+        let scores = workspace.texts.first_scores();
         self.score_to(&sequences, &mut kv, false, scores, &places)?;
-        backend.thin(&mut round.texts, None)?;
+        backend.prune(&mut workspace.texts, None)?;
 
         let readings = texts
             .iter()
@@ -71,43 +71,43 @@ impl<B: Backend> Adapted<'_, B> {
             .max()
             .unwrap_or(0);
         for _ in 1..readings {
-            self.model.read(&mut round, self.lora)?;
+            self.model.read(&mut workspace, self.lora)?;
         }
-        let thinned = round.texts.read(backend, texts)?;
-        self.keep(round);
-        Ok(thinned)
+        let pruned = workspace.texts.read(backend, texts)?;
+        self.keep(workspace);
+        Ok(pruned)
     }
 
     /// A room that was kept, or a new one.
-    fn room(self, need: Room) -> Result<Round<B>> {
+    fn room(self, need: Capacity) -> Result<Workspace<B>> {
         let mut kept = self
             .model
-            .rounds
+            .workspaces
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let suits = |round: &Round<B>| round.texts.room().suits(&need);
+        let suits = |workspace: &Workspace<B>| workspace.texts.room().suits(&need);
         match kept.iter().position(suits) {
             // What was recorded is of the model alone.
             Some(i) if self.lora.is_none() => Ok(kept.remove(i)),
             _ => {
                 drop(kept);
-                self.model.round(need)
+                self.model.workspace(need)
             }
         }
     }
 
-    fn keep(self, round: Round<B>) {
+    fn keep(self, workspace: Workspace<B>) {
         if self.lora.is_some() || !self.model.backend().queues() {
             return;
         }
         let mut kept = self
             .model
-            .rounds
+            .workspaces
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT {
             kept.remove(0);
         }
-        kept.push(round);
+        kept.push(workspace);
     }
 }

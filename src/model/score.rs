@@ -8,7 +8,7 @@ use crate::model::decoder::{Batch, Hidden, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::model::{Scorer, Session};
-use crate::ops::{Backend, Keep, Pick, Select, Selection, Thinned, Thinning, expect_len};
+use crate::ops::{Backend, Keep, Pick, PrunedTokens, Select, Selection, TokenPruning, expect_len};
 
 /// Rows of a forward pass: enough to keep all cores busy, few enough for buffers of some megabytes.
 const PASS: usize = 1024;
@@ -32,12 +32,12 @@ impl<B: Backend> Scorer for Model<B> {
         self.with(None).estimate_tails(sequences)
     }
 
-    fn thins(&self) -> bool {
-        self.with(None).thins()
+    fn prunes(&self) -> bool {
+        self.with(None).prunes()
     }
 
-    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
-        self.with(None).thin(texts)
+    fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
+        self.with(None).prune(texts)
     }
 }
 
@@ -79,12 +79,12 @@ impl<B: Backend> Scorer for Adapted<'_, B> {
         self.score_alone(sequences, true)
     }
 
-    fn thins(&self) -> bool {
+    fn prunes(&self) -> bool {
         self.model.backend().queues()
     }
 
-    fn thin(&self, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
-        self.thin_all(texts)
+    fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
+        self.prune_all(texts)
     }
 }
 

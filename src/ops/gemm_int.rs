@@ -333,22 +333,22 @@ fn weight_codes(x: &[f32; BLOCK]) -> ([i16; BLOCK], f32) {
         }
     }
     // Half of it is the larger of the sums of either sign.
-    let mut most = 0.0f32;
+    let mut max = 0.0f32;
     for h in 0..LANES {
-        most = most.max(sizes[h] + sums[h].abs());
+        max = max.max(sizes[h] + sums[h].abs());
     }
     let largest = largest(x);
     if !largest.is_finite() {
         // A maximum would pass over what is not a number. The codes do not matter.
         return ([0; BLOCK], largest);
     }
-    let scale = (largest / 127.0).max(most / (2.0 * LANE_SUM));
+    let scale = (largest / 127.0).max(max / (2.0 * LANE_SUM));
     let codes = codes_of(x, scale);
     if lanes_fit(&codes) {
         return (codes, scale);
     }
     // Four roundings add two at most.
-    let scale = scale.max(most / (2.0 * LANE_SUM - 4.0));
+    let scale = scale.max(max / (2.0 * LANE_SUM - 4.0));
     (codes_of(x, scale), scale)
 }
 
@@ -362,11 +362,11 @@ fn lanes_fit(codes: &[i16; BLOCK]) -> bool {
             sums[h] = sums[h].wrapping_add(part[h]);
         }
     }
-    let mut most = 0;
+    let mut max = 0;
     for h in 0..LANES {
-        most = most.max(sizes[h].wrapping_add(sums[h].wrapping_abs()));
+        max = max.max(sizes[h].wrapping_add(sums[h].wrapping_abs()));
     }
-    most <= 2 * LANE_SUM as i16
+    max <= 2 * LANE_SUM as i16
 }
 
 /// Up to a block of values, followed by zeros.

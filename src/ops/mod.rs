@@ -21,9 +21,9 @@ pub mod lora;
 pub mod nll;
 mod pages;
 mod panels;
+pub mod prune;
 mod simd;
 pub mod storage;
-pub mod thin;
 pub mod topk;
 
 pub use attention::{Attended, Attention, AttentionOp};
@@ -33,14 +33,14 @@ pub use layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 pub use lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
 pub use nll::{NllOp, Pick};
 pub use panels::{Panels, RowSource};
+pub use prune::{Capacity, Limits, PruneBatch, PruneOp, PrunedTokens, Staged, TokenPruning};
 pub use storage::{Elem, Storage};
-pub use thin::{Limits, Room, Staged, Texts, ThinOp, Thinned, Thinning};
 pub use topk::{Keep, Select, Selection, TopKOp};
 
 /// A device that has every op: a missing one is a compile error, and two devices cannot be mixed.
-pub trait Backend: GemmOp + LayerOp + LoraOp + AttentionOp + NllOp + TopKOp + ThinOp {}
+pub trait Backend: GemmOp + LayerOp + LoraOp + AttentionOp + NllOp + TopKOp + PruneOp {}
 
-impl<B: GemmOp + LayerOp + LoraOp + AttentionOp + NllOp + TopKOp + ThinOp> Backend for B {}
+impl<B: GemmOp + LayerOp + LoraOp + AttentionOp + NllOp + TopKOp + PruneOp> Backend for B {}
 
 /// The error for an operand of the wrong length.
 pub(crate) fn expect_len(

@@ -1,20 +1,20 @@
-//! Texts that lose tokens window by window (LLMLingua, algorithm 2) without a wait for any score.
+//! Token pruning, window by window (LLMLingua, algorithm 2), without a wait for any score.
 //!
 //! How many tokens a window keeps depends on scores. If the host had to know them before it could
 //! launch the next forward pass, it would wait once a window. So what depends on scores stays where
-//! scores are. Counts, ids, positions and places in the cache are written by [`ThinOp::thin`] and read
+//! scores are. Counts, ids, positions and places in the cache are written by [`PruneOp::prune`] and read
 //! by the ops named `…_staged`; the host reckons with bounds:
 //!
 //! * How many windows a text has does not depend on scores: the end of a window and the length of
 //!   what is left shrink alike.
-//! * A reading is what the last window kept and the next window: at most twice a window, whatever was
-//!   kept. All readings of a text have that many rows. Those beyond the text come last, where causal
+//! * A pass is what the last window kept and the next window: at most twice a window, whatever was
+//!   kept. All passes of a text have that many rows. Those beyond the text come last, where causal
 //!   attention hides them; they have the id 0 and no place in the cache, and nothing reads their
 //!   scores. The alternative, grids that read their own size from memory, saves these rows' work in our
 //!   kernels only: a library's product has its rows from the host.
 //!
-//! So every reading is the same list of launches with the same parameters, and a device can record it
-//! once ([`ThinOp::repeat`]). Several texts share the launches, each with a region of its own in the
+//! So every pass is the same list of launches with the same parameters, and a device can record it
+//! once ([`PruneOp::repeat`]). Several texts share the launches, each with a region of its own in the
 //! cache.
 
 use super::attention::{Attention, AttentionOp};
@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 
 /// A text, and what it is to lose.
 #[derive(Debug, Clone, Copy)]
-pub struct Thinning<'a> {
+pub struct TokenPruning<'a> {
     /// Its tokens.
     pub ids: &'a [u32],
     /// Tokens of a window, 2 or more.
@@ -43,14 +43,14 @@ pub struct Thinning<'a> {
 
 /// What is left of a text.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Thinned {
+pub struct PrunedTokens {
     /// The indices of its tokens, in order.
     pub kept: Vec<usize>,
     /// Of every token, the nll (natural log) it last had; the first has none.
     pub nll: Vec<Option<f32>>,
 }
 
-impl Thinning<'_> {
+impl TokenPruning<'_> {
     /// An error unless everything is as the fields' comments say.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Thinning<'_> {
         ))
     }
 
-    /// Rows of its longest reading but the first.
+    /// Rows of its longest pass but the first.
     fn rows(&self) -> usize {
         let tokens = |window: &[(usize, f64)]| window.iter().map(|run| run.0).sum::<usize>();
         let others = self.windows.iter().rev().skip(1);
@@ -93,42 +93,42 @@ impl Thinning<'_> {
 
 /// How much room texts need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct Capacity {
     /// Texts.
     pub texts: usize,
     /// Tokens of the longest.
     pub tokens: usize,
-    /// Rows of a reading, of each.
+    /// Rows of a pass, of each.
     pub rows: usize,
     /// Runs of all together.
     pub runs: usize,
 }
 
-impl Room {
+impl Capacity {
     /// What these need, rounded up so that similar ones need the same.
-    pub fn of(texts: &[Thinning<'_>]) -> Self {
-        let most = |of: &dyn Fn(&Thinning<'_>) -> usize| texts.iter().map(of).max().unwrap_or(0);
+    pub fn of(texts: &[TokenPruning<'_>]) -> Self {
+        let max = |of: &dyn Fn(&TokenPruning<'_>) -> usize| texts.iter().map(of).max().unwrap_or(0);
         let runs: usize = texts
             .iter()
             .flat_map(|text| text.windows)
             .map(Vec::len)
             .sum();
-        Room {
+        Capacity {
             texts: texts.len(),
-            tokens: most(&|text| text.ids.len()).next_power_of_two().max(1024),
-            rows: most(&|text| text.rows()).next_multiple_of(16),
+            tokens: max(&|text| text.ids.len()).next_power_of_two().max(1024),
+            rows: max(&|text| text.rows()).next_multiple_of(16),
             runs: runs.next_power_of_two().max(64),
         }
     }
 
     /// Whether what needs `other` finds room, and the same launches serve it.
-    pub fn suits(&self, other: &Room) -> bool {
+    pub fn suits(&self, other: &Capacity) -> bool {
         (self.texts, self.rows) == (other.texts, other.rows)
             && self.tokens >= other.tokens
             && self.runs >= other.runs
     }
 
-    /// Rows of a reading of all texts.
+    /// Rows of a pass of all texts.
     pub fn all_rows(&self) -> usize {
         self.texts * self.rows
     }
@@ -151,7 +151,7 @@ pub(crate) struct State {
     pub left: u32,
     /// Of them in the cache.
     pub past: u32,
-    /// Where the last reading ended.
+    /// Where the last pass ended.
     pub read: u32,
     /// Where the next window's last run could end; it begins `size` before.
     pub end: u32,
@@ -176,9 +176,9 @@ pub(crate) const NOWHERE: u32 = u32::MAX;
 /// The bits of an nll that there is none of.
 const NO_NLL: u32 = u32::MAX;
 
-/// Texts on a device, and what is to be read of them next. Only ops write it.
-pub struct Texts<S: Storage> {
-    pub(crate) room: Room,
+/// Texts on a device, and what the next forward pass reads of them. Only ops write it.
+pub struct PruneBatch<S: Storage> {
+    pub(crate) room: Capacity,
     pub(crate) limits: Limits,
     /// Positions of a tile of attention.
     pub(crate) tile: usize,
@@ -200,13 +200,13 @@ pub struct Texts<S: Storage> {
     pub(crate) count: S::Buf<u32>,
 }
 
-impl<S: Storage> Texts<S> {
-    /// Room on a device whose attention takes tiles of so many positions ([`ThinOp::tile`]).
+impl<S: Storage> PruneBatch<S> {
+    /// Capacity on a device whose attention takes tiles of so many positions ([`PruneOp::tile`]).
     ///
     /// # Errors
     ///
     /// Those of the device, and [`Error::Input`] for more rows than can be counted.
-    pub fn new(storage: &S, room: Room, limits: Limits, tile: usize) -> Result<Self> {
+    pub fn new(storage: &S, room: Capacity, limits: Limits, tile: usize) -> Result<Self> {
         let rows = room.all_rows();
         let words = room.texts.checked_mul(room.tokens).filter(|&all| {
             u32::try_from(all).is_ok_and(|all| all < u32::MAX / 4)
@@ -219,7 +219,7 @@ impl<S: Storage> Texts<S> {
             ));
         };
         let tile = tile.max(1);
-        Ok(Texts {
+        Ok(PruneBatch {
             room,
             limits,
             tile,
@@ -237,11 +237,11 @@ impl<S: Storage> Texts<S> {
     }
 
     /// How much room there is.
-    pub fn room(&self) -> Room {
+    pub fn room(&self) -> Capacity {
         self.room
     }
 
-    /// Where the nll of the first reading belong, `[texts, tokens]`: that of a text's token `i + 1` at
+    /// Where the nll of the first pass belong, `[texts, tokens]`: that of a text's token `i + 1` at
     /// `i`.
     pub fn first_scores(&mut self) -> &mut S::Buf<f32> {
         &mut self.loss
@@ -251,15 +251,15 @@ impl<S: Storage> Texts<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] of [`Thinning::check`], for an id beyond the vocabulary, and for a text of more
+    /// [`Error::Input`] of [`TokenPruning::check`], for an id beyond the vocabulary, and for a text of more
     /// tokens than there are positions; [`Error::Shape`] for other room than theirs.
-    pub fn write(&mut self, storage: &S, texts: &[Thinning<'_>]) -> Result<()> {
+    pub fn write(&mut self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<()> {
         let (room, Limits { vocab, positions }) = (self.room, self.limits);
-        if !room.suits(&Room::of(texts)) {
+        if !room.suits(&Capacity::of(texts)) {
             return Err(Error::Shape {
-                op: "thin",
+                op: "prune",
                 want: format!("{room:?}"),
-                got: format!("{:?}", Room::of(texts)),
+                got: format!("{:?}", Capacity::of(texts)),
             });
         }
         let words = room.texts * room.tokens;
@@ -315,8 +315,8 @@ impl<S: Storage> Texts<S> {
     /// # Errors
     ///
     /// Those of the device.
-    pub fn read(&self, storage: &S, texts: &[Thinning<'_>]) -> Result<Vec<Thinned>> {
-        let Room {
+    pub fn read(&self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
+        let Capacity {
             texts: n, tokens, ..
         } = self.room;
         let table = storage.download(&self.table, 0..n * STATE + 2 * n * tokens)?;
@@ -328,7 +328,7 @@ impl<S: Storage> Texts<S> {
         Ok(texts
             .iter()
             .zip(each)
-            .map(|(text, (state, (from, nll)))| Thinned {
+            .map(|(text, (state, (from, nll)))| PrunedTokens {
                 kept: from
                     .iter()
                     .take(state[0] as usize)
@@ -349,9 +349,9 @@ pub enum Staged {
     Positions,
 }
 
-/// What happens between two readings, and the ops of a reading that has been staged by it. Their rows are
-/// those of all texts, [`Room::all_rows`].
-pub trait ThinOp: AttentionOp + LayerOp + NllOp {
+/// What happens between two passes, and the ops of a pass that has been staged by it. Their rows are
+/// those of all texts, [`Capacity::all_rows`].
+pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     /// Launches that were recorded.
     type Recorded: Default + Send + Sync;
 
@@ -377,7 +377,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     /// [`Error::Unsupported`] where there is no attention of such heads.
     fn tile(&self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<usize>;
 
-    /// Takes in the nll of a reading (`None`: the first, whose nll are in [`Texts::first_scores`]), judges each text's next window, drops tokens, and stages the next reading.
+    /// Takes in the nll of a pass (`None`: the first, whose nll are in [`PruneBatch::first_scores`]), judges each text's next window, drops tokens, and stages the next pass.
     ///
     /// A token stays if the nll of the token after it exceeds the threshold, which is the nll of rank
     /// `max(1, ⌊n · ratio⌋) - 1` among the n that are left, 0 being the largest; with a ratio of 1 all
@@ -386,7 +386,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     /// # Errors
     ///
     /// [`Error::Shape`] for fewer nll than rows; errors of the device.
-    fn thin(&self, texts: &mut Texts<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()>;
+    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()>;
 
     /// [`LayerOp::embed`] of what is staged.
     ///
@@ -395,7 +395,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     /// [`Error::Shape`].
     fn embed_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         what: Staged,
         table: &Self::Matrix,
         add: bool,
@@ -410,13 +410,13 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     /// [`Error::Shape`].
     fn angles_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         width: usize,
         table: &Self::Buf<f32>,
         out: &mut Self::Buf<f32>,
     ) -> Result<()>;
 
-    /// [`LayerOp::rotate`] to each row's place in the cache, which has [`Room::tokens`] rows a text.
+    /// [`LayerOp::rotate`] to each row's place in the cache, which has [`Capacity::tokens`] rows a text.
     /// `shape.rows` and `shape.at` do not matter.
     ///
     /// # Errors
@@ -425,7 +425,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     #[allow(clippy::too_many_arguments)]
     fn rotate_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         shape: Rotate,
         qkv: &mut Self::Buf<f32>,
         norms: Option<[&Self::Buf<f32>; 2]>,
@@ -435,14 +435,14 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     ) -> Result<()>;
 
     /// [`AttentionOp::attention`] of each row over its own text. Of `shape` only the heads and the window
-    /// matter. Rows beyond a text's reading come out with any content.
+    /// matter. Rows beyond a text's pass come out with any content.
     ///
     /// # Errors
     ///
     /// [`Error::Shape`].
     fn attention_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         shape: &Attention<'_>,
         qkv: &Self::Buf<f32>,
         k: &Self::Buf<f32>,
@@ -457,7 +457,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     /// [`Error::Shape`].
     fn nll_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         width: usize,
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
@@ -465,7 +465,7 @@ pub trait ThinOp: AttentionOp + LayerOp + NllOp {
     ) -> Result<()>;
 }
 
-impl<S: Storage> Texts<S> {
+impl<S: Storage> PruneBatch<S> {
     /// An error unless a table has so many rows that everything staged is in it.
     pub(crate) fn expect_table(&self, op: &'static str, what: Staged, rows: usize) -> Result<()> {
         let want = match what {
@@ -479,7 +479,7 @@ impl<S: Storage> Texts<S> {
 /// What every backend demands of `rotate_staged` and `attention_staged`.
 pub(crate) fn expect_cache<S: Storage>(
     op: &'static str,
-    texts: &Texts<S>,
+    texts: &PruneBatch<S>,
     kv: usize,
     held: [usize; 2],
 ) -> Result<()> {
@@ -487,9 +487,9 @@ pub(crate) fn expect_cache<S: Storage>(
     expect_len(op, "k and of v", rows * kv, held[0].min(held[1]))
 }
 
-/// The plain way, for comparison: a CPU is never ahead of itself, and is better served by readings of
+/// The plain way, for comparison: a CPU is never ahead of itself, and is better served by passes of
 /// just the rows that there are.
-impl ThinOp for Cpu {
+impl PruneOp for Cpu {
     type Recorded = ();
 
     fn queues(&self) -> bool {
@@ -504,21 +504,21 @@ impl ThinOp for Cpu {
         Ok(64)
     }
 
-    fn thin(&self, texts: &mut Texts<Self>, fresh: Option<&Vec<f32>>) -> Result<()> {
+    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Vec<f32>>) -> Result<()> {
         let room = texts.room;
         if let Some(fresh) = fresh {
-            expect_len("thin", "nll", room.all_rows(), fresh.len())?;
+            expect_len("prune", "nll", room.all_rows(), fresh.len())?;
         }
         for text in 0..room.texts {
             let fresh = fresh.map(|fresh| &fresh[text * room.rows..]);
-            thin_text(texts, text, fresh);
+            prune_text(texts, text, fresh);
         }
         Ok(())
     }
 
     fn embed_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         what: Staged,
         table: &Panels,
         add: bool,
@@ -534,7 +534,7 @@ impl ThinOp for Cpu {
 
     fn angles_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         width: usize,
         table: &Vec<f32>,
         out: &mut Vec<f32>,
@@ -556,7 +556,7 @@ impl ThinOp for Cpu {
 
     fn rotate_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         shape: Rotate,
         qkv: &mut Vec<f32>,
         norms: Option<[&Vec<f32>; 2]>,
@@ -586,7 +586,7 @@ impl ThinOp for Cpu {
 
     fn attention_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         shape: &Attention<'_>,
         qkv: &Vec<f32>,
         k: &Vec<f32>,
@@ -624,7 +624,7 @@ impl ThinOp for Cpu {
 
     fn nll_staged(
         &self,
-        texts: &Texts<Self>,
+        texts: &PruneBatch<Self>,
         width: usize,
         x: &Vec<f32>,
         head: &Panels,
@@ -638,7 +638,7 @@ impl ThinOp for Cpu {
 }
 
 impl State {
-    /// Rows of the reading that is staged, of at most `rows`.
+    /// Rows of the pass that is staged, of at most `rows`.
     fn reading(&self, rows: usize) -> usize {
         if self.run == self.runs {
             return 0;
@@ -647,7 +647,7 @@ impl State {
     }
 }
 
-impl Texts<Cpu> {
+impl PruneBatch<Cpu> {
     fn state(&self, text: usize) -> State {
         let mut state = State::default();
         let words: &mut [u32; STATE] = bytemuck::cast_mut(&mut state);
@@ -656,9 +656,9 @@ impl Texts<Cpu> {
     }
 }
 
-/// What `kernels/thin.cu` does with one text.
-fn thin_text(texts: &mut Texts<Cpu>, text: usize, fresh: Option<&[f32]>) {
-    let Room {
+/// What `kernels/prune.cu` does with one text.
+fn prune_text(texts: &mut PruneBatch<Cpu>, text: usize, fresh: Option<&[f32]>) {
+    let Capacity {
         texts: n,
         tokens,
         rows,
@@ -713,7 +713,7 @@ fn thin_text(texts: &mut Texts<Cpu>, text: usize, fresh: Option<&[f32]>) {
                 break;
             }
         }
-        // The first reading is of the whole text, and nothing of it stays in the cache.
+        // The first pass is of the whole text, and nothing of it stays in the cache.
         state.past = fresh.map_or(0, |_| state.end - state.size);
         state.left = left as u32;
         state.read = end as u32;

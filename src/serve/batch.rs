@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Collects items from threads and lets one of these do what waits.
 pub(super) struct Batch<T, R> {
-    most: usize,
+    max: usize,
     state: Mutex<State<T, R>>,
     change: Condvar,
 }
@@ -17,9 +17,9 @@ struct State<T, R> {
 
 impl<T, R> Batch<T, R> {
     /// Does up to `most` items at a time.
-    pub fn new(most: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Batch {
-            most: most.max(1),
+            max: max.max(1),
             state: Mutex::new(State {
                 waiting: Vec::new(),
                 busy: false,
@@ -48,7 +48,7 @@ impl<T, R> Batch<T, R> {
                 continue;
             }
             state.busy = true;
-            let count = state.waiting.len().min(self.most);
+            let count = state.waiting.len().min(self.max);
             let (items, places): (Vec<T>, Vec<_>) = state.waiting.drain(..count).unzip();
             drop(state);
             let free = Free(self);

@@ -204,7 +204,7 @@ struct Usage {
 }
 
 /// Documents of one request.
-const MOST_DOCUMENTS: usize = 10_000;
+const MAX_DOCUMENTS: usize = 10_000;
 
 /// Ranks documents by what they tell about a query.
 #[utoipa::path(
@@ -219,9 +219,9 @@ pub(super) async fn rank(State(app): State<Arc<App>>, headers: HeaderMap, body: 
     if request.query.trim().is_empty() || request.documents.is_empty() {
         return invalid("`query` and `documents` must not be empty");
     }
-    if request.documents.len() > MOST_DOCUMENTS {
+    if request.documents.len() > MAX_DOCUMENTS {
         return invalid(&format!(
-            "more than {MOST_DOCUMENTS} documents; send them in parts"
+            "more than {MAX_DOCUMENTS} documents; send them in parts"
         ));
     }
     let time = match time_for(&app, &headers) {

@@ -285,7 +285,7 @@ struct Call {
 /// The method that Kong's plugin calls.
 const METHOD: &str = "llm.v1.compressPrompt";
 /// Calls of one batch.
-const MOST_CALLS: usize = 100;
+const MAX_CALLS: usize = 100;
 
 /// Does calls by JSON-RPC 2.0, one or a batch.
 #[utoipa::path(
@@ -317,8 +317,8 @@ pub(super) async fn json_rpc(
             Err(_) => return json(StatusCode::OK, &problem(Value::Null, -32700, "not JSON")),
         },
     };
-    if calls.is_empty() || calls.len() > MOST_CALLS {
-        let message = format!("a batch has 1 to {MOST_CALLS} calls");
+    if calls.is_empty() || calls.len() > MAX_CALLS {
+        let message = format!("a batch has 1 to {MAX_CALLS} calls");
         return json(StatusCode::OK, &problem(Value::Null, -32600, &message));
     }
     let mut answers = Vec::new();

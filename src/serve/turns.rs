@@ -141,14 +141,14 @@ mod tests {
     fn never_more_at_a_time_than_fit_and_none_is_forgotten() {
         for capacity in [1, 3] {
             let turns = Turns::new(capacity);
-            let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let (now, max) = (AtomicUsize::new(0), AtomicUsize::new(0));
             thread::scope(|scope| {
                 for _ in 0..8 {
                     scope.spawn(|| {
                         let turn = turns.join(soon());
                         for _ in 0..50 {
                             let running = now.fetch_add(1, Ordering::SeqCst) + 1;
-                            most.fetch_max(running, Ordering::SeqCst);
+                            max.fetch_max(running, Ordering::SeqCst);
                             thread::yield_now();
                             now.fetch_sub(1, Ordering::SeqCst);
                             turn.pass();
@@ -156,7 +156,7 @@ mod tests {
                     });
                 }
             });
-            assert!(most.load(Ordering::SeqCst) <= capacity);
+            assert!(max.load(Ordering::SeqCst) <= capacity);
             assert!(turns.state().waiting.is_empty() && turns.state().running == 0);
         }
     }

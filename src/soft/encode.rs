@@ -306,8 +306,8 @@ mod tests {
                 assert_eq!(cut[0].start, 0);
                 assert_eq!(cut[cut.len() - 1].end, len);
                 assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start));
-                let (most, least) = (cut[0].len(), cut[cut.len() - 1].len());
-                assert!(most <= longest && least + 1 >= most);
+                let (max, min) = (cut[0].len(), cut[cut.len() - 1].len());
+                assert!(max <= longest && min + 1 >= max);
             }
         }
     }

@@ -76,7 +76,7 @@ pub struct Generated {
 
 /// What the decoder is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub struct Query<'a> {
     /// What it has read before.
     pub prefix: Option<&'a KvPrefix>,
     /// At least one token, or embeddings of as many rows: see [`Adapter::begin`](super::Adapter::begin).
@@ -85,9 +85,9 @@ pub struct Ask<'a> {
     pub gold: &'a [u32],
 }
 
-/// What the decoder says to an [`Ask`].
+/// What the decoder says to an [`Query`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Reply {
+pub struct Completion {
     /// Nll (nats) of each token of `gold`, given all before it.
     pub nll: Vec<f32>,
     /// Its own continuation.
@@ -106,7 +106,7 @@ pub fn generate<B: Backend>(
     options: &Sampling,
     each: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
-    let ask = Ask {
+    let ask = Query {
         prefix,
         prompt: Input::Ids(prompt),
         gold: &[],
@@ -127,10 +127,10 @@ pub fn generate<B: Backend>(
 /// Those of [`generate`], for any of the asks.
 pub fn answer<B: Backend>(
     model: &Model<B>,
-    asks: &[Ask<'_>],
+    asks: &[Query<'_>],
     options: &Sampling,
     each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-) -> Result<Vec<Reply>> {
+) -> Result<Vec<Completion>> {
     options.check()?;
     let mut replies = Vec::with_capacity(asks.len());
     while replies.len() < asks.len() {
@@ -156,16 +156,16 @@ const TOGETHER: usize = 1 << 15;
 
 fn together<B: Backend>(
     model: &Model<B>,
-    asks: &[Ask<'_>],
+    asks: &[Query<'_>],
     options: &Sampling,
     each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-) -> Result<Vec<Reply>> {
+) -> Result<Vec<Completion>> {
     let start = Instant::now();
     let c = model.config();
     let eos = c.eos.filter(|_| !options.ignore_eos);
     let mut speakers = Vec::with_capacity(asks.len());
     for ask in asks {
-        speakers.push(Speaker::read(model, ask, options)?);
+        speakers.push(Sequence::read(model, ask, options)?);
     }
     loop {
         let mut ids = Vec::new();
@@ -212,23 +212,26 @@ fn together<B: Backend>(
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    let replies = speakers.into_iter().zip(asks).map(|(speaker, ask)| Reply {
-        nll: speaker.nll,
-        generated: Generated {
-            ids: speaker.ids,
-            logprobs: speaker.logprobs,
-            finish: speaker.finish.unwrap_or(Finish::Length),
-            prefix_tokens: ask.prefix.map_or(0, |prefix| prefix.shape().tokens),
-            prompt_tokens: ask.prompt.rows(c.hidden),
-            first_token_seconds: speaker.first_token_seconds,
-            seconds,
-        },
-    });
+    let replies = speakers
+        .into_iter()
+        .zip(asks)
+        .map(|(speaker, ask)| Completion {
+            nll: speaker.nll,
+            generated: Generated {
+                ids: speaker.ids,
+                logprobs: speaker.logprobs,
+                finish: speaker.finish.unwrap_or(Finish::Length),
+                prefix_tokens: ask.prefix.map_or(0, |prefix| prefix.shape().tokens),
+                prompt_tokens: ask.prompt.rows(c.hidden),
+                first_token_seconds: speaker.first_token_seconds,
+                seconds,
+            },
+        });
     Ok(replies.collect())
 }
 
 /// One ask on its way.
-struct Speaker<B: Backend> {
+struct Sequence<B: Backend> {
     kv: Kv<B>,
     nll: Vec<f32>,
     /// Of the next token.
@@ -240,8 +243,8 @@ struct Speaker<B: Backend> {
     finish: Option<Finish>,
 }
 
-impl<B: Backend> Speaker<B> {
-    fn read(model: &Model<B>, ask: &Ask<'_>, options: &Sampling) -> Result<Self> {
+impl<B: Backend> Sequence<B> {
+    fn read(model: &Model<B>, ask: &Query<'_>, options: &Sampling) -> Result<Self> {
         let c = model.config();
         let Some(last) = ask.prompt.rows(c.hidden).checked_sub(1) else {
             let reason = "it has no tokens; one BOS asks for the text after a prefix";
@@ -282,7 +285,7 @@ impl<B: Backend> Speaker<B> {
             let mut hidden = model.forward_adapted(Input::Ids(before_last), None, &mut kv)?;
             nll.extend(self::nll(&mut hidden, 0, rest)?);
         }
-        Ok(Speaker {
+        Ok(Sequence {
             kv,
             nll,
             logits,

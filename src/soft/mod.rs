@@ -13,7 +13,7 @@ mod prune;
 pub use adapter::{Adapter, NextPosition, Settings};
 pub(crate) use adapter::{begin_path, read_memory};
 pub use encode::{EncodeOptions, encode, pieces};
-pub use generate::{Ask, Finish, Generated, Reply, Sampling, answer, generate};
+pub use generate::{Completion, Finish, Generated, Query, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};
 pub use prune::KeepBy;
 

@@ -128,7 +128,7 @@ impl Queries {
                     let positions: Vec<u32> = (*seen..*seen + count)
                         .flat_map(|position| std::iter::repeat_n(position as u32, c.heads))
                         .collect();
-                    rope.turn(&mut queries, &positions, true);
+                    rope.rotate(&mut queries, &positions, true);
                 }
                 let skip = SINK.saturating_sub(*seen).min(count);
                 *seen += count;

@@ -23,7 +23,7 @@ const LONGEST_FILE: u64 = 256 << 20;
 const LONGEST_STEPS: usize = 8 << 20;
 /// How many times as long normalizers or decoders may make a text. Llama 2 puts three bytes before each part of a text
 /// and three in place of each space; Unicode's decompositions mostly take three, and so does a character map.
-const MOST_GROWTH: f64 = 12.0;
+const MAX_GROWTH: f64 = 12.0;
 /// Ids that are put around a text or a pair of them; three or four in models.
 const MOST_AROUND: usize = 1000;
 /// Sequences in sequences.
@@ -131,7 +131,7 @@ fn few_around(name: &str, step: &Value) -> Result<(), String> {
 /// Refuses a normalizer or a decoder that may make a text very long, or whose lengths are untrue.
 pub(super) fn bounded(name: &str, steps: &Value) -> Result<(), String> {
     let grows = growth(steps, 0).map_err(|reason| format!("{name}: {reason}"))?;
-    if grows > MOST_GROWTH {
+    if grows > MAX_GROWTH {
         let reason = format!("its {name} makes a text up to {grows:.0} times as long");
         return Err(reason);
     }

@@ -38,7 +38,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     // Padding rows are left out: their low scores would lower that of the unknown token.
     let used = types.iter().rposition(|&kind| kind != TokenType::Unused);
     let used = used.map_or(0, |last| last + 1);
-    let least = std::iter::zip(&vocab.scores, &types)
+    let min = std::iter::zip(&vocab.scores, &types)
         .filter(|&(_, kind)| *kind == TokenType::Normal)
         .map(|(&score, _)| score)
         .fold(0.0, f32::min);
@@ -48,7 +48,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     let mut bytes = false;
     for (id, (token, kind)) in vocab.tokens.iter().zip(types).take(used).enumerate() {
         let score = match kind {
-            TokenType::Unused => least,
+            TokenType::Unused => min,
             _ => vocab.scores[id],
         };
         if token.is_empty() {

@@ -129,11 +129,11 @@ impl AdamW {
 
 /// Scales gradients down to a norm of `most` over all of them, where it is more, as PyTorch's
 /// `clip_grad_norm_`; gives the norm before. `None` only measures.
-pub fn clip(gradients: &mut [Vec<f32>], most: Option<f64>) -> f64 {
+pub fn clip(gradients: &mut [Vec<f32>], max: Option<f64>) -> f64 {
     let squares = gradients.iter().flatten().map(|&g| f64::from(g).powi(2));
     let norm = squares.sum::<f64>().sqrt();
-    if let Some(most) = most {
-        let scale = most / (norm + 1e-6);
+    if let Some(max) = max {
+        let scale = max / (norm + 1e-6);
         if scale < 1.0 {
             let scale = scale as f32;
             gradients.iter_mut().flatten().for_each(|g| *g *= scale);

@@ -67,7 +67,7 @@ impl State {
 
 /// What an adapter's own files say beside its values.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Card {
+pub struct AdapterMetadata {
     /// The model that it is for.
     pub model: String,
     /// Dropout that it was trained with.
@@ -84,7 +84,7 @@ pub fn write(
     folder: &Path,
     parameters: &Parameters,
     moments: &Moments,
-    card: &Card,
+    card: &AdapterMetadata,
     state: &State,
 ) -> Result<()> {
     let folder = &link_end(folder);
@@ -104,7 +104,7 @@ fn write_fresh(
     folder: &Path,
     parameters: &Parameters,
     moments: &Moments,
-    card: &Card,
+    card: &AdapterMetadata,
     state: &State,
 ) -> Result<()> {
     fs::create_dir_all(fresh).map_err(Error::io(fresh))?;
@@ -262,7 +262,7 @@ pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters
 }
 
 /// PEFT's `adapter_config.json`.
-fn peft(parameters: &Parameters, card: &Card) -> Value {
+fn peft(parameters: &Parameters, card: &AdapterMetadata) -> Value {
     // PEFT's own are whole, as a rule.
     let alpha = parameters.lora.alpha;
     let alpha = match alpha.fract() == 0.0 && alpha.abs() < 1e9 {

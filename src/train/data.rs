@@ -347,12 +347,12 @@ pub fn read_all(
     reading: &Reading,
     tokenizer: Option<&Tokenizer>,
     bad_rows: BadRows,
-    most: usize,
+    max: usize,
     skipped: &mut dyn FnMut(&str),
 ) -> Result<Vec<Sample>> {
     let mut lines = Lines::new(&[path.to_owned()]);
     let mut samples = Vec::new();
-    while samples.len() < most {
+    while samples.len() < max {
         let Some(line) = lines.next_line()? else {
             break;
         };

@@ -13,21 +13,21 @@ use super::start::{self, MEMORY, MemoryStart};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
-use crate::model::buffers::Lent;
+use crate::model::buffers::PooledBuffer;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, Pick};
 use crate::prefix::Method;
 
 /// A frozen model under training, with an adapter whose values are given step by step.
-pub struct Trainee<'m, B: Backend> {
+pub struct TrainableModel<'m, B: Backend> {
     backward: Backward<'m, B>,
     lora: LoraShape,
     activations: usize,
 }
 
 /// What one sample asks.
-struct Exercise<'a> {
+struct TrainingExample<'a> {
     /// What the encoder reads, if there is one.
     text: &'a [u32],
     /// What the decoder reads.
@@ -75,7 +75,7 @@ impl Packed {
     }
 
     /// Targets of the last rows of each sequence.
-    fn picks(&self, exercises: &[Exercise<'_>]) -> Vec<Pick> {
+    fn picks(&self, exercises: &[TrainingExample<'_>]) -> Vec<Pick> {
         let mut picks = Vec::new();
         for (end, exercise) in self.ends().zip(exercises) {
             let first = end - exercise.targets.len();
@@ -92,7 +92,7 @@ impl Packed {
     }
 }
 
-impl<'m, B: Backend> Trainee<'m, B> {
+impl<'m, B: Backend> TrainableModel<'m, B> {
     /// A model with an adapter of `lora`'s shape. Its weights are laid out once more, the other way
     /// round. Activations of as many layers as fit into `activations` bytes are kept from the forward
     /// to the backward; those of the others are computed again, except for each layer's input. Both ways
@@ -102,7 +102,7 @@ impl<'m, B: Backend> Trainee<'m, B> {
     /// Those of [`parameters::check`] and of the device.
     pub fn new(model: &'m Model<B>, lora: LoraShape, activations: usize) -> Result<Self> {
         parameters::check(model.config(), &lora, 0)?;
-        Ok(Trainee {
+        Ok(TrainableModel {
             backward: Backward::new(model)?,
             lora,
             activations,
@@ -143,7 +143,7 @@ impl<'m, B: Backend> Trainee<'m, B> {
     /// The loss alone, without dropout.
     ///
     /// # Errors
-    /// Those of [`Trainee::gradient`].
+    /// Those of [`TrainableModel::gradient`].
     pub fn loss(
         &self,
         parameters: &[Tensor],
@@ -165,7 +165,7 @@ impl<'m, B: Backend> Trainee<'m, B> {
         let sorted = self.sort(parameters)?;
         let scale = self.lora.alpha / self.lora.rank as f32;
         let trained = Trained::load(model.backend(), model.config(), scale, &sorted.factors)?;
-        let exercises: Vec<Exercise> = batch
+        let exercises: Vec<TrainingExample> = batch
             .iter()
             .map(|sample| exercise(sample, objective))
             .collect::<Result<_>>()?;
@@ -272,7 +272,7 @@ impl<'m, B: Backend> Trainee<'m, B> {
         parameters: &[Tensor],
         sorted: &Parameters<'_>,
         scale: f32,
-        lora: Vec<(usize, Lent<'_, B>)>,
+        lora: Vec<(usize, PooledBuffer<'_, B>)>,
         memory: Vec<f32>,
     ) -> Result<Vec<Tensor>> {
         let mut gradients: Vec<Tensor> = parameters
@@ -300,7 +300,7 @@ impl<'m, B: Backend> Trainee<'m, B> {
     }
 }
 
-fn exercise<'a>(sample: &'a Sample, objective: &Objective) -> Result<Exercise<'a>> {
+fn exercise<'a>(sample: &'a Sample, objective: &Objective) -> Result<TrainingExample<'a>> {
     let (text, begin, answer): (&[u32], &[u32], &[u32]) = match sample {
         Sample::Regenerate { text } => (text, &[objective.bos], text),
         Sample::Answer {
@@ -313,7 +313,7 @@ fn exercise<'a>(sample: &'a Sample, objective: &Objective) -> Result<Exercise<'a
     if begin.is_empty() {
         return Err(Error::input("question", "it has no tokens"));
     }
-    Ok(Exercise {
+    Ok(TrainingExample {
         text,
         reads: [begin, answer].concat(),
         targets: [answer, &[objective.eos]].concat(),
@@ -324,7 +324,7 @@ fn exercise<'a>(sample: &'a Sample, objective: &Objective) -> Result<Exercise<'a
 struct Done<'p, B: Backend> {
     nll: f64,
     tokens: usize,
-    lora: Vec<(usize, Lent<'p, B>)>,
+    lora: Vec<(usize, PooledBuffer<'p, B>)>,
     memory: Vec<f32>,
 }
 
@@ -341,9 +341,9 @@ impl<B: Backend> Default for Done<'_, B> {
 
 /// One batch on its way.
 struct Step<'a, 'm, B: Backend> {
-    trainee: &'a Trainee<'m, B>,
+    trainee: &'a TrainableModel<'m, B>,
     trained: &'a Trained<B>,
-    exercises: &'a [Exercise<'a>],
+    exercises: &'a [TrainingExample<'a>],
     dropout: Option<(f32, u64)>,
     /// Whether gradients are wanted.
     wanted: bool,
@@ -359,7 +359,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     }
 
     /// Embeddings of all ids, `[rows, hidden]`.
-    fn embed(&self, packed: &Packed) -> Result<Lent<'a, B>> {
+    fn embed(&self, packed: &Packed) -> Result<PooledBuffer<'a, B>> {
         let model = self.backward().model;
         let longest = packed.positions.iter().max().map_or(0, |&p| p as usize + 1);
         model.check_positions(0, longest)?;
@@ -388,7 +388,11 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     }
 
     /// The sum of the nll, and where gradients are wanted that of the last hidden states.
-    fn nll(&self, packed: &Packed, acts: &Acts<'_, B>) -> Result<(f64, Option<Lent<'a, B>>)> {
+    fn nll(
+        &self,
+        packed: &Packed,
+        acts: &Acts<'_, B>,
+    ) -> Result<(f64, Option<PooledBuffer<'a, B>>)> {
         let picks = packed.picks(self.exercises);
         let backward = self.backward();
         let (nll, dh) = match self.wanted {
@@ -425,7 +429,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     }
 
     /// What the encoder reads, and its embeddings with those of the memory tokens after each text.
-    fn encoder(&self, memory: &[f32]) -> Result<(Packed, Lent<'a, B>)> {
+    fn encoder(&self, memory: &[f32]) -> Result<(Packed, PooledBuffer<'a, B>)> {
         let (hidden, b) = (self.hidden(), self.backward().model.backend());
         let count = memory.len() / hidden;
         let texts = self.exercises.iter().map(|e| {
@@ -517,7 +521,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         };
         let encoded = backward.forward(x, &encoder, self.keep(texts.ids.len(), 2))?;
         // Any id: the first rows of each sequence are overwritten.
-        let after_memory = |e: &Exercise<'_>| [&vec![0; count][..], &e.reads].concat();
+        let after_memory = |e: &TrainingExample<'_>| [&vec![0; count][..], &e.reads].concat();
         let reads = Packed::new(0, self.exercises.iter().map(after_memory));
         let mut x = self.embed(&reads)?;
         // Where the memory tokens stand in the encoder, and in the decoder.

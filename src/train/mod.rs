@@ -44,7 +44,7 @@ pub mod tokens;
 pub use crate::model::lora::Target;
 pub use data::{BadRows, Task};
 #[doc(hidden)]
-pub use gradient::Trainee;
+pub use gradient::TrainableModel;
 pub use log::Line;
 pub use objective::LoraShape;
 pub use plan::{Begin, Plan, targets};

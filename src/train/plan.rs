@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::adamw::AdamW;
-use super::checkpoint::Card;
+use super::checkpoint::AdapterMetadata;
 use super::data::{self, BadRows, Order, Reading, Task};
 use super::objective::{LoraShape, Objective};
 use super::parameters::{self, Parameters};
@@ -291,7 +291,7 @@ impl Plan {
         };
         let start = Start {
             config,
-            card: Card {
+            card: AdapterMetadata {
                 model: engine.info().name.clone(),
                 dropout: self.dropout,
                 settings,
@@ -342,25 +342,25 @@ impl Plan {
         };
         let memory_tokens = parameters.memory_tokens();
         let room = config.max_positions.saturating_sub(memory_tokens);
-        let most = room.saturating_sub(1);
+        let max = room.saturating_sub(1);
         let kept = given.and_then(|settings| settings.max_text_tokens);
         let max_text_tokens = match self.max_text_tokens.or(kept) {
             Some(0) => return Err(Error::input("max_text_tokens 0", "expected at least 1")),
-            Some(n) if n > most => {
+            Some(n) if n > max => {
                 let what = format!("max_text_tokens {n}");
                 let reason =
-                    format!("the model has room for {most} beside {memory_tokens} memory tokens");
+                    format!("the model has room for {max} beside {memory_tokens} memory tokens");
                 return Err(Error::input(what, reason));
             }
             Some(n) => n,
-            None if most == 0 => {
+            None if max == 0 => {
                 let reason = format!("the model has {} positions", config.max_positions);
                 return Err(Error::input(
                     format!("memory_tokens {memory_tokens}"),
                     reason,
                 ));
             }
-            None => MAX_TEXT_TOKENS.min(most),
+            None => MAX_TEXT_TOKENS.min(max),
         };
         let id = |name: &str, given: Option<u32>, own: Option<u32>| match given.or(own) {
             Some(id) if (id as usize) < config.vocab => Ok(id),

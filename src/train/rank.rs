@@ -492,15 +492,15 @@ impl Options {
     /// [`Error::Input`] naming the option, its value and the range.
     pub fn check(&self) -> Result<()> {
         let refuse = |what: String, reason: &str| Err(Error::input(what, reason));
-        for (name, value, most) in [
+        for (name, value, max) in [
             ("hidden", self.hidden, 4096),
             ("stages", self.stages, 8),
             ("seeds", self.seeds as usize, 64),
             ("epochs", self.epochs, 100_000),
             ("batch", self.batch, 1 << 20),
         ] {
-            if value == 0 || value > most {
-                return refuse(format!("{name} {value}"), &format!("expected 1 to {most}"));
+            if value == 0 || value > max {
+                return refuse(format!("{name} {value}"), &format!("expected 1 to {max}"));
             }
         }
         for (name, value) in [("dropout", self.dropout), ("titled", self.titled)] {
@@ -730,9 +730,9 @@ fn sample_gradients(
             .filter(|(_, gold)| !**gold)
             .map(|(score, _)| *score)
     };
-    let most = others().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = others().map(|score| libm::exp(score - most)).sum();
-    let all = most + libm::log(sum);
+    let max = others().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = others().map(|score| libm::exp(score - max)).sum();
+    let all = max + libm::log(sum);
     let right = gold.iter().filter(|&&gold| gold).count() as f64;
     let mut loss = 0.0;
     let mut pull = 0.0;
@@ -745,7 +745,7 @@ fn sample_gradients(
         pull += share;
     }
     for (i, &score) in scores.iter().enumerate().filter(|&(i, _)| !gold[i]) {
-        by[i] = pull * libm::exp(score - most) / sum;
+        by[i] = pull * libm::exp(score - max) / sum;
     }
     for ((row, units), by) in rows.iter().zip(&units).zip(by) {
         parameters.backward(row, units, by * weight, gradients);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use super::adamw::{AdamW, Moments, clip};
-use super::checkpoint::{self, Card, Found, State};
+use super::checkpoint::{self, AdapterMetadata, Found, State};
 use super::data::{Order, Reading, Stream};
 use super::log::{Line, Log};
 use super::objective::{Gradient, Sample};
@@ -95,7 +95,7 @@ impl Options {
             return Err(Error::input(format!("log {}", log.display()), reason));
         }
         let adamw = &self.adamw;
-        for (name, value, least, below) in [
+        for (name, value, min, below) in [
             ("lr", self.lr, f64::MIN_POSITIVE, f64::INFINITY),
             ("weight_decay", adamw.weight_decay, 0.0, f64::INFINITY),
             (
@@ -108,10 +108,10 @@ impl Options {
             ("beta2", adamw.beta2, 0.0, 1.0),
             ("eps", adamw.eps, f64::MIN_POSITIVE, f64::INFINITY),
         ] {
-            if !(least..below).contains(&value) {
+            if !(min..below).contains(&value) {
                 let range = match below.is_finite() {
-                    true => format!("expected {least} to below {below}"),
-                    false if least > 0.0 => "expected a positive number".into(),
+                    true => format!("expected {min} to below {below}"),
+                    false if min > 0.0 => "expected a positive number".into(),
                     false => "expected a number from 0 on".into(),
                 };
                 return Err(Error::input(format!("{name} {value}"), range));
@@ -177,7 +177,7 @@ pub struct Start<'a> {
     /// The adapter that is trained, unless a run is resumed.
     pub parameters: Parameters,
     /// What its own files say.
-    pub card: Card,
+    pub card: AdapterMetadata,
 }
 
 /// Trains until `steps` are done or `control` ends it, whereupon the last whole step is saved.
@@ -347,7 +347,7 @@ fn save(
     options: &Options,
     parameters: &Parameters,
     moments: &Moments,
-    card: &Card,
+    card: &AdapterMetadata,
     state: &State,
 ) -> Result<()> {
     if let Some(log) = log {

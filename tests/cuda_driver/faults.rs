@@ -6,7 +6,7 @@ use prefold::hard;
 use prefold::model::Model;
 use prefold::model::config::Family;
 use prefold::model::weights::Weights;
-use prefold::ops::ThinOp;
+use prefold::ops::PruneOp;
 use prefold::ops::gemm::{GemmOp, Linear};
 use prefold::ops::storage::Storage;
 

@@ -16,7 +16,7 @@ use prefold::ops::Cpu;
 use prefold::prefix::Method;
 use prefold::soft::{EncodeOptions, PrefillOptions, Sampling, Source};
 use prefold::train::objective::{LoraShape, Objective, Sample};
-use prefold::train::{MemoryStart, Trainee};
+use prefold::train::{MemoryStart, TrainableModel};
 
 use crate::common::TempDir;
 use crate::common::compare::assert_close;
@@ -256,7 +256,7 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
     };
     let weights = weights(Family::Qwen3);
     let cpu = Model::load(Cpu::new(), &weights).unwrap();
-    let trainee = Trainee::new(&cpu, lora.clone(), 0).unwrap();
+    let trainee = TrainableModel::new(&cpu, lora.clone(), 0).unwrap();
     let mut parameters = trainee.initial(2, MemoryStart::Normal, 3).unwrap();
     let mut random = Random(9);
     for tensor in &mut parameters {
@@ -271,12 +271,12 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
         return;
     };
     let direct = Model::load(direct, &weights).unwrap();
-    let direct = Trainee::new(&direct, lora.clone(), 1 << 30).unwrap();
+    let direct = TrainableModel::new(&direct, lora.clone(), 1 << 30).unwrap();
     let direct = direct.gradient(&parameters, &batch, &objective, 5).unwrap();
     for library in [false, true] {
         let Some(place) = Place::new(90) else { return };
         let model = Model::load(place.gpu(Precision::F32, library), &weights).unwrap();
-        let trainee = Trainee::new(&model, lora.clone(), 1 << 30).unwrap();
+        let trainee = TrainableModel::new(&model, lora.clone(), 1 << 30).unwrap();
         let got = trainee
             .gradient(&parameters, &batch, &objective, 5)
             .unwrap();
@@ -288,9 +288,9 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
             .zip(&want.gradients)
         {
             let values = wide(&want.values);
-            let most = values.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+            let max = values.iter().fold(0.0f64, |max, v| max.max(v.abs()));
             let what = format!("{}, library: {library}", want.name);
-            assert_close(&what, &got.values, &values, 1e-3 * most + 1e-7, 0.0);
+            assert_close(&what, &got.values, &values, 1e-3 * max + 1e-7, 0.0);
             assert!(
                 library || bits(&got.values) == bits(&direct.values),
                 "{what}: other bits"

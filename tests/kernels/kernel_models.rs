@@ -16,7 +16,7 @@ use prefold::model::{Model, Scorer};
 use prefold::ops::{Backend, Cpu, Pick};
 use prefold::prefix::Method;
 use prefold::train::objective::{LoraShape, Objective, Sample};
-use prefold::train::{MemoryStart, Trainee};
+use prefold::train::{MemoryStart, TrainableModel};
 use safetensors::SafeTensors;
 
 const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];
@@ -300,7 +300,7 @@ fn gradients_agree_with_the_cpu() {
             return;
         };
         let cpu = Model::load(Cpu::new(), &weights).unwrap();
-        let trainee = Trainee::new(&cpu, lora.clone(), 0).unwrap();
+        let trainee = TrainableModel::new(&cpu, lora.clone(), 0).unwrap();
         let mut parameters = trainee.initial(2, MemoryStart::Normal, 3).unwrap();
         let mut random = common::Random(9);
         for tensor in &mut parameters {
@@ -319,7 +319,7 @@ fn gradients_agree_with_the_cpu() {
                 .gradient(&parameters, &batch, &objective, 5)
                 .unwrap();
             models(&weights, Precision::F32, &SCHEDULES[1..3], |model, at| {
-                let trainee = Trainee::new(model, lora.clone(), 1 << 30).unwrap();
+                let trainee = TrainableModel::new(model, lora.clone(), 1 << 30).unwrap();
                 device::log();
                 let got = trainee
                     .gradient(&parameters, &batch, &objective, 5)
@@ -333,10 +333,10 @@ fn gradients_agree_with_the_cpu() {
                 assert!((got.nll - want.nll).abs() < 1e-4 * want.nll, "{what}");
                 for (got, want) in got.gradients.iter().zip(&want.gradients) {
                     let wide: Vec<f64> = want.values.iter().map(|&v| v.into()).collect();
-                    let most = wide.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+                    let max = wide.iter().fold(0.0f64, |max, v| max.max(v.abs()));
                     let what = format!("{}, {what}", want.name);
                     // Sums in another order, of what is as large as the largest.
-                    assert_close(&what, &got.values, &wide, 1e-4 * most + 1e-7, 0.0);
+                    assert_close(&what, &got.values, &wide, 1e-4 * max + 1e-7, 0.0);
                 }
             });
         }

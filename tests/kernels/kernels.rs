@@ -695,7 +695,7 @@ fn a_device_that_computes_wrongly_is_found_out() {
         ("attention_f32_64", "attention"),
         ("lora_f32", "lora"),
         ("topk", "topk"),
-        ("thin", "thin"),
+        ("prune", "prune"),
     ] {
         let Some(emu) = launcher("library.cu", SCHEDULES[0]) else {
             return;

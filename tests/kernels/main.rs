@@ -9,4 +9,4 @@ mod kernels;
 mod kernels_bwd;
 mod lora;
 mod planted;
-mod thin;
+mod prune;

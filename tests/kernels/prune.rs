@@ -1,4 +1,4 @@
-//! Texts that lose tokens window by window without a look at their scores, beside the loop that looks.
+//! Token pruning that does not wait for scores, beside the loop that does.
 
 use crate::common;
 
@@ -11,8 +11,8 @@ use crate::common::tiny::byte_tokenizer;
 use prefold::gpu::Precision;
 use prefold::hard::{self, Compressed, Condition, Exact, LlmLingua, Mode, RankMethod, Request};
 use prefold::model::weights::Weights;
-use prefold::model::{Model, Scorer, Session, Thinned, Thinning};
-use prefold::ops::{Cpu, Limits, Room, Texts, ThinOp};
+use prefold::model::{Model, PrunedTokens, Scorer, Session, TokenPruning};
+use prefold::ops::{Capacity, Cpu, Limits, PruneBatch, PruneOp};
 use prefold::text::Tokenizer;
 use serde_json::Value;
 
@@ -55,8 +55,8 @@ impl Plan {
         }
     }
 
-    fn text(&self) -> Thinning<'_> {
-        Thinning {
+    fn text(&self) -> TokenPruning<'_> {
+        TokenPruning {
             ids: &self.ids,
             size: self.size,
             end: self.end,
@@ -64,8 +64,8 @@ impl Plan {
         }
     }
 
-    /// What is left, word for word as it is said; `readings` are the nll of each.
-    fn oracle(&self, readings: &[Vec<f32>]) -> Thinned {
+    /// What is left, word for word as it is said; `passes` are the nll of each.
+    fn oracle(&self, readings: &[Vec<f32>]) -> PrunedTokens {
         let mut from: Vec<usize> = (0..self.ids.len()).collect();
         let mut loss = Vec::new();
         let mut nll = vec![None; self.ids.len()];
@@ -104,7 +104,7 @@ impl Plan {
             past = if i == 0 { 0 } else { end - self.size };
             end = next;
         }
-        Thinned { kept: from, nll }
+        PrunedTokens { kept: from, nll }
     }
 }
 
@@ -117,15 +117,15 @@ fn scores(count: usize, random: &mut Random) -> Vec<f32> {
 }
 
 /// The op alone, beside the rules as they are said, with scores that tie.
-fn check_thinning<B: ThinOp>(backend: &B, jobs: &[Plan], seed: u64, what: &str) {
+fn check_thinning<B: PruneOp>(backend: &B, jobs: &[Plan], seed: u64, what: &str) {
     let mut random = Random(seed);
-    let texts: Vec<Thinning<'_>> = jobs.iter().map(Plan::text).collect();
-    let room = Room::of(&texts);
+    let texts: Vec<TokenPruning<'_>> = jobs.iter().map(Plan::text).collect();
+    let room = Capacity::of(&texts);
     let limits = Limits {
         vocab: 300,
         positions: room.tokens,
     };
-    let mut on_device = Texts::new(backend, room, limits, 21).unwrap();
+    let mut on_device = PruneBatch::new(backend, room, limits, 21).unwrap();
     // Twice: nothing of what was there before may count.
     for _ in 0..2 {
         on_device.write(backend, &texts).unwrap();
@@ -134,16 +134,16 @@ fn check_thinning<B: ThinOp>(backend: &B, jobs: &[Plan], seed: u64, what: &str) 
             .map(|text| vec![first[text * room.tokens..][..room.tokens].to_vec()])
             .collect();
         backend.write(&first, on_device.first_scores()).unwrap();
-        backend.thin(&mut on_device, None).unwrap();
-        let most = jobs.iter().map(|job| job.windows.len()).max().unwrap();
+        backend.prune(&mut on_device, None).unwrap();
+        let max = jobs.iter().map(|job| job.windows.len()).max().unwrap();
         // One more than there are windows: who is done stays as it is.
-        for _ in 0..most {
+        for _ in 0..max {
             let fresh = scores(room.all_rows(), &mut random);
             for (text, readings) in readings.iter_mut().enumerate() {
                 readings.push(fresh[text * room.rows..][..room.rows].to_vec());
             }
             let fresh = backend.upload(&fresh).unwrap();
-            backend.thin(&mut on_device, Some(&fresh)).unwrap();
+            backend.prune(&mut on_device, Some(&fresh)).unwrap();
         }
         let got = on_device.read(backend, &texts).unwrap();
         for (i, ((job, readings), got)) in jobs.iter().zip(&readings).zip(got).enumerate() {
@@ -187,8 +187,8 @@ fn plans_that_do_not_fit_are_refused() {
         size: usize,
         end: usize,
         windows: &'t [Vec<(usize, f64)>],
-    ) -> Thinning<'t> {
-        Thinning {
+    ) -> TokenPruning<'t> {
+        TokenPruning {
             ids,
             size,
             end,
@@ -209,13 +209,13 @@ fn plans_that_do_not_fit_are_refused() {
             .check()
             .is_err()
     );
-    let room = Room::of(&[text(&ids, 4, 4, &windows)]);
+    let room = Capacity::of(&[text(&ids, 4, 4, &windows)]);
     let cpu = Cpu::new();
     let limits = Limits {
         vocab: 7,
         positions: 8,
     };
-    let mut texts = Texts::new(&cpu, room, limits, 1).unwrap();
+    let mut texts = PruneBatch::new(&cpu, room, limits, 1).unwrap();
     let error = texts
         .write(&cpu, &[text(&ids, 4, 4, &windows)])
         .unwrap_err();
@@ -267,7 +267,7 @@ fn compress(model: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Com
 }
 
 /// Whole prompts by kernels, token for token as the CPU's loop that looks at every window's scores; from
-/// the first reading's launch on the host waits once, and after two readings all others are replayed.
+/// the first pass's launch on the host waits once, and after two passes all others are replayed.
 #[test]
 fn a_device_thins_without_a_word() {
     let tokenizer = byte_tokenizer();
@@ -292,14 +292,14 @@ fn a_device_thins_without_a_word() {
                 assert_eq!(got.text, want.text, "{what}");
                 assert_eq!(kept(&got), kept(want), "{what}");
                 let log = device::log();
-                let Some(first) = log.iter().position(|&entry| entry == "thin") else {
+                let Some(first) = log.iter().position(|&entry| entry == "prune") else {
                     assert!(i == 4 && told.count() == before, "{what}: {log:?}");
                     continue;
                 };
                 assert_eq!(told.count(), before + 1, "{what}");
                 let count = |name| log[first..].iter().filter(|&&entry| entry == name).count();
                 assert_eq!((count("read"), count("write")), (1, 0), "{what}: {log:?}");
-                // Before the first reading all is queued too, where no contexts are ranked.
+                // Before the first pass all is queued too, where no contexts are ranked.
                 let filter = matches!(&case.mode, Mode::LlmLingua(o) if o.use_context_level_filter);
                 let ranked = case.contexts.len() > 1 && filter;
                 assert_eq!(log[..first].contains(&"read"), ranked, "{what}: {log:?}");
@@ -359,7 +359,7 @@ fn prompts_that_share_launches_come_out_as_alone() {
             assert_eq!(&said(got), want, "{at}, prompt {i}");
         }
         // Four of those five, and the tagged one.
-        assert_eq!(*told.thinned.lock().unwrap(), [5], "{at}");
+        assert_eq!(*told.pruned.lock().unwrap(), [5], "{at}");
     };
     check(&cpu, "the CPU");
     backends(Precision::F32, &SCHEDULES[1..2], |gpu, at| {
@@ -367,7 +367,7 @@ fn prompts_that_share_launches_come_out_as_alone() {
     });
 }
 
-/// Texts that share readings, one alone, the same again from the record, and again after everything that
+/// Texts that share forward passes, one alone, the same again from the record, and again after everything that
 /// ops share has moved.
 #[test]
 fn texts_that_share_launches_come_out_as_alone() {
@@ -381,24 +381,24 @@ fn texts_that_share_launches_come_out_as_alone() {
         (30, 24, 0, 1),
     ];
     let jobs = shapes.map(|(n, size, start, runs)| Plan::new(n, size, start, runs, &mut random));
-    let texts: Vec<Thinning<'_>> = jobs.iter().map(Plan::text).collect();
+    let texts: Vec<TokenPruning<'_>> = jobs.iter().map(Plan::text).collect();
     for family in ["mistral", "gpt2"] {
         let Some(weights) = tiny(family) else {
             return;
         };
         let cpu = Model::load(Cpu::new(), &weights).unwrap();
-        let alone = |model: &dyn Scorer| -> Vec<Thinned> {
+        let alone = |model: &dyn Scorer| -> Vec<PrunedTokens> {
             let each = texts
                 .iter()
-                .map(|&text| model.thin(&[text]).unwrap().remove(0));
+                .map(|&text| model.prune(&[text]).unwrap().remove(0));
             each.collect()
         };
         let want = alone(&cpu);
-        assert!(want.iter().zip(&jobs).all(|(thinned, job)| {
-            let share = thinned.kept.len() as f64 / job.ids.len() as f64;
+        assert!(want.iter().zip(&jobs).all(|(pruned, job)| {
+            let share = pruned.kept.len() as f64 / job.ids.len() as f64;
             (0.05..1.0).contains(&share)
         }));
-        let same = |got: &[Thinned], what: &str| {
+        let same = |got: &[PrunedTokens], what: &str| {
             assert_eq!(got.len(), want.len(), "{what}");
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 assert_eq!(got.kept, want.kept, "{what}, text {i}");
@@ -412,12 +412,12 @@ fn texts_that_share_launches_come_out_as_alone() {
                 }
             }
         };
-        same(&cpu.thin(&texts).unwrap(), "the CPU");
+        same(&cpu.prune(&texts).unwrap(), "the CPU");
         backends(Precision::F32, &SCHEDULES[2..3], |gpu, at| {
             let model = Model::load(gpu, &weights).unwrap();
             same(&alone(&model), at);
             device::log();
-            same(&model.thin(&texts).unwrap(), at);
+            same(&model.prune(&texts).unwrap(), at);
             let count = |log: &[&str], name| log.iter().filter(|&&entry| entry == name).count();
             let log = device::log();
             assert_eq!(
@@ -426,7 +426,7 @@ fn texts_that_share_launches_come_out_as_alone() {
                 "{at}: {log:?}"
             );
             let readings = jobs.iter().map(|job| job.windows.len()).max().unwrap() - 1;
-            same(&model.thin(&texts).unwrap(), at);
+            same(&model.prune(&texts).unwrap(), at);
             let log = device::log();
             assert_eq!(count(&log, "replay"), readings, "{at}: {log:?}");
             assert_eq!(count(&log, "graph"), 0, "{at}: {log:?}");
@@ -435,7 +435,7 @@ fn texts_that_share_launches_come_out_as_alone() {
             let many: Vec<&[u32]> = many.iter().map(Vec::as_slice).collect();
             model.score_each(&many).unwrap();
             device::log();
-            same(&model.thin(&texts).unwrap(), at);
+            same(&model.prune(&texts).unwrap(), at);
             let log = device::log();
             assert_eq!(count(&log, "graph"), 1, "{at}: {log:?}");
             assert_eq!(count(&log, "replay"), readings - 1, "{at}: {log:?}");
@@ -443,26 +443,26 @@ fn texts_that_share_launches_come_out_as_alone() {
     }
 }
 
-/// A model that thins itself, if it is told to.
+/// A model that prunes itself, if it is told to.
 struct Told<'m> {
     model: &'m dyn Scorer,
-    thins: bool,
+    prunes: bool,
     /// Texts of each call.
-    thinned: Mutex<Vec<usize>>,
+    pruned: Mutex<Vec<usize>>,
 }
 
 impl<'m> Told<'m> {
-    fn new(model: &'m dyn Scorer, thins: bool) -> Self {
+    fn new(model: &'m dyn Scorer, prunes: bool) -> Self {
         Told {
             model,
-            thins,
-            thinned: Mutex::default(),
+            prunes,
+            pruned: Mutex::default(),
         }
     }
 
-    /// Texts that were thinned.
+    /// Texts that were pruned.
     fn count(&self) -> usize {
-        self.thinned.lock().unwrap().iter().sum()
+        self.pruned.lock().unwrap().iter().sum()
     }
 }
 
@@ -479,13 +479,13 @@ impl Scorer for Told<'_> {
         self.model.score_tails(sequences)
     }
 
-    fn thins(&self) -> bool {
-        self.thins
+    fn prunes(&self) -> bool {
+        self.prunes
     }
 
-    fn thin(&self, texts: &[Thinning<'_>]) -> prefold::Result<Vec<Thinned>> {
-        self.thinned.lock().unwrap().push(texts.len());
-        self.model.thin(texts)
+    fn prune(&self, texts: &[TokenPruning<'_>]) -> prefold::Result<Vec<PrunedTokens>> {
+        self.pruned.lock().unwrap().push(texts.len());
+        self.model.prune(texts)
     }
 }
 
@@ -500,8 +500,8 @@ fn golden_rows_come_out_the_same() {
     let model = Model::load(Cpu::new(), &weights).unwrap();
     let tokenizer = Tokenizer::from_vocab(weights.gguf().unwrap().vocab().unwrap()).unwrap();
     let text = std::fs::read_to_string(shared.join("golden/llmlingua.jsonl")).unwrap();
-    let (mut thinned, mut wrong) = (0, Vec::new());
-    // One of each kind of plan, as a reading of the whole text by the real model is what takes time;
+    let (mut pruned, mut wrong) = (0, Vec::new());
+    // One of each kind of plan, as a pass of the whole text by the real model is what takes time;
     // `tests/selection` compares every row by the loop.
     let chosen = [
         "gsm3_t150",
@@ -530,12 +530,12 @@ fn golden_rows_come_out_the_same() {
             Err(error) => Value::String(error.to_string()),
         };
         let by_itself = told.count();
-        thinned += by_itself;
-        eprintln!("{}: {by_itself} texts thinned", row["name"]);
+        pruned += by_itself;
+        eprintln!("{}: {by_itself} texts pruned", row["name"]);
         if got != row["result"] {
             wrong.push(format!("{}: {got}", row["name"]));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(thinned, chosen.len());
+    assert_eq!(pruned, chosen.len());
 }

@@ -13,8 +13,8 @@ use prefold::model::decoder::Input;
 use prefold::model::weights::Weights;
 use prefold::ops::Cpu;
 use prefold::prefix::{KvPrefix, Method};
-use prefold::soft::{Adapter, Ask, EncodeOptions, Reply, Sampling, Source};
-use prefold::train::Trainee;
+use prefold::soft::{Adapter, Completion, EncodeOptions, Query, Sampling, Source};
+use prefold::train::TrainableModel;
 use prefold::train::objective::{Objective, Sample};
 use prefold::train::parameters::Parameters;
 use prefold::{Device, Engine};
@@ -65,7 +65,7 @@ fn encoded(engine: &Engine, adapter: &Adapter, text: Vec<u32>) -> KvPrefix {
         .unwrap()
 }
 
-fn asked(engine: &Engine, ask: Ask<'_>) -> Reply {
+fn asked(engine: &Engine, ask: Query<'_>) -> Completion {
     let options = Sampling {
         max_new_tokens: 16,
         ignore_eos: true,
@@ -118,7 +118,7 @@ fn values_and_continuation_are_the_references() {
         }
     }
     eprintln!("values differ by at most {worst:.1e}");
-    let ask = Ask {
+    let ask = Query {
         prefix: Some(&prefix),
         prompt: Input::Ids(&[1]),
         gold: &[],
@@ -132,7 +132,7 @@ fn the_loss_and_its_gradients_are_the_references() {
     let Some(golden) = golden() else { return };
     let model = Model::load(Cpu::new(), &Weights::open(&golden.model).unwrap()).unwrap();
     let parameters = Parameters::open(&golden.adapter, model.config(), true).unwrap();
-    let trainee = Trainee::new(&model, parameters.lora.clone(), 0).unwrap();
+    let trainee = TrainableModel::new(&model, parameters.lora.clone(), 0).unwrap();
     let texts = golden.facts["ids"].as_array().unwrap();
     let batch: Vec<Sample> = texts
         .iter()
@@ -189,7 +189,7 @@ fn a_text_begins_with_the_embedding_that_was_trained_for_it() {
     let prefix = encoded(&engine, &adapter, text.clone());
     let want = ids(&golden.want["greedy_from_ae"]);
     assert_ne!(want, ids(&golden.want["greedy_from_bos"]));
-    let ask = |gold| Ask {
+    let ask = |gold| Query {
         prefix: Some(&prefix),
         prompt: Input::Embeddings(adapter.begin().unwrap()),
         gold,

@@ -182,15 +182,15 @@ fn products_are_off_by_no_more_than_their_rounding() {
 fn what_lies_on_the_grid_is_exact() {
     let mut random = Random(12);
     let (rows, inputs, outputs) = (9, 160, 50);
-    let mut on_grid = |count: usize, most: f32| -> Vec<f32> {
+    let mut on_grid = |count: usize, max: f32| -> Vec<f32> {
         let mut values = Vec::new();
         for block in 0..count * inputs / 32 {
             // A block is the largest common part of 64 and of what is left of a row.
             let step = 0.01 * (1 + block % (inputs / 32) / 2) as f32;
             values.extend((0..32).map(|i| match i {
-                3 | 19 => most * step,
-                20 => -most * step,
-                _ => (random.float() * most).round() * step,
+                3 | 19 => max * step,
+                20 => -max * step,
+                _ => (random.float() * max).round() * step,
             }));
         }
         values

@@ -13,7 +13,7 @@ use prefold::ops::{
 };
 use prefold::prefix::Method;
 use prefold::train::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
-use prefold::train::{MemoryStart, Trainee};
+use prefold::train::{MemoryStart, TrainableModel};
 use prefold::{Error, Result};
 
 const CANARY: f32 = 12345.0;
@@ -718,7 +718,7 @@ fn adapter() -> LoraShape {
 }
 
 /// Untrained parameters, with B no longer zero.
-fn parameters(trainee: &Trainee<'_, Cpu>, num_mem: usize) -> Vec<Tensor> {
+fn parameters(trainee: &TrainableModel<'_, Cpu>, num_mem: usize) -> Vec<Tensor> {
     let mut random = Random(9);
     let mut parameters = trainee.initial(num_mem, MemoryStart::Normal, 3).unwrap();
     for tensor in &mut parameters {
@@ -768,7 +768,7 @@ fn objective(method: Method, dropout: f32) -> Objective {
 /// gradients say; the loss is that of f32, so that the direction is long and the bound is wide.
 #[track_caller]
 fn check_directions(
-    trainee: &Trainee<'_, Cpu>,
+    trainee: &TrainableModel<'_, Cpu>,
     batch: &[Sample],
     objective: &Objective,
     what: &str,
@@ -809,7 +809,7 @@ fn models_of_every_family() {
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
         let model = model(family);
         for activations in [0, 1 << 30] {
-            let trainee = Trainee::new(&model, adapter(), activations).unwrap();
+            let trainee = TrainableModel::new(&model, adapter(), activations).unwrap();
             let [memory, align] = batches();
             for (method, dropout) in [
                 (Method::FiveHundredX, 0.0),
@@ -825,14 +825,16 @@ fn models_of_every_family() {
         }
     }
     let gpt2 = model(Family::Gpt2);
-    let error = Trainee::new(&gpt2, adapter(), 0).map(drop).unwrap_err();
+    let error = TrainableModel::new(&gpt2, adapter(), 0)
+        .map(drop)
+        .unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
 }
 
 #[test]
 fn a_batch_is_the_sum_of_its_samples() {
     let model = model(Family::Llama);
-    let trainee = Trainee::new(&model, adapter(), 0).unwrap();
+    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
     let parameters = parameters(&trainee, 2);
     for (batch, method) in [
         (&batches()[0], Method::FiveHundredX),
@@ -865,7 +867,7 @@ fn steps_are_reproducible() {
     let [memory, _] = batches();
     let how = objective(Method::FiveHundredX, 0.2);
     let of = |activations, seed| {
-        let trainee = Trainee::new(&model, adapter(), activations).unwrap();
+        let trainee = TrainableModel::new(&model, adapter(), activations).unwrap();
         let parameters = parameters(&trainee, 2);
         trainee.gradient(&parameters, &memory, &how, seed).unwrap()
     };
@@ -886,7 +888,7 @@ fn untrained_parameters() {
         targets: vec![Target::V, Target::Down],
         ..adapter()
     };
-    let trainee = Trainee::new(&model, shape, 0).unwrap();
+    let trainee = TrainableModel::new(&model, shape, 0).unwrap();
     let parameters = trainee.initial(4, MemoryStart::Normal, 1).unwrap();
     assert_eq!(
         parameters,
@@ -899,19 +901,12 @@ fn untrained_parameters() {
     assert_eq!(parameters.len(), tiny::LAYERS * 4 + 1);
     for tensor in &parameters {
         assert_eq!(tensor.values.len(), tensor.shape[0] * tensor.shape[1]);
-        let most = tensor
-            .values
-            .iter()
-            .fold(0.0f32, |most, v| most.max(v.abs()));
+        let max = tensor.values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
         if tensor.name.ends_with("lora_A.weight") {
             let bound = 1.0 / (tensor.shape[1] as f32).sqrt();
-            assert!(
-                most <= bound && most > 0.8 * bound,
-                "{}: {most}",
-                tensor.name
-            );
+            assert!(max <= bound && max > 0.8 * bound, "{}: {max}", tensor.name);
         } else if tensor.name.ends_with("lora_B.weight") {
-            assert_eq!(most, 0.0);
+            assert_eq!(max, 0.0);
         }
     }
     assert_eq!(
@@ -946,7 +941,7 @@ fn untrained_parameters() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let model = model(Family::Llama);
-    let trainee = Trainee::new(&model, adapter(), 0).unwrap();
+    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
     let parameters = parameters(&trainee, 2);
     let how = objective(Method::FiveHundredX, 0.0);
     let refused = |parameters: &[Tensor], batch: &[Sample], how: &Objective| {
@@ -994,7 +989,7 @@ fn what_does_not_fit_is_refused() {
             alpha: 1.0,
             targets,
         };
-        let error = Trainee::new(&model, shape, 0).map(drop).unwrap_err();
+        let error = TrainableModel::new(&model, shape, 0).map(drop).unwrap_err();
         assert!(matches!(error, Error::Input { .. }), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::ops::Cpu;
 use prefold::prefix::Method;
-use prefold::train::Trainee;
+use prefold::train::TrainableModel;
 use prefold::train::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -131,7 +131,8 @@ fn gradients_are_the_references() {
             let file = SafeTensors::deserialize(&golden.bytes).unwrap();
             // Everything computed again, one layer kept, everything kept.
             for activations in [0, 300_000, 1 << 30] {
-                let trainee = Trainee::new(&model, golden.shape.clone(), activations).unwrap();
+                let trainee =
+                    TrainableModel::new(&model, golden.shape.clone(), activations).unwrap();
                 for objective in OBJECTIVES {
                     let batch = golden.batch(objective);
                     let (parameters, how) = (&golden.parameters, golden.objective());
@@ -163,18 +164,18 @@ fn check_gradients(what: &str, got: &Gradient, file: &SafeTensors<'_>, objective
         assert_eq!(view.shape(), tensor.shape, "{name}");
         let want = floats(view.data());
         assert_eq!(tensor.values.len(), want.len(), "{name}");
-        let most = want
+        let max = want
             .iter()
-            .fold(0.0f64, |most, &v| most.max(f64::from(v).abs()));
+            .fold(0.0f64, |max, &v| max.max(f64::from(v).abs()));
         for (&got_sum, &want) in tensor.values.iter().zip(&want) {
             let (mean, want) = (f64::from(got_sum) / got.targets as f64, f64::from(want));
-            let bound = 1e-3 * want.abs().max(most / 100.0);
+            let bound = 1e-3 * want.abs().max(max / 100.0);
             let difference = (mean - want).abs();
             assert!(
                 difference <= bound,
                 "{what}: {name}: expected {want}, got {mean}"
             );
-            worst = worst.max(difference / want.abs().max(most / 100.0));
+            worst = worst.max(difference / want.abs().max(max / 100.0));
         }
     }
     let prefix = format!("grad.{objective}.");
@@ -222,7 +223,7 @@ fn trajectories_are_the_references() {
             &format!("tiny-{name}"),
             &format!("tiny-adapter-{name}"),
         );
-        let trainee = Trainee::new(&model, golden.shape.clone(), 1 << 30).unwrap();
+        let trainee = TrainableModel::new(&model, golden.shape.clone(), 1 << 30).unwrap();
         for objective in OBJECTIVES {
             let facts = &golden.facts[format!("{objective}_adamw")];
             let number = |name: &str| facts[name].as_f64().unwrap();
@@ -271,7 +272,7 @@ fn the_loss_of_smollm2_is_the_references() {
     };
     let golden = Golden::read(&folder, "smollm2", "smollm2-adapter");
     let model = Model::load(Cpu::new(), &Weights::open(&path).unwrap()).unwrap();
-    let trainee = Trainee::new(&model, golden.shape.clone(), 0).unwrap();
+    let trainee = TrainableModel::new(&model, golden.shape.clone(), 0).unwrap();
     let batch = [Sample::Regenerate {
         text: ids(&golden.facts["ids"]),
     }];

@@ -13,7 +13,7 @@ use prefold::model::weights::Weights;
 use prefold::soft::Settings;
 use prefold::train::MemoryStart;
 use prefold::train::adamw::AdamW;
-use prefold::train::checkpoint::{self, Card};
+use prefold::train::checkpoint::{self, AdapterMetadata};
 use prefold::train::data::{self, BadRows, Order, Position, Reading, Stream, Task};
 use prefold::train::log::{self, Line};
 use prefold::train::objective::{Gradient, LoraShape, Sample, Tensor};
@@ -144,7 +144,7 @@ impl Setting {
                     MemoryStart::Normal,
                     3,
                 )?,
-                card: Card {
+                card: AdapterMetadata {
                     model: "tiny".into(),
                     dropout: 0.05,
                     settings: Some(Settings::default()),
@@ -335,7 +335,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
                 .training()
                 .new_adapter(lora(), 2, MemoryStart::Normal, 3)
                 .unwrap(),
-            card: Card {
+            card: AdapterMetadata {
                 model: "tiny".into(),
                 dropout: 0.0,
                 settings: None,

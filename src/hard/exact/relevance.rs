@@ -321,7 +321,7 @@ impl Exact<'_> {
         budget: usize,
         unspaced: bool,
     ) -> Vec<usize> {
-        let most = match (self.options.effort, unspaced) {
+        let max = match (self.options.effort, unspaced) {
             (Effort::Fast, _) => return Vec::new(),
             (Effort::Balanced, false) => READ_UNSURE,
             (Effort::Balanced, true) => 2 * READ_UNSURE,
@@ -351,7 +351,7 @@ impl Exact<'_> {
             .filter(|&i| (worth[i] - cut).abs() <= reach)
             .collect();
         near.sort_by(|&a, &b| (worth[a] - cut).abs().total_cmp(&(worth[b] - cut).abs()));
-        near.truncate(most);
+        near.truncate(max);
         // One passage alone has nothing to be compared with.
         if near.len() < 2 { Vec::new() } else { near }
     }
@@ -367,14 +367,14 @@ impl Exact<'_> {
         nll: &mut Vec<Vec<Option<f32>>>,
     ) -> Result<Vec<Vec<f64>>> {
         let mut sentences = salience(contexts, parsed);
-        let most = match self.options.effort {
+        let max = match self.options.effort {
             Effort::Fast => return Ok(sentences),
             Effort::Balanced => READ.max(3 * budget / 2),
             Effort::Best => usize::MAX,
         };
         let total: usize = parsed.iter().map(|p| p.ids.len()).sum();
         if nll.iter().flatten().all(Option::is_none) {
-            if total <= most {
+            if total <= max {
                 *nll = self.surprise(parsed)?;
             } else {
                 let worth = |p: &Passage| {
@@ -382,7 +382,7 @@ impl Exact<'_> {
                     own.iter().copied().fold(f64::NEG_INFINITY, f64::max)
                 };
                 let order = descending(&passages.iter().map(worth).collect::<Vec<_>>());
-                let mut left = most;
+                let mut left = max;
                 let chosen = order
                     .into_iter()
                     .map(|i| &passages[i])
@@ -488,9 +488,9 @@ impl Exact<'_> {
 impl Relevance {
     /// Where each sentence is a passage of its own.
     fn of_sentences(sentences: Vec<Vec<f64>>, nll: Vec<Vec<Option<f32>>>) -> Self {
-        let most = |own: &Vec<f64>| own.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let max = |own: &Vec<f64>| own.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         Relevance {
-            contexts: sentences.iter().map(most).collect(),
+            contexts: sentences.iter().map(max).collect(),
             passages: sentences.clone(),
             dispensable: sentences.iter().map(|own| vec![false; own.len()]).collect(),
             sentences,

@@ -89,10 +89,10 @@ impl Selection<'_> {
                 .then(b.worth.total_cmp(&a.worth))
         });
         let cut = self.cut(&chosen, tokens, first, count);
-        let most = cut
+        let cut_is_most = cut
             .as_ref()
             .is_some_and(|(_, _, share)| *share >= MOST_OF_IT);
-        match cut.filter(|_| most) {
+        match cut.filter(|_| cut_is_most) {
             Some((cut, after, _)) => (chosen, tokens) = (cut, after),
             None => {
                 self.add_whole(&mut chosen, &mut tokens, &rest, count);

@@ -198,10 +198,10 @@ pub(crate) fn compress_frozen(
                 left = OMITTED.to_string();
             }
             let tokens = count(&left)?;
-            let most = piece.before as f64 * (1.0 - options.min_saving);
+            let max = piece.before as f64 * (1.0 - options.min_saving);
             let failed = if left.trim().is_empty() {
                 Some(Reason::NothingLeft)
-            } else if tokens >= piece.before || (!plan.strict && tokens as f64 > most) {
+            } else if tokens >= piece.before || (!plan.strict && tokens as f64 > max) {
                 Some(Reason::HardlyShorter)
             } else {
                 None

@@ -5,7 +5,7 @@ use crate::control;
 use crate::error::{Error, Result};
 use crate::hard::python;
 use crate::hard::source::Token;
-use crate::model::{Session, Thinning};
+use crate::model::{Session, TokenPruning};
 
 use super::{Reference, Stretch, ratios::Segment};
 
@@ -156,12 +156,12 @@ impl Reference<'_> {
     /// scores. That leaves out a text that is longer than the model's context, whose cache overflows, and
     /// the two options that look at more: at ids (`keep_split`) and at a second reading
     /// (`condition_compare`).
-    fn thinning<'t>(
+    fn pruning<'t>(
         &self,
         ids: &'t [u32],
         start: usize,
         segments: &'t [Segment],
-    ) -> Option<Thinning<'t>> {
+    ) -> Option<TokenPruning<'t>> {
         let size = self.options.iterative_size;
         if self.options.keep_split
             || self.options.condition_compare
@@ -180,7 +180,7 @@ impl Reference<'_> {
                 within
             })
             .count();
-        let text = Thinning {
+        let text = TokenPruning {
             ids,
             size,
             end: first,
@@ -198,11 +198,11 @@ impl Reference<'_> {
         start: usize,
         segments: &[Segment],
     ) -> Result<(Vec<usize>, Vec<Option<f32>>)> {
-        if self.lm.thins()
-            && let Some(text) = self.thinning(ids, start, segments)
+        if self.lm.prunes()
+            && let Some(text) = self.pruning(ids, start, segments)
         {
-            let thinned = self.lm.thin(&[text])?.into_iter().next();
-            let (kept, nll) = thinned.map_or_else(Default::default, |t| (t.kept, t.nll));
+            let pruned = self.lm.prune(&[text])?.into_iter().next();
+            let (kept, nll) = pruned.map_or_else(Default::default, |t| (t.kept, t.nll));
             // As below.
             let kept = kept.into_iter().skip(start).filter(|&i| i >= start);
             return Ok((kept.collect(), nll));

@@ -1,17 +1,17 @@
-//! A reading of texts that lose tokens window by window: the same launches whatever is read.
+//! A pass of texts that lose tokens window by window: the same launches whatever is read.
 
 use super::{Model, Scratch};
 use crate::control;
 use crate::error::Result;
 use crate::model::lora::Lora;
-use crate::ops::{Backend, Limits, Pairing, Room, Rotate, Staged, Texts};
+use crate::ops::{Backend, Capacity, Limits, Pairing, PruneBatch, Rotate, Staged};
 use crate::rope;
 
-/// Texts with everything that their readings need. Nothing of it moves, so that launches which were
+/// A batch of texts to prune, with all that their forward passes need. Nothing of it moves, so that launches which were
 /// recorded stay good.
-pub(in crate::model) struct Round<B: Backend> {
-    pub texts: Texts<B>,
-    /// K and V of each layer, [`Room::tokens`] rows a text.
+pub(in crate::model) struct Workspace<B: Backend> {
+    pub texts: PruneBatch<B>,
+    /// K and V of each layer, [`Capacity::tokens`] rows a text.
     cache: Vec<[B::Buf<f32>; 2]>,
     scratch: Scratch<B>,
     /// Of every position that a text can have: `[tokens, head_dim]`.
@@ -26,8 +26,8 @@ impl<B: Backend> Model<B> {
         c.layers * 2 * c.kv_heads * c.head_dim * size_of::<f32>()
     }
 
-    /// Room for texts.
-    pub(in crate::model) fn round(&self, room: Room) -> Result<Round<B>> {
+    /// Makes a workspace for texts of this capacity.
+    pub(in crate::model) fn workspace(&self, room: Capacity) -> Result<Workspace<B>> {
         let (b, c, rows) = (&self.backend, &self.config, room.all_rows());
         let limits = Limits {
             vocab: c.vocab,
@@ -42,8 +42,8 @@ impl<B: Backend> Model<B> {
             }
             None => b.zeros(0)?,
         };
-        Ok(Round {
-            texts: Texts::new(b, room, limits, tile)?,
+        Ok(Workspace {
+            texts: PruneBatch::new(b, room, limits, tile)?,
             cache: (0..c.layers)
                 .map(|_| Ok([b.zeros(width)?, b.zeros(width)?]))
                 .collect::<Result<_>>()?,
@@ -53,22 +53,22 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Reads what is staged, drops tokens by it, and stages the next reading; `lora` is on, the same each
+    /// Reads what is staged, drops tokens by it, and stages the next pass; `lora` is on, the same each
     /// time.
     pub(in crate::model) fn read(
         &self,
-        round: &mut Round<B>,
+        workspace: &mut Workspace<B>,
         lora: Option<&Lora<B>>,
     ) -> Result<()> {
         control::check()?;
         let (b, c) = (&self.backend, &self.config);
-        let Round {
+        let Workspace {
             texts,
             cache,
             scratch,
             angles,
             recorded,
-        } = round;
+        } = workspace;
         let rows = texts.room().all_rows();
         let attention = self.attention(0, &[]);
         let rotate = Rotate {
@@ -105,7 +105,7 @@ impl<B: Backend> Model<B> {
             }
             self.norm(&self.norm, rows, &scratch.x, &mut scratch.h)?;
             b.nll_staged(texts, c.hidden, &scratch.h, self.head(), &mut scratch.nll)?;
-            b.thin(texts, Some(&scratch.nll))
+            b.prune(texts, Some(&scratch.nll))
         })
     }
 }

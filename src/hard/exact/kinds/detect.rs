@@ -268,15 +268,15 @@ pub(super) fn are_records(lines: &[&str]) -> bool {
     if starts >= 3 && are_columns(lines) {
         return true;
     }
-    let Some((key, &most)) = counts.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0))) else {
+    let Some((key, &common)) = counts.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0))) else {
         return false;
     };
     let figures = key.matches('9').count();
     match starts {
         0 | 1 => false,
         // Two lines alike may be chance, unless they tell a time.
-        2 => most == 2 && figures >= 3,
-        _ => most * 10 >= starts * 6 && starts * 4 >= sampled,
+        2 => common == 2 && figures >= 3,
+        _ => common * 10 >= starts * 6 && starts * 4 >= sampled,
     }
 }
 

@@ -290,7 +290,7 @@ impl<'w> Lexical<'w> {
         let linked = |from: &dyn Fn(usize, usize) -> bool, j: usize| {
             (0..n)
                 .filter(|&i| from(i, j))
-                .fold(-2.0, |most, i| f64::max(most, base[i]))
+                .fold(-2.0, |max, i| f64::max(max, base[i]))
         };
         let lacking = columns[4].clone();
         columns.push(

@@ -81,7 +81,7 @@ pub(crate) fn stage_names(stage: usize) -> Vec<String> {
 /// Passages that are looked at closely where a caller does not ask for more.
 pub(crate) const CHOSEN: usize = 64;
 /// The most that are: pairs of them are compared.
-const MOST_CHOSEN: usize = 512;
+const MAX_CHOSEN: usize = 512;
 /// The weights that ship take 140 KB.
 const LONGEST_FILE: u64 = 64 << 20;
 /// Passages from which a large prompt's second steps are sought.
@@ -138,7 +138,7 @@ impl<'t> Prompt<'t> {
 
     /// Chooses at most `most` passages (64 at least, 512 at most) to look at closely: those that share
     /// most with the question, and those that the best of them lead to.
-    pub fn candidates(&self, most: usize) -> Candidates<'_> {
+    pub fn candidates(&self, max: usize) -> Candidates<'_> {
         let overall = Overall::new(&self.question, &self.words);
         let cover: Column = self
             .words
@@ -150,10 +150,10 @@ impl<'t> Prompt<'t> {
             let named = |head: &Vec<Term>| head.iter().all(|&term| self.question.bag.has(term));
             *worth += 0.5 * cover + 2.0 * f64::from(words.heads.iter().any(named));
         }
-        let most = most.clamp(CHOSEN, MOST_CHOSEN);
-        let chosen = match self.words.len() <= most {
+        let max = max.clamp(CHOSEN, MAX_CHOSEN);
+        let chosen = match self.words.len() <= max {
             true => (0..self.words.len()).collect(),
-            false => self.choose(&worth, most),
+            false => self.choose(&worth, max),
         };
         let (question, passages) = (&self.question, &self.passages);
         Candidates {
@@ -200,7 +200,7 @@ impl<'t> Prompt<'t> {
         2 * dense > letters
     }
 
-    fn choose(&self, worth: &[f64], most: usize) -> Vec<usize> {
+    fn choose(&self, worth: &[f64], max: usize) -> Vec<usize> {
         let order = descending(worth);
         // A passage stands by its own words or by its likeness to one of the best.
         let mut by_step = worth.to_vec();
@@ -211,11 +211,11 @@ impl<'t> Prompt<'t> {
                 *step = f64::max(*step, own + like);
             }
         }
-        let mut chosen = order[..most / 2].to_vec();
+        let mut chosen = order[..max / 2].to_vec();
         let mut taken = vec![false; worth.len()];
         chosen.iter().for_each(|&i| taken[i] = true);
         let further = descending(&by_step).into_iter().filter(|&i| !taken[i]);
-        chosen.extend(further.take(most - most / 2));
+        chosen.extend(further.take(max - max / 2));
         chosen.sort_unstable();
         chosen
     }
@@ -241,15 +241,11 @@ impl Candidates<'_> {
     /// The worth of every passage from the scores of those that were chosen: the others follow, by
     /// words alone.
     pub fn spread(&self, scores: &[f64]) -> Vec<f64> {
-        let least = scores.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.worth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let min = scores.iter().copied().fold(f64::INFINITY, f64::min);
+        let max = self.worth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let mut all: Vec<f64> = match self.chosen.len() == self.words.len() {
             true => vec![0.0; self.words.len()],
-            false => self
-                .worth
-                .iter()
-                .map(|w| least - 1.0 + (w - most))
-                .collect(),
+            false => self.worth.iter().map(|w| min - 1.0 + (w - max)).collect(),
         };
         for (&i, &score) in self.chosen.iter().zip(scores) {
             all[i] = score;
@@ -490,6 +486,6 @@ mod tests {
         assert_eq!(two, [1234, 2345]);
         let prompt = Prompt::new(question, passages.iter().map(|t| Passage::of(t)).collect());
         assert_eq!(prompt.candidates(0).chosen.len(), CHOSEN);
-        assert_eq!(prompt.candidates(usize::MAX).chosen.len(), MOST_CHOSEN);
+        assert_eq!(prompt.candidates(usize::MAX).chosen.len(), MAX_CHOSEN);
     }
 }

@@ -50,7 +50,7 @@ impl Words {
     pub fn by_head(&self, figure: impl Fn(&[Term]) -> f64) -> f64 {
         self.heads
             .iter()
-            .fold(0.0, |most, head| f64::max(most, figure(head)))
+            .fold(0.0, |max, head| f64::max(max, figure(head)))
     }
 }
 
@@ -209,8 +209,8 @@ pub(crate) fn frequent_name(text: &str) -> Option<&str> {
             .filter(|other| &text[(*other).clone()] == name)
             .count()
     };
-    let most = ranges.iter().rev().max_by_key(|range| count(range))?;
-    (count(most) > 1).then(|| &text[most.clone()])
+    let commonest = ranges.iter().rev().max_by_key(|range| count(range))?;
+    (count(commonest) > 1).then(|| &text[commonest.clone()])
 }
 
 /// What is asked.
