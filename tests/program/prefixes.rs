@@ -628,7 +628,7 @@ fn a_store_that_may_only_be_read() {
         // A folder that is no model's is nobody's business, as lost+found on a disk of its own.
         allow(0o755);
         fs::create_dir(store.join("lost+found")).unwrap();
-        let closed = fs::Permissions::from_mode(0);
+        let closed = fs::Permissions::from_mode(0o0);
         fs::set_permissions(store.join("lost+found"), closed).unwrap();
         assert_eq!(world.listed(), [a.as_str()]);
     } else {
