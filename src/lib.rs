@@ -25,7 +25,9 @@ mod engine;
 mod error;
 pub mod eval;
 mod ffi;
+mod kv_prefix;
 mod line;
+mod mapped;
 pub mod prefix;
 mod random;
 mod rope;
@@ -39,8 +41,8 @@ pub use hard::{
     Budget, Compressed, Condition, Count, Effort, Exact, Granularity, KeptContext, LlmLingua,
     LlmLingua2, LlmLinguaResult, Mode, Piece, RankMethod, Ranker, Reorder, Request, TokenToWord,
 };
+pub use kv_prefix::KvPrefix;
 pub use model::weights::Access;
-pub use prefix::KvPrefix;
 pub use soft::Adapter;
 
 // For the program, its tests and benches. Unstable: anything here may change in any version.

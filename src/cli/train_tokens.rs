@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Engine;
-use crate::train::tokens::{Options, read, train};
+use crate::train::tokens::{Options, read};
 use serde_json::json;
 
 use super::failure::{Outcome, say};
@@ -72,7 +72,9 @@ pub fn run(args: Args) -> Outcome {
     let encoder = model::open(&model, builder)?.engine;
     let busy = Busy::new(format!("reading {} texts", examples.len()));
     let control = busy.control();
-    let summary = train(&encoder, &model, &args.out, &examples, &options, &control)?;
+    let summary = encoder
+        .training()
+        .classifier(&model, &args.out, &examples, &options, &control)?;
     drop(busy);
     if args.json {
         return write_stdout(&format!("{:#}\n", json!(summary)));

@@ -3,9 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::ModelInfo;
-#[cfg(feature = "train")]
-use super::runtime::WordStates;
+use super::info::ModelInfo;
 use super::runtime::{Meaning, Runtime};
 use super::text_encoder::TextEncoder;
 use crate::error::{Error, Result};
@@ -20,6 +18,8 @@ use crate::soft::{
 use crate::text::Tokenizer;
 use crate::train::objective::{LoraShape, Objective};
 use crate::train::parameters::Parameters;
+#[cfg(feature = "train")]
+use crate::train::tokens::WordStates;
 use crate::train::{self, MemoryStart};
 
 /// An encoder in memory.

@@ -4,10 +4,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ModelInfo;
 use super::encoding::LoadedEncoder;
-#[cfg(feature = "train")]
-use super::runtime::WordStates;
+use super::info::ModelInfo;
 use super::runtime::{Meaning, Runtime, open_tokenizer};
 use super::text_encoder::TextEncoder;
 use crate::control;
@@ -27,6 +25,8 @@ use crate::soft::{
 use crate::text::Tokenizer;
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::{self, Parameters};
+#[cfg(feature = "train")]
+use crate::train::tokens::WordStates;
 use crate::train::{self, MemoryStart, TrainableModel};
 
 /// What does not lie in a model's own files.

@@ -1,6 +1,7 @@
 //! An open model: the whole library behind one object.
 
 mod encoding;
+mod info;
 mod loaded;
 mod prefixes;
 mod runtime;
@@ -13,7 +14,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use serde::Serialize;
 
 use crate::control::{Call, Control};
 use crate::error::{Error, Result};
@@ -27,6 +27,7 @@ use crate::text::Tokenizer;
 use runtime::{Meaning, Runtime};
 use text_encoder::TextEncoder;
 
+pub use info::ModelInfo;
 pub use prefixes::Prefixes;
 pub use training::Training;
 
@@ -64,36 +65,6 @@ impl FromStr for Device {
             have: "auto, cpu, cuda, cuda:N".into(),
         })
     }
-}
-
-/// Shape and origin of an open model, for display.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct ModelInfo {
-    /// Name of its file or folder.
-    pub name: String,
-    /// `llama`, `qwen2`, `qwen3`, `gpt2`, `bert`, `xlm-roberta`, `modernbert`.
-    pub architecture: String,
-    /// Number of weights; a tied head counts once.
-    pub parameters: usize,
-    /// Number of token ids.
-    pub vocab: usize,
-    /// Decoder layers.
-    pub layers: usize,
-    /// Width of the hidden state.
-    pub hidden: usize,
-    /// Longest sequence the model was made for, in tokens.
-    pub max_positions: usize,
-    /// Id of the token that begins a text, if the model names one.
-    pub bos: Option<u32>,
-    /// Id of the token that ends a text, if the model names one.
-    pub eos: Option<u32>,
-    /// Identifies weights and configuration.
-    pub fingerprint: String,
-    /// Where it runs, in words.
-    pub device: String,
-    /// What it multiplies in: f32 on a CPU.
-    pub precision: Precision,
 }
 
 /// How a model is opened: see [`Engine::builder`].
@@ -461,16 +432,6 @@ impl Engine {
     /// Trains adapters.
     pub fn training(&self) -> Training<'_> {
         Training { engine: self }
-    }
-
-    /// Hidden states of an encoder, for a text given as words.
-    #[cfg(feature = "train")]
-    pub(crate) fn word_states(
-        &self,
-        words: &[String],
-        control: &Control,
-    ) -> Result<runtime::WordStates> {
-        self.call(control, || self.runtime.word_states(words))
     }
 
     /// Shapes of the model.

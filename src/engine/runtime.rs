@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::ModelInfo;
+use super::info::ModelInfo;
 use crate::error::{Error, Result};
 use crate::hard::{Compressed, JsonRequest, RankMethod, Request};
 use crate::model::config::Config;
@@ -15,6 +15,8 @@ use crate::soft::{
 use crate::text::Tokenizer;
 use crate::train::objective::{LoraShape, Objective};
 use crate::train::parameters::Parameters;
+#[cfg(feature = "train")]
+use crate::train::tokens::WordStates;
 use crate::train::{self, MemoryStart};
 
 /// What an engine asks of a model, whatever device it is on.
@@ -71,10 +73,6 @@ pub(super) trait Runtime: Send + Sync {
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>>;
 }
-
-/// Of each chunk in which a text is read the word of each token and its last hidden state, `[tokens, hidden]`.
-#[cfg(feature = "train")]
-pub(crate) type WordStates = Vec<(Vec<usize>, Vec<f32>)>;
 
 /// An encoder beside the model, whatever device it is on.
 pub(super) trait Meaning: Send + Sync {

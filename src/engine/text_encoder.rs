@@ -5,18 +5,18 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-#[cfg(feature = "train")]
-use super::runtime::WordStates;
 use super::runtime::{Meaning, open_tokenizer};
 use crate::error::{Error, Result};
 use crate::hard::llmlingua2::{self, TokenClassifier};
 use crate::hard::rank;
+use crate::mapped::read_json;
 use crate::model::config::{EncoderHead, Family};
-use crate::model::mapped::read_json;
 use crate::model::weights::Weights;
 use crate::model::{Encoder, EncoderInput, Pooling};
 use crate::ops::Backend;
 use crate::text::{Pieces, Tokenizer};
+#[cfg(feature = "train")]
+use crate::train::tokens::WordStates;
 
 /// Tokens of a text that a vector is made of; what follows is not read.
 const LONGEST: usize = 512;

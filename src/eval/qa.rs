@@ -17,8 +17,8 @@ use crate::hard::{
     Condition, Exact, Granularity, LlmLingua, LlmLingua2, Mode, RankMethod, Reorder, Request,
     check_rate,
 };
+use crate::kv_prefix::{KvPrefix, Method, hex};
 use crate::model::decoder::Input;
-use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
 use crate::soft::{Adapter, EncodeOptions, KeepBy, PrefillOptions, Query, Sampling, Source};
 

@@ -13,8 +13,8 @@ use crate::control::Control;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::{Request, check_rate};
+use crate::kv_prefix::{KvPrefix, Method, hex};
 use crate::model::decoder::Input;
-use crate::prefix::{KvPrefix, Method, hex};
 use crate::random::Random;
 use crate::soft::{Adapter, EncodeOptions, PrefillOptions, Query, Sampling, Source};
 

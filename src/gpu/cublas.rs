@@ -8,8 +8,7 @@ use std::hash::Hash;
 use cudarc::cublaslt::{result, sys};
 
 use super::Precision;
-use super::cuda::{Cuda, CudaMemory};
-use super::launch::{Launcher, Product};
+use super::launch::Product;
 use crate::error::{Error, Result};
 
 /// Bytes that an algorithm may use beside its operands; NVIDIA's advice for Hopper.
@@ -25,7 +24,10 @@ pub(super) struct Products(Option<Box<Library>>);
 
 struct Library {
     handle: sys::cublasLtHandle_t,
-    workspace: CudaMemory,
+    /// Its address, of so many bytes as [`WORKSPACE`].
+    workspace: u64,
+    /// Keeps the workspace.
+    _memory: Box<dyn Send>,
     /// `None`: it has nothing for that shape.
     plans: Recent<Shape, Option<Plan>>,
 }
@@ -56,24 +58,25 @@ struct Plan {
 }
 
 impl Products {
-    /// Looks for the library. The context must be bound.
-    pub(super) fn open(cuda: &Cuda) -> Self {
+    /// Looks for the library. The context must be bound; `alloc` gives memory of so many bytes, and its address.
+    pub(super) fn open(alloc: impl FnOnce(usize) -> Result<(u64, Box<dyn Send>)>) -> Self {
         // SAFETY: loads a library of the system and lets it go.
         if !unsafe { sys::is_culib_present() } {
             return Products(None);
         }
-        let Ok(workspace) = cuda.alloc(WORKSPACE, false) else {
+        let Ok((workspace, memory)) = alloc(WORKSPACE) else {
             return Products(None);
         };
         let library = result::create_handle().ok().map(|handle| Library {
             handle,
             workspace,
+            _memory: memory,
             plans: Recent::new(PLANS),
         });
         Products(library.map(Box::new))
     }
 
-    /// See [`Launcher::product`].
+    /// See [`Launcher::product`](super::Launcher::product).
     ///
     /// # Safety
     ///
@@ -87,6 +90,7 @@ impl Products {
             handle,
             workspace,
             plans,
+            ..
         } = self.0.as_deref_mut()?;
         let addresses = [product.x.at, product.w.at, product.y, product.bias];
         if !addresses.iter().all(|at| at.is_multiple_of(ALIGNED)) {
@@ -118,7 +122,7 @@ impl Products {
                 address(product.y).cast_mut(),
                 y_layout.0,
                 &plan.algorithm,
-                workspace.address() as *mut c_void,
+                *workspace as *mut c_void,
                 plan.workspace,
                 stream,
             )

@@ -246,7 +246,12 @@ impl Cuda {
             return Some(Err(error));
         }
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
-        let products = products.get_or_insert_with(|| Products::open(self));
+        let products = products.get_or_insert_with(|| {
+            Products::open(|bytes| {
+                let memory = self.alloc(bytes, false)?;
+                Ok((memory.address(), Box::new(memory) as Box<dyn Send>))
+            })
+        });
         // SAFETY: the caller's promise; the stream is of the bound context.
         unsafe { products.queue(product, stream.cast()) }
     }

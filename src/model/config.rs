@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::gguf::Metadata;
-use super::mapped::{one_line, read_json};
 use crate::error::{Error, Result};
+use crate::mapped::{one_line, read_json};
 use crate::rope::Rope;
 pub use crate::rope::RopeScaling;
 

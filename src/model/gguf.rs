@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::mapped::{Access, Mapped, RawTensor, one_line};
 use super::quant::DType;
+use super::raw::RawTensor;
 use crate::error::{Error, Result};
+use crate::mapped::{Access, Mapped, one_line};
 use crate::text::GgufVocab;
 
 /// The first bytes of every GGUF file.

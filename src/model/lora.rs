@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{Config, Family};
-use super::mapped::{Access, RawTensor, one_line, read_json};
+use super::raw::RawTensor;
 use super::{quant, safetensors};
 use crate::error::{Error, Result};
+use crate::mapped::{Access, one_line, read_json};
 use crate::ops::{Backend, LoraPart, LoraUpdate};
 
 /// A projection that an adapter may change.

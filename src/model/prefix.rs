@@ -1,10 +1,10 @@
 //! From the KV cache to a prefix and back.
 
 use crate::error::{Error, Result};
+use crate::kv_prefix::{KRope, KvPrefix, Shape};
 use crate::model::decoder::Model;
 use crate::model::kv::Kv;
 use crate::ops::Backend;
-use crate::prefix::{KRope, KvPrefix, Shape};
 
 impl<B: Backend> Model<B> {
     /// A KV cache that holds a prefix, ready for what follows it.

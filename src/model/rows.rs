@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::mapped::RawTensor;
 use super::quant::{self, DType};
+use super::raw::RawTensor;
 use crate::ops::RowSource;
 
 /// The rows of one matrix: where they lie in a file, each a whole number of blocks.

@@ -7,9 +7,10 @@ use std::path::{Component, Path};
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::mapped::{Access, Mapped, RawTensor, one_line, read_json};
 use super::quant::DType;
+use super::raw::RawTensor;
 use crate::error::{Error, Result};
+use crate::mapped::{Access, Mapped, one_line, read_json};
 
 /// The one file of a model that is not sharded.
 const SINGLE: &str = "model.safetensors";

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::gguf::{self, Metadata};
-use super::mapped::{Access, RawTensor, one_line};
+use super::raw::RawTensor;
 use crate::error::{Error, Result};
+use crate::mapped::{Access, one_line};
 
 /// Reads the metadata and the tensors' descriptions of the GGUF at `path`, and of the files that belong
 /// to it; any of them stands for all.

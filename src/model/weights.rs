@@ -15,14 +15,15 @@ use rayon::prelude::*;
 
 use super::config::{Config, EncoderHead, RopeScaling};
 use super::layout::{self, Kind, Slot};
-use super::mapped::{RawTensor, one_line};
+use super::raw::RawTensor;
 use super::rows::{FileRows, HeldRows, stored_row};
 use super::{gguf, quant, safetensors, split};
 use crate::error::{Error, Result};
+use crate::mapped::one_line;
 use crate::ops::RowSource;
 
-pub use super::mapped::Access;
 pub use super::quant::DType;
+pub use crate::mapped::Access;
 
 /// A tensor, as a rule as it lies in the mapped file.
 #[derive(Debug, Clone)]

@@ -13,26 +13,12 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::app::{App, Refused, Status};
-use super::compress::body_of;
+use super::body::{arguments, invalid};
 use super::options::OnFailure;
 use super::respond::{Summary, error, json};
 use super::wish::Wish;
 use crate::error::Error;
 use crate::hard::{Compressed, Exact, KeptContext, LlmLinguaResult, Piece, Request};
-
-/// The body of a call as JSON.
-pub(super) async fn arguments<T: serde::de::DeserializeOwned>(
-    app: &Arc<App>,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<T, Response> {
-    let body = body_of(app, headers, body).await?;
-    serde_json::from_slice(&body).map_err(|problem| invalid(&problem.to_string()))
-}
-
-fn invalid(message: &str) -> Response {
-    error(StatusCode::BAD_REQUEST, "invalid_request", message)
-}
 
 /// Time for a call: what its header asks for, or the server's.
 // A handler's error is the response itself.

@@ -15,8 +15,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::app::{App, Done, Failure, Status};
+use super::body::body_of;
 use super::options::{Mode, OnFailure};
-use super::respond::{self, Read, Summary, error, json};
+use super::respond::{self, Summary, error, json};
 use super::wish::Wish;
 use crate::hard::messages::{Decision, Policy};
 use crate::hard::{Budget, check_rate};
@@ -250,27 +251,6 @@ fn transforms(decisions: &[Decision]) -> Vec<String> {
     names
 }
 
-/// The whole body of a call, or what is wrong with it.
-pub(super) async fn body_of(
-    app: &Arc<App>,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Bytes, Response> {
-    match respond::read(headers, body, app.options.max_body).await {
-        Read::Whole(body) => Ok(body),
-        Read::TooLong(_) => Err(error(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            &format!("the body has more than {} bytes", app.options.max_body),
-        )),
-        Read::Broken => Err(error(
-            StatusCode::BAD_REQUEST,
-            "invalid_request",
-            "the body ended before it was whole",
-        )),
-    }
-}
-
 /// An original, under headroom's names.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Original<'a> {
@@ -317,7 +297,7 @@ pub(super) async fn retrieve_by_body(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match super::calls::arguments::<RetrieveRequest>(&app, &headers, body).await {
+    match super::body::arguments::<RetrieveRequest>(&app, &headers, body).await {
         Ok(request) => original(app, request.hash, false).await,
         Err(response) => response,
     }

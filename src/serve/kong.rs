@@ -15,7 +15,7 @@ use serde_json::{Value, json as value};
 use utoipa::ToSchema;
 
 use super::app::{App, Failure, Refused, Status};
-use super::compress::body_of;
+use super::body::{arguments, body_of};
 use super::respond::{Summary, error, json};
 use crate::control::Control;
 use crate::error::Result;
@@ -107,7 +107,7 @@ pub(super) async fn compress(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let request: KongRequest = match super::calls::arguments(&app, &headers, body).await {
+    let request: KongRequest = match arguments(&app, &headers, body).await {
         Ok(request) => request,
         Err(response) => return response,
     };

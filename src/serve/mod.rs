@@ -5,6 +5,7 @@
 mod access;
 mod app;
 mod batch;
+mod body;
 mod calls;
 mod compress;
 mod health;

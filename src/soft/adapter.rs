@@ -6,12 +6,12 @@ use hmac_sha256::Hash as Sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::kv_prefix::{KvPrefix, Method, hex};
+use crate::mapped::{self, Access, Mapped};
 use crate::model::config::Config;
 use crate::model::decoder::Input;
 use crate::model::lora::{LoraWeights, floats};
-use crate::model::mapped::{self, Access, Mapped};
 use crate::model::safetensors;
-use crate::prefix::{KvPrefix, Method, hex};
 
 /// Where the decoder continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::{Adapter, NextPosition, PASS, Source, advance, rope};
 use crate::control;
 use crate::error::{Error, Result};
+use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape};
 use crate::model::decoder::{Input, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::ops::Backend;
-use crate::prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape};
 
 /// How a text is encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

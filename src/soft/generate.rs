@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{PASS, advance};
 use crate::error::{Error, Result};
+use crate::kv_prefix::KvPrefix;
 use crate::model::decoder::{Hidden, Input, Model};
 use crate::model::kv::Kv;
 use crate::ops::{Backend, Pick};
-use crate::prefix::KvPrefix;
 use crate::random::Random;
 
 /// How the next token is chosen, and when to stop.

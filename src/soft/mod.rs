@@ -19,11 +19,11 @@ pub use prune::KeepBy;
 
 use crate::control;
 use crate::error::{Error, Result};
+use crate::kv_prefix::{Rope, sha256};
 use crate::model::decoder::{Hidden, Input, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::ops::Backend;
-use crate::prefix::{Rope, sha256};
 
 /// Rows of a forward pass: enough to keep all cores busy, few enough for buffers of some megabytes.
 const PASS: usize = 1024;
@@ -33,7 +33,7 @@ const PASS: usize = 1024;
 pub struct Source {
     /// Token ids, at least one.
     pub ids: Vec<u32>,
-    /// SHA-256, hexadecimal: see [`crate::prefix::Origin::source_sha256`].
+    /// SHA-256, hexadecimal: see [`crate::kv_prefix::Origin::source_sha256`].
     pub sha256: String,
 }
 

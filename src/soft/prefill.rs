@@ -4,10 +4,10 @@ use super::prune::{KeepBy, Queries, count, key_difference, top};
 use super::{PASS, Source, rope};
 use crate::control;
 use crate::error::{Error, Result};
+use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape};
 use crate::model::Scorer;
 use crate::model::decoder::{Input, Model};
 use crate::ops::Backend;
-use crate::prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape};
 
 /// How a text is prefilled.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::encoding::Encoding;
 use super::merge::{Part, merge};
 use super::pretokenize::PreTokenizer;
-use super::tokenizer::Encoding;
 use super::vocab::{GgufVocab, Stretch, TokenType, Vocab};
 use crate::error::{Error, Result};
 

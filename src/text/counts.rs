@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use super::encoding::Encoding;
 use super::merge::{Part, merge};
 use super::pretokenize::PreTokenizer;
-use super::tokenizer::Encoding;
 
 /// Number of cl100k_base tokens of `text`; names of special tokens are plain text.
 pub fn count_cl100k(text: &str) -> usize {

@@ -11,9 +11,9 @@ use tokenizers::normalizer::Range as NormalizedRange;
 use tokenizers::{NormalizedString, Normalizer};
 
 use super::byte_bpe::bytes_of_name;
+use super::encoding::Encoding;
 use super::hf_file::{self, guard};
 use super::spm::byte_of_name;
-use super::tokenizer::Encoding;
 use crate::error::{Error, Result};
 
 /// The crate holds about 145 bytes for each of a text while it reads it, so a long text is read in pieces of so many.

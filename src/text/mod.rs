@@ -2,6 +2,7 @@
 
 mod byte_bpe;
 pub mod counts;
+mod encoding;
 mod export;
 #[cfg(feature = "tokenizer-json")]
 mod hf;
@@ -26,11 +27,12 @@ mod vocab;
 mod word_piece;
 
 pub use counts::{count_cl100k, count_o200k, encode_cl100k, encode_o200k, prepare_cl100k};
+pub use encoding::Encoding;
 pub use export::tokenizer_json;
 #[cfg(not(feature = "tokenizer-json"))]
 pub(crate) use hf::Pieces;
 #[cfg(feature = "tokenizer-json")]
 pub(crate) use pieces::Pieces;
 pub use sentences::sentences;
-pub use tokenizer::{Encoding, Tokenizer};
+pub use tokenizer::Tokenizer;
 pub use vocab::GgufVocab;

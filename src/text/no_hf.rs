@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::tokenizer::Encoding;
+use super::encoding::Encoding;
 use crate::error::{Error, Result};
 
 /// A tokenizer that cannot be had: without a value there is nothing to call.

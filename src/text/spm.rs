@@ -1,7 +1,7 @@
 //! SentencePiece's BPE (Llama 1 and 2, Mistral, Gemma) from a GGUF's vocabulary and scores.
 
+use super::encoding::Encoding;
 use super::merge::{Part, merge};
-use super::tokenizer::Encoding;
 use super::vocab::{GgufVocab, Stretch, TokenType, Vocab};
 use crate::error::{Error, Result};
 

@@ -22,9 +22,10 @@ use super::parameters::Parameters;
 use super::start::MEMORY;
 use crate::error::{Error, Result};
 use crate::files::link_target;
+use crate::mapped;
 use crate::model::config::Config;
 use crate::model::lora::floats;
-use crate::model::{mapped, safetensors as files};
+use crate::model::safetensors as files;
 use crate::soft::Settings;
 
 /// What marks a folder as a run's, and its version.

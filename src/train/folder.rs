@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::files::scratch_folder;
-use crate::model::mapped;
+use crate::mapped;
 
 /// Files that stand beside a model's weights and do not depend on them.
 const COMPANIONS: [&str; 5] = [

@@ -11,13 +11,13 @@ use super::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
 use super::parameters;
 use super::start::{self, MEMORY, MemoryStart};
 use crate::error::{Error, Result};
+use crate::kv_prefix::Method;
 use crate::model::Model;
 use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
 use crate::model::buffers::PooledBuffer;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, Pick};
-use crate::prefix::Method;
 
 /// A frozen model under training, with an adapter whose values are given step by step.
 pub struct TrainableModel<'m, B: Backend> {

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use super::folder::{check_new, new_folder, read_config};
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
+use crate::kv_prefix::Dtype;
 use crate::model::config::{Config, Family, RopeScaling};
 use crate::model::lora::refuse_memory;
 use crate::model::weights::Weights;
-use crate::prefix::Dtype;
 use crate::text::tokenizer_json;
 
 /// PyTorch's name of an element type.

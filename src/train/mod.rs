@@ -24,7 +24,7 @@ pub mod objective;
 mod packed;
 #[doc(hidden)]
 pub mod parameters;
-mod plan;
+pub(crate) mod plan;
 #[cfg(feature = "train")]
 #[doc(hidden)]
 pub mod plot;

@@ -1,8 +1,8 @@
 //! What is minimised: the nll of a decoder's targets, and its gradients.
 
 use crate::error::{Error, Result};
+use crate::kv_prefix::Method;
 use crate::model::lora::Target;
-use crate::prefix::Method;
 
 /// Which projections an adapter changes, and how.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,19 +5,16 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::adamw::AdamW;
-use super::checkpoint::AdapterMetadata;
-use super::data::{self, BadRows, Order, Reading, Task};
+use super::data::{self, BadRows, Task};
 use super::objective::{LoraShape, Objective};
 use super::parameters::{self, Parameters};
-use super::run::{Data, Event, Options, Start, Summary};
+use super::run::Options;
 use super::schedule::Schedule;
 use super::start::MemoryStart;
-use crate::control::{Call, Control};
-use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::kv_prefix::Method;
 use crate::model::config::Config;
 use crate::model::lora::Target;
-use crate::prefix::Method;
 use crate::soft::Settings;
 
 /// The adapter that a training begins with.
@@ -201,7 +198,7 @@ impl Plan {
     }
 
     /// How the loop goes.
-    fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             steps: self.steps,
             batch: self.batch,
@@ -224,112 +221,8 @@ impl Plan {
         }
     }
 
-    /// Trains: see [`Training::run`](crate::Training::run).
-    pub(crate) fn run(
-        &self,
-        engine: &Engine,
-        control: &Control,
-        watch: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Summary> {
-        self.check()?;
-        let config = engine.config();
-        let parameters = self.parameters(engine, config)?;
-        let given = match &self.begin {
-            Begin::Adapter(folder) => Settings::open(folder)?,
-            Begin::New { .. } => None,
-        };
-        let settled = self.settle(config, &parameters, given.as_ref())?;
-        let Settled {
-            objective,
-            max_text_tokens,
-            room,
-        } = settled;
-        let reading = Reading {
-            task: self.task,
-            max_text_tokens,
-            question: self.question_template.clone(),
-            answer: self.answer_template.clone(),
-            vocab: config.vocab,
-            room,
-        };
-        // Texts are read as long as they are, and the decoder continues after the memory tokens: what an
-        // adapter from elsewhere was trained with beside that ends here.
-        let settings = (self.task != Task::Align).then(|| Settings {
-            method: objective.method,
-            max_text_tokens: Some(max_text_tokens),
-            model: Some(engine.info().fingerprint.clone()),
-            ..Settings::default()
-        });
-        let mut options = self.options();
-        options.identity = self.identity(engine, &objective, &parameters, max_text_tokens)?;
-        let training = engine.training();
-        let mut source =
-            training.source(parameters.lora.clone(), objective, self.activation_bytes)?;
-        // Rows of ids need none, and a row of text says that there is none.
-        let tokenizer = engine.tokenizer().ok();
-        let own = Settings::default();
-        if let (Begin::Adapter(folder), Some(given)) = (&self.begin, &given)
-            && (given.pad_to, given.next_position) != (own.pad_to, own.next_position)
-        {
-            watch(Event::Note(&format!(
-                "{} was trained with padded texts or positions of its own; it continues without",
-                folder.display()
-            )));
-        }
-        let dev = match &self.dev {
-            Some(path) => Call::current().under(control).enter(|| {
-                data::read_all(
-                    path,
-                    &reading,
-                    tokenizer,
-                    self.bad_rows,
-                    self.dev_rows,
-                    &mut |line| watch(Event::Note(line)),
-                )
-            })?,
-            None => Vec::new(),
-        };
-        let start = Start {
-            config,
-            card: AdapterMetadata {
-                model: engine.info().name.clone(),
-                dropout: self.dropout,
-                settings,
-            },
-            parameters,
-        };
-        let data = Data {
-            reading,
-            order: Order {
-                paths: self.data.clone(),
-                seed: self.seed,
-                buffer: self.shuffle_buffer,
-                bad_rows: self.bad_rows,
-            },
-            tokenizer,
-            dev: &dev,
-        };
-        training.run_on(&mut *source, start, data, &options, control, watch)
-    }
-
-    fn parameters(&self, engine: &Engine, config: &Config) -> Result<Parameters> {
-        let with_memory = self.task != Task::Align;
-        match &self.begin {
-            Begin::Adapter(folder) => Parameters::open(folder, config, with_memory),
-            Begin::New {
-                lora,
-                memory_tokens,
-                start,
-            } => {
-                let memory_tokens = if with_memory { *memory_tokens } else { 0 };
-                let training = engine.training();
-                training.new_adapter(lora.clone(), memory_tokens, *start, self.seed)
-            }
-        }
-    }
-
     /// What depends on the model and on the adapter that it begins with.
-    fn settle(
+    pub(crate) fn settle(
         &self,
         config: &Config,
         parameters: &Parameters,
@@ -389,9 +282,10 @@ impl Plan {
     }
 
     /// All that decides what a step does: what must be the same when a run is resumed.
-    fn identity(
+    pub(crate) fn identity(
         &self,
-        engine: &Engine,
+        fingerprint: &str,
+        precision: Value,
         objective: &Objective,
         parameters: &Parameters,
         max_text_tokens: usize,
@@ -402,7 +296,6 @@ impl Plan {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             files.push(format!("{name}, {bytes} bytes"));
         }
-        let info = engine.info();
         let mut identity = json!({
             "task": self.task.name(),
             "method": objective.method.name(),
@@ -423,7 +316,7 @@ impl Plan {
             "weight-decay": self.weight_decay,
             "clip": self.clip,
             "dropout": self.dropout,
-            "precision": info.precision,
+            "precision": precision,
             "seed": self.seed,
         });
         if self.schedule != Schedule::Constant {
@@ -433,7 +326,7 @@ impl Plan {
             identity["question-template"] = self.question_template.clone().into();
             identity["answer-template"] = self.answer_template.clone().into();
         }
-        identity["model"] = info.fingerprint.clone().into();
+        identity["model"] = fingerprint.into();
         match identity {
             Value::Object(identity) => Ok(identity),
             _ => Ok(Map::new()),
@@ -442,11 +335,11 @@ impl Plan {
 }
 
 /// What a plan comes to with a model.
-struct Settled {
-    objective: Objective,
-    max_text_tokens: usize,
+pub(crate) struct Settled {
+    pub objective: Objective,
+    pub max_text_tokens: usize,
     /// Positions beside the memory tokens.
-    room: usize,
+    pub room: usize,
 }
 
 /// Projections by their short names: `q`, `k`, `v`, `o`, `gate`, `up`, `down`, or `all`.

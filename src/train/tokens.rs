@@ -18,7 +18,6 @@ use super::folder::{check_new, new_folder, read_config};
 use super::objective::Tensor;
 use super::rows::{LONGEST_LINE, Lines, json_error};
 use crate::control::Control;
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hard::lexical::{Term, terms};
 use crate::model::config::Family;
@@ -288,10 +287,13 @@ impl Tokens {
     }
 }
 
+/// Of each chunk in which a text is read the word of each token and its last hidden state, `[tokens, hidden]`.
+pub(crate) type WordStates = Vec<(Vec<usize>, Vec<f32>)>;
+
 /// Words that the encoder reads at a time.
 const PART: usize = 4096;
 
-/// Trains a classifier on the hidden states of `encoder`, whose weights are at `model`, and makes the Hugging
+/// Trains a classifier on the hidden states of an encoder, `width` wide, whose weights are at `model`, and makes the Hugging
 /// Face folder `out` of both: a model for token classification that LLMLingua-2 reads. Progress is
 /// in texts.
 ///
@@ -299,8 +301,9 @@ const PART: usize = 4096;
 /// [`Error::Input`] for options outside their range, a folder that is there already, or where no text is
 /// left, or all or none of its words are to be kept; [`Error::Unsupported`] for a model that is no BERT or
 /// XLM-RoBERTa in a Hugging Face folder; [`Error::Cancelled`]; [`Error::Io`].
-pub fn train(
-    encoder: &Engine,
+pub(crate) fn train(
+    width: usize,
+    states: &mut dyn FnMut(&[String]) -> Result<WordStates>,
     model: &Path,
     out: &Path,
     examples: &[Example],
@@ -309,10 +312,8 @@ pub fn train(
 ) -> Result<Summary> {
     options.check()?;
     check_new(out)?;
-    let width = encoder.config().hidden;
     let held = |i: usize| options.hold_out > 0 && i % options.hold_out == options.hold_out - 1;
     let [mut train, mut held_out] = [Tokens::new(width), Tokens::new(width)];
-    let part = control.of_part();
     let mut read = 0;
     while read < examples.len() && train.kept.len() < options.tokens {
         let example = &examples[read];
@@ -326,7 +327,7 @@ pub fn train(
             if to.kept.len() >= options.tokens {
                 break;
             }
-            for (words, states) in encoder.word_states(words, &part)? {
+            for (words, states) in states(words)? {
                 to.add(kept, &words, &states);
             }
         }

@@ -4,6 +4,7 @@
 mod common;
 
 #[cfg(unix)]
+mod architecture;
 mod build_script;
 mod c_abi;
 mod cli;

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::{KRope, KvPrefix, ModelId, Origin, Parts, Rope, Shape};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
-use crate::model::mapped::{Access, Mapped};
+use crate::mapped::{Access, Mapped};
 
 /// What the metadata call the format.
 const FORMAT: &str = "prefold-kv";

@@ -22,7 +22,7 @@ use serde::Serialize;
 use super::KvPrefix;
 use crate::error::{Error, Result};
 use crate::files::{fill_whole, regular_file};
-use crate::model::mapped::{Access, Mapped};
+use crate::mapped::{Access, Mapped};
 
 /// The name of a prefix in any store: `FINGERPRINT/CONTENT_ID`, 32 and 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

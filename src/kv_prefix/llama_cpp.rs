@@ -11,7 +11,7 @@ use std::path::Path;
 use super::{Dtype, KRope, KvPrefix, Placeholder};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
-use crate::model::mapped::{Access, Mapped};
+use crate::mapped::{Access, Mapped};
 
 const MAGIC: u32 = 0x6767_7371;
 /// ggml's numbers of element types.

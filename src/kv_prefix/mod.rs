@@ -1,8 +1,4 @@
-//! KV prefixes: keys and values that a host reads in place of a text.
-//!
-//! A [`KvPrefix`] is plain data in the host's memory and knows where it came from. [`mod@file`] is its own
-//! format, [`store`] keeps such files for many machines, and each further file of this folder turns a prefix into
-//! what one host reads.
+//! A KV prefix as data in the host's memory, and as files: see [`crate::prefix`].
 
 pub mod file;
 pub mod llama_cpp;
@@ -14,12 +10,7 @@ use hmac_sha256::Hash as Sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-pub use crate::model::decoder::Input;
 pub use crate::rope::{Rope, RopeScaling};
-pub use crate::soft::{
-    Adapter, Completion, EncodeOptions, Finish, Generated, KeepBy, PrefillOptions, Query, Sampling,
-    Source,
-};
 pub use file::Dtype;
 
 /// The model whose keys and values these are.

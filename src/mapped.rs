@@ -1,15 +1,13 @@
-//! Files as read-only memory, mapped or read, and the tensors that lie in them.
+//! Files as read-only memory, mapped or read.
 
 use std::fs;
 use std::io::Read;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 use serde::de::DeserializeOwned;
 
-use super::quant::DType;
 use crate::error::{Error, Result};
 pub(crate) use crate::files::one_line;
 use crate::files::{read_bounded, refuse_pointer, regular_file};
@@ -77,24 +75,6 @@ impl Mapped {
     /// A malformed-file error that names this file.
     pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::format(&self.path, reason)
-    }
-}
-
-/// A tensor as its file describes it: its extent is checked, its use is not.
-#[derive(Debug, Clone)]
-pub(crate) struct RawTensor {
-    pub file: Arc<Mapped>,
-    /// Where in the file.
-    pub range: Range<usize>,
-    /// Or the name of an element type that is not read here.
-    pub dtype: Result<DType, String>,
-    /// Outermost first.
-    pub shape: Vec<usize>,
-}
-
-impl RawTensor {
-    pub fn bytes(&self) -> &[u8] {
-        self.file.bytes().get(self.range.clone()).unwrap_or(&[])
     }
 }
 
