@@ -16,11 +16,12 @@ use rayon::prelude::*;
 
 use super::cpu::Cpu;
 use super::expect_len;
-use super::gemm::{Columns, FewColumns, GemmOp, Rows, multiply, tiled};
+use super::gemm::{Columns, FewColumns, GemmOp, Rows, multiply};
 use super::panels::{LINE, to_line};
-use super::simd::{self, simd_fn};
+use super::simd::{self, simd_fn, tiled};
 use super::storage::Storage;
 use crate::error::{Error, Result};
+
 use backward::{BackwardTask, KeyGradients, backward_task};
 
 /// Shape of attention over sequences that share a prefix and do not see each other.

@@ -18,7 +18,8 @@ use rayon::prelude::*;
 use super::cpu::{Cpu, in_rounds};
 use super::expect_len;
 use super::panels::{LINE, Panels, RowSource, Values, to_line};
-use super::simd::simd_fn;
+use super::simd::{simd_fn, tiled};
+
 use super::storage::Storage;
 use crate::error::{Error, Result};
 
@@ -534,29 +535,6 @@ fn tile<S: Simd, const N: usize, const M: usize>(
         store::<S, N>(s, out, sums);
     }
 }
-
-/// Calls a function generic over vectors per tile row and rows per tile with the numbers that fill
-/// the registers of `$S`: 24 sums, three columns and a broadcast of 32; or 12, two and one of 16.
-macro_rules! tiled {
-    ($S:ident, $function:ident($($arg:expr),* $(,)?)) => {
-        if <$S as pulp::Simd>::REGISTER_COUNT >= 32 {
-            $function::<$S, 3, 8>($($arg),*)
-        } else {
-            $function::<$S, 2, 6>($($arg),*)
-        }
-    };
-}
-pub(super) use tiled;
-
-/// The same numbers as constants.
-pub(super) trait TileOf: Simd {
-    /// Rows of a tile.
-    const ROWS: usize = if Self::REGISTER_COUNT >= 32 { 8 } else { 6 };
-    /// Vectors in a row of a tile.
-    const VECTORS: usize = if Self::REGISTER_COUNT >= 32 { 3 } else { 2 };
-}
-
-impl<S: Simd> TileOf for S {}
 
 /// The left operand of a tile: `M` numbers at each step of the inner dimension.
 pub(super) trait Left<const M: usize>: Copy {

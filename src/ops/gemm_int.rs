@@ -15,11 +15,9 @@
 //! likelihood, too much to agree with another program in the fourth digit. Nothing here is used unless
 //! an estimate was asked for.
 
+mod codes;
 mod dot;
 
-use std::sync::OnceLock;
-
-use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::cpu::{Cpu, in_rounds};
@@ -29,53 +27,17 @@ use super::panels::Panels;
 use super::simd::simd_fn;
 use crate::error::Result;
 
-pub(super) use dot::Kernel;
-use dot::{Dot, with_kernel};
+pub(super) use codes::Codes;
+use codes::{Activations, BLOCK, CODES, SCALES, STARTS, WORDS};
+use dot::{Dot, Task, with_kernel};
+pub(super) use dot::{Kernel, Operands};
 
-/// Steps of the inner dimension that share a scale.
-const BLOCK: usize = 64;
-/// Words of four codes in a block.
-const CODES: usize = BLOCK / 4;
 /// 16-bit lanes in which products of a block meet, four each.
 const LANES: usize = BLOCK / 4;
 /// What an activation's code lies higher in memory.
 const OFFSET: i16 = 128;
 /// Bound of the sum of the codes of either sign that meet in a 16-bit lane.
 const LANE_SUM: f32 = 128.0;
-
-/// A block of one row of activations.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Activations {
-    /// Every code 128 too high. As 16-bit numbers, first the steps `h` (low byte) and `h + 16`, then
-    /// `h + 32` and `h + 48`, `h` from 0 to 15.
-    codes: [u32; CODES],
-    scale: f32,
-}
-
-/// Words that [`Activations`] take.
-const WORDS: usize = size_of::<Activations>() / size_of::<f32>();
-
-/// A block of a panel of `C` columns: rows of four signed codes each, then scales (f32), then what a
-/// sum begins at (i32).
-type Block<const C: usize> = [[u32; C]; CODES + 2];
-const SCALES: usize = CODES;
-const STARTS: usize = CODES + 1;
-
-/// Panels in 8 bits, made when they are first asked for.
-#[derive(Debug, Default)]
-pub(super) struct Codes(OnceLock<Pages<u32>>);
-
-/// What a tile of a product is computed from.
-#[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
-    kernel: Kernel,
-    /// Blocks of panels as wide as the kernel's tile.
-    weights: &'a [u32],
-    x: &'a [Activations],
-    /// Blocks of a row.
-    blocks: usize,
-}
 
 impl Cpu {
     /// `x`, rows of `w.inputs`, and `w` as codes; `None` where the machine or the matrix has none.
@@ -174,109 +136,6 @@ impl Cpu {
                 .for_each(|task| with_kernel!(operands.kernel, dot => dot.linear(task)));
         })?;
         Ok(true)
-    }
-}
-
-/// The part of a linear layer that one thread does: some rows by some panels.
-struct Task<'a> {
-    operands: Operands<'a>,
-    /// The first panel.
-    panel: usize,
-    /// The first row.
-    row: usize,
-    /// Of all columns; empty for none.
-    bias: &'a [f32],
-    add: bool,
-    /// Row by row, the columns of the panels.
-    y: Vec<&'a mut [f32]>,
-}
-
-impl Operands<'_> {
-    /// Writes the products of some rows with panel `p`, for vectors and tiles of the machine's own
-    /// size: there are no operands for others.
-    #[inline(always)]
-    pub(super) fn tile_of<S: pulp::Simd, const N: usize, const M: usize>(
-        &self,
-        p: usize,
-        rows: [usize; M],
-        out: &mut [[S::f32s; N]; M],
-    ) {
-        let values: &mut [f32] = bytemuck::cast_slice_mut(out.as_flattened_mut());
-        with_kernel!(self.kernel, dot => {
-            let tile = values.as_chunks_mut().0;
-            if let (Ok(rows), Ok(tile)) = (rows[..].try_into(), tile.try_into()) {
-                self.tile(dot, p, rows, &[0.0; _], tile);
-            }
-        });
-    }
-
-    /// Writes `first` and the products of rows with panel `p`.
-    #[inline(always)]
-    fn tile<D: Dot<R, C>, const R: usize, const C: usize>(
-        &self,
-        dot: D,
-        p: usize,
-        rows: &[usize; R],
-        first: &[f32; C],
-        out: &mut [[f32; C]; R],
-    ) {
-        let mut x = [&self.x[..0]; R];
-        for i in 0..R {
-            x[i] = &self.x[rows[i] * self.blocks..][..self.blocks];
-        }
-        let words = self.blocks * (CODES + 2) * C;
-        let panel = &self.weights[p * words..][..words];
-        // Whole rows of whole blocks.
-        let blocks = panel.as_chunks::<C>().0.as_chunks::<{ CODES + 2 }>().0;
-        dot.tile(blocks, x, first, out);
-    }
-}
-
-/// A linear layer's task; inlined where the instruction set is enabled.
-#[inline(always)]
-fn linear<D: Dot<R, C>, const R: usize, const C: usize>(dot: D, task: Task<'_>) {
-    let Task {
-        operands,
-        panel,
-        row,
-        bias,
-        add,
-        mut y,
-    } = task;
-    let columns = y.first().map_or(0, |row| row.len());
-    let mut tile = [[0.0; C]; R];
-    let (mut p, mut start) = (panel, 0);
-    while start < columns {
-        let end = columns.min(start + C);
-        let mut first = [0.0; C];
-        if !bias.is_empty() {
-            first[..end - start].copy_from_slice(&bias[p * C..][..end - start]);
-        }
-        let mut top = 0;
-        while top < y.len() {
-            let count = R.min(y.len() - top);
-            let mut numbers = [row + top; R];
-            for i in 0..R {
-                numbers[i] += i.min(count - 1);
-            }
-            operands.tile(dot, p, &numbers, &first, &mut tile);
-            for i in 0..count {
-                let out = &mut y[top + i][start..end];
-                // Of a whole row the length is known to the compiler.
-                if let Ok(out) = <&mut [f32; C]>::try_from(&mut *out) {
-                    for j in 0..C {
-                        out[j] = if add { out[j] + tile[i][j] } else { tile[i][j] };
-                    }
-                    continue;
-                }
-                for (out, sum) in out.iter_mut().zip(&tile[i]) {
-                    *out = if add { *out + sum } else { *sum };
-                }
-            }
-            top += R;
-        }
-        start = end;
-        p += 1;
     }
 }
 

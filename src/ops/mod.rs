@@ -16,6 +16,7 @@ pub mod attention;
 pub mod cpu;
 pub mod gemm;
 mod gemm_int;
+mod isa;
 pub mod layer;
 pub mod lora;
 pub mod nll;
@@ -27,8 +28,9 @@ pub mod storage;
 pub mod topk;
 
 pub use attention::{Attended, Attention, AttentionOp};
-pub use cpu::{Cpu, Isa};
+pub use cpu::Cpu;
 pub use gemm::{GemmOp, Linear, Outer, Span};
+pub use isa::Isa;
 pub use layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 pub use lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
 pub use nll::{NllOp, Pick};

@@ -12,10 +12,10 @@ use rayon::prelude::*;
 
 use super::cpu::{Cpu, in_rounds};
 use super::expect_len;
-use super::gemm::{GemmOp, Rows, Split, multiply, panel, tiled};
+use super::gemm::{GemmOp, Rows, Split, multiply, panel};
 use super::gemm_int::Operands;
 use super::panels::{Panels, Values};
-use super::simd::{self, simd_fn};
+use super::simd::{self, simd_fn, tiled};
 use crate::error::{Error, Result};
 
 /// A row of hidden states and the token that it should predict.

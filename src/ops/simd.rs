@@ -134,3 +134,26 @@ pub(super) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32], third: Option<(&[f32], f3
     }
     total
 }
+
+/// Calls a function generic over vectors per tile row and rows per tile with the numbers that fill
+/// the registers of `$S`: 24 sums, three columns and a broadcast of 32; or 12, two and one of 16.
+macro_rules! tiled {
+    ($S:ident, $function:ident($($arg:expr),* $(,)?)) => {
+        if <$S as pulp::Simd>::REGISTER_COUNT >= 32 {
+            $function::<$S, 3, 8>($($arg),*)
+        } else {
+            $function::<$S, 2, 6>($($arg),*)
+        }
+    };
+}
+pub(super) use tiled;
+
+/// The same numbers as constants.
+pub(super) trait TileOf: Simd {
+    /// Rows of a tile.
+    const ROWS: usize = if Self::REGISTER_COUNT >= 32 { 8 } else { 6 };
+    /// Vectors in a row of a tile.
+    const VECTORS: usize = if Self::REGISTER_COUNT >= 32 { 3 } else { 2 };
+}
+
+impl<S: Simd> TileOf for S {}

@@ -9,7 +9,8 @@ use crate::hard::result::{Compressed, KeptContext};
 use crate::hard::source::Source;
 use crate::hard::structured::{Segment, given_spans};
 
-use super::{Exact, Frame};
+use super::Exact;
+use super::inputs::Frame;
 
 /// What is left of a context.
 pub(super) struct Rendered {

@@ -10,6 +10,7 @@
 mod copies;
 mod finish;
 pub(super) mod fit;
+mod inputs;
 pub(crate) mod kinds;
 pub(crate) mod lexical;
 mod meaning;
@@ -24,29 +25,21 @@ mod words;
 
 use crate::control;
 use crate::error::{Error, Result};
-use crate::model::Scorer;
-use crate::text::Tokenizer;
 
 use super::json_text::Tree;
-use super::options::Exact as Options;
 use super::python::strip;
 use super::request::{Budget, Request};
 use super::result::Compressed;
 use super::source::Source;
 use super::structured::{self, Segment};
 use finish::{Rendered, whole_contexts};
+pub(crate) use inputs::Exact;
+use inputs::Frame;
 use kinds::{ContentKind, Layout};
 use relevance::Relevance;
 use render::{Style, render};
 use select::{Chosen, Selection};
 use units::Parsed;
-
-/// What every step needs.
-pub(crate) struct Exact<'a> {
-    pub lm: &'a dyn Scorer,
-    pub tokenizer: &'a Tokenizer,
-    pub options: &'a Options,
-}
 
 impl Exact<'_> {
     /// A shorter prompt.
@@ -289,24 +282,6 @@ impl Exact<'_> {
     fn count(&self, text: &str) -> Result<usize> {
         control::check()?;
         self.options.count.tokens(text, self.tokenizer)
-    }
-}
-
-/// The parts that always stay, round the contexts.
-struct Frame<'a> {
-    instruction: &'a str,
-    question: &'a str,
-}
-
-impl Frame<'_> {
-    /// Instruction, what is left of the contexts, question: joined by blank lines, empty ones left out.
-    fn around<'t>(&'t self, contexts: impl IntoIterator<Item = &'t str>) -> String {
-        let parts: Vec<&str> = std::iter::once(self.instruction)
-            .chain(contexts)
-            .chain([self.question])
-            .filter(|part| !part.is_empty())
-            .collect();
-        parts.join("\n\n")
     }
 }
 

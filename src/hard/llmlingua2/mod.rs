@@ -5,6 +5,7 @@
 //! Its oddities are kept where they show in the result, and named where they are kept. Where it raises an
 //! exception over a text (an empty one, one without a known word, `<|endoftext|>`), the text is compressed.
 
+mod forced;
 mod percentile;
 mod words;
 
@@ -17,6 +18,7 @@ use super::exact::rank::Ranker;
 use super::options::{LlmLingua2, TokenToWord};
 use super::request::{Budget, Request};
 use super::result::{Compressed, KeptContext, Piece};
+use forced::Forced;
 use percentile::{Probability, percentile};
 use words::{Words, regex_words};
 
@@ -100,32 +102,6 @@ pub(crate) struct Classified<'a> {
     pub classifier: &'a dyn TokenClassifier,
     pub pieces: &'a Pieces,
     pub options: &'a LlmLingua2,
-}
-
-/// Strings that must stay, and the added tokens that stand for those that are not one token, in the order
-/// in which they were named.
-struct Forced<'a> {
-    strings: &'a [String],
-    map: Vec<(String, String)>,
-}
-
-impl Forced<'_> {
-    fn maps_to(&self, piece: &str) -> bool {
-        self.map.iter().any(|(_, added)| added == piece)
-    }
-
-    fn has(&self, piece: &str) -> bool {
-        self.strings.iter().any(|forced| forced == piece)
-    }
-
-    /// A text with its strings in place of the added tokens.
-    fn restored(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for (original, added) in &self.map {
-            text = text.replace(added.as_str(), original);
-        }
-        text
-    }
 }
 
 /// A part of a context that is read at a time.

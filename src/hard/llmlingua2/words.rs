@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::super::options::TokenToWord;
-use super::Forced;
+use super::forced::Forced;
 use super::percentile::Probability;
 use crate::model::config::Family;
 use crate::text::Pieces;

@@ -7,9 +7,10 @@
 use pulp::Simd;
 
 use super::{Attention, CacheHead, Seen, columns_of, scores_of, segments, weighted};
-use crate::ops::gemm::{Rows, load, multiply, store, tiled};
+use crate::ops::gemm::{Rows, load, multiply, store};
 use crate::ops::panels::{LINE, to_line};
-use crate::ops::simd::{self, simd_fn};
+
+use crate::ops::simd::{self, simd_fn, tiled};
 
 /// The backward of one key head of one sequence.
 pub(super) struct BackwardTask<'a> {

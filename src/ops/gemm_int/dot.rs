@@ -4,8 +4,8 @@
 //! with x unsigned and w signed, each block's sum exact in 32 bits and the rest in f32 with one rounding
 //! by multiplication and one by a fused multiply-add.
 
-use super::{Activations, Block, CODES, SCALES, STARTS, Task, linear};
-use crate::ops::Isa;
+use super::codes::{Activations, Block, CODES, SCALES, STARTS};
+use crate::ops::isa::Isa;
 
 /// An instruction set that computes tiles of `R` rows by `C` columns. A value of such a type proves that
 /// the machine has it.
@@ -94,6 +94,120 @@ macro_rules! with_kernel {
     };
 }
 pub(super) use with_kernel;
+
+/// What a tile of a product is computed from.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Operands<'a> {
+    pub kernel: Kernel,
+    /// Blocks of panels as wide as the kernel's tile.
+    pub weights: &'a [u32],
+    pub x: &'a [Activations],
+    /// Blocks of a row.
+    pub blocks: usize,
+}
+
+/// The part of a linear layer that one thread does: some rows by some panels.
+pub(super) struct Task<'a> {
+    pub operands: Operands<'a>,
+    /// The first panel.
+    pub panel: usize,
+    /// The first row.
+    pub row: usize,
+    /// Of all columns; empty for none.
+    pub bias: &'a [f32],
+    pub add: bool,
+    /// Row by row, the columns of the panels.
+    pub y: Vec<&'a mut [f32]>,
+}
+
+impl Operands<'_> {
+    /// Writes the products of some rows with panel `p`, for vectors and tiles of the machine's own
+    /// size: there are no operands for others.
+    #[inline(always)]
+    pub(in crate::ops) fn tile_of<S: pulp::Simd, const N: usize, const M: usize>(
+        &self,
+        p: usize,
+        rows: [usize; M],
+        out: &mut [[S::f32s; N]; M],
+    ) {
+        let values: &mut [f32] = bytemuck::cast_slice_mut(out.as_flattened_mut());
+        with_kernel!(self.kernel, dot => {
+            let tile = values.as_chunks_mut().0;
+            if let (Ok(rows), Ok(tile)) = (rows[..].try_into(), tile.try_into()) {
+                self.tile(dot, p, rows, &[0.0; _], tile);
+            }
+        });
+    }
+
+    /// Writes `first` and the products of rows with panel `p`.
+    #[inline(always)]
+    fn tile<D: Dot<R, C>, const R: usize, const C: usize>(
+        &self,
+        dot: D,
+        p: usize,
+        rows: &[usize; R],
+        first: &[f32; C],
+        out: &mut [[f32; C]; R],
+    ) {
+        let mut x = [&self.x[..0]; R];
+        for i in 0..R {
+            x[i] = &self.x[rows[i] * self.blocks..][..self.blocks];
+        }
+        let words = self.blocks * (CODES + 2) * C;
+        let panel = &self.weights[p * words..][..words];
+        // Whole rows of whole blocks.
+        let blocks = panel.as_chunks::<C>().0.as_chunks::<{ CODES + 2 }>().0;
+        dot.tile(blocks, x, first, out);
+    }
+}
+
+/// A linear layer's task; inlined where the instruction set is enabled.
+#[inline(always)]
+fn linear<D: Dot<R, C>, const R: usize, const C: usize>(dot: D, task: Task<'_>) {
+    let Task {
+        operands,
+        panel,
+        row,
+        bias,
+        add,
+        mut y,
+    } = task;
+    let columns = y.first().map_or(0, |row| row.len());
+    let mut tile = [[0.0; C]; R];
+    let (mut p, mut start) = (panel, 0);
+    while start < columns {
+        let end = columns.min(start + C);
+        let mut first = [0.0; C];
+        if !bias.is_empty() {
+            first[..end - start].copy_from_slice(&bias[p * C..][..end - start]);
+        }
+        let mut top = 0;
+        while top < y.len() {
+            let count = R.min(y.len() - top);
+            let mut numbers = [row + top; R];
+            for i in 0..R {
+                numbers[i] += i.min(count - 1);
+            }
+            operands.tile(dot, p, &numbers, &first, &mut tile);
+            for i in 0..count {
+                let out = &mut y[top + i][start..end];
+                // Of a whole row the length is known to the compiler.
+                if let Ok(out) = <&mut [f32; C]>::try_from(&mut *out) {
+                    for j in 0..C {
+                        out[j] = if add { out[j] + tile[i][j] } else { tile[i][j] };
+                    }
+                    continue;
+                }
+                for (out, sum) in out.iter_mut().zip(&tile[i]) {
+                    *out = if add { *out + sum } else { *sum };
+                }
+            }
+            top += R;
+        }
+        start = end;
+        p += 1;
+    }
+}
 
 /// Defines a type that computes tiles by functions of the module it stands in: `splat`, `first`, `dot`
 /// and `scaled` on `Ints` and `Floats`, vectors of one width.
