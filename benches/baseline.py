@@ -326,7 +326,7 @@ def kernels(torch, ours, out, limit):
             lambda: selection(b, name, rows, modules),
             lambda: layers(b, name, m, rows),
             lambda: lora(b, name, m, rows),
-            # As benches/kernels: training's batches are no larger.
+            # As benches/kernels: training's batches are not larger.
             lambda: rows <= 2000 and backward(b, name, m, rows, modules),
         ]:
             try:

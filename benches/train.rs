@@ -167,7 +167,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
     let sunk = (at(-1.0)? - at(1.0)?) / (2.0 * wanted);
     assert!(
         (0.5..1.5).contains(&sunk),
-        "the gradient is no slope: {sunk}"
+        "the gradient is not a slope: {sunk}"
     );
 
     let (cpu, start) = (cpu_seconds(), Instant::now());

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::cases::{Bench, Bound, Case, Shape, floats, worst};
 use super::clock::Clock;
 
-/// Training's batches are no larger.
+/// Training's batches are not larger.
 const ROWS: usize = 2000;
 /// As 500xCompressor has it.
 const RANK: usize = 64;

@@ -181,7 +181,7 @@ fn task(engine: &Engine, line: &[u8]) -> (Value, Task) {
     let row: Map<String, Value> = match serde_json::from_slice(line) {
         Ok(row) => row,
         Err(error) => {
-            let said = Said::Error(format!("this line is no JSON object: {error}"));
+            let said = Said::Error(format!("this line is not a JSON object: {error}"));
             return (Value::Null, Task::Said(said));
         }
     };
@@ -200,7 +200,7 @@ fn said(result: Result<Box<RawValue>, Error>) -> Said {
     }
 }
 
-/// What a row asks for; what is no compression is done.
+/// What a row asks for; what is not a compression is done.
 fn call(engine: &Engine, mut row: Map<String, Value>, line: &[u8]) -> Result<Task, Error> {
     let mut field = |name: &str| {
         row.remove(name)
@@ -209,7 +209,7 @@ fn call(engine: &Engine, mut row: Map<String, Value>, line: &[u8]) -> Result<Tas
     field("name")?;
     let call = field("call")?;
     let Value::Object(args) = field("args")? else {
-        return Err(bad_row("field `args` is no object"));
+        return Err(bad_row("field `args` is not an object"));
     };
     match call.as_str() {
         Some(name) if Call::NAMES.contains(&name) => {

@@ -51,7 +51,7 @@ pub struct Args {
     /// Print the original with what was dropped struck through, or without colour in [-brackets-]
     #[arg(long, help_heading = OUTPUT)]
     show: bool,
-    /// Write one self-contained page: tokens shaded by surprise, dropped ones struck
+    /// Write one self-contained page: tokens shaded by surprisal, dropped ones struck
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     html: Option<PathBuf>,
     /// Colours of --show; `auto` heeds NO_COLOR and uses none outside a terminal

@@ -1,4 +1,4 @@
-//! `prefold eval`: what a compressor keeps, measured on questions or on texts given back.
+//! `prefold eval`: what a compressor keeps, measured on questions or on texts regenerated.
 
 use std::path::{Path, PathBuf};
 
@@ -130,7 +130,7 @@ enum WayName {
     PrefoldSentence,
     /// Ours, by tokens
     PrefoldToken,
-    /// The host's K and V of the tokens that surprise it
+    /// The host's K and V of the tokens of high surprisal
     KvLlmlingua,
     /// The host's K and V that SnapKV keeps
     KvSnapkv,
@@ -140,7 +140,7 @@ enum WayName {
     KvKeydiff,
 }
 
-/// Texts given back: ROUGE, BLEU, exact match, and nll of the text
+/// Texts regenerated: ROUGE, BLEU, exact match, and nll of the text
 ///
 /// A row of the data is JSON with `text`. The model reads one BOS after the memory tokens (or after
 /// the K and V of the whole text, of what hard compression or random dropping leaves of it, or after

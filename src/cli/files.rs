@@ -107,7 +107,7 @@ pub fn write_stdout(text: &str) -> Outcome {
         .map_err(stdout_failure)
 }
 
-/// A failed write to standard output; a closed pipe is no error of ours.
+/// A failed write to standard output; a closed pipe is not an error of ours.
 pub fn stdout_failure(error: io::Error) -> Failure {
     match error.kind() {
         ErrorKind::BrokenPipe => Failure::ClosedPipe,

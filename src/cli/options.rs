@@ -138,7 +138,7 @@ pub struct Flags {
     #[arg(long, value_name = "WHERE", value_enum,
         requires = "reference", help_heading = REFERENCE)]
     condition_in_question: Option<Condition>,
-    /// Subtract the unconditional surprise from the conditional one
+    /// Subtract the unconditional surprisal from the conditional one
     #[arg(long, requires = "reference", help_heading = REFERENCE)]
     condition_compare: bool,
     /// Put the instruction in front of the condition

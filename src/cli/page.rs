@@ -83,14 +83,14 @@ pub fn render(shown: &Page<'_>) -> String {
         span(&mut page, piece);
     }
     page.push_str("</pre>\n</main>\n<footer>");
-    page.push_str("Point at a word for its surprise in nats.</footer>\n</body>\n</html>\n");
+    page.push_str("Point at a word for its surprisal in nats.</footer>\n</body>\n</html>\n");
     page
 }
 
 /// One piece: shaded where it was scored, struck where it was dropped, bare where neither.
 fn span(page: &mut String, piece: &Piece) {
     let tag = if piece.kept { "span" } else { "del" };
-    // The cast saturates, so that an infinite surprise shows as the greatest.
+    // The cast saturates, so that an infinite surprisal shows as the greatest.
     let shade = piece.nll.map(|nll| match nll.max(0.0).round() as usize {
         shade if shade < SHADES => shade,
         _ => SHADES - 1,

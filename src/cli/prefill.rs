@@ -22,7 +22,7 @@ pub struct Args {
     /// is so many tokens
     #[arg(long, value_name = "SHARE|TOKENS", value_parser = keep, allow_negative_numbers = true)]
     keep: Option<Keep>,
-    /// By what they are chosen: the tokens' surprise, or per layer and head group attention or their keys
+    /// By what they are chosen: the tokens' surprisal, or per layer and head group attention or their keys
     #[arg(
         long,
         value_enum,

@@ -60,7 +60,7 @@ pub fn parse_ids(option: &str, json: &str) -> Outcome<Vec<u32>> {
     serde_json::from_str(json).map_err(|_| {
         let shown: String = json.chars().take(40).collect();
         Failure::Usage(format!(
-            "{option} {shown:?} is no list of token ids, as [1, 2, 3]"
+            "{option} {shown:?} is not a list of token ids, as [1, 2, 3]"
         ))
     })
 }

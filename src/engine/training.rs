@@ -185,7 +185,7 @@ impl<'e> Training<'e> {
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for options outside their range, a folder that is there already, or where
     /// no text is left, or all or none of its words are to be kept; [`Error::Unsupported`](crate::Error::Unsupported)
-    /// for a model that is no BERT or XLM-RoBERTa in a Hugging Face folder;
+    /// for a model that is not a BERT or XLM-RoBERTa in a Hugging Face folder;
     /// [`Error::Cancelled`](crate::Error::Cancelled); [`Error::Io`](crate::Error::Io).
     #[cfg(feature = "train")]
     pub fn classifier(

@@ -27,7 +27,7 @@ pub struct Question {
     pub docs: Vec<String>,
 }
 
-/// A text to be given back.
+/// A text to be regenerated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
     /// Its name; its line in the file where it has none.

@@ -2,7 +2,7 @@
 //! and what comes of each.
 //!
 //! [`Qa`] asks questions about documents that were shortened, replaced by a KV prefix or left out;
-//! [`Regenerate`] has texts given back from prefixes. Both are a [`Task`], and [`run`] makes of a task a
+//! [`Regenerate`] has texts regenerated from prefixes. Both are a [`Task`], and [`run`] makes of a task a
 //! [`Report`]: a row per way and rate, with means and bootstrap intervals.
 
 pub mod bootstrap;

@@ -1,4 +1,4 @@
-//! Texts given back from what was made of them.
+//! Texts regenerated from what was made of them.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -18,7 +18,7 @@ use crate::model::decoder::Input;
 use crate::random::Random;
 use crate::soft::{Adapter, EncodeOptions, PrefillOptions, Query, Sampling, Source};
 
-/// What holds a text that is to be given back.
+/// What holds a text that is to be regenerated.
 #[derive(Debug, Clone)]
 pub enum Representation<'a> {
     /// The K and V of all of its tokens.
@@ -56,7 +56,7 @@ impl Representation<'_> {
 
 /// Tokens that an answer may have beyond those of its text.
 const MORE: usize = 16;
-/// Texts that are given back together.
+/// Texts that are regenerated together.
 const TOGETHER: usize = 8;
 
 /// The task: every text from every origin, greedily after one BOS, or after what an adapter was

@@ -268,14 +268,14 @@ impl Log {
                 continue;
             }
             let line: Line<Answer> = serde_json::from_slice(line).map_err(|error| {
-                Error::format(path, format!("line {number} is no answer: {error}"))
+                Error::format(path, format!("line {number} is not an answer: {error}"))
             })?;
             known.insert(line.key, line.answer);
         }
         if whole < text.len() {
             // Only a line that begins as ours do was cut off; anything else is not ours to cut.
             if !text[whole..].starts_with(b"{\"key\":") {
-                return Err(Error::format(path, "its last line is no answer"));
+                return Err(Error::format(path, "its last line is not an answer"));
             }
             file.set_len(whole as u64).map_err(Error::io(path))?;
         }

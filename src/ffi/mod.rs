@@ -114,7 +114,7 @@ fn find(handle: u64) -> Option<Object> {
 }
 
 fn no_handle(handle: u64, what: &str) -> Failure {
-    let message = format!("handle {handle} is no open {what}");
+    let message = format!("handle {handle} is not an open {what}");
     Failure(Code::Handle, message)
 }
 

@@ -295,7 +295,7 @@ mod tests {
     fn object(arguments: Value) -> Map<String, Value> {
         match arguments {
             Value::Object(arguments) => arguments,
-            other => panic!("{other} is no object"),
+            other => panic!("{other} is not an object"),
         }
     }
 

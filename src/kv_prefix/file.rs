@@ -232,7 +232,7 @@ impl KvPrefix {
     /// [`Error::Io`]; [`Error::Format`] for whatever is not a sound prefix.
     pub fn read(path: &Path) -> Result<(Self, Dtype)> {
         let bad = |reason: String| Error::format(path, reason.replace(char::is_control, " "));
-        // Mapped, so that a large file that is no prefix costs nothing.
+        // Mapped, so that a large file that is not a prefix costs nothing.
         let map = Mapped::open(path, Access::Map)?;
         let bytes = map.bytes();
         let header = bytes

@@ -60,7 +60,7 @@ impl Layout {
     /// The layout of a file that a server saved, which must hold at least one token.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for what is no such file; [`Error::Unsupported`] for a cache
+    /// [`Error::Io`]; [`Error::Format`] for what is not such a file; [`Error::Unsupported`] for a cache
     /// in another type than F32, F16 or BF16.
     pub fn of_template(path: &Path) -> Result<Self> {
         // Mapped: what counts is its beginning, and a slot may take gigabytes.
@@ -241,7 +241,10 @@ impl Slot {
         if let Placeholder::Repeated(id) = placeholder
             && i32::try_from(id).is_err()
         {
-            return Err(Error::input("placeholder", format!("{id} is no token id")));
+            return Err(Error::input(
+                "placeholder",
+                format!("{id} is not a token id"),
+            ));
         }
         let tokens = match prefix.source_ids().len() == prefix.next_pos() {
             true => prefix.source_ids().to_vec(),

@@ -206,7 +206,7 @@ impl KvPrefix {
                 ));
             }
             if part.iter().any(|value| !value.is_finite()) {
-                return bad(format!("layer {} holds what is no finite number", i / 2));
+                return bad(format!("layer {} holds what is not a finite number", i / 2));
             }
         }
         let all = layers.saturating_mul(kv_heads).saturating_mul(tokens);

@@ -214,7 +214,7 @@ impl Config {
             && self.heads * self.head_dim != self.hidden
         {
             return bad(format!(
-                "hidden size {} is no multiple of {} heads",
+                "hidden size {} is not a multiple of {} heads",
                 self.hidden, self.heads
             ));
         }
@@ -545,7 +545,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// A token's id, or the first of several; none where it is no id of the vocabulary, as in tiny
+    /// A token's id, or the first of several; none where it is not an id of the vocabulary, as in tiny
     /// models that kept the ids of a large one.
     fn token(self, key: &str, vocab: usize) -> Option<u32> {
         let value = self.get(key)?;

@@ -295,7 +295,7 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     ///
-    /// Those of [`Model::forward`], and [`Error::Shape`] for embeddings that are no whole rows.
+    /// Those of [`Model::forward`], and [`Error::Shape`] for embeddings that are not whole rows.
     pub fn forward_adapted(
         &self,
         input: Input<'_>,

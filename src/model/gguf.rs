@@ -49,7 +49,7 @@ enum Kind {
     F64,
 }
 
-/// The type number of arrays, which are no [`Kind`].
+/// The type number of arrays, which are not a [`Kind`].
 const ARRAY: u32 = 9;
 
 impl Kind {
@@ -297,14 +297,14 @@ fn place(
             .and_then(|elements| header.dtype.bytes(elements))
             .ok_or_else(|| {
                 bad(format!(
-                    "{:?} is no possible shape for {}",
+                    "{:?} is not a possible shape for {}",
                     header.shape,
                     header.dtype.name()
                 ))
             })?;
         if !header.offset.is_multiple_of(alignment) {
             return Err(bad(format!(
-                "offset {} is no multiple of {alignment}",
+                "offset {} is not a multiple of {alignment}",
                 header.offset
             )));
         }

@@ -120,7 +120,7 @@ impl DType {
         }
     }
 
-    /// Bytes that `elements` take: `None` where they are no whole number of blocks or too many.
+    /// Bytes that `elements` take: `None` where they are not a whole number of blocks or too many.
     pub const fn bytes(self, elements: usize) -> Option<usize> {
         if !elements.is_multiple_of(self.block_elements()) {
             return None;

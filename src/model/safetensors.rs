@@ -171,7 +171,7 @@ fn read_shards(folder: &Path, index: &Path, access: Access) -> Result<HashMap<St
     if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
         return Err(Error::format(
             index,
-            format!("{:?} is no plain file name", one_line(shard)),
+            format!("{:?} is not a plain file name", one_line(shard)),
         ));
     }
     let mut tensors = HashMap::new();

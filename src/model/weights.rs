@@ -295,13 +295,17 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// [`Error::Format`] if the model has no such tensor, or it is no matrix.
+    /// [`Error::Format`] if the model has no such tensor, or it is not a matrix.
     pub(crate) fn rows(&self, name: &str) -> Result<Arc<dyn RowSource>> {
         let entry = self.entry(name)?;
         let &[height, width] = &entry.shape[..] else {
             return Err(Error::format(
                 &self.path,
-                format!("tensor {} is no matrix: {:?}", one_line(name), entry.shape),
+                format!(
+                    "tensor {} is not a matrix: {:?}",
+                    one_line(name),
+                    entry.shape
+                ),
             ));
         };
         let shape = [height, width];

@@ -61,7 +61,7 @@ impl Settings {
     /// Reads those beside an adapter, if there are any.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for what is no such file.
+    /// [`Error::Io`]; [`Error::Format`] for what is not such a file.
     pub fn open(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(SETTINGS);
         if !path.exists() {
@@ -90,7 +90,7 @@ pub struct Adapter {
 
 /// The file of memory embeddings, and the tensor in it.
 const MEMORY: &str = "memory_embeddings";
-/// The file of what a text that is given back begins with, and the tensor in it.
+/// The file of what a text that is regenerated begins with, and the tensor in it.
 const BEGIN: &str = "ae_embedding";
 /// The file of settings.
 const SETTINGS: &str = "prefold.json";
@@ -155,7 +155,7 @@ impl Adapter {
         self.memory.len() / self.hidden
     }
 
-    /// The embedding, `[hidden]`, that it was trained to begin a text that is given back with: ICAE's
+    /// The embedding, `[hidden]`, that it was trained to begin a text that is regenerated with: ICAE's
     /// \[AE\] (arXiv 2307.06945, section 2.2). Without one, that is BOS.
     pub fn begin(&self) -> Option<&[f32]> {
         self.begin.as_deref()

@@ -1,6 +1,6 @@
 //! Which of a text's keys and values to keep.
 //!
-//! By surprise, as LLMLingua scores tokens: the same tokens in every layer. Or for each layer and each head
+//! By surprisal, as LLMLingua scores tokens: the same tokens in every layer. Or for each layer and each head
 //! group by itself, by attention or by the keys alone, as kvpress 0.5 defines the scores of SnapKV
 //! (arXiv 2404.14469), of Expected Attention (arXiv 2510.00636) and of KeyDiff (arXiv 2504.15364). Of equal
 //! scores the lower position is kept.

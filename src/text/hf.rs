@@ -397,7 +397,7 @@ mod tests {
         for merged in ["ab", "xx"] {
             vocab.insert(merged.into(), vocab.len().into());
         }
-        // Bytes of what is no letter of ASCII.
+        // Bytes of what is not a letter of ASCII.
         for byte in 0x80..=0xff_u32 {
             // As GPT-2 names them.
             let name = match byte {

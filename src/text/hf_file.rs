@@ -66,8 +66,12 @@ enum Merge {
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = read_bounded(path, LONGEST_FILE)?;
     refuse_pointer(path, &bytes)?;
-    let bad =
-        |reason: String| Error::format(path, one_line(&format!("is no tokenizer.json: {reason}")));
+    let bad = |reason: String| {
+        Error::format(
+            path,
+            one_line(&format!("is not a tokenizer.json: {reason}")),
+        )
+    };
     let text = std::str::from_utf8(&bytes).map_err(|error| bad(error.to_string()))?;
     let file: File = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
     for (name, raw, refuse) in [
@@ -325,12 +329,12 @@ pub(super) fn guard<T>(name: &Path, work: impl FnOnce() -> tokenizers::Result<T>
         Ok(done) => done.map_err(|error| {
             Error::format(
                 name,
-                one_line(&format!("is no tokenizer.json that works: {error}")),
+                one_line(&format!("is not a tokenizer.json that works: {error}")),
             )
         }),
         Err(_) => Err(Error::format(
             name,
-            "is no tokenizer.json that works: Hugging Face's tokenizers panicked on it",
+            "is not a tokenizer.json that works: Hugging Face's tokenizers panicked on it",
         )),
     }
 }

@@ -252,7 +252,7 @@ fn cased_run(text: &str, needs_lower: bool, classes: &Classes) -> Option<usize> 
     if lower > 0 || (upper > 0 && !needs_lower) {
         return Some(upper + lower);
     }
-    // The last of U that is L too is given back.
+    // The last of U that is L too is left to what follows.
     let both = text[..upper]
         .char_indices()
         .rfind(|&(_, c)| classes.is_lower(c));

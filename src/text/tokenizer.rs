@@ -27,7 +27,7 @@ impl Tokenizer {
     /// Reads a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is no tokenizer.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
         Ok(Tokenizer {
             kind: Kind::Hf(Box::new(HfTokenizer::from_file(path)?)),

@@ -46,7 +46,7 @@ impl CharSet {
             Ok(HirKind::Class(Class::Unicode(class))) => CharSet {
                 ranges: class.iter().map(|r| (r.start(), r.end())).collect(),
             },
-            _ => unreachable!("{class} is no Unicode class"),
+            _ => unreachable!("{class} is not a Unicode class"),
         }
     }
 

@@ -66,7 +66,7 @@ pub(super) struct Vocab {
     pub(super) unk: Option<u32>,
     pub(super) add_bos: bool,
     pub(super) add_eos: bool,
-    /// Finds all tokens that are no ordinary text.
+    /// Finds all tokens that are not ordinary text.
     special: Matcher,
     /// Finds those that are tokens even in plain text.
     user_defined: Matcher,

@@ -131,7 +131,7 @@ impl Row<'_> {
     fn ids(&self, ids: &str, texts: &[&str], template: &str) -> Result<Vec<u32>, String> {
         if let Some(value) = self.row.get(ids) {
             let list: Vec<u32> = Deserialize::deserialize(value)
-                .map_err(|_| format!("`{ids}` is no list of token ids"))?;
+                .map_err(|_| format!("`{ids}` is not a list of token ids"))?;
             let vocab = self.reading.vocab;
             if let Some(id) = list.iter().find(|&&id| id as usize >= vocab) {
                 return Err(format!(
@@ -147,7 +147,7 @@ impl Row<'_> {
             return Err(format!("expected {}", self.reading.task.fields()));
         };
         let list: Vec<String> = super::rows::texts(value)
-            .map_err(|_| format!("`{name}` is no text, nor a list that begins with one"))?;
+            .map_err(|_| format!("`{name}` is not text, nor a list that begins with one"))?;
         let text = list.first().map_or("", String::as_str);
         if text.is_empty() {
             return Err(format!("`{name}` is empty"));
@@ -225,7 +225,7 @@ pub struct Order {
     /// Rows that are held to be shuffled, or fewer where they would be more than a GiB; 0 and 1 leave
     /// the files' order.
     pub buffer: usize,
-    /// What becomes of rows that are no samples.
+    /// What becomes of rows that are not samples.
     pub bad_rows: BadRows,
 }
 

@@ -22,7 +22,7 @@ const COMPANIONS: [&str; 5] = [
 /// A `config.json` has a few kilobytes.
 const LONGEST_CONFIG: u64 = 1 << 20;
 
-/// Refuses what is no name of a new folder.
+/// Refuses what is not the name of a new folder.
 ///
 /// # Errors
 /// [`Error::Input`] for a folder that is there already, or a path without a name.
@@ -38,7 +38,7 @@ pub(super) fn check_new(out: &Path) -> Result<()> {
 /// The configuration of a Hugging Face folder.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] for what is no JSON.
+/// [`Error::Io`]; [`Error::Format`] for what is not JSON.
 pub(super) fn read_config(folder: &Path) -> Result<Value> {
     mapped::read_json(&folder.join("config.json"), LONGEST_CONFIG)
 }

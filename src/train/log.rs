@@ -46,7 +46,7 @@ impl Log {
             let bytes = read_bounded(path, LONGEST_LOG)?;
             let cut = &bytes[whole_lines(&bytes)..];
             if !(cut.starts_with(BEGIN) || BEGIN.starts_with(cut)) {
-                return Err(Error::format(path, "its last line is no step of a log"));
+                return Err(Error::format(path, "its last line is not a step of a log"));
             }
             let mut kept = Vec::new();
             for line in lines(path, &bytes)?.iter().filter(|line| line.step <= step) {

@@ -266,7 +266,7 @@ impl Plan {
         let eos = id("eos", self.eos, config.eos)?;
         let bos = match self.task {
             Task::Regen => id("bos", self.bos, config.bos)?,
-            // Nothing is given back.
+            // Nothing is regenerated.
             Task::Qa | Task::Align => self.bos.or(config.bos).unwrap_or(eos),
         };
         Ok(Settled {

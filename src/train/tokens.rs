@@ -299,7 +299,7 @@ const PART: usize = 4096;
 ///
 /// # Errors
 /// [`Error::Input`] for options outside their range, a folder that is there already, or where no text is
-/// left, or all or none of its words are to be kept; [`Error::Unsupported`] for a model that is no BERT or
+/// left, or all or none of its words are to be kept; [`Error::Unsupported`] for a model that is not a BERT or
 /// XLM-RoBERTa in a Hugging Face folder; [`Error::Cancelled`]; [`Error::Io`].
 pub(crate) fn train(
     width: usize,

@@ -29,7 +29,7 @@ import xllamacpp
 
 from smollm2_cases import ANSWER, HEAD, QUESTION, SOFT_QUESTION, TEXT, write_adapter
 
-# Six tenths of the keys and values, chosen by surprise or by attention.
+# Six tenths of the keys and values, chosen by surprisal or by attention.
 PRUNED = ("llmlingua", "snapkv", "expected-attention", "keydiff")
 
 # ggml's numbers of element types.
@@ -361,7 +361,7 @@ def unpacked(prefold, folder):
             prefold.make("encode", "--adapter", adapter, *made, "-o", prefixes["soft"])
         questions = questions_by(server, prefixes)
         by_hand = check(server, prefold, folder, prefixes, what, head, questions)
-        # Its tokens are no text's: the ids must be those that were printed.
+        # Its tokens are not text's: the ids must be those that were printed.
         soft = {"soft": prefixes["soft"]}
         check_load(server, prefold, folder, soft, what, questions, by_hand)
         if kind == SERVERS["one slot, flash attention"]:

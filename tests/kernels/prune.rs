@@ -430,7 +430,7 @@ fn texts_that_share_launches_come_out_as_alone() {
             let log = device::log();
             assert_eq!(count(&log, "replay"), readings, "{at}: {log:?}");
             assert_eq!(count(&log, "graph"), 0, "{at}: {log:?}");
-            // A larger pass: what ops share grows, and the record's addresses are no good any more.
+            // A larger pass: what ops share grows, and the record's addresses are not good any more.
             let many: Vec<Vec<u32>> = (0..6).map(|_| (0..100).collect()).collect();
             let many: Vec<&[u32]> = many.iter().map(Vec::as_slice).collect();
             model.score_each(&many).unwrap();

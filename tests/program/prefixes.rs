@@ -586,7 +586,7 @@ fn a_store_that_is_not_there() {
         world.prefixes(&[command, "01234567"]).bad(1, &["store"]);
     }
     assert!(!world.path("store").exists());
-    // A file is no store.
+    // A file is not a store.
     world.0.write("store", "");
     world.small("a");
     for command in [&["ls"][..], &["push", "a"], &["pull", "01234567"]] {
@@ -625,7 +625,7 @@ fn a_store_that_may_only_be_read() {
         world.prefixes(&["pull", &a]).quiet();
         let (_, note) = world.prefixes(&["push", "a"]).noted();
         assert!(note.contains("already"), "{note}");
-        // A folder that is no model's is nobody's business, as lost+found on a disk of its own.
+        // A folder that is not a model's is nobody's business, as lost+found on a disk of its own.
         allow(0o755);
         fs::create_dir(store.join("lost+found")).unwrap();
         let closed = fs::Permissions::from_mode(0o0);
@@ -690,7 +690,7 @@ fn addresses_of_no_store() {
     ls("ftp://somewhere/prefixes", &["ftp"]);
     ls("no\x1b[31m\nsuch", &["no\\u{1b}[31m\\nsuch"]);
     ls("file://", &["file://"]);
-    // A misspelt scheme is no folder to be made.
+    // A misspelt scheme is not a folder to be made.
     world.small("a");
     let push = ["prefixes", "push", "a", "--store", "ftp://somewhere"];
     world.run(&push).bad(1, &["ftp"]);

@@ -166,7 +166,7 @@ fn a_panic_of_the_tokenizers_crate_is_one_line() {
     }
 }
 
-// Files that are no files, or far longer than what they should be.
+// Files that are not files, or far longer than what they should be.
 
 /// A file of 3 GB that takes no room.
 #[cfg(unix)]

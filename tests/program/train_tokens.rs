@@ -133,7 +133,7 @@ fn what_the_rows_keep_is_learned_and_compress_keeps_it() {
         assert_eq!(count(&report["texts"]) + count(&held["texts"]), 200);
         // One of 10, if by chance.
         assert!((10..=30).contains(&count(&held["texts"])), "{report}");
-        // A word is a token, and the special ones around a text are no words.
+        // A word is a token, and the special ones around a text are not words.
         let tokens = [&report, held].map(|part| count(&part["tokens"]));
         assert_eq!(tokens[0] + tokens[1], 200 * 30, "{report}");
         let parts = [&report, held].into_iter().zip(tokens);

@@ -158,7 +158,7 @@ fn check_lines(text: &str, out: &str, what: &str) {
         let mark = matches!(line.trim(), "# …" | "// …" | "");
         assert!(
             mark || lines.contains(line.trim_end()),
-            "{what}: {line:?} is no line of the text"
+            "{what}: {line:?} is not a line of the text"
         );
     }
 }

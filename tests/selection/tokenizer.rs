@@ -172,7 +172,7 @@ fn bytes_that_the_vocabulary_lacks_belong_to_a_neighbour() {
 fn half_a_character_decodes_to_the_replacement_character() {
     let Some(t) = smollm2() else { return };
     let e = t.encode("東", false, false).expect("encodes");
-    assert!(e.ids.len() > 1, "東 is no single token here");
+    assert!(e.ids.len() > 1, "東 is not a single token here");
     assert_eq!(t.decode(&e.ids[..1]), "\u{fffd}");
     assert_eq!(t.decode(&[]), "");
     assert_eq!(t.decode(&[u32::MAX]), "");

@@ -22,7 +22,7 @@ pub(super) struct Copies {
 
 /// Finds copies; the one in the context of the better rank stays, and in one context the first.
 ///
-/// A figure of the question is no mere figure: records that have it stand for themselves.
+/// A figure of the question is not a mere figure: records that have it stand for themselves.
 pub(super) fn find(
     contexts: &[String],
     parsed: &[Parsed],

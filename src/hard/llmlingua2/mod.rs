@@ -177,7 +177,7 @@ impl Classified<'_> {
             rate = share(target, before)?;
         }
 
-        // What a threshold drops is no share.
+        // What a threshold drops is not a share.
         let reduce = match options.probability_threshold {
             _ if !options.use_token_level_filter => 0.0,
             Some(_) => 1.0,

@@ -132,7 +132,7 @@ struct Meta {
 trait Bucket: Send + Sync {
     /// `None` where there is no such file.
     fn stat(&self, key: &str) -> Result<Option<Meta>>;
-    /// All keys under the root, in any order, also those that are no prefix's.
+    /// All keys under the root, in any order, also those that are not a prefix's.
     fn list(&self) -> Result<Vec<(String, Meta)>>;
     /// Writes a file's bytes to `to`, which refuses more than it wants.
     fn read(&self, key: &str, to: &mut dyn Write) -> Result<()>;

@@ -248,7 +248,7 @@ fn shard_indexes() {
         json!({"weight_map": map})
     };
     let norm = "model.norm.weight";
-    let outside = "is no plain file name";
+    let outside = "is not a plain file name";
     for (message, index) in [
         ("index.json: not the JSON expected", json!({})),
         (

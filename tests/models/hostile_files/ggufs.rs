@@ -82,17 +82,17 @@ fn gguf_tensors() {
         ("attn_q.weight: 5 dimensions, at most 4", &|w| {
             w.tensor_mut(q).dims = vec![1; 5];
         }),
-        ("is no possible shape for F32", &|w| {
+        ("is not a possible shape for F32", &|w| {
             w.tensor_mut(q).dims = vec![1 << 33, 1 << 33];
         }),
-        ("is no possible shape for F32", &|w| {
+        ("is not a possible shape for F32", &|w| {
             w.tensor_mut(q).dims = vec![u64::MAX];
         }),
-        ("[2, 48] is no possible shape for Q8_0", &|w| {
+        ("[2, 48] is not a possible shape for Q8_0", &|w| {
             let tensor = w.tensor_mut(q);
             (tensor.kind, tensor.dims) = (gguf::Q8_0, vec![48, 2]);
         }),
-        ("is no possible shape for Q2_K", &|w| {
+        ("is not a possible shape for Q2_K", &|w| {
             w.tensor_mut(q).kind = 10
         }),
         ("element type 16 (an IQ type) is not supported", &|w| {
@@ -101,7 +101,7 @@ fn gguf_tensors() {
         ("element type 999 is not supported", &|w| {
             w.tensor_mut(q).kind = 999
         }),
-        ("offset 16 is no multiple of 32", &|w| {
+        ("offset 16 is not a multiple of 32", &|w| {
             w.tensor_mut(q).offset = Some(16);
         }),
         ("is the file cut short?", &|w| {

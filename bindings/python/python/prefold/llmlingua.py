@@ -243,7 +243,7 @@ class PromptCompressor:
         InputError
             For an argument out of its range or of the wrong type.
         UnsupportedError
-            For a model that is no token classifier of two labels.
+            For a model that is not a token classifier of two labels.
         """
         return self._classify({n: value for n, value in locals().items() if n != "self"})
 

@@ -215,7 +215,7 @@ mod tests {
             ]
         );
         assert!(parts.units[1..].iter().all(|u| u.needs == [0] && u.whole));
-        // Figures in the first row: it is no header.
+        // Figures in the first row: it is not a header.
         let text = "1,2\n3,4\n5,6\n";
         assert!(layout(text).units.iter().all(|u| u.needs.is_empty()));
     }
