@@ -478,7 +478,10 @@ fn questions_from_end_to_end() {
     std::fs::write(log, format!("{all}notes of mine")).unwrap();
     let (code, _, err) = run(&args);
     assert_eq!(code, 1);
-    assert!(err.contains("log") && err.contains("not an answer"), "{err}");
+    assert!(
+        err.contains("log") && err.contains("not an answer"),
+        "{err}"
+    );
     assert!(lines().ends_with("notes of mine"));
 }
 
