@@ -142,7 +142,7 @@ int32_t prefold_encode(prefold_handle engine, prefold_handle adapter, const pref
 typedef struct {
     size_t struct_size;
     double keep;       /* share of the tokens whose K and V are kept, above 0 and up to 1; 0: all, unpruned */
-    uint32_t keep_by;  /* 0: expected attention; 1: SnapKV; 2: LLMLingua's surprise; 3: KeyDiff */
+    uint32_t keep_by;  /* 0: expected attention; 1: SnapKV; 2: LLMLingua's surprisal; 3: KeyDiff */
 } prefold_prefill_options;
 
 /* A prompt as the model's own K and V; in a text <|im_start|> is one token. *out: a prefix, yours to prefold_close.

@@ -1,7 +1,7 @@
 //! KV prefixes: keys and values that a host reads in place of a text.
 //!
 //! A [`KvPrefix`] is plain data in the host's memory and knows where it came from. [`mod@file`] is its own
-//! format, [`store`] keeps such files for many machines, and each further file of this folder turns a prefix into
+//! format, [`store`] keeps such files for many machines, and each further module turns a prefix into
 //! what one host reads.
 
 pub use crate::kv_prefix::{

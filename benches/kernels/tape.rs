@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prefold::Result;
 use prefold::gpu::{Launch, Launcher, Product};
 
-/// Memory that was dropped while it may still be used; none: it is regenerated at once.
+/// Memory that was dropped while it may still be used; none: it is freed at once.
 type Attic<M> = Arc<Mutex<Option<Vec<M>>>>;
 
 /// Memory of the device, or the attic's once it is dropped.

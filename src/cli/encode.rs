@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::hub::{DEFAULT, Settings};
 use crate::prefix::Method;
 use crate::soft::{self, Adapter, EncodeOptions, Source};
-use crate::{Engine, Error, KvPrefix};
+use crate::{Control, Engine, Error, KvPrefix};
 use clap::ArgGroup;
 
 use super::config;
@@ -117,52 +117,65 @@ fn open(args: &Args) -> Outcome<(model::Model, Adapter)> {
     Ok((model, adapter))
 }
 
-/// A text, and the file that its prefix goes to.
+/// A text, where it came from, and the file that its prefix goes to.
 struct Job {
+    file: PathBuf,
     source: Source,
     output: PathBuf,
 }
 
+/// What has become of the files so far.
+#[derive(Default)]
+struct Tally {
+    made: usize,
+    kept: usize,
+    failed: usize,
+}
+
 fn many(args: &Args, folder: &Path) -> Outcome {
+    if args.text.is_some() || args.ids.is_some() {
+        return Err(Failure::Usage("--output-dir takes files, by name".into()));
+    }
     let outputs = outputs(&args.files, folder)?;
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let (model, adapter) = open(args)?;
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let total = outputs.len();
-    let (mut failed, mut kept, mut made) = (0, 0, 0);
+    let mut tally = Tally::default();
     let mut group: Vec<Job> = Vec::new();
     for (at, (file, output)) in args.files.iter().zip(outputs).enumerate() {
         let read = read_text(file).and_then(|text| {
             let source = Given::Text(text).source(&model.engine, false)?;
-            match source.ids.is_empty() {
-                true => Err(Error::format(file, "it has no text").into()),
-                false => Ok(source),
+            if source.ids.is_empty() {
+                return Err(Error::format(file, "it has no text").into());
             }
+            let kept = is_made(args, &model, &adapter, &source, &output)?;
+            Ok((source, kept))
         });
         match read {
-            Ok(source) if is_made(args, &model, &adapter, &source, &output) => {
-                kept += 1;
+            Ok((_, true)) => {
+                tally.kept += 1;
                 write_stdout(&format!("{}\n", output.display()))?;
             }
-            Ok(source) => group.push(Job { source, output }),
+            Ok((source, false)) => group.push(Job {
+                file: file.clone(),
+                source,
+                output,
+            }),
             Err(failure) => {
-                failed += 1;
+                tally.failed += 1;
                 say(&failure.line());
             }
         }
         let tokens: usize = group.iter().map(|job| job.source.ids.len()).sum();
-        if tokens >= GROUP || (at + 1 == total && !group.is_empty()) {
-            let what = format!("encoding, {} of {total} texts", kept + made + group.len());
-            encode_group(
-                args,
-                &model,
-                &adapter,
-                std::mem::take(&mut group),
-                what,
-                &mut made,
-            )?;
+        if tokens >= GROUP || at + 1 == total {
+            let shown = tally.made + tally.kept + group.len();
+            let busy = Busy::new(format!("encoding, {shown} of {total} texts"));
+            encode_group(args, &model, &adapter, &group, &busy.control(), &mut tally)?;
+            group.clear();
         }
     }
-    eprintln!("prefold: {made} prefixes made, {kept} were there already");
+    let Tally { made, kept, failed } = tally;
+    say(&format!("{made} prefixes made, {kept} were there already"));
     match failed {
         0 => Ok(()),
         _ => Err(Failure::Rows {
@@ -176,25 +189,51 @@ fn encode_group(
     args: &Args,
     model: &model::Model,
     adapter: &Adapter,
-    group: Vec<Job>,
-    what: String,
-    made: &mut usize,
+    group: &[Job],
+    control: &Control,
+    tally: &mut Tally,
 ) -> Outcome {
-    let (sources, outputs): (Vec<Source>, Vec<PathBuf>) = group
-        .into_iter()
-        .map(|job| (job.source, job.output))
-        .unzip();
-    let busy = Busy::new(what);
-    let prefixes = model.engine.prefixes().with(&busy.control()).encode_many(
-        adapter,
-        &sources,
-        &options(args),
-    )?;
-    drop(busy);
-    for (prefix, output) in prefixes.into_iter().zip(outputs) {
-        args.form.write(prefix, &output)?;
-        *made += 1;
-        write_stdout(&format!("{}\n", output.display()))?;
+    let sources: Vec<Source> = group.iter().map(|job| job.source.clone()).collect();
+    let encoded =
+        model
+            .engine
+            .prefixes()
+            .with(control)
+            .encode_many(adapter, &sources, &options(args));
+    let prefixes = match (encoded, group) {
+        (Ok(prefixes), _) => prefixes,
+        (Err(Error::Cancelled), _) => return Err(Error::Cancelled.into()),
+        (Err(error), [job]) => {
+            tally.failed += 1;
+            say(&format!("{}: {error}", job.file.display()));
+            return Ok(());
+        }
+        // One of them cannot be encoded: each by itself.
+        (Err(_), several) => {
+            for job in several {
+                encode_group(
+                    args,
+                    model,
+                    adapter,
+                    std::slice::from_ref(job),
+                    control,
+                    tally,
+                )?;
+            }
+            return Ok(());
+        }
+    };
+    for (prefix, job) in prefixes.into_iter().zip(group) {
+        match args.form.write(prefix, &job.output) {
+            Ok(_) => {
+                tally.made += 1;
+                write_stdout(&format!("{}\n", job.output.display()))?;
+            }
+            Err(failure) => {
+                tally.failed += 1;
+                say(&format!("{}: {}", job.file.display(), failure.line()));
+            }
+        }
     }
     Ok(())
 }
@@ -226,28 +265,23 @@ fn outputs(files: &[PathBuf], folder: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(outputs)
 }
 
-/// Whether a file is this text's prefix already, by the same model, adapter, method, pieces and form.
+/// Whether a file is this text's prefix already, in this form.
 fn is_made(
     args: &Args,
     model: &model::Model,
     adapter: &Adapter,
     source: &Source,
     output: &Path,
-) -> bool {
-    let Ok((prefix, dtype)) = KvPrefix::read(output) else {
-        return false;
-    };
-    let origin = prefix.origin();
-    let method = args.method.unwrap_or(adapter.settings().method);
-    let longest = args.piece_tokens.or(adapter.settings().max_text_tokens);
-    let pieces = longest.map_or(1, |longest| source.ids.len().div_ceil(longest.max(1)));
-    origin.model.fingerprint == model.engine.info().fingerprint
-        && origin.adapter.as_deref() == Some(adapter.id())
-        && origin.source_sha256 == source.sha256
-        && origin.method == method
-        && origin.pieces == pieces
-        && dtype == args.form.dtype
-        && prefix.k_rope() == args.form.k_rope
+) -> Outcome<bool> {
+    let wanted = model
+        .engine
+        .prefixes()
+        .encoded_id(adapter, source, &options(args))?;
+    Ok(KvPrefix::read(output).is_ok_and(|(prefix, dtype)| {
+        prefix.content_id() == wanted
+            && dtype == args.form.dtype
+            && prefix.k_rope() == args.form.k_rope
+    }))
 }
 
 /// The adapter that is used when none is named, if it is here and this model's.

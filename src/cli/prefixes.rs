@@ -10,7 +10,7 @@ use crate::prefix::{Placeholder, vllm};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, say};
 use super::files::write_stdout;
 use super::models::size;
 #[cfg(feature = "hub")]
@@ -39,6 +39,18 @@ struct StoreArgs {
         hide_env_values = true
     )]
     store: Option<String>,
+}
+
+/// Of commands that remove: a shared store must be named.
+#[derive(clap::Args)]
+struct NamedStoreArgs {
+    /// The store; PREFOLD_STORE does not count here [default: the local cache]
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+}
+
+#[derive(clap::Args)]
+struct JsonArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -55,6 +67,8 @@ enum Command {
         files: Vec<PathBuf>,
         #[command(flatten)]
         store: StoreArgs,
+        #[command(flatten)]
+        json: JsonArgs,
     },
     /// Fetches prefixes into the local cache and prints their paths; those of a folder stay where they are
     Pull {
@@ -66,11 +80,15 @@ enum Command {
         output: Option<PathBuf>,
         #[command(flatten)]
         store: StoreArgs,
+        #[command(flatten)]
+        json: JsonArgs,
     },
     /// Lists a store, the newest first
     Ls {
         #[command(flatten)]
         store: StoreArgs,
+        #[command(flatten)]
+        json: JsonArgs,
     },
     /// Removes prefixes from a store; local caches keep theirs
     Rm {
@@ -78,7 +96,9 @@ enum Command {
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
         #[command(flatten)]
-        store: StoreArgs,
+        store: NamedStoreArgs,
+        #[command(flatten)]
+        json: JsonArgs,
     },
     /// Removes old prefixes, those beyond a number of bytes, or those of a model
     Gc {
@@ -96,7 +116,9 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
-        store: StoreArgs,
+        store: NamedStoreArgs,
+        #[command(flatten)]
+        json: JsonArgs,
     },
     /// Loads a prefix into a slot of a running llama.cpp server, checks that it is used, and prints the ids that a
     /// prompt to the slot begins with, as JSON
@@ -125,14 +147,8 @@ enum Command {
             hide_env_values = true
         )]
         api_key: Option<String>,
-        /// The store [default: the local cache]
-        #[arg(
-            long,
-            value_name = "ADDRESS",
-            env = "PREFOLD_STORE",
-            hide_env_values = true
-        )]
-        store: Option<String>,
+        #[command(flatten)]
+        store: StoreArgs,
     },
 }
 
@@ -179,20 +195,21 @@ fn open(address: Option<&str>) -> Outcome<Store> {
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
     match args.command {
-        Command::Push { files, store } => push(&files, &store),
+        Command::Push { files, store, json } => push(&files, &store, json.json),
         Command::Pull {
             names,
             output,
             store,
-        } => pull(&names, output.as_deref(), &store),
-        Command::Ls { store } => {
+            json,
+        } => pull(&names, output.as_deref(), &store, json.json),
+        Command::Ls { store, json } => {
             let entries = open(store.store.as_deref())?.list()?;
-            match store.json {
+            match json.json {
                 true => print_json(entries.iter().map(described).collect()),
                 false => write_stdout(&table(&entries)),
             }
         }
-        Command::Rm { names, store } => {
+        Command::Rm { names, store, json } => {
             let from = open(store.store.as_deref())?;
             // All are looked for before any goes.
             let mut entries: Vec<Entry> = Vec::new();
@@ -202,10 +219,7 @@ pub fn run(args: Args) -> Outcome {
                     entries.push(entry);
                 }
             }
-            for entry in &entries {
-                from.remove(&entry.name)?;
-            }
-            removed(&entries, false, store.json)
+            remove(&from, &entries, false, json.json)
         }
         Command::Gc {
             older_than,
@@ -213,6 +227,7 @@ pub fn run(args: Args) -> Outcome {
             fingerprint,
             dry_run,
             store,
+            json,
         } => {
             if older_than.is_none() && keep.is_none() && fingerprint.is_none() {
                 let message = "say what may go: --older-than, --keep or --fingerprint";
@@ -223,8 +238,12 @@ pub fn run(args: Args) -> Outcome {
                 bytes: keep,
                 fingerprint,
             };
-            let gone = open(store.store.as_deref())?.collect(&keep, dry_run)?;
-            removed(&gone, dry_run, store.json)
+            let from = open(store.store.as_deref())?;
+            let stale = from.stale(&keep)?;
+            if !dry_run {
+                from.sweep()?;
+            }
+            remove(&from, &stale, dry_run, json.json)
         }
         #[cfg(feature = "hub")]
         Command::Load {
@@ -239,7 +258,7 @@ pub fn run(args: Args) -> Outcome {
             let path = match Path::new(&prefix).exists() {
                 true => PathBuf::from(&prefix),
                 false => {
-                    let store = open(store.as_deref())?;
+                    let store = open(store.store.as_deref())?;
                     store.pull(&store.find(&prefix)?, &cache()?)?
                 }
             };
@@ -250,12 +269,12 @@ pub fn run(args: Args) -> Outcome {
     }
 }
 
-fn push(files: &[PathBuf], args: &StoreArgs) -> Outcome {
+fn push(files: &[PathBuf], args: &StoreArgs, as_json: bool) -> Outcome {
     let store = open(args.store.as_deref())?;
-    rows(files, args.json, |file| {
+    rows(files, as_json, |file| {
         let (entry, new) = store.push(file)?;
         if !new {
-            eprintln!("prefold: {} is there already", file.display());
+            say(&format!("{} is there already", file.display()));
         }
         let mut row = described(&entry);
         row["new"] = new.into();
@@ -264,13 +283,13 @@ fn push(files: &[PathBuf], args: &StoreArgs) -> Outcome {
     })
 }
 
-fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs) -> Outcome {
+fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs, as_json: bool) -> Outcome {
     if output.is_some() && names.len() > 1 {
         return Err(Failure::Usage("--output is for one prefix".into()));
     }
     let store = open(args.store.as_deref())?;
     let cache = cache()?;
-    rows(names, args.json, |name| {
+    rows(names, as_json, |name| {
         let name = store.find(name)?;
         let mut path = store.pull(&name, &cache)?;
         if let Some(output) = output {
@@ -323,26 +342,45 @@ fn add_request(row: &mut Value, file: &Path, name: &PrefixName) -> Outcome {
     Ok(())
 }
 
-/// Says what was removed, or would be.
-fn removed(gone: &[Entry], dry: bool, as_json: bool) -> Outcome {
-    if as_json {
-        return print_json(gone.iter().map(described).collect());
+/// Removes prefixes, or with `dry` only says which; those that went are printed also where one does not go.
+fn remove(from: &Store, entries: &[Entry], dry: bool, as_json: bool) -> Outcome {
+    let mut gone = Vec::new();
+    let mut done = Ok(());
+    for entry in entries {
+        match if dry {
+            Ok(())
+        } else {
+            from.remove(&entry.name)
+        } {
+            Ok(()) => gone.push(entry),
+            Err(error) => {
+                done = Err(error.into());
+                break;
+            }
+        }
     }
-    let bytes: u64 = gone.iter().map(|entry| entry.bytes).sum();
+    if as_json {
+        if done.is_ok() || !gone.is_empty() {
+            print_json(gone.into_iter().map(described).collect())?;
+        }
+        return done;
+    }
     let names: String = gone
         .iter()
         .map(|entry| format!("{}\n", entry.name))
         .collect();
     write_stdout(&names)?;
+    let bytes = size(gone.iter().map(|entry| entry.bytes).sum());
     let prefixes = match gone.len() {
         1 => "1 prefix".into(),
         count => format!("{count} prefixes"),
     };
+    let from = from.address();
     match dry {
-        true => eprintln!("prefold: {prefixes} would go, {}", size(bytes)),
-        false => eprintln!("prefold: {prefixes} removed, {} freed", size(bytes)),
+        true => say(&format!("{prefixes} of {from} would go, {bytes}")),
+        false => say(&format!("{prefixes} of {from} removed, {bytes} freed")),
     }
-    Ok(())
+    done
 }
 
 fn print_json(rows: Vec<Value>) -> Outcome {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use crate::Error;
 use crate::error::Result;
+use crate::kv_prefix::llama_cpp::check_architecture;
+use crate::kv_prefix::store::shown;
 use crate::prefix::llama_cpp::{Layout, Slot};
 use crate::prefix::{KvPrefix, Placeholder};
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,8 @@ const LONGEST_ANSWER: u64 = 64 << 20;
 pub struct Server {
     agent: Agent,
     address: String,
+    /// Without a password.
+    shown: String,
     slot: u32,
     /// Where the server saves slots.
     folder: PathBuf,
@@ -102,6 +106,7 @@ impl Server {
             .into();
         Ok(Server {
             agent,
+            shown: shown(address),
             address: address.trim_end_matches('/').into(),
             slot,
             folder: folder.into(),
@@ -121,13 +126,15 @@ impl Server {
                 "it has slots 0 to {}, not {}; start it with -np {}",
                 there.total_slots.saturating_sub(1),
                 self.slot,
-                self.slot + 1
+                self.slot.saturating_add(1)
             )));
         }
+        // What can be refused is, before the slot loses what it holds.
+        self.check_vocab(prefix)?;
+        check_architecture(prefix)?;
         let layout = self.layout(prefix)?;
         let slot = Slot::new(prefix, &layout, placeholder)?;
-        self.check_vocab(prefix)?;
-        let filename = format!("prefold-{:.16}.bin", prefix.content_id());
+        let filename = format!("prefold-slot{}-{:.16}.bin", self.slot, prefix.content_id());
         slot.write(&self.folder.join(&filename))?;
         let restored: Restored = self.slot_file("restore", &filename).map_err(|error| {
             let _ = std::fs::remove_file(self.folder.join(&filename));
@@ -146,6 +153,9 @@ impl Server {
             .collect();
         let read = self.complete(&probe, true)?.timings.cache_n;
         if restored.n_restored != wanted || read != wanted {
+            let _ = std::fs::remove_file(self.folder.join(&filename));
+            let _: Result<Value> =
+                self.post(&format!("/slots/{}?action=erase", self.slot), &json!({}));
             return Err(self.refuse(format!(
                 "it restored {} and read {read} of {wanted} tokens, and would compute the others from ids that stand \
                  for no text; a hybrid or sliding-window model cannot be restored",
@@ -278,6 +288,6 @@ impl Server {
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::input(format!("server {}", self.address), reason)
+        Error::input(format!("server {}", self.shown), reason)
     }
 }

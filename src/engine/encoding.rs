@@ -124,6 +124,10 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
         self.decoder_only("a KV prefix")
     }
 
+    fn encoded_id(&self, _: &Adapter, _: &Source, _: &EncodeOptions) -> Result<String> {
+        self.decoder_only("a KV prefix")
+    }
+
     fn prefill(&self, _: &Source, _: &PrefillOptions) -> Result<KvPrefix> {
         self.decoder_only("a KV prefix")
     }

@@ -282,6 +282,15 @@ impl<B: Backend> Runtime for Loaded<B> {
         soft::encode(&self.model, &self.id(), adapter, &lora, sources, options)
     }
 
+    fn encoded_id(
+        &self,
+        adapter: &Adapter,
+        source: &Source,
+        options: &EncodeOptions,
+    ) -> Result<String> {
+        soft::encoded_id(&self.model, &self.id(), adapter, source, options)
+    }
+
     fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {
         soft::prefill(&self.model, &self.id(), source, options)
     }
@@ -301,14 +310,14 @@ impl<B: Backend> Runtime for Loaded<B> {
 
     fn answer(
         &self,
-        asks: &[Query<'_>],
+        queries: &[Query<'_>],
         options: &Sampling,
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>> {
-        for prefix in asks.iter().filter_map(|ask| ask.prefix) {
+        for prefix in queries.iter().filter_map(|query| query.prefix) {
             prefix.check_model(&self.id())?;
         }
-        soft::answer(&self.model, asks, options, each)
+        soft::answer(&self.model, queries, options, each)
     }
 }
 

@@ -79,6 +79,19 @@ impl Prefixes<'_> {
             .call(&self.control, || runtime.encode(adapter, sources, options))
     }
 
+    /// The [`KvPrefix::content_id`] of what [`Prefixes::encode`] makes of a text, without making it.
+    ///
+    /// # Errors
+    /// As [`Prefixes::encode`].
+    pub fn encoded_id(
+        &self,
+        adapter: &Adapter,
+        source: &Source,
+        options: &EncodeOptions,
+    ) -> Result<String> {
+        self.engine.runtime.encoded_id(adapter, source, options)
+    }
+
     /// Prefills a text: its K and V by the model itself, whole or pruned.
     ///
     /// # Errors
@@ -116,12 +129,12 @@ impl Prefixes<'_> {
     /// As [`Prefixes::generate`], for any of the queries.
     pub fn answer(
         &self,
-        asks: &[Query<'_>],
+        queries: &[Query<'_>],
         options: &Sampling,
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>> {
         let runtime = &self.engine.runtime;
         self.engine
-            .call(&self.control, || runtime.answer(asks, options, each))
+            .call(&self.control, || runtime.answer(queries, options, each))
     }
 }

@@ -58,6 +58,12 @@ pub(super) trait Runtime: Send + Sync {
         sources: &[Source],
         options: &EncodeOptions,
     ) -> Result<Vec<KvPrefix>>;
+    fn encoded_id(
+        &self,
+        adapter: &Adapter,
+        source: &Source,
+        options: &EncodeOptions,
+    ) -> Result<String>;
     fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix>;
     fn generate(
         &self,
@@ -68,7 +74,7 @@ pub(super) trait Runtime: Send + Sync {
     ) -> Result<Generated>;
     fn answer(
         &self,
-        asks: &[Query<'_>],
+        queries: &[Query<'_>],
         options: &Sampling,
         each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>>;

@@ -205,17 +205,17 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
         end: 100,
         windows: &windows,
     };
-    let room = Capacity::of(&[text]);
+    let capacity = Capacity::of(&[text]);
     let limits = Limits {
         vocab: VOCAB,
-        positions: room.tokens,
+        positions: capacity.tokens,
     };
-    let mut texts = PruneBatch::new(b, room, limits, 16)?;
+    let mut texts = PruneBatch::new(b, capacity, limits, 16)?;
     texts.write(b, &[text])?;
-    b.write(&floats(room.tokens, 11), texts.first_scores())?;
+    b.write(&floats(capacity.tokens, 11), texts.first_scores())?;
     b.prune(&mut texts, None)?;
     for seed in 12..14 {
-        b.prune(&mut texts, Some(&input(room.all_rows(), seed)?))?;
+        b.prune(&mut texts, Some(&input(capacity.all_rows(), seed)?))?;
     }
     let pruned = texts.read(b, &[text])?;
     let kept = pruned.into_iter().flat_map(|text| text.kept);

@@ -81,18 +81,18 @@ impl<L: Launcher> PruneOp for Gpu<L> {
     }
 
     fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Buf<L, f32>>) -> Result<()> {
-        let room = texts.room;
+        let capacity = texts.capacity;
         if let Some(fresh) = fresh {
-            expect_len("prune", "nll", room.all_rows(), fresh.len)?;
+            expect_len("prune", "nll", capacity.all_rows(), fresh.len)?;
         }
         let states = self.at(&texts.table);
-        let from = states + (room.texts * size_of::<State>()) as u64;
-        let cached = room.tokens.min(CACHED);
+        let from = states + (capacity.texts * size_of::<State>()) as u64;
+        let cached = capacity.tokens.min(CACHED);
         let params = PruneParams {
             ids: self.at(&texts.ids),
             from,
             loss: self.at(&texts.loss),
-            nll: from + (room.texts * room.tokens * size_of::<u32>()) as u64,
+            nll: from + (capacity.texts * capacity.tokens * size_of::<u32>()) as u64,
             fresh: fresh.map_or(0, |fresh| self.at(fresh)),
             texts: states,
             runs: self.at(&texts.runs),
@@ -101,14 +101,14 @@ impl<L: Launcher> PruneOp for Gpu<L> {
             positions: self.at(&texts.positions),
             places: self.at(&texts.places),
             tiles: self.at(&texts.tiles),
-            capacity: size("prune", room.tokens)?,
-            rows: size("prune", room.rows)?,
+            capacity: size("prune", capacity.tokens)?,
+            rows: size("prune", capacity.rows)?,
             tile: size("prune", texts.tile)?,
             cached: size("prune", cached)?,
         };
         // Short texts need no large block: its barriers cost more.
-        let threads = (room.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
-        let grid = [room.texts, 1, 1];
+        let threads = (capacity.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
+        let grid = [capacity.texts, 1, 1];
         // SAFETY: `PruneBatch` made the buffers for its room and checked what it wrote into them; they
         // have no other writer.
         unsafe { self.launch("prune", grid, threads, FIXED + 4 * (cached + 1), &params) }
@@ -122,7 +122,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         add: bool,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let rows = texts.room.all_rows();
+        let rows = texts.capacity.all_rows();
         texts.expect_table("embed", what, table.outputs)?;
         expect_len("embed", "the output", rows * table.inputs, out.len)?;
         let ids = match what {
@@ -140,8 +140,13 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         table: &Buf<L, f32>,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let rows = texts.room.all_rows();
-        expect_len("angles", "the table", texts.room.tokens * width, table.len)?;
+        let rows = texts.capacity.all_rows();
+        expect_len(
+            "angles",
+            "the table",
+            texts.capacity.tokens * width,
+            table.len,
+        )?;
         expect_len("angles", "the output", rows * width, out.len)?;
         let params = GatherParams {
             x: self.at(table),
@@ -167,7 +172,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         k: &mut Buf<L, f32>,
         v: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let rows = texts.room.all_rows();
+        let rows = texts.capacity.all_rows();
         let width = shape.kv_heads * shape.head_dim;
         expect_cache("rotate", texts, width, [k.len, v.len])?;
         let shape = Rotate {
@@ -195,7 +200,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
             head_dim: d,
             ..
         } = shape;
-        let (op, room, rows) = ("attention", texts.room, texts.room.all_rows());
+        let (op, capacity, rows) = ("attention", texts.capacity, texts.capacity.all_rows());
         if self.attention_tile(heads, kv_heads, d)? != texts.tile {
             return Err(Error::Shape {
                 op,
@@ -207,12 +212,15 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         expect_cache(op, texts, kv_heads * d, [k.len, v.len])?;
         expect_len(op, "qkv", wide, qkv.len)?;
         expect_len(op, "the output", rows * heads * d, out.len)?;
-        size(op, (room.texts * room.tokens * kv_heads * d).max(wide))?;
+        size(
+            op,
+            (capacity.texts * capacity.tokens * kv_heads * d).max(wide),
+        )?;
         let tiles = Tiles {
             at: self.at(&texts.tiles),
-            count: room.texts * room.rows.div_ceil(texts.tile),
+            count: capacity.texts * capacity.rows.div_ceil(texts.tile),
             rows,
-            keys: room.tokens,
+            keys: capacity.tokens,
         };
         // Positions are rows of the cache, counted from a text's first.
         let shape = Attention {
@@ -232,7 +240,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         head: &Matrix<L>,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let (op, rows) = ("nll", texts.room.all_rows());
+        let (op, rows) = ("nll", texts.capacity.all_rows());
         if head.inputs != width || rows > ROWS {
             return Err(Error::Shape {
                 op,

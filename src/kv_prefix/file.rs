@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{KRope, KvPrefix, ModelId, Origin, Parts, Rope, Shape};
+use super::{KRope, KvPrefix, ModelId, Origin, Parts, Rope, Shape, sha256};
 use crate::error::{Error, Result};
 use crate::files::write_whole;
 use crate::mapped::{Access, Mapped};
@@ -116,7 +116,7 @@ impl Dtype {
 }
 
 /// The strings of a file's header.
-fn metadata(prefix: &KvPrefix, dtype: Dtype) -> Map<String, Value> {
+fn metadata(prefix: &KvPrefix, dtype: Dtype, data: &[u8]) -> Map<String, Value> {
     let o = &prefix.origin;
     let mut map = Map::new();
     let mut put = |name: &str, value: String| map.insert(name.into(), value.into());
@@ -143,6 +143,7 @@ fn metadata(prefix: &KvPrefix, dtype: Dtype) -> Map<String, Value> {
     put("source_sha256", o.source_sha256.clone());
     put("pieces", o.pieces.to_string());
     put("content_id", prefix.content_id());
+    put("data_sha256", sha256(data));
     put("dtype", dtype.name().into());
     put("k_rope", prefix.k_rope.name().into());
     if let Some(rope) = &prefix.rope {
@@ -171,7 +172,8 @@ impl KvPrefix {
     pub fn to_bytes(&self, dtype: Dtype) -> Result<Vec<u8>> {
         let s = self.shape;
         let mut header = Map::new();
-        header.insert("__metadata__".into(), metadata(self, dtype).into());
+        // Its place in front is kept for what is known in the end.
+        header.insert("__metadata__".into(), Value::Null);
         let mut data: Vec<u8> = Vec::new();
         let mut add = |name: String, dtype: &str, shape: Vec<usize>, bytes: &[u8]| {
             let range = [data.len(), data.len() + bytes.len()];
@@ -216,6 +218,7 @@ impl KvPrefix {
                 add(format!("layers.{i}.{name}"), &dtype, shape.to_vec(), bytes);
             }
         }
+        header.insert("__metadata__".into(), metadata(self, dtype, &data).into());
         let mut text = Value::Object(header).to_string();
         // The data begin aligned.
         text.extend(std::iter::repeat_n(' ', (8 - text.len() % 8) % 8));
@@ -242,11 +245,21 @@ impl KvPrefix {
             return Err(bad("not a prefix: no safetensors header of its size".into()));
         }
         let sound = |error| bad(format!("not a safetensors file: {error}"));
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(sound)?;
+        let (length, header) = SafeTensors::read_metadata(bytes).map_err(sound)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(sound)?;
+        let strings: HashMap<String, String> =
+            header.metadata().clone().into_iter().flatten().collect();
+        // Files of version 0.1.0 and before have none.
+        if let Some(want) = strings.get("data_sha256")
+            && sha256(bytes.get(8 + length..).unwrap_or_default()) != *want
+        {
+            return Err(bad(
+                "damaged: its data have another SHA-256 than its metadata say".into(),
+            ));
+        }
         let reader = Reader {
             path,
-            strings: header.metadata().clone().into_iter().flatten().collect(),
+            strings,
             tensors,
         };
         reader.prefix()

@@ -302,6 +302,11 @@ impl Slot {
     }
 }
 
+/// Refuses a prefix of a family whose order of K is not known.
+pub(crate) fn check_architecture(prefix: &KvPrefix) -> Result<()> {
+    interleaved(&prefix.origin().model.architecture).map(drop)
+}
+
 /// Whether llama.cpp keeps K of a family in interleaved pairs, and not half a head apart.
 fn interleaved(architecture: &str) -> Result<bool> {
     match architecture {

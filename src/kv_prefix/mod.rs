@@ -376,22 +376,7 @@ impl KvPrefix {
     /// An id of what is in it, whatever file it lies in: a hash of model, adapter, method, text and
     /// positions. Hosts that share caches between requests need it to tell prefixes apart.
     pub fn content_id(&self) -> String {
-        let o = &self.origin;
-        let mut hash = Sha256::new();
-        for text in [
-            o.model.fingerprint.as_str(),
-            o.adapter.as_deref().unwrap_or_default(),
-            o.method.name(),
-            o.kept_by.as_deref().unwrap_or_default(),
-            o.source_sha256.as_str(),
-        ] {
-            hash.update(text);
-            hash.update([0]);
-        }
-        for number in self.positions.iter().copied().chain([self.next_pos as u32]) {
-            hash.update(number.to_le_bytes());
-        }
-        hex(&hash.finalize())
+        content_id(&self.origin, &self.positions, self.next_pos)
     }
 
     /// An error unless the prefix was made by `model`.
@@ -408,6 +393,25 @@ impl KvPrefix {
             format!("it was made by {made_by}, and this model is {model}: their K and V differ"),
         ))
     }
+}
+
+/// See [`KvPrefix::content_id`].
+pub(crate) fn content_id(origin: &Origin, positions: &[u32], next_pos: usize) -> String {
+    let mut hash = Sha256::new();
+    for text in [
+        origin.model.fingerprint.as_str(),
+        origin.adapter.as_deref().unwrap_or_default(),
+        origin.method.name(),
+        origin.kept_by.as_deref().unwrap_or_default(),
+        origin.source_sha256.as_str(),
+    ] {
+        hash.update(text);
+        hash.update([0]);
+    }
+    for number in positions.iter().copied().chain([next_pos as u32]) {
+        hash.update(number.to_le_bytes());
+    }
+    hex(&hash.finalize())
 }
 
 /// Bytes as hexadecimal digits.

@@ -1,4 +1,4 @@
-//! A prefix for vLLM: a safetensors file with rotated keys, which the connector in `python/` reads.
+//! A prefix for vLLM: a safetensors file with rotated keys, which the connector `prefold.vllm` reads.
 
 use std::path::Path;
 

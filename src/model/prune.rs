@@ -43,22 +43,23 @@ impl<B: Backend> Adapted<'_, B> {
         let mut group = Vec::new();
         let fits = order.iter().take_while(|&&i| {
             group.push(texts[i]);
-            let room = Capacity::of(&group);
-            let tokens = room.texts.saturating_mul(room.tokens);
-            room.all_rows() <= ROWS && tokens.saturating_mul(self.model.bytes_per_token()) <= CACHE
+            let capacity = Capacity::of(&group);
+            let tokens = capacity.texts.saturating_mul(capacity.tokens);
+            capacity.all_rows() <= ROWS
+                && tokens.saturating_mul(self.model.bytes_per_token()) <= CACHE
         });
         fits.count().max(1)
     }
 
     fn prune_group(self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let backend = self.model.backend();
-        let mut workspace = self.room(Capacity::of(texts))?;
+        let mut workspace = self.capacity(Capacity::of(texts))?;
         workspace.texts.write(backend, texts)?;
 
         // The first pass is of all the text at once, and its K and V are of no use: what follows is
         // read again without what is dropped.
         let sequences: Vec<(&[u32], usize)> = texts.iter().map(|text| (text.ids, 1)).collect();
-        let tokens = workspace.texts.room().tokens;
+        let tokens = workspace.texts.capacity().tokens;
         let places: Vec<usize> = (0..texts.len()).map(|text| text * tokens).collect();
         let mut kv = Kv::transient(backend, self.model.config())?;
         let scores = workspace.texts.first_scores();
@@ -79,13 +80,13 @@ impl<B: Backend> Adapted<'_, B> {
     }
 
     /// A room that was kept, or a new one.
-    fn room(self, need: Capacity) -> Result<Workspace<B>> {
+    fn capacity(self, need: Capacity) -> Result<Workspace<B>> {
         let mut kept = self
             .model
             .workspaces
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let suits = |workspace: &Workspace<B>| workspace.texts.room().suits(&need);
+        let suits = |workspace: &Workspace<B>| workspace.texts.capacity().suits(&need);
         match kept.iter().position(suits) {
             // What was recorded is of the model alone.
             Some(i) if self.lora.is_none() => Ok(kept.remove(i)),

@@ -178,7 +178,7 @@ const NO_NLL: u32 = u32::MAX;
 
 /// Texts on a device, and what the next forward pass reads of them. Only ops write it.
 pub struct PruneBatch<S: Storage> {
-    pub(crate) room: Capacity,
+    pub(crate) capacity: Capacity,
     pub(crate) limits: Limits,
     /// Positions of a tile of attention.
     pub(crate) tile: usize,
@@ -206,39 +206,39 @@ impl<S: Storage> PruneBatch<S> {
     /// # Errors
     ///
     /// Those of the device, and [`Error::Input`] for more rows than can be counted.
-    pub fn new(storage: &S, room: Capacity, limits: Limits, tile: usize) -> Result<Self> {
-        let rows = room.all_rows();
-        let words = room.texts.checked_mul(room.tokens).filter(|&all| {
+    pub fn new(storage: &S, capacity: Capacity, limits: Limits, tile: usize) -> Result<Self> {
+        let rows = capacity.all_rows();
+        let words = capacity.texts.checked_mul(capacity.tokens).filter(|&all| {
             u32::try_from(all).is_ok_and(|all| all < u32::MAX / 4)
                 && u32::try_from(rows).is_ok_and(|rows| rows < u32::MAX / 4)
         });
         let Some(words) = words else {
             return Err(Error::input(
-                format!("{} texts of {} tokens", room.texts, room.tokens),
+                format!("{} texts of {} tokens", capacity.texts, capacity.tokens),
                 "they are too many to be counted",
             ));
         };
         let tile = tile.max(1);
         Ok(PruneBatch {
-            room,
+            capacity,
             limits,
             tile,
             ids: storage.zeros(words)?,
-            table: storage.zeros(room.texts * STATE + 2 * words)?,
+            table: storage.zeros(capacity.texts * STATE + 2 * words)?,
             loss: storage.zeros(words)?,
-            runs: storage.zeros(room.runs * RUN)?,
+            runs: storage.zeros(capacity.runs * RUN)?,
             inputs: storage.zeros(rows)?,
             targets: storage.zeros(rows)?,
             positions: storage.zeros(rows)?,
             places: storage.zeros(rows)?,
-            tiles: storage.zeros(room.texts * room.rows.div_ceil(tile) * TILE)?,
+            tiles: storage.zeros(capacity.texts * capacity.rows.div_ceil(tile) * TILE)?,
             count: storage.upload(&[rows as u32])?,
         })
     }
 
     /// How much room there is.
-    pub fn room(&self) -> Capacity {
-        self.room
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
     /// Where the nll of the first pass belong, `[texts, tokens]`: that of a text's token `i + 1` at
@@ -254,20 +254,20 @@ impl<S: Storage> PruneBatch<S> {
     /// [`Error::Input`] of [`TokenPruning::check`], for an id beyond the vocabulary, and for a text of more
     /// tokens than there are positions; [`Error::Shape`] for other room than theirs.
     pub fn write(&mut self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<()> {
-        let (room, Limits { vocab, positions }) = (self.room, self.limits);
-        if !room.suits(&Capacity::of(texts)) {
+        let (capacity, Limits { vocab, positions }) = (self.capacity, self.limits);
+        if !capacity.suits(&Capacity::of(texts)) {
             return Err(Error::Shape {
                 op: "prune",
-                want: format!("{room:?}"),
+                want: format!("{capacity:?}"),
                 got: format!("{:?}", Capacity::of(texts)),
             });
         }
-        let words = room.texts * room.tokens;
+        let words = capacity.texts * capacity.tokens;
         let mut ids = vec![0; words];
         let mut states = Vec::with_capacity(texts.len());
         let mut table = vec![0; texts.len() * STATE];
-        let mut runs: Vec<u32> = Vec::with_capacity(room.runs * RUN);
-        for (text, to) in texts.iter().zip(ids.chunks_exact_mut(room.tokens)) {
+        let mut runs: Vec<u32> = Vec::with_capacity(capacity.runs * RUN);
+        for (text, to) in texts.iter().zip(ids.chunks_exact_mut(capacity.tokens)) {
             text.check()?;
             if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocab) {
                 return Err(Error::input(
@@ -283,7 +283,7 @@ impl<S: Storage> PruneBatch<S> {
                 ));
             }
             to[..count].copy_from_slice(text.ids);
-            table.extend(0..room.tokens as u32);
+            table.extend(0..capacity.tokens as u32);
             let run = runs.len() / RUN;
             for window in text.windows {
                 for (i, &(tokens, ratio)) in window.iter().enumerate() {
@@ -318,7 +318,7 @@ impl<S: Storage> PruneBatch<S> {
     pub fn read(&self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let Capacity {
             texts: n, tokens, ..
-        } = self.room;
+        } = self.capacity;
         let table = storage.download(&self.table, 0..n * STATE + 2 * n * tokens)?;
         let (states, table) = table.split_at(n * STATE);
         let (from, nll) = table.split_at(n * tokens);
@@ -483,7 +483,7 @@ pub(crate) fn expect_cache<S: Storage>(
     kv: usize,
     held: [usize; 2],
 ) -> Result<()> {
-    let rows = texts.room.texts * texts.room.tokens;
+    let rows = texts.capacity.texts * texts.capacity.tokens;
     expect_len(op, "k and of v", rows * kv, held[0].min(held[1]))
 }
 
@@ -505,12 +505,12 @@ impl PruneOp for Cpu {
     }
 
     fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Vec<f32>>) -> Result<()> {
-        let room = texts.room;
+        let capacity = texts.capacity;
         if let Some(fresh) = fresh {
-            expect_len("prune", "nll", room.all_rows(), fresh.len())?;
+            expect_len("prune", "nll", capacity.all_rows(), fresh.len())?;
         }
-        for text in 0..room.texts {
-            let fresh = fresh.map(|fresh| &fresh[text * room.rows..]);
+        for text in 0..capacity.texts {
+            let fresh = fresh.map(|fresh| &fresh[text * capacity.rows..]);
             prune_text(texts, text, fresh);
         }
         Ok(())
@@ -539,11 +539,11 @@ impl PruneOp for Cpu {
         table: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        let rows = texts.room.all_rows();
+        let rows = texts.capacity.all_rows();
         expect_len(
             "angles",
             "the table",
-            texts.room.tokens * width,
+            texts.capacity.tokens * width,
             table.len(),
         )?;
         expect_len("angles", "the output", rows * width, out.len())?;
@@ -564,7 +564,7 @@ impl PruneOp for Cpu {
         k: &mut Vec<f32>,
         v: &mut Vec<f32>,
     ) -> Result<()> {
-        let (rows, kv) = (texts.room.all_rows(), shape.kv_heads * shape.head_dim);
+        let (rows, kv) = (texts.capacity.all_rows(), shape.kv_heads * shape.head_dim);
         expect_cache("rotate", texts, kv, [k.len(), v.len()])?;
         let mut fresh = [vec![0.0; rows * kv], vec![0.0; rows * kv]];
         let [own_k, own_v] = &mut fresh;
@@ -593,18 +593,23 @@ impl PruneOp for Cpu {
         v: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        let (rows, d) = (texts.room.rows, shape.head_dim);
+        let (rows, d) = (texts.capacity.rows, shape.head_dim);
         let (wide, narrow) = ((shape.heads + 2 * shape.kv_heads) * d, shape.heads * d);
         expect_cache("attention", texts, shape.kv_heads * d, [k.len(), v.len()])?;
-        expect_len("attention", "qkv", texts.room.all_rows() * wide, qkv.len())?;
+        expect_len(
+            "attention",
+            "qkv",
+            texts.capacity.all_rows() * wide,
+            qkv.len(),
+        )?;
         expect_len(
             "attention",
             "the output",
-            texts.room.all_rows() * narrow,
+            texts.capacity.all_rows() * narrow,
             out.len(),
         )?;
-        for text in 0..texts.room.texts {
-            let (state, from) = (texts.state(text), text * texts.room.tokens);
+        for text in 0..texts.capacity.texts {
+            let (state, from) = (texts.state(text), text * texts.capacity.tokens);
             let count = state.reading(rows);
             let prefix = state.past as usize;
             let own = qkv[text * rows * wide..][..count * wide].to_vec();
@@ -663,7 +668,7 @@ fn prune_text(texts: &mut PruneBatch<Cpu>, text: usize, fresh: Option<&[f32]>) {
         tokens,
         rows,
         ..
-    } = texts.room;
+    } = texts.capacity;
     let mut state = texts.state(text);
     let first = text * tokens;
     let ids = &mut texts.ids[first..][..tokens];

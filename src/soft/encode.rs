@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Adapter, NextPosition, PASS, Source, advance, rope};
 use crate::control;
 use crate::error::{Error, Result};
-use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape};
+use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape, content_id};
 use crate::model::decoder::{Input, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
@@ -56,23 +56,20 @@ pub fn encode<B: Backend>(
     sources: &[Source],
     options: &EncodeOptions,
 ) -> Result<Vec<KvPrefix>> {
-    let encoder = Encoder::new(model, adapter, lora, options)?;
+    let encoder = Encoder::new(model, adapter, options)?;
     let c = model.config();
     let mut cut = Vec::new();
-    let mut counts = Vec::new();
+    let mut layouts = Vec::new();
     for source in sources {
         source.check()?;
-        let pieces = pieces(source.ids.len(), encoder.longest);
-        counts.push(pieces.len());
-        cut.extend(
-            pieces
-                .into_iter()
-                .map(|piece| encoder.padded(&source.ids[piece])),
-        );
+        let layout = encoder.layout(source.ids.len());
+        let pieces = layout.pieces.iter();
+        cut.extend(pieces.map(|piece| encoder.padded(&source.ids[piece.clone()])));
+        layouts.push(layout);
     }
     let mut runs = Vec::with_capacity(cut.len());
     while runs.len() < cut.len() {
-        runs.extend(encoder.read(&cut[runs.len()..])?);
+        runs.extend(encoder.read(lora, &cut[runs.len()..])?);
         // A piece alone has reported its tokens.
         if cut.len() > 1 {
             control::report(runs.len(), cut.len());
@@ -80,48 +77,57 @@ pub fn encode<B: Backend>(
     }
     let mut runs = runs.into_iter();
     let mut prefixes = Vec::with_capacity(sources.len());
-    for (source, pieces) in sources.iter().zip(counts) {
-        let (layers, positions) = encoder.joined(runs.by_ref().take(pieces))?;
-        let tokens = pieces * adapter.num_mem();
-        let next_pos = match adapter.settings().next_position {
-            NextPosition::Memory => tokens,
-            NextPosition::Text => {
-                let last = positions.iter().max().map_or(0, |&p| p as usize);
-                tokens.max(last + 1)
-            }
-        };
+    for (source, layout) in sources.iter().zip(layouts) {
+        let layers = encoder.joined(runs.by_ref().take(layout.pieces.len()))?;
         prefixes.push(KvPrefix::new(Parts {
-            origin: Origin {
-                model: id.clone(),
-                method: encoder.method,
-                adapter: Some(adapter.id().into()),
-                kept_by: None,
-                source_tokens: source.ids.len(),
-                source_sha256: source.sha256.clone(),
-                pieces,
-            },
+            origin: encoder.origin(id, source, &layout),
             shape: Shape {
                 layers: c.layers,
                 kv_heads: c.kv_heads,
-                tokens,
+                tokens: layout.positions.len(),
                 head_dim: c.head_dim,
             },
             layers,
             k_rope: KRope::Applied,
             rope: rope(model),
-            positions,
-            next_pos,
+            positions: layout.positions,
+            next_pos: layout.next_pos,
             source_ids: Vec::new(),
         })?);
     }
     Ok(prefixes)
 }
 
+/// The [`KvPrefix::content_id`] of the prefix that [`encode`] makes of a text, without making it.
+///
+/// # Errors
+/// [`Error::Input`] for an empty text and for options out of their ranges.
+pub fn encoded_id<B: Backend>(
+    model: &Model<B>,
+    id: &ModelId,
+    adapter: &Adapter,
+    source: &Source,
+    options: &EncodeOptions,
+) -> Result<String> {
+    source.check()?;
+    let encoder = Encoder::new(model, adapter, options)?;
+    let layout = encoder.layout(source.ids.len());
+    let origin = encoder.origin(id, source, &layout);
+    Ok(content_id(&origin, &layout.positions, layout.next_pos))
+}
+
+/// How a text is cut, and where what is made of it stands.
+struct Layout {
+    pieces: Vec<Range<usize>>,
+    /// Of each row.
+    positions: Vec<u32>,
+    next_pos: usize,
+}
+
 /// A model with an adapter on, and how it is to read.
 struct Encoder<'a, B: Backend> {
     model: &'a Model<B>,
     adapter: &'a Adapter,
-    lora: &'a Lora<B>,
     method: Method,
     /// Tokens of a piece.
     longest: usize,
@@ -131,8 +137,8 @@ struct Encoder<'a, B: Backend> {
 
 /// What is left of a piece.
 enum Run {
-    /// Each layer's K and V of the memory tokens, whose positions begin with `at`.
-    Rows { layers: Layers, at: usize },
+    /// Each layer's K and V of the memory tokens.
+    Rows(Layers),
     /// Their output states.
     States(Vec<f32>),
 }
@@ -141,12 +147,7 @@ enum Run {
 type Layers = Vec<[Vec<f32>; 2]>;
 
 impl<'a, B: Backend> Encoder<'a, B> {
-    fn new(
-        model: &'a Model<B>,
-        adapter: &'a Adapter,
-        lora: &'a Lora<B>,
-        options: &EncodeOptions,
-    ) -> Result<Self> {
+    fn new(model: &'a Model<B>, adapter: &'a Adapter, options: &EncodeOptions) -> Result<Self> {
         let (c, settings) = (model.config(), adapter.settings());
         let room = c.max_positions.saturating_sub(adapter.num_mem());
         let longest = match options.piece_tokens.or(settings.max_text_tokens) {
@@ -172,11 +173,51 @@ impl<'a, B: Backend> Encoder<'a, B> {
         Ok(Encoder {
             model,
             adapter,
-            lora,
             method: options.method.unwrap_or(settings.method),
             longest,
             pad,
         })
+    }
+
+    fn layout(&self, tokens: usize) -> Layout {
+        let num_mem = self.adapter.num_mem();
+        let pieces = pieces(tokens, self.longest);
+        let rows = pieces.len() * num_mem;
+        let positions: Vec<u32> = match self.method {
+            // The decoder reads the states from its own beginning on.
+            Method::Icae => (0..rows as u32).collect(),
+            _ => pieces
+                .iter()
+                .flat_map(|piece| {
+                    let at = piece.len().max(self.pad.map_or(0, |(to, _)| to));
+                    (at..at + num_mem).map(|position| position as u32)
+                })
+                .collect(),
+        };
+        let next_pos = match self.adapter.settings().next_position {
+            NextPosition::Memory => rows,
+            NextPosition::Text => {
+                let last = positions.iter().max().map_or(0, |&p| p as usize);
+                rows.max(last + 1)
+            }
+        };
+        Layout {
+            pieces,
+            positions,
+            next_pos,
+        }
+    }
+
+    fn origin(&self, id: &ModelId, source: &Source, layout: &Layout) -> Origin {
+        Origin {
+            model: id.clone(),
+            method: self.method,
+            adapter: Some(self.adapter.id().into()),
+            kept_by: None,
+            source_tokens: source.ids.len(),
+            source_sha256: source.sha256.clone(),
+            pieces: layout.pieces.len(),
+        }
     }
 
     fn padded(&self, piece: &[u32]) -> Vec<u32> {
@@ -188,7 +229,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
     }
 
     /// Reads the first pieces, as many as share a pass, at least one.
-    fn read(&self, pieces: &[Vec<u32>]) -> Result<Vec<Run>> {
+    fn read(&self, lora: &Lora<B>, pieces: &[Vec<u32>]) -> Result<Vec<Run>> {
         let (model, num_mem) = (self.model, self.adapter.num_mem());
         let mut rows = 0;
         let together = pieces
@@ -201,15 +242,15 @@ impl<'a, B: Backend> Encoder<'a, B> {
         let mut kv = model.kv()?;
         if together < 2 {
             let ids = pieces.first().map_or(&[][..], Vec::as_slice);
-            drop(advance(model, ids, Some(self.lora), &mut kv)?);
+            drop(advance(model, ids, Some(lora), &mut kv)?);
             let memory = Input::Embeddings(&self.adapter.memory);
-            let hidden = model.forward_adapted(memory, Some(self.lora), &mut kv)?;
+            let hidden = model.forward_adapted(memory, Some(lora), &mut kv)?;
             kv.commit(num_mem)?;
             let states = match self.method {
                 Method::Icae => hidden.states()?,
                 _ => Vec::new(),
             };
-            return Ok(vec![self.run(&kv, states, ids.len(), ids.len())?]);
+            return Ok(vec![self.run(&kv, states, ids.len())?]);
         }
         let pieces = &pieces[..together];
         let mut embeddings = Vec::new();
@@ -220,7 +261,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
             embeddings.extend_from_slice(&self.adapter.memory);
             lengths.push(ids.len() + num_mem);
         }
-        let hidden = model.forward_separate(&embeddings, &lengths, Some(self.lora), &mut kv)?;
+        let hidden = model.forward_separate(&embeddings, &lengths, Some(lora), &mut kv)?;
         kv.commit(lengths.iter().sum())?;
         let states = match self.method {
             Method::Icae => hidden.states()?,
@@ -228,49 +269,43 @@ impl<'a, B: Backend> Encoder<'a, B> {
         };
         let (width, mut end) = (model.config().hidden, 0);
         let mut runs = Vec::with_capacity(together);
-        for (ids, length) in pieces.iter().zip(&lengths) {
+        for length in &lengths {
             end += length;
             let first = end - num_mem;
             let own = states.get(first * width..end * width).unwrap_or_default();
-            runs.push(self.run(&kv, own.to_vec(), first, ids.len())?);
+            runs.push(self.run(&kv, own.to_vec(), first)?);
         }
         Ok(runs)
     }
 
-    /// What the memory tokens hold whose rows begin at `row` and whose positions at `at`.
-    fn run(&self, kv: &Kv<B>, states: Vec<f32>, row: usize, at: usize) -> Result<Run> {
+    /// What the memory tokens hold whose rows begin at `row`.
+    fn run(&self, kv: &Kv<B>, states: Vec<f32>, row: usize) -> Result<Run> {
         if self.method == Method::Icae {
             return Ok(Run::States(states));
         }
         let rows: Vec<usize> = (row..row + self.adapter.num_mem()).collect();
-        let layers = self.model.take(kv, &rows)?;
-        Ok(Run::Rows { layers, at })
+        Ok(Run::Rows(self.model.take(kv, &rows)?))
     }
 
-    /// K and V of a text's runs, and their positions.
-    fn joined(&self, runs: impl Iterator<Item = Run>) -> Result<(Layers, Vec<u32>)> {
-        let num_mem = self.adapter.num_mem();
-        let (mut layers, mut positions, mut states) = (Layers::new(), Vec::new(), Vec::new());
+    /// K and V of a text's runs.
+    fn joined(&self, runs: impl Iterator<Item = Run>) -> Result<Layers> {
+        let (mut layers, mut states) = (Layers::new(), Vec::new());
         for run in runs {
             match run {
                 Run::States(more) => states.extend(more),
-                Run::Rows { layers: more, at } => {
-                    positions.extend((at..at + num_mem).map(|row| row as u32));
-                    join(&mut layers, more, self.model.config().kv_heads);
-                }
+                Run::Rows(more) => join(&mut layers, more, self.model.config().kv_heads),
             }
         }
-        if self.method == Method::Icae {
-            let input = Input::Embeddings(&states);
-            let tokens = input.rows(self.model.config().hidden);
-            let mut kv = self.model.kv()?;
-            drop(self.model.forward_adapted(input, None, &mut kv)?);
-            kv.commit(tokens)?;
-            let rows: Vec<usize> = (0..tokens).collect();
-            positions = rows.iter().map(|&row| row as u32).collect();
-            layers = self.model.take(&kv, &rows)?;
+        if self.method != Method::Icae {
+            return Ok(layers);
         }
-        Ok((layers, positions))
+        let input = Input::Embeddings(&states);
+        let tokens = input.rows(self.model.config().hidden);
+        let mut kv = self.model.kv()?;
+        drop(self.model.forward_adapted(input, None, &mut kv)?);
+        kv.commit(tokens)?;
+        let rows: Vec<usize> = (0..tokens).collect();
+        self.model.take(&kv, &rows)
     }
 }
 

@@ -85,7 +85,7 @@ pub struct Query<'a> {
     pub gold: &'a [u32],
 }
 
-/// What the decoder says to an [`Query`].
+/// What the decoder says to a [`Query`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Completion {
     /// Nll (nats) of each token of `gold`, given all before it.
@@ -106,14 +106,14 @@ pub fn generate<B: Backend>(
     options: &Sampling,
     each: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
-    let ask = Query {
+    let query = Query {
         prefix,
         prompt: Input::Ids(prompt),
         gold: &[],
     };
-    let replies = answer(model, &[ask], options, &mut |_, id| each(id))?;
-    match replies.into_iter().next() {
-        Some(reply) => Ok(reply.generated),
+    let completions = answer(model, &[query], options, &mut |_, id| each(id))?;
+    match completions.into_iter().next() {
+        Some(completion) => Ok(completion.generated),
         None => Err(Error::input("prompt", "there is none")),
     }
 }
@@ -127,28 +127,28 @@ pub fn generate<B: Backend>(
 /// Those of [`generate`], for any of the asks.
 pub fn answer<B: Backend>(
     model: &Model<B>,
-    asks: &[Query<'_>],
+    queries: &[Query<'_>],
     options: &Sampling,
     each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Completion>> {
     options.check()?;
-    let mut replies = Vec::with_capacity(asks.len());
-    while replies.len() < asks.len() {
-        let (done, mut tokens) = (replies.len(), 0);
-        let fit = asks[done..].iter().take_while(|ask| {
-            let before = ask.prefix.map_or(0, |prefix| prefix.shape().tokens);
-            let prompt = ask.prompt.rows(model.config().hidden);
+    let mut completions = Vec::with_capacity(queries.len());
+    while completions.len() < queries.len() {
+        let (done, mut tokens) = (completions.len(), 0);
+        let fit = queries[done..].iter().take_while(|query| {
+            let before = query.prefix.map_or(0, |prefix| prefix.shape().tokens);
+            let prompt = query.prompt.rows(model.config().hidden);
             let after = prompt.saturating_add(options.max_new_tokens);
             tokens = after.saturating_add(tokens + before).min(TOGETHER + 1);
             tokens <= TOGETHER
         });
         let end = done + fit.count().max(1);
-        let group = &asks[done..end];
-        replies.extend(together(model, group, options, &mut |i, id| {
+        let group = &queries[done..end];
+        completions.extend(together(model, group, options, &mut |i, id| {
             each(done + i, id)
         })?);
     }
-    Ok(replies)
+    Ok(completions)
 }
 
 /// Tokens whose K and V are held at once: some hundred megabytes to a few gigabytes.
@@ -156,43 +156,43 @@ const TOGETHER: usize = 1 << 15;
 
 fn together<B: Backend>(
     model: &Model<B>,
-    asks: &[Query<'_>],
+    queries: &[Query<'_>],
     options: &Sampling,
     each: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Completion>> {
     let start = Instant::now();
     let c = model.config();
     let eos = c.eos.filter(|_| !options.ignore_eos);
-    let mut speakers = Vec::with_capacity(asks.len());
-    for ask in asks {
-        speakers.push(Sequence::read(model, ask, options)?);
+    let mut sequences = Vec::with_capacity(queries.len());
+    for query in queries {
+        sequences.push(Sequence::read(model, query, options)?);
     }
     loop {
         let mut ids = Vec::new();
-        for (i, speaker) in speakers.iter_mut().enumerate() {
-            if speaker.finish.is_some() {
+        for (i, sequence) in sequences.iter_mut().enumerate() {
+            if sequence.finish.is_some() {
                 continue;
             }
-            if speaker.ids.len() >= options.max_new_tokens {
-                speaker.finish = Some(Finish::Length);
+            if sequence.ids.len() >= options.max_new_tokens {
+                sequence.finish = Some(Finish::Length);
                 continue;
             }
-            let id = options.choose(&speaker.logits, &mut speaker.random);
-            if speaker.ids.is_empty() {
-                speaker.first_token_seconds = start.elapsed().as_secs_f64();
+            let id = options.choose(&sequence.logits, &mut sequence.random);
+            if sequence.ids.is_empty() {
+                sequence.first_token_seconds = start.elapsed().as_secs_f64();
             }
             if eos == Some(id) {
-                speaker.finish = Some(Finish::Eos);
+                sequence.finish = Some(Finish::Eos);
                 continue;
             }
-            speaker.ids.push(id);
-            speaker.logprobs.push(logprob(&speaker.logits, id));
+            sequence.ids.push(id);
+            sequence.logprobs.push(logprob(&sequence.logits, id));
             if each(i, id).is_break() {
-                speaker.finish = Some(Finish::Stopped);
-            } else if speaker.kv.position() >= c.max_positions {
-                speaker.finish = Some(Finish::Context);
-            } else if speaker.ids.len() >= options.max_new_tokens {
-                speaker.finish = Some(Finish::Length);
+                sequence.finish = Some(Finish::Stopped);
+            } else if sequence.kv.position() >= c.max_positions {
+                sequence.finish = Some(Finish::Context);
+            } else if sequence.ids.len() >= options.max_new_tokens {
+                sequence.finish = Some(Finish::Length);
             } else {
                 ids.push(id);
             }
@@ -201,9 +201,9 @@ fn together<B: Backend>(
             break;
         }
         let (mut caches, mut logits) = (Vec::new(), Vec::new());
-        for speaker in speakers.iter_mut().filter(|s| s.finish.is_none()) {
-            caches.push(&mut speaker.kv);
-            logits.push(&mut speaker.logits);
+        for sequence in sequences.iter_mut().filter(|s| s.finish.is_none()) {
+            caches.push(&mut sequence.kv);
+            logits.push(&mut sequence.logits);
         }
         let all = model.step(&ids, &mut caches)?.logits()?;
         for (logits, row) in logits.into_iter().zip(all.chunks_exact(c.vocab)) {
@@ -212,22 +212,22 @@ fn together<B: Backend>(
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    let replies = speakers
+    let completions = sequences
         .into_iter()
-        .zip(asks)
-        .map(|(speaker, ask)| Completion {
-            nll: speaker.nll,
+        .zip(queries)
+        .map(|(sequence, query)| Completion {
+            nll: sequence.nll,
             generated: Generated {
-                ids: speaker.ids,
-                logprobs: speaker.logprobs,
-                finish: speaker.finish.unwrap_or(Finish::Length),
-                prefix_tokens: ask.prefix.map_or(0, |prefix| prefix.shape().tokens),
-                prompt_tokens: ask.prompt.rows(c.hidden),
-                first_token_seconds: speaker.first_token_seconds,
+                ids: sequence.ids,
+                logprobs: sequence.logprobs,
+                finish: sequence.finish.unwrap_or(Finish::Length),
+                prefix_tokens: query.prefix.map_or(0, |prefix| prefix.shape().tokens),
+                prompt_tokens: query.prompt.rows(c.hidden),
+                first_token_seconds: sequence.first_token_seconds,
                 seconds,
             },
         });
-    Ok(replies.collect())
+    Ok(completions.collect())
 }
 
 /// One ask on its way.
@@ -244,36 +244,36 @@ struct Sequence<B: Backend> {
 }
 
 impl<B: Backend> Sequence<B> {
-    fn read(model: &Model<B>, ask: &Query<'_>, options: &Sampling) -> Result<Self> {
+    fn read(model: &Model<B>, query: &Query<'_>, options: &Sampling) -> Result<Self> {
         let c = model.config();
-        let Some(last) = ask.prompt.rows(c.hidden).checked_sub(1) else {
+        let Some(last) = query.prompt.rows(c.hidden).checked_sub(1) else {
             let reason = "it has no tokens; one BOS asks for the text after a prefix";
             return Err(Error::input("prompt", reason));
         };
-        let mut kv = match ask.prefix {
+        let mut kv = match query.prefix {
             Some(prefix) => model.begin(prefix)?,
             None => model.kv()?,
         };
-        let before_last = ask.gold.split_last().map_or(&[][..], |(_, gold)| gold);
+        let before_last = query.gold.split_last().map_or(&[][..], |(_, gold)| gold);
         // The pass that ends the prompt, the prompt's rows in it, and how much of the continuation
         // those and the rest of it foretell: of ids it reads the continuation too, which is then
         // forgotten.
-        let (mut hidden, rows, foretold) = match ask.prompt {
+        let (mut hidden, rows, foretold) = match query.prompt {
             Input::Ids(prompt) => {
                 let (passes, pass) = prompt.split_at(last / PASS * PASS);
                 drop(advance(model, passes, None, &mut kv)?);
                 let ids = [pass, before_last].concat();
                 model.check_positions(kv.position(), ids.len())?;
                 let hidden = model.forward_adapted(Input::Ids(&ids), None, &mut kv)?;
-                (hidden, pass.len(), ask.gold.len())
+                (hidden, pass.len(), query.gold.len())
             }
             Input::Embeddings(_) => {
-                let hidden = model.forward_adapted(ask.prompt, None, &mut kv)?;
-                (hidden, last + 1, ask.gold.len().min(1))
+                let hidden = model.forward_adapted(query.prompt, None, &mut kv)?;
+                (hidden, last + 1, query.gold.len().min(1))
             }
         };
         kv.commit(rows)?;
-        let (first, rest) = ask.gold.split_at(foretold);
+        let (first, rest) = query.gold.split_at(foretold);
         let mut nll = nll(&mut hidden, rows - 1, first)?;
         let logits = match options.max_new_tokens {
             0 => Vec::new(),

@@ -12,7 +12,7 @@ mod prune;
 
 pub use adapter::{Adapter, NextPosition, Settings};
 pub(crate) use adapter::{begin_path, read_memory};
-pub use encode::{EncodeOptions, encode, pieces};
+pub use encode::{EncodeOptions, encode, encoded_id, pieces};
 pub use generate::{Completion, Finish, Generated, Query, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};
 pub use prune::KeepBy;

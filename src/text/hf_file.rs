@@ -25,7 +25,7 @@ const LONGEST_STEPS: usize = 8 << 20;
 /// and three in place of each space; Unicode's decompositions mostly take three, and so does a character map.
 const MAX_GROWTH: f64 = 12.0;
 /// Ids that are put around a text or a pair of them; three or four in models.
-const MOST_AROUND: usize = 1000;
+const MAX_AROUND: usize = 1000;
 /// Sequences in sequences.
 const DEEPEST: usize = 32;
 
@@ -127,7 +127,7 @@ type Refuse = fn(&str, &Value) -> Result<(), String>;
 /// Refuses a post-processor that puts many ids around a text.
 fn few_around(name: &str, step: &Value) -> Result<(), String> {
     match ids_around(step) {
-        0..=MOST_AROUND => Ok(()),
+        0..=MAX_AROUND => Ok(()),
         ids => Err(format!("its {name} puts {ids} ids around a text")),
     }
 }

@@ -120,27 +120,27 @@ fn scores(count: usize, random: &mut Random) -> Vec<f32> {
 fn check_thinning<B: PruneOp>(backend: &B, jobs: &[Plan], seed: u64, what: &str) {
     let mut random = Random(seed);
     let texts: Vec<TokenPruning<'_>> = jobs.iter().map(Plan::text).collect();
-    let room = Capacity::of(&texts);
+    let capacity = Capacity::of(&texts);
     let limits = Limits {
         vocab: 300,
-        positions: room.tokens,
+        positions: capacity.tokens,
     };
-    let mut on_device = PruneBatch::new(backend, room, limits, 21).unwrap();
+    let mut on_device = PruneBatch::new(backend, capacity, limits, 21).unwrap();
     // Twice: nothing of what was there before may count.
     for _ in 0..2 {
         on_device.write(backend, &texts).unwrap();
-        let first = scores(room.texts * room.tokens, &mut random);
+        let first = scores(capacity.texts * capacity.tokens, &mut random);
         let mut readings: Vec<Vec<Vec<f32>>> = (0..jobs.len())
-            .map(|text| vec![first[text * room.tokens..][..room.tokens].to_vec()])
+            .map(|text| vec![first[text * capacity.tokens..][..capacity.tokens].to_vec()])
             .collect();
         backend.write(&first, on_device.first_scores()).unwrap();
         backend.prune(&mut on_device, None).unwrap();
         let max = jobs.iter().map(|job| job.windows.len()).max().unwrap();
         // One more than there are windows: who is done stays as it is.
         for _ in 0..max {
-            let fresh = scores(room.all_rows(), &mut random);
+            let fresh = scores(capacity.all_rows(), &mut random);
             for (text, readings) in readings.iter_mut().enumerate() {
-                readings.push(fresh[text * room.rows..][..room.rows].to_vec());
+                readings.push(fresh[text * capacity.rows..][..capacity.rows].to_vec());
             }
             let fresh = backend.upload(&fresh).unwrap();
             backend.prune(&mut on_device, Some(&fresh)).unwrap();
@@ -209,13 +209,13 @@ fn plans_that_do_not_fit_are_refused() {
             .check()
             .is_err()
     );
-    let room = Capacity::of(&[text(&ids, 4, 4, &windows)]);
+    let capacity = Capacity::of(&[text(&ids, 4, 4, &windows)]);
     let cpu = Cpu::new();
     let limits = Limits {
         vocab: 7,
         positions: 8,
     };
-    let mut texts = PruneBatch::new(&cpu, room, limits, 1).unwrap();
+    let mut texts = PruneBatch::new(&cpu, capacity, limits, 1).unwrap();
     let error = texts
         .write(&cpu, &[text(&ids, 4, 4, &windows)])
         .unwrap_err();

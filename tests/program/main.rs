@@ -9,6 +9,7 @@ mod build_script;
 mod c_abi;
 mod cli;
 mod docs;
+mod encode_many;
 mod eval;
 mod hub;
 #[cfg(target_os = "linux")]

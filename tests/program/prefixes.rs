@@ -322,11 +322,13 @@ fn what_is_there_stays() {
     world.0.write("damaged", damaged);
     assert_eq!([&half, &turned], [&name; 2]);
     assert_eq!(length(&world.path("turned")), bytes.len() as u64);
-    for file in ["half", "turned", "damaged"] {
+    for (file, said) in [
+        ("half", content_id(&name)),
+        ("turned", "not rotated"),
+        ("damaged", "SHA-256"),
+    ] {
         assert_ne!(fs::read(world.path(file)).unwrap(), bytes);
-        world
-            .prefixes(&["push", file])
-            .bad(1, &[file, content_id(&name)]);
+        world.prefixes(&["push", file]).bad(1, &[file, said]);
     }
     assert_eq!(fs::read(&kept).unwrap(), bytes);
     assert_eq!(fs::metadata(&kept).unwrap().modified().unwrap(), since);

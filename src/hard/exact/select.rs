@@ -12,7 +12,7 @@ const FILL_TRIES: usize = 24;
 /// Words that a sentence must have left after a cut, if there is anything else to read.
 const LEAST_WORDS: usize = 5;
 /// Share of a sentence that must fit for it to be cut before others are tried whole.
-const MOST_OF_IT: f64 = 0.75;
+const CUT_AT_LEAST: f64 = 0.75;
 
 /// Atoms of all contexts, one after the other.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +91,7 @@ impl Selection<'_> {
         let cut = self.cut(&chosen, tokens, first, count);
         let cut_is_most = cut
             .as_ref()
-            .is_some_and(|(_, _, share)| *share >= MOST_OF_IT);
+            .is_some_and(|(_, _, share)| *share >= CUT_AT_LEAST);
         match cut.filter(|_| cut_is_most) {
             Some((cut, after, _)) => (chosen, tokens) = (cut, after),
             None => {

@@ -3,10 +3,14 @@
 use std::fs::{self, DirEntry, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Bucket, Meta, is_fingerprint};
 use crate::error::{Error, Result};
 use crate::files::place_new;
+
+/// Older scratch files are those of writers that were killed.
+const UNFINISHED: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Folder {
     root: PathBuf,
@@ -72,6 +76,26 @@ impl Bucket for Folder {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
             _ => Ok(()),
         }
+    }
+
+    fn sweep(&self) -> Result<()> {
+        for folder in entries(&self.root)? {
+            if !folder.file_name().to_str().is_some_and(is_fingerprint) {
+                continue;
+            }
+            for file in entries(&folder.path())? {
+                let name = file.file_name();
+                let old = fs::symlink_metadata(file.path()).is_ok_and(|found| {
+                    let age = found.modified().ok().and_then(|at| at.elapsed().ok());
+                    found.is_file() && age.is_some_and(|age| age > UNFINISHED)
+                });
+                if old && name.as_encoded_bytes().ends_with(b".tmp") {
+                    // Another process may have been first.
+                    let _ = fs::remove_file(file.path());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {

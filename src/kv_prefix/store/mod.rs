@@ -1,7 +1,7 @@
 //! A prefix store: prefix files that many machines share.
 //!
-//! A file's key is `FINGERPRINT/CONTENT_ID.safetensors`, by the model that made it and by what it holds
-//! ([`KvPrefix::content_id`]); it is never written again, so any cache may keep it for ever. A store is a folder or,
+//! A file's key is `FINGERPRINT/CONTENT_ID.safetensors`, by the model that made it and by what it was made of
+//! ([`KvPrefix::content_id`]); it is never written again, so any cache may keep it. A store is a folder or,
 //! with the feature `store`, a Redis server, a bucket of S3, Google or Azure, or a web server that is read
 //! only. `prefold.store` of the Python package reads the same keys.
 
@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::KvPrefix;
+use super::{KRope, KvPrefix};
 use crate::error::{Error, Result};
 use crate::files::{fill_whole, regular_file};
 use crate::mapped::{Access, Mapped};
@@ -140,6 +140,10 @@ trait Bucket: Send + Sync {
     fn write(&self, key: &str, bytes: &[u8]) -> Result<bool>;
     /// What is not there is deleted already.
     fn delete(&self, key: &str) -> Result<()>;
+    /// See [`Store::sweep`].
+    fn sweep(&self) -> Result<()> {
+        Ok(())
+    }
     /// The file itself, where it lies on this machine.
     fn path(&self, _key: &str) -> Option<PathBuf> {
         None
@@ -203,11 +207,19 @@ impl Store {
     /// Puts the prefix file `path` there, as it is; false where the store has it already.
     ///
     /// # Errors
-    /// Those of [`KvPrefix::read`]; [`Error::Input`] where the store fails, or has another file of this
-    /// content, as in another element type.
+    /// Those of [`KvPrefix::read`]; [`Error::Input`] for keys that are not rotated, which no serving engine reads, and
+    /// where the store fails, or has another file of this content, as in another element type.
     pub fn push(&self, path: &Path) -> Result<(Entry, bool)> {
         let (prefix, _) = KvPrefix::read(path)?;
         let name = PrefixName::of(&prefix)?;
+        if prefix.k_rope() == KRope::None {
+            return Err(Error::input(
+                path.display().to_string(),
+                format!(
+                    "its keys are not rotated, and no serving engine reads it; make {name} without --k-rope none"
+                ),
+            ));
+        }
         drop(prefix);
         let map = Mapped::open(path, Access::Map)?;
         let key = name.key();
@@ -311,7 +323,8 @@ impl Store {
     }
 
     /// The path of a prefix on this machine: in the store itself if that is a folder, otherwise in `cache`, a folder
-    /// store, into which it is downloaded the first time. It is checked to be a sound prefix of that name.
+    /// store, into which it is downloaded the first time. It is checked to be a sound and undamaged prefix of that name;
+    /// that nobody else may write to the store is for its owner to see to.
     ///
     /// # Errors
     /// [`Error::Input`] where the store fails or has it not, [`Error::Format`] where what came is not this prefix,
@@ -330,7 +343,8 @@ impl Store {
             }
         };
         if let Some(path) = self.bucket.path(&key) {
-            regular_file(&path).map_err(|_| self.missing(name))?;
+            self.entry(name)?;
+            regular_file(&path)?;
             check(&path)?;
             if path.starts_with(cache) {
                 touch(&path);
@@ -338,7 +352,8 @@ impl Store {
             return Ok(path);
         }
         let path = cache.join(&key);
-        if regular_file(&path).is_ok() {
+        // What was damaged meanwhile is fetched anew.
+        if regular_file(&path).is_ok() && check(&path).is_ok() {
             touch(&path);
             return Ok(path);
         }
@@ -380,21 +395,19 @@ impl Store {
         })
     }
 
-    /// Removes a prefix; caches keep what they have of it.
+    /// Removes a prefix, if it is there; caches keep what they have of it.
     ///
     /// # Errors
-    /// Those of [`Store::entry`].
-    pub fn remove(&self, name: &PrefixName) -> Result<Entry> {
-        let entry = self.entry(name)?;
-        self.bucket.delete(&name.key())?;
-        Ok(entry)
+    /// [`Error::Input`] where the store fails, [`Error::Io`] for a folder.
+    pub fn remove(&self, name: &PrefixName) -> Result<()> {
+        self.bucket.delete(&name.key())
     }
 
-    /// Removes what `keep` does not keep, the oldest first, and gives what was removed, or with `dry` would be.
+    /// Lists what `keep` does not keep, the oldest first.
     ///
     /// # Errors
-    /// Those of [`Store::list`] and [`Store::remove`]; [`Error::Input`] for ages where the store keeps none.
-    pub fn collect(&self, keep: &Keep, dry: bool) -> Result<Vec<Entry>> {
+    /// Those of [`Store::list`]; [`Error::Input`] for ages where the store keeps none.
+    pub fn stale(&self, keep: &Keep) -> Result<Vec<Entry>> {
         let now = SystemTime::now();
         let model = keep.fingerprint.as_deref();
         if let Some(model) = model
@@ -423,33 +436,55 @@ impl Store {
             all || old || !fits
         });
         entries.reverse();
-        if !dry {
-            for entry in &entries {
-                self.bucket.delete(&entry.name.key())?;
-            }
-        }
         Ok(entries)
+    }
+
+    /// Removes what writers that were killed have left for a day and longer.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a folder; other stores keep no unfinished files under a name.
+    pub fn sweep(&self) -> Result<()> {
+        self.bucket.sweep()
+    }
+
+    /// Its address, without a password.
+    pub fn address(&self) -> &str {
+        &self.shown
     }
 }
 
 /// An address without the password that may stand in it.
-fn shown(address: &str) -> String {
+pub(crate) fn shown(address: &str) -> String {
     let Some((scheme, rest)) = address.split_once("://") else {
         return address.into();
     };
-    let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
-    // A password may hold a slash; nothing else of Redis' address holds an @.
-    let rest = match scheme {
-        "redis" => rest.rsplit_once('@').map_or(rest, |(_, host)| host),
-        _ => rest,
+    let public = |text: &str| {
+        text.rsplit_once('@')
+            .map_or(text, |(_, host)| host)
+            .to_owned()
     };
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    format!("{scheme}://{host}{}", path.trim_end_matches('/'))
+    let path = |text: &str| {
+        text.split_once('?')
+            .map_or(text, |(path, _)| path)
+            .to_owned()
+    };
+    // A password of Redis may hold a question mark, a signature after one of another service an @.
+    let rest = match scheme {
+        "redis" | "redis+unix" => path(&public(rest)),
+        _ => public(&path(rest)),
+    };
+    format!("{scheme}://{}", rest.trim_end_matches('/'))
 }
+
+/// How old the note of a file's use may be: what is keyed by the time of a file would be made anew at each use.
+const USED: Duration = Duration::from_secs(3600);
 
 /// Notes that a file of the cache is used: what was not used for longest leaves it first.
 fn touch(path: &Path) {
+    let known = std::fs::metadata(path).and_then(|found| found.modified());
+    if known.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < USED)) {
+        return;
+    }
     let touched = File::options().append(true).open(path);
     // Where that is not allowed, nothing is lost.
     let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
@@ -512,6 +547,9 @@ mod tests {
             ("/a/b", "/a/b"),
             ("redis://user:secret@host:1/0", "redis://host:1/0"),
             ("redis://user:se/cr@et@host", "redis://host"),
+            ("redis://:p?w@host", "redis://host"),
+            ("https://u:p/w@host", "https://host"),
+            ("https://host/r?sig=a@b", "https://host/r"),
             ("s3://bucket/root/?secret_access_key=x", "s3://bucket/root"),
             ("https://a:b@host", "https://host"),
         ] {

@@ -20,30 +20,30 @@ pub(in crate::model) struct Workspace<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Bytes of K and V that [`Model::round`] needs for one token of a text.
+    /// Bytes of K and V that [`Model::workspace`] needs for one token of a text.
     pub(in crate::model) fn bytes_per_token(&self) -> usize {
         let c = &self.config;
         c.layers * 2 * c.kv_heads * c.head_dim * size_of::<f32>()
     }
 
     /// Makes a workspace for texts of this capacity.
-    pub(in crate::model) fn workspace(&self, room: Capacity) -> Result<Workspace<B>> {
-        let (b, c, rows) = (&self.backend, &self.config, room.all_rows());
+    pub(in crate::model) fn workspace(&self, capacity: Capacity) -> Result<Workspace<B>> {
+        let (b, c, rows) = (&self.backend, &self.config, capacity.all_rows());
         let limits = Limits {
             vocab: c.vocab,
-            positions: c.max_positions.min(room.tokens),
+            positions: c.max_positions.min(capacity.tokens),
         };
         let tile = b.tile(c.heads, c.kv_heads, c.head_dim)?;
-        let width = room.texts * room.tokens * c.kv_heads * c.head_dim;
+        let width = capacity.texts * capacity.tokens * c.kv_heads * c.head_dim;
         let angles = match &self.frequencies {
             Some(frequencies) => {
-                let positions: Vec<u32> = (0..room.tokens as u32).collect();
+                let positions: Vec<u32> = (0..capacity.tokens as u32).collect();
                 b.upload(&rope::angles(frequencies, &positions))?
             }
             None => b.zeros(0)?,
         };
         Ok(Workspace {
-            texts: PruneBatch::new(b, room, limits, tile)?,
+            texts: PruneBatch::new(b, capacity, limits, tile)?,
             cache: (0..c.layers)
                 .map(|_| Ok([b.zeros(width)?, b.zeros(width)?]))
                 .collect::<Result<_>>()?,
@@ -69,7 +69,7 @@ impl<B: Backend> Model<B> {
             angles,
             recorded,
         } = workspace;
-        let rows = texts.room().all_rows();
+        let rows = texts.capacity().all_rows();
         let attention = self.attention(0, &[]);
         let rotate = Rotate {
             rows,

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Generator
@@ -135,6 +136,9 @@ def parse(read: Callable[[int], bytes]) -> tuple[bytes, Header]:
         if name not in metadata:
             raise ValueError(f"its metadata have no `{name}`")
     int(metadata["next_pos"])
+    # It stands in messages.
+    if not re.fullmatch("[0-9A-Za-z]{1,128}", metadata["content_id"]):
+        raise ValueError("its content id is not one of prefold's")
     rows = header["layers.0.k"]["shape"][1]
     if not isinstance(rows, int) or rows < 1:
         raise ValueError("it has no rows")
@@ -189,7 +193,7 @@ def _known_tokens(path: str, changed: int, size: int, number: int) -> list[int]:
         with open_regular(path) as file:
             file.seek(start)
             return list(struct.unpack(f"<{header.rows}i", file.read(end - start)))
-    # As src/prefix/mod.rs draws them.
+    # As src/kv_prefix/mod.rs draws them.
     vocab = int(header.metadata.get("vocab", 0)) or 1
     content_id = header.metadata["content_id"].encode()
     hashes = (

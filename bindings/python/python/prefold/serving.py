@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefold._prefix_file import read_header, tokens_of
+from prefold._prefix_file import PrefixError, read_header, tokens_of
 from prefold.store import PrefixStore
 
 __all__ = ["of_store", "request"]
@@ -32,9 +32,13 @@ def of_store(store: PrefixStore, name: str) -> dict[str, Any]:
         See `PrefixStore.path`.
     """
     path = store.path(name)
+    header = read_header(path)
+    # An element of a row has two bytes or four: a claim alone must not make ids without end.
+    if 2 * header.rows > header.size:
+        raise PrefixError(f"{name}: its header claims {header.rows} rows of {header.size} bytes")
     return {
         "tokens": list(tokens_of(path)),
-        "cache_salt": read_header(path).metadata["content_id"],
+        "cache_salt": header.metadata["content_id"],
         "kv_transfer_params": {"prefix": name},
     }
 

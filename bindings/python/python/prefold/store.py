@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -119,8 +120,13 @@ class PrefixStore:
     ) -> None:
         url = os.fspath(url)
         scheme, separator, rest = url.partition("://")
-        before, _, after = rest.rpartition("@")
-        after, _, query = after.partition("?")
+        # A password of Redis may hold a question mark, a signature after one elsewhere an @.
+        if scheme.startswith("redis"):
+            before, _, after = rest.rpartition("@")
+            after, _, query = after.partition("?")
+        else:
+            after, _, query = rest.partition("?")
+            before, _, after = after.rpartition("@")
         secret = {before, before.partition(":")[2], query}
         self._secrets: list[str] = sorted({*secret, *map(unquote, secret)} - {""}, key=len)[::-1]
         self.shown: str = f"{scheme}{separator}{after}".rstrip("/") if separator else url
@@ -214,14 +220,19 @@ class PrefixStore:
                 with open(scratch, "xb") as file:
                     file.write(head)
                     left = header.size - len(head)
+                    digest = hashlib.sha256()
                     while left:
                         part = read(left)
                         if not part:
                             raise ValueError(f"it ends {left} bytes too early")
                         file.write(part)
+                        digest.update(part)
                         left -= len(part)
                     if read(1):
                         raise ValueError(f"it is longer than {header.size} bytes")
+                    # Files of version 0.1.0 and before do not say.
+                    if header.metadata.get("data_sha256", digest.hexdigest()) != digest.hexdigest():
+                        raise ValueError("it is damaged: its data have another SHA-256")
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(scratch, path)
