@@ -582,9 +582,12 @@ fn damaged_prefixes_are_refused_in_one_line() {
         let line = refused(&edited(from, to));
         assert!(line.contains(why), "{line}");
     }
-    // A number that is none.
-    let mut bytes = bytes.clone();
     let last = bytes.len() - 4;
+    let mut damaged = bytes.clone();
+    damaged[last] ^= 1;
+    assert!(refused(&damaged).contains("SHA-256"));
+    // A number that is none, in a file that does not say what its data are.
+    let mut bytes = edited("data_sha256", "data_sha255");
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     assert!(refused(&bytes).contains("finite"));
     // No byte of the header can make it panic.

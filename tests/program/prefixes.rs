@@ -324,7 +324,7 @@ fn what_is_there_stays() {
     assert_eq!(length(&world.path("turned")), bytes.len() as u64);
     for (file, said) in [
         ("half", content_id(&name)),
-        ("turned", "not rotated"),
+        ("turned", content_id(&name)),
         ("damaged", "SHA-256"),
     ] {
         assert_ne!(fs::read(world.path(file)).unwrap(), bytes);

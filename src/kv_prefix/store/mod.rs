@@ -204,32 +204,35 @@ impl Store {
         })
     }
 
-    /// Puts the prefix file `path` there, as it is; false where the store has it already.
+    /// Puts the prefix file `path` there, as it is but for keys that are not rotated: these are, as serving engines
+    /// read them. False where the store has it already.
     ///
     /// # Errors
-    /// Those of [`KvPrefix::read`]; [`Error::Input`] for keys that are not rotated, which no serving engine reads, and
-    /// where the store fails, or has another file of this content, as in another element type.
+    /// Those of [`KvPrefix::read`]; [`Error::Input`] where the store fails, or has another file of this content, as in
+    /// another element type.
     pub fn push(&self, path: &Path) -> Result<(Entry, bool)> {
-        let (prefix, _) = KvPrefix::read(path)?;
+        let (prefix, dtype) = KvPrefix::read(path)?;
         let name = PrefixName::of(&prefix)?;
-        if prefix.k_rope() == KRope::None {
-            return Err(Error::input(
-                path.display().to_string(),
-                format!(
-                    "its keys are not rotated, and no serving engine reads it; make {name} without --k-rope none"
-                ),
-            ));
-        }
-        drop(prefix);
-        let map = Mapped::open(path, Access::Map)?;
+        let (map, rotated);
+        let bytes = match prefix.k_rope() {
+            KRope::Applied => {
+                drop(prefix);
+                map = Mapped::open(path, Access::Map)?;
+                map.bytes()
+            }
+            KRope::None => {
+                rotated = prefix.with_k_rope(KRope::Applied)?.to_bytes(dtype)?;
+                &rotated
+            }
+        };
         let key = name.key();
         let new = match self.bucket.stat(&key)? {
             Some(_) => false,
-            None => self.bucket.write(&key, map.bytes())?,
+            None => self.bucket.write(&key, bytes)?,
         };
         // Another process may have been first.
         let meta = self.bucket.stat(&key)?.ok_or_else(|| self.missing(&name))?;
-        if !new && !self.holds(&key, &meta, map.bytes())? {
+        if !new && !self.holds(&key, &meta, bytes)? {
             return Err(Error::input(
                 path.display().to_string(),
                 format!(

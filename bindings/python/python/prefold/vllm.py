@@ -130,7 +130,7 @@ def frequencies(metadata: dict[str, str]) -> torch.Tensor:
     if kind == "factors":
         return plain / torch.tensor(value, dtype=torch.float64)
     if kind != "llama3":
-        raise PrefixError(f"rope scaling {ascii(kind[:40])} is not known")
+        raise PrefixError(f"rope scaling {kind[:40]!a} is not known")
     low, high, original = (
         value["low_freq_factor"],
         value["high_freq_factor"],
