@@ -302,8 +302,11 @@ impl Slot {
     }
 }
 
-/// Refuses a prefix of a family whose order of K is not known.
-pub(crate) fn check_architecture(prefix: &KvPrefix) -> Result<()> {
+/// Checks that a prefix is of a family whose order of K in llama.cpp is known.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn check_architecture(prefix: &KvPrefix) -> Result<()> {
     interleaved(&prefix.origin().model.architecture).map(drop)
 }
 

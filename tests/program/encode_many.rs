@@ -457,7 +457,7 @@ fn what_is_there_and_the_same_stays() {
     // As told otherwise, and a piece that is long enough for the same number of them.
     let ran = case.good(&[], &texts, 0, 3);
     let told: Vec<PathBuf> = ran.out.lines().map(PathBuf::from).collect();
-    assert_eq!(told, texts.map(|text| prefix_of(text)));
+    assert_eq!(told, texts.map(prefix_of));
     case.good(&["--dtype", "f32"], &texts, 0, 3);
     case.good(&["--k-rope", "applied"], &texts, 0, 3);
     case.good(&["--method", "500xcompressor"], &texts, 0, 3);
@@ -637,7 +637,7 @@ fn after_a_bad_file_the_others_are_made() {
         assert_eq!(ran.code, 1, "{}", ran.err);
         assert_eq!(
             ran.out.lines().map(PathBuf::from).collect::<Vec<_>>(),
-            good.map(|text| prefix_of(text))
+            good.map(prefix_of)
         );
         let said: Vec<&str> = ran.err.lines().collect();
         assert_eq!(said.len(), bad.len() + 2, "{}", ran.err);

@@ -110,7 +110,7 @@ pub struct Entry {
     pub modified: Option<SystemTime>,
 }
 
-/// What [`Store::collect`] keeps. What either limit refuses goes; where there is none, what is of the model goes;
+/// What [`Store::stale`] leaves out. What either limit refuses goes; where there is none, what is of the model goes;
 /// without any part nothing does.
 #[derive(Debug, Clone, Default)]
 pub struct Keep {
