@@ -256,9 +256,9 @@ impl Config {
             RopeScaling::Factors(factors) => {
                 if factors.len() != self.head_dim / 2 {
                     return bad(format!(
-                        "{} rope factors, expected half the head size {}",
+                        "{} rope factors, expected half the head size, {}",
                         factors.len(),
-                        self.head_dim
+                        self.head_dim / 2
                     ));
                 }
                 constants.extend(factors.iter().map(|&factor| ("rope factor", factor)));
@@ -446,7 +446,7 @@ fn gguf_rope_scaling(
             // 0 stands for "not set".
             factor.filter(|&factor| factor != 0.0).unwrap_or(1.0)
         }
-        other => return Err(unsupported_rope(meta.path(), other)),
+        other => return Err(unsupported_rope(meta.path(), other, "linear")),
     };
     Ok(match factors {
         Some(factors) => {
@@ -457,12 +457,8 @@ fn gguf_rope_scaling(
     })
 }
 
-fn unsupported_rope(path: &Path, kind: &str) -> Error {
-    unsupported(
-        path,
-        &format!("rope scaling {:?}", one_line(kind)),
-        "linear, llama3",
-    )
+fn unsupported_rope(path: &Path, kind: &str, have: &str) -> Error {
+    unsupported(path, &format!("rope scaling {:?}", one_line(kind)), have)
 }
 
 /// A JSON object that knows the file and the key it comes from.
@@ -654,7 +650,7 @@ fn json_rope(json: Json, max_positions: usize) -> Result<(f32, RopeScaling)> {
                 .size("original_max_position_embeddings")?
                 .unwrap_or(max_positions),
         },
-        Some(other) => return Err(unsupported_rope(json.file, other)),
+        Some(other) => return Err(unsupported_rope(json.file, other, "linear, llama3")),
     };
     Ok((theta, scaling))
 }

@@ -260,11 +260,11 @@ impl<B: Backend> Model<B> {
     /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
     /// errors of the device.
     pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
-        self.forward_scored(batch, None, kv)
+        self.forward_with(batch, None, kv)
     }
 
     /// [`Model::forward`] with the adapter `lora` on, if there is one.
-    pub(crate) fn forward_scored(
+    pub(crate) fn forward_with(
         &self,
         batch: &Batch<'_>,
         lora: Option<&Lora<B>>,

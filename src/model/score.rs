@@ -195,7 +195,7 @@ impl<'a, B: Backend> Adapted<'a, B> {
             let Adapted { model, lora } = self;
             let mut hidden = match estimate {
                 true => model.estimate(&batch, lora, kv)?,
-                false => model.forward_scored(&batch, lora, kv)?,
+                false => model.forward_with(&batch, lora, kv)?,
             };
             let parts = now
                 .iter()
@@ -241,7 +241,7 @@ impl<B: Backend> KvSession<'_, B> {
                 .zip(targets)
                 .map(|(row, &target)| Pick { row, target })
                 .collect();
-            let result = model.forward_scored(&batch, lora, &mut self.kv);
+            let result = model.forward_with(&batch, lora, &mut self.kv);
             if let Err(error) = result.and_then(|mut hidden| take(&mut hidden, &picks)) {
                 // As if nothing had been asked.
                 self.kv.truncate(before)?;

@@ -443,7 +443,7 @@ fn rope_is_read_from_gguf() {
         Ok(RopeScaling::Factors(four.to_vec()))
     );
     for (bad, message) in [
-        (&four[..3], "3 rope factors, expected half the head size 8"),
+        (&four[..3], "3 rope factors, expected half the head size, 4"),
         (&[1.0, 0.0, 1.0, 1.0], "rope factor is 0"),
         (&[1.0, f32::NAN, 1.0, 1.0], "rope factor is NaN"),
     ] {

@@ -131,7 +131,9 @@ def parse(read: Callable[[int], bytes]) -> tuple[bytes, Header]:
     if metadata["format"] != "prefold-kv" or metadata["format_version"] != "1":
         raise ValueError("it is not a prefix of prefold")
     if metadata["k_rope"] != "applied" or metadata.get("rope_pairing", "half") != "half":
-        raise ValueError("K is not rotated; run `prefold export --to vllm` on it")
+        raise ValueError(
+            "K is not rotated, or in interleaved pairs; run `prefold export --to vllm` on it"
+        )
     for name in ("content_id", "next_pos"):
         if name not in metadata:
             raise ValueError(f"its metadata have no `{name}`")
