@@ -330,7 +330,7 @@ impl Store {
     /// that nobody else may write to the store is for its owner to see to.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store fails or has it not, [`Error::Format`] where what came is not this prefix,
+    /// [`Error::Input`] where the store fails or does not have it, [`Error::Format`] where what came is not this prefix,
     /// [`Error::Io`].
     pub fn pull(&self, name: &PrefixName, cache: &Path) -> Result<PathBuf> {
         let key = name.key();
@@ -380,14 +380,14 @@ impl Store {
     fn missing(&self, name: &PrefixName) -> Error {
         Error::input(
             format!("prefix {name}"),
-            format!("{} has it not", self.shown),
+            format!("{} does not have it", self.shown),
         )
     }
 
     /// What the store knows of a prefix.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store fails or has it not, [`Error::Io`] for a folder.
+    /// [`Error::Input`] where the store fails or does not have it, [`Error::Io`] for a folder.
     pub fn entry(&self, name: &PrefixName) -> Result<Entry> {
         let meta = self.bucket.stat(&name.key())?;
         let Meta { bytes, modified } = meta.ok_or_else(|| self.missing(name))?;

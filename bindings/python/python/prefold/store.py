@@ -163,7 +163,7 @@ class PrefixStore:
         Raises
         ------
         PrefixError
-            The store has it not or fails, or what it has is not that prefix.
+            The store does not have it or fails, or what it has is not that prefix.
         """
         key = key_of(name)
         if self._open is None:
