@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use prefold::hard::messages::MessagesOptions;
-use prefold::hard::{JsonConfig, JsonRequest, KeptContext, json::Arguments, recover};
+use prefold::hard::{JsonConfig, JsonRequest, KeptContext, arguments::Arguments, recover};
 use prefold::text::counts::{count_cl100k, count_o200k};
 use prefold::{Compressed, Count, Error, Mode, Request, Result};
 use serde_json::{Map, Value};
