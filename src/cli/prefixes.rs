@@ -271,16 +271,21 @@ pub fn run(args: Args) -> Outcome {
 
 fn push(files: &[PathBuf], args: &StoreArgs, as_json: bool) -> Outcome {
     let store = open(args.store.as_deref())?;
-    rows(files, as_json, |file| {
+    let push = |file: &PathBuf| {
         let (entry, new) = store.push(file)?;
         if !new {
             say(&format!("{} is there already", file.display()));
         }
-        let mut row = described(&entry);
-        row["new"] = new.into();
+        Ok((entry, new))
+    };
+    let line = |(entry, _): &(Entry, bool)| entry.name.to_string();
+    let row = |file: &PathBuf, (entry, new): &(Entry, bool)| {
+        let mut row = described(entry);
+        row["new"] = (*new).into();
         add_request(&mut row, file, &entry.name)?;
-        Ok((entry.name.to_string(), row))
-    })
+        Ok(row)
+    };
+    rows(files, as_json, push, line, row)
 }
 
 fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs, as_json: bool) -> Outcome {
@@ -289,7 +294,7 @@ fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs, as_json: bool
     }
     let store = open(args.store.as_deref())?;
     let cache = cache()?;
-    rows(names, as_json, |name| {
+    let pull = |name: &String| {
         let name = store.find(name)?;
         let mut path = store.pull(&name, &cache)?;
         if let Some(output) = output {
@@ -297,29 +302,36 @@ fn pull(names: &[String], output: Option<&Path>, args: &StoreArgs, as_json: bool
             crate::files::write_whole(output, &bytes)?;
             path = output.into();
         }
+        Ok((name, path))
+    };
+    let line = |(_, path): &(PrefixName, PathBuf)| path.display().to_string();
+    let row = |_: &String, (name, path): &(PrefixName, PathBuf)| {
         let mut row = json!({"name": name.to_string(), "path": path});
-        add_request(&mut row, &path, &name)?;
-        Ok((path.display().to_string(), row))
-    })
+        add_request(&mut row, path, name)?;
+        Ok(row)
+    };
+    rows(names, as_json, pull, line, row)
 }
 
 /// Does something for each item and prints a line of each as it is done, or all rows as JSON in the end: also where
 /// one fails, those before it.
-fn rows<T>(
+fn rows<T, D>(
     items: &[T],
     as_json: bool,
-    mut each: impl FnMut(&T) -> Outcome<(String, Value)>,
+    each: impl Fn(&T) -> Outcome<D>,
+    line: impl Fn(&D) -> String,
+    row: impl Fn(&T, &D) -> Outcome<Value>,
 ) -> Outcome {
     let mut rows = Vec::new();
     let mut done = Ok(());
     for item in items {
-        match each(item) {
-            Ok((_, row)) if as_json => rows.push(row),
-            Ok((line, _)) => write_stdout(&format!("{line}\n"))?,
-            Err(failure) => {
-                done = Err(failure);
-                break;
-            }
+        done = each(item).and_then(|result| match as_json {
+            // A row reads the prefix once more, which a line need not.
+            true => row(item, &result).map(|row| rows.push(row)),
+            false => write_stdout(&format!("{}\n", line(&result))),
+        });
+        if done.is_err() {
+            break;
         }
     }
     if as_json && (done.is_ok() || !rows.is_empty()) {
@@ -347,17 +359,11 @@ fn remove(from: &Store, entries: &[Entry], dry: bool, as_json: bool) -> Outcome 
     let mut gone = Vec::new();
     let mut done = Ok(());
     for entry in entries {
-        match if dry {
-            Ok(())
-        } else {
-            from.remove(&entry.name)
-        } {
-            Ok(()) => gone.push(entry),
-            Err(error) => {
-                done = Err(error.into());
-                break;
-            }
+        if !dry && let Err(error) = from.remove(&entry.name) {
+            done = Err(error.into());
+            break;
         }
+        gone.push(entry);
     }
     if as_json {
         if done.is_ok() || !gone.is_empty() {

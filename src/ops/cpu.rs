@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::expect_len;
-use super::gemm_int::Kernel;
+use super::gemm_int::dot::Kernel;
 use super::isa::Isa;
 use super::simd::TileOf;
 use super::storage::{Elem, Storage};

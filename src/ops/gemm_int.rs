@@ -15,8 +15,8 @@
 //! likelihood, too much to agree with another program in the fourth digit. Nothing here is used unless
 //! an estimate was asked for.
 
-mod codes;
-mod dot;
+pub(super) mod codes;
+pub(super) mod dot;
 
 use rayon::prelude::*;
 
@@ -27,10 +27,8 @@ use super::panels::Panels;
 use super::simd::simd_fn;
 use crate::error::Result;
 
-pub(super) use codes::Codes;
 use codes::{Activations, BLOCK, CODES, SCALES, STARTS, WORDS};
-use dot::{Dot, Task, with_kernel};
-pub(super) use dot::{Kernel, Operands};
+use dot::{Dot, Operands, Task, with_kernel};
 
 /// 16-bit lanes in which products of a block meet, four each.
 const LANES: usize = BLOCK / 4;

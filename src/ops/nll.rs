@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::cpu::{Cpu, in_rounds};
 use super::expect_len;
 use super::gemm::{GemmOp, Rows, Split, multiply, panel};
-use super::gemm_int::Operands;
+use super::gemm_int::dot::Operands;
 use super::panels::{Panels, Values};
 use super::simd::{self, simd_fn, tiled};
 use crate::error::{Error, Result};

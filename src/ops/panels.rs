@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use super::gemm_int::Codes;
+use super::gemm_int::codes::Codes;
 use super::pages::Pages;
 use crate::error::{Error, Result};
 

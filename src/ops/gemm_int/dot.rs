@@ -72,10 +72,10 @@ kernels! {}
 macro_rules! with_kernel {
     ($kernel:expr, $dot:ident => $body:expr) => {
         match $kernel {
-            Kernel::Avx512Vnni($dot) => $body,
-            Kernel::Avx512($dot) => $body,
-            Kernel::AvxVnni($dot) => $body,
-            Kernel::Avx2($dot) => $body,
+            $crate::ops::gemm_int::dot::Kernel::Avx512Vnni($dot) => $body,
+            $crate::ops::gemm_int::dot::Kernel::Avx512($dot) => $body,
+            $crate::ops::gemm_int::dot::Kernel::AvxVnni($dot) => $body,
+            $crate::ops::gemm_int::dot::Kernel::Avx2($dot) => $body,
         }
     };
 }
@@ -83,7 +83,7 @@ macro_rules! with_kernel {
 macro_rules! with_kernel {
     ($kernel:expr, $dot:ident => $body:expr) => {
         match $kernel {
-            Kernel::DotProd($dot) => $body,
+            $crate::ops::gemm_int::dot::Kernel::DotProd($dot) => $body,
         }
     };
 }
