@@ -37,7 +37,8 @@ enum TaskArgs {
     /// Fine-tuning: a context's memory tokens answer a question
     ///
     /// Rows: `context`, `question` and `answers` (the first counts), or `context_ids`, `question_ids`
-    /// and `answer_ids`. Begin with a pretrained adapter: --adapter.
+    /// and `answer_ids`. Rows of `text` or `ids` among them are given back, as in pretraining, so that
+    /// one adapter does both. Begin with a pretrained adapter: --adapter.
     Qa(Box<RunArgs>),
     /// Distribution alignment: the model learns to answer as a larger one did, to score in its place
     ///

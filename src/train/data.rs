@@ -17,7 +17,8 @@ use crate::text::Tokenizer;
 pub enum Task {
     /// Pretraining: give the text back.
     Regen,
-    /// Fine-tuning: answer from a context's memory tokens.
+    /// Fine-tuning: answer from a context's memory tokens. Rows of text among those of questions keep
+    /// it able to give texts back.
     Qa,
     /// Distribution alignment: answer, without memory tokens.
     Align,
@@ -39,7 +40,7 @@ impl Task {
             Task::Regen => "`text` or `ids`",
             Task::Qa => {
                 "`context`, `question` and `answers`, or `context_ids`, `question_ids` and \
-                 `answer_ids`"
+                 `answer_ids`, or `text` or `ids`"
             }
             Task::Align => "`question` and `answer`, or `question_ids` and `answer_ids`",
         }
@@ -85,9 +86,8 @@ impl Reading {
             row,
         };
         let sample = match self.task {
-            Task::Regen => Sample::Regenerate {
-                text: self.cut(row.ids("ids", &["text"], "{}")?),
-            },
+            Task::Regen => row.text(self)?,
+            Task::Qa if row.is_text() => row.text(self)?,
             Task::Qa => Sample::Answer {
                 context: self.cut(row.ids("context_ids", &["context"], "{}")?),
                 question: row.ids("question_ids", &["question"], &self.question)?,
@@ -127,6 +127,18 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// Whether it has a text to give back, and no question about one.
+    fn is_text(&self) -> bool {
+        let has = |names: &[&str]| names.iter().any(|&name| self.row.contains_key(name));
+        has(&["ids", "text"]) && !has(&["context", "context_ids", "question", "question_ids"])
+    }
+
+    fn text(&self, reading: &Reading) -> Result<Sample, String> {
+        Ok(Sample::Regenerate {
+            text: reading.cut(self.ids("ids", &["text"], "{}")?),
+        })
+    }
+
     /// The ids of a field, or of the text in one of several others, put into `template`.
     fn ids(&self, ids: &str, texts: &[&str], template: &str) -> Result<Vec<u32>, String> {
         if let Some(value) = self.row.get(ids) {

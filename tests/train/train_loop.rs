@@ -577,6 +577,16 @@ fn rows_of_every_kind_are_read() {
     );
     let missing = ids(Task::Qa, r#"{"context_ids": [1], "question_ids": [6]}"#).unwrap_err();
     assert!(missing.contains("answer_ids"), "{missing}");
+    // A text among questions is given back, as in pretraining; one with a question lacks its context.
+    let text = Sample::Regenerate {
+        text: vec![1, 2, 3, 4],
+    };
+    for task in [Task::Regen, Task::Qa] {
+        assert_eq!(ids(task, r#"{"ids": [1, 2, 3, 4, 5]}"#), Ok(text.clone()));
+    }
+    let half = ids(Task::Qa, r#"{"ids": [1, 2], "question_ids": [6]}"#).unwrap_err();
+    assert!(half.contains("`context`"), "{half}");
+    assert!(ids(Task::Align, r#"{"ids": [1, 2]}"#).is_err());
     let long = format!(r#"{{"question_ids": {:?}, "answer_ids": [7]}}"#, [1; 20]);
     let long = ids(Task::Align, &long).unwrap_err();
     assert!(long.contains("room for 20"), "{long}");
