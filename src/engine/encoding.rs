@@ -128,7 +128,7 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
         self.decoder_only("a KV prefix")
     }
 
-    fn prefill(&self, _: &Source, _: &PrefillOptions) -> Result<KvPrefix> {
+    fn prefill(&self, _: &Source, _: &[PrefillOptions]) -> Result<Vec<KvPrefix>> {
         self.decoder_only("a KV prefix")
     }
 

@@ -291,7 +291,7 @@ impl<B: Backend> Runtime for Loaded<B> {
         soft::encoded_id(&self.model, &self.id(), adapter, source, options)
     }
 
-    fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {
+    fn prefill(&self, source: &Source, options: &[PrefillOptions]) -> Result<Vec<KvPrefix>> {
         soft::prefill(&self.model, &self.id(), source, options)
     }
 

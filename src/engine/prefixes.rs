@@ -98,6 +98,19 @@ impl Prefixes<'_> {
     /// As [`Prefixes::encode`], and [`Error::Input`](crate::Error::Input) for a text longer than the
     /// model's context or a share out of its range.
     pub fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {
+        let mut each = self.prefill_each(source, std::slice::from_ref(options))?;
+        Ok(each.remove(0))
+    }
+
+    /// The same for each of `options`, in their order, with one forward pass.
+    ///
+    /// # Errors
+    /// As [`Prefixes::prefill`].
+    pub fn prefill_each(
+        &self,
+        source: &Source,
+        options: &[PrefillOptions],
+    ) -> Result<Vec<KvPrefix>> {
         let runtime = &self.engine.runtime;
         self.engine
             .call(&self.control, || runtime.prefill(source, options))

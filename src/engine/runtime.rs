@@ -64,7 +64,7 @@ pub(super) trait Runtime: Send + Sync {
         source: &Source,
         options: &EncodeOptions,
     ) -> Result<String>;
-    fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix>;
+    fn prefill(&self, source: &Source, options: &[PrefillOptions]) -> Result<Vec<KvPrefix>>;
     fn generate(
         &self,
         prefix: Option<&KvPrefix>,

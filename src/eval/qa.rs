@@ -236,21 +236,40 @@ impl<'a> Qa<'a> {
                     .encode(adapter, &source, &options)?;
                 return Ok(Read::Prefix(Box::new(prefix), ""));
             }
-            Way::Pruned(by) => {
-                let text = whole(docs);
-                let ids = self.host.tokenizer()?.encode(&text, true, false)?.ids;
-                if text.is_empty() {
-                    return Ok(Read::Text(text));
-                }
-                // A few tokens are too few to choose from.
-                let options = PrefillOptions {
-                    keep: (ids.len() > 8).then_some((rate, *by)),
-                };
-                let prefixes = self.host.prefixes().with(control);
-                let prefix = prefixes.prefill(&Source::text(&text, ids), &options)?;
-                return Ok(Read::Prefix(Box::new(prefix), "\n\n"));
-            }
+            // Made together: [`Qa::pruned`].
+            Way::Pruned(_) => String::new(),
         }))
+    }
+
+    /// The caches of those pairs that want a pruned one, with one prefill for each question.
+    fn pruned(&self, pairs: &[Pair], control: &Control) -> Result<Vec<Option<KvPrefix>>> {
+        let mut caches: Vec<Option<KvPrefix>> = pairs.iter().map(|_| None).collect();
+        for item in pairs.chunk_by(|a, b| a.item == b.item) {
+            let Some(first) = item.first() else { continue };
+            let text = self.questions[first.item].documents().join("\n\n");
+            let ids = self.host.tokenizer()?.encode(&text, true, false)?.ids;
+            // A few tokens are too few to choose from.
+            let few = ids.len() <= 8;
+            let (places, options): (Vec<usize>, Vec<PrefillOptions>) = (pairs.iter().enumerate())
+                .filter(|(_, pair)| pair.item == first.item && !text.is_empty())
+                .filter_map(|(place, pair)| match &self.cases[pair.case] {
+                    (Way::Pruned(by), rate) => {
+                        let keep = (!few).then_some((rate.unwrap_or(1.0), *by));
+                        Some((place, PrefillOptions { keep }))
+                    }
+                    _ => None,
+                })
+                .unzip();
+            if options.is_empty() {
+                continue;
+            }
+            let prefixes = self.host.prefixes().with(control);
+            let each = prefixes.prefill_each(&Source::text(&text, ids), &options)?;
+            for (place, prefix) in places.into_iter().zip(each) {
+                caches[place] = Some(prefix);
+            }
+        }
+        Ok(caches)
     }
 }
 
@@ -318,10 +337,13 @@ impl Task for Qa<'_> {
     ) -> Result<Vec<Answer>> {
         let tokenizer = self.host.tokenizer()?;
         let mut read = Vec::with_capacity(pairs.len());
-        for pair in pairs {
+        for (pair, cache) in pairs.iter().zip(self.pruned(pairs, control)?) {
             let (way, rate) = &self.cases[pair.case];
             let question = &self.questions[pair.item];
-            let context = self.shorten(way, rate.unwrap_or(1.0), question, control)?;
+            let context = match cache {
+                Some(cache) => Read::Prefix(Box::new(cache), "\n\n"),
+                None => self.shorten(way, rate.unwrap_or(1.0), question, control)?,
+            };
             let asked = format!("Question: {}\nAnswer:", question.question);
             let (prompt, host_tokens) = match &context {
                 Read::Text(text) => {

@@ -253,3 +253,34 @@ fn long_texts_are_heard_pass_by_pass() {
         assert!(last.is_some_and(|last| last > 1024), "{last:?}");
     }
 }
+
+#[test]
+fn one_pass_makes_what_several_make() {
+    let Some(models) = models() else { return };
+    let path = models.join("qwen3");
+    let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
+    let ids: Vec<u32> = (0..200).map(|i| (i * i + 5 * i + 2) % 380).collect();
+    let source = Source::ids(ids);
+    let prefixes = engine.prefixes();
+    let mut options = vec![PrefillOptions::default()];
+    for rate in [0.5, 0.1] {
+        options.extend(ALL.map(|by| PrefillOptions {
+            keep: Some((rate, by)),
+        }));
+    }
+    options.push(PrefillOptions::default());
+    let each = prefixes.prefill_each(&source, &options).unwrap();
+    assert_eq!(each.len(), options.len());
+    for (got, options) in each.iter().zip(&options) {
+        let want = prefixes.prefill(&source, options).unwrap();
+        assert_eq!(got.origin(), want.origin());
+        assert_eq!(got.positions(), want.positions(), "{options:?}");
+        for layer in 0..want.shape().layers {
+            assert_eq!(got.layer(layer), want.layer(layer), "{options:?}");
+        }
+    }
+    assert!(prefixes.prefill_each(&source, &[]).unwrap().is_empty());
+    options[3].keep = Some((1.5, KeepBy::Snapkv));
+    let refused = prefixes.prefill_each(&source, &options).unwrap_err();
+    assert!(refused.to_string().contains("keep 1.5"), "{refused}");
+}
