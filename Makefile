@@ -14,6 +14,7 @@ MODELS ?= $(or $(PREFOLD_CACHE),$(PLATFORM_CACHE)/prefold)/models
 LINKS   := .cache/models
 SMOLLM2 := $(LINKS)/SmolLM2-135M-Instruct-Q4_1.gguf
 QWEN    := $(LINKS)/Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
+QWEN15  := $(LINKS)/Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf
 MINILM  := $(LINKS)/all-MiniLM-L6-v2
 MODEL   ?= $(SMOLLM2)
 
@@ -22,7 +23,7 @@ HOSTS     := .venv
 export PIP_ROOT_USER_ACTION := ignore
 LLAMA_CPP := $(HOSTS)/llama.cpp
 
-.PHONY: all build demo test model model-qwen model-minilm check bench-reference bench-quality overfit clean
+.PHONY: all build demo test model model-qwen model-qwen-1.5b model-minilm check bench-reference bench-quality overfit clean
 CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
@@ -40,6 +41,7 @@ demo: $(filter $(SMOLLM2),$(MODEL)) build
 
 model: $(SMOLLM2)
 model-qwen: $(QWEN)
+model-qwen-1.5b: $(QWEN15)
 model-minilm: $(MINILM)
 
 # No prerequisites: made when missing, and the script names the file only when it is whole and verified.
@@ -49,6 +51,10 @@ $(SMOLLM2):
 
 $(QWEN):
 	$(PYTHON) tools/fetch_model.py qwen "$(MODELS)/$(@F)"
+	mkdir -p $(@D) && ln -sf "$(abspath $(MODELS))/$(@F)" "$@"
+
+$(QWEN15):
+	$(PYTHON) tools/fetch_model.py qwen-1.5b "$(MODELS)/$(@F)"
 	mkdir -p $(@D) && ln -sf "$(abspath $(MODELS))/$(@F)" "$@"
 
 $(MINILM):
