@@ -9,6 +9,12 @@ use pulldown_cmark::{Event, LinkType, Options, Parser, Tag, TagEnd};
 use super::text::{Wrap, prose_around};
 use super::{Class, Layout, Unit, code};
 
+/// Bytes up to which emphasis, a link or inline code is kept in one piece. Longer ones are marks of other
+/// sentences that happen to make a pair: `*args … **kwargs`.
+const GLUED: usize = 300;
+/// Bytes up to which a list item, a quotation or a block of HTML is kept or dropped whole.
+const WHOLE: usize = 2000;
+
 /// Takes Markdown apart.
 pub(super) fn layout(text: &str) -> Layout {
     let options = Options::ENABLE_TABLES
@@ -211,6 +217,7 @@ impl Reader<'_> {
     /// Keeps a stretch of a paragraph together.
     fn glue(&mut self, range: Range<usize>) {
         if let Some((_, glued)) = &mut self.paragraph
+            && range.len() <= GLUED
             && glued.last().is_none_or(|last| last.end <= range.start)
         {
             glued.push(range);
@@ -332,6 +339,9 @@ impl Reader<'_> {
     }
 
     fn finish(mut self) -> Layout {
+        for unit in &mut self.layout.units {
+            unit.whole &= unit.range.len() <= WHOLE || unit.class != Class::Normal;
+        }
         for (at, label) in &self.links {
             let unit = self
                 .layout
@@ -413,6 +423,18 @@ mod tests {
             units(text).iter().map(|u| u.0).collect::<Vec<_>>(),
             ["It is **very. Bold** here. ", "`a. b` there.\n"]
         );
+    }
+
+    #[test]
+    fn marks_that_make_a_pair_by_chance_join_no_sentences() {
+        let filler = "Nothing of note is said here. ".repeat(40);
+        let text = format!("It takes *args first. {filler}Then *kwargs and ` follow. {filler}The ` ends.\n");
+        let all = units(&text);
+        assert!(all.len() > 80, "{} units", all.len());
+        // What is long is cut where it must be.
+        let text = format!("- {filler}{filler}\n- short\n\n> {filler}{filler}\n");
+        let whole: Vec<bool> = layout(&text).units.iter().map(|u| u.whole).collect();
+        assert_eq!(whole, [false, true, false]);
     }
 
     #[test]
