@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 
 use prefold::Result;
+use prefold::cpu::Cpu;
 use prefold::ops::{
-    Attended, Attention, AttentionOp, Cpu, GemmOp, LayerOp, Linear, LoraFactors, LoraOp, LoraPart,
+    Attended, Attention, AttentionOp, GemmOp, LayerOp, Linear, LoraFactors, LoraOp, LoraPart,
     LoraUpdate, NllOp, Norm, NormKind, Pairing, Pick, Rotate, Storage,
 };
 use rayon::prelude::*;

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 
 use prefold::Result;
+use prefold::cpu::Cpu;
 use prefold::gpu::{Buf, Gpu};
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing,
-    Pick, Rotate, Select, Selection, Storage, TopKOp,
+    Attention, AttentionOp, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
+    Rotate, Select, Selection, Storage, TopKOp,
 };
 use rayon::prelude::*;
 use serde_json::json;

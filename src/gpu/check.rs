@@ -1,9 +1,10 @@
 //! A quick look at whether a device computes what it should, before anybody relies on it unasked.
 
 use super::{Gpu, Launcher, Precision};
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Backend, Capacity, Cpu, Keep, Limits, Linear, LoraPart, LoraUpdate, Norm, NormKind,
+    Attention, Backend, Capacity, Keep, Limits, Linear, LoraPart, LoraUpdate, Norm, NormKind,
     Pairing, Pick, PruneBatch, Rotate, Select, Selection, TokenPruning,
 };
 

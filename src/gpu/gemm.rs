@@ -2,9 +2,9 @@
 
 use super::abi::{self, GemmParams, PackParams, TransposeParams};
 use super::{Buf, Gpu, Launch, Launcher, Operand, Precision, Product, Slot, size, tape};
-use crate::error::{Error, Result};
-use crate::ops::expect_len;
-use crate::ops::gemm::{GemmOp, Linear, Outer};
+use crate::error::Result;
+use crate::ops::Checked;
+use crate::ops::gemm::{GemmOp, Linear, Outer, Shaped};
 use crate::ops::storage::Storage;
 
 /// A constant matrix on the device, in the backend's precision, rows filled up with zeros to 16 bytes.
@@ -13,6 +13,12 @@ pub struct Matrix<L: Launcher> {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) ld: usize,
+}
+
+impl<L: Launcher> Shaped for Matrix<L> {
+    fn shape(&self) -> [usize; 2] {
+        [self.outputs, self.inputs]
+    }
 }
 
 /// What the kernels that make tiles share.
@@ -80,14 +86,13 @@ impl<L: Launcher> Gpu<L> {
 impl<L: Launcher> GemmOp for Gpu<L> {
     type Matrix = Matrix<L>;
 
-    fn matrix(&self, outputs: usize, inputs: usize, values: &[f32]) -> Result<Matrix<L>> {
-        if outputs.checked_mul(inputs) != Some(values.len()) || values.is_empty() {
-            return Err(Error::Shape {
-                op: "matrix",
-                want: format!("{outputs} x {inputs} elements, and at least one"),
-                got: values.len().to_string(),
-            });
-        }
+    fn matrix_checked(
+        &self,
+        _: Checked,
+        outputs: usize,
+        inputs: usize,
+        values: &[f32],
+    ) -> Result<Matrix<L>> {
         let ld = self.precision.padded(inputs);
         let row_bytes = ld * self.precision.bytes();
         let mut bytes = vec![0; outputs * row_bytes];
@@ -116,8 +121,9 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         })
     }
 
-    fn linear(
+    fn linear_checked(
         &self,
+        _: Checked,
         shape: Linear,
         x: &Buf<L, f32>,
         w: &Matrix<L>,
@@ -130,18 +136,6 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             outputs,
             add,
         } = shape;
-        if (w.outputs, w.inputs) != (outputs, inputs) {
-            return Err(Error::Shape {
-                op: "linear",
-                want: format!("a matrix [{outputs}, {inputs}]"),
-                got: format!("[{}, {}]", w.outputs, w.inputs),
-            });
-        }
-        expect_len("linear", "x", rows * inputs, x.len)?;
-        expect_len("linear", "y", rows * outputs, y.len)?;
-        if let Some(bias) = bias {
-            expect_len("linear", "the bias", outputs, bias.len)?;
-        }
         if rows == 0 {
             return Ok(());
         }
@@ -191,18 +185,16 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         })
     }
 
-    fn outer(
+    fn outer_checked(
         &self,
+        _: Checked,
         shape: Outer,
         a: &Buf<L, f32>,
         b: &Buf<L, f32>,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         let Outer { rows, left, right } = shape;
-        expect_len("outer", "a", left.check("outer", rows)?, a.len)?;
-        expect_len("outer", "b", right.check("outer", rows)?, b.len)?;
         let len = left.width * right.width;
-        expect_len("outer", "the output", len, out.len)?;
         if len == 0 {
             return Ok(());
         }

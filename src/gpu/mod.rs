@@ -38,8 +38,8 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::ops::expect_len;
-use crate::ops::storage::{Elem, Storage};
+use crate::ops::Checked;
+use crate::ops::storage::{Buffer, Elem, Storage};
 
 /// What products are made of; sums are f32 always.
 #[derive(
@@ -236,15 +236,9 @@ pub struct Buf<L: Launcher, T> {
     of: PhantomData<T>,
 }
 
-impl<L: Launcher, T> Buf<L, T> {
-    /// Elements.
-    pub fn len(&self) -> usize {
+impl<L: Launcher, T: Elem> Buffer for Buf<L, T> {
+    fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
@@ -270,15 +264,17 @@ impl<L: Launcher> Storage for Gpu<L> {
         })
     }
 
-    fn write<T: Elem>(&self, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
-        expect_len("write", "the buffer", host.len(), buf.len)?;
+    fn write_checked<T: Elem>(&self, _: Checked, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
         self.launcher
             .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
     }
 
-    fn download<T: Elem>(&self, buf: &Buf<L, T>, range: Range<usize>) -> Result<Vec<T>> {
-        let end = range.end.max(range.start);
-        expect_len("download", "the buffer", end, buf.len)?;
+    fn download_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &Buf<L, T>,
+        range: Range<usize>,
+    ) -> Result<Vec<T>> {
         let mut host = vec![T::default(); range.len()];
         let at = range.start * size_of::<T>();
         self.launcher
@@ -295,14 +291,13 @@ impl<L: Launcher> Storage for Gpu<L> {
         Ok(())
     }
 
-    fn copy_within<T: Elem>(
+    fn copy_within_checked<T: Elem>(
         &self,
+        _: Checked,
         buf: &mut Buf<L, T>,
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
-        let end = from.end.max(to.saturating_add(from.len())).max(from.start);
-        expect_len("copy_within", "the buffer", end, buf.len)?;
         let size = size_of::<T>();
         let bytes = from.len() * size;
         // By way of another buffer: source and destination may overlap.
@@ -313,16 +308,14 @@ impl<L: Launcher> Storage for Gpu<L> {
             .copy(&between, 0, &mut buf.memory, to * size, bytes)
     }
 
-    fn copy<T: Elem>(
+    fn copy_checked<T: Elem>(
         &self,
+        _: Checked,
         from: &Buf<L, T>,
         range: Range<usize>,
         to: &mut Buf<L, T>,
         at: usize,
     ) -> Result<()> {
-        let end = at.saturating_add(range.len());
-        expect_len("copy", "the source", range.end.max(range.start), from.len)?;
-        expect_len("copy", "the destination", end, to.len)?;
         let size = size_of::<T>();
         self.launcher.copy(
             &from.memory,
@@ -333,8 +326,12 @@ impl<L: Launcher> Storage for Gpu<L> {
         )
     }
 
-    fn clear<T: Elem>(&self, buf: &mut Buf<L, T>, range: Range<usize>) -> Result<()> {
-        expect_len("clear", "the buffer", range.end.max(range.start), buf.len)?;
+    fn clear_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &mut Buf<L, T>,
+        range: Range<usize>,
+    ) -> Result<()> {
         let size = size_of::<T>();
         let zeros = self.launcher.alloc(range.len() * size, true)?;
         self.launcher.copy(

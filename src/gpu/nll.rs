@@ -5,10 +5,10 @@ use super::abi::{
 };
 use super::gemm::{Matrix, Tile};
 use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
-use crate::error::{Error, Result};
-use crate::ops::expect_len;
+use crate::error::Result;
 use crate::ops::nll::{NllOp, Pick};
 use crate::ops::storage::Storage;
+use crate::ops::{Checked, expect_ids, expect_len};
 
 /// Bytes of the parts that blocks leave, at most.
 const PARTS: usize = 1 << 20;
@@ -19,15 +19,15 @@ pub(super) const ROWS: usize = 32_768;
 const GRADIENTS: usize = 16 << 20;
 
 impl<L: Launcher> NllOp for Gpu<L> {
-    fn nll(
+    fn nll_checked(
         &self,
+        _: Checked,
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
         picks: &[Pick],
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        check_picks("nll", width, x.len, head, picks, out.len)?;
         for (i, picks) in picks.chunks(ROWS).enumerate() {
             let out = self.at(out) + (i * ROWS * size_of::<f32>()) as u64;
             let mut scratch = self.scratch();
@@ -37,8 +37,9 @@ impl<L: Launcher> NllOp for Gpu<L> {
         Ok(())
     }
 
-    fn nll_bwd(
+    fn nll_bwd_checked(
         &self,
+        _: Checked,
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
@@ -48,16 +49,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
         dx: &mut Buf<L, f32>,
     ) -> Result<()> {
         let op = "nll_bwd";
-        check_picks(op, width, x.len, head, picks, out.len)?;
-        check_picks(op, width, dx.len, head, picks, out.len)?;
         let vocab = head.outputs;
-        if (across.outputs, across.inputs) != (width, vocab) {
-            return Err(Error::Shape {
-                op,
-                want: format!("the head the other way round, [{width}, {vocab}]"),
-                got: format!("[{}, {}]", across.outputs, across.inputs),
-            });
-        }
         let rows = picks.len().min(ROWS_BWD);
         let tile = Tile::of(self.precision);
         // So many ids at a time that the block stays small, in whole tiles.
@@ -168,40 +160,6 @@ fn by_row(picks: &[Pick]) -> (Vec<u32>, Vec<RowSum>) {
     (order, sums)
 }
 
-/// What both ops demand of their operands.
-fn check_picks<L: Launcher>(
-    op: &'static str,
-    width: usize,
-    x: usize,
-    head: &Matrix<L>,
-    picks: &[Pick],
-    out: usize,
-) -> Result<()> {
-    if head.inputs != width {
-        return Err(Error::Shape {
-            op,
-            want: format!("a head of width {width}"),
-            got: head.inputs.to_string(),
-        });
-    }
-    expect_len(op, "the output", picks.len(), out)?;
-    for pick in picks {
-        expect_len(op, "rows", (pick.row as usize + 1) * width, x)?;
-        check_target(pick.target, head.outputs)?;
-    }
-    Ok(())
-}
-
-fn check_target(target: u32, vocab: usize) -> Result<()> {
-    if (target as usize) < vocab {
-        return Ok(());
-    }
-    Err(Error::input(
-        format!("token id {target}"),
-        format!("the model has {vocab} ids"),
-    ))
-}
-
 impl<L: Launcher> Gpu<L> {
     /// Nll of up to [`ROWS`] picks to `out` and, unless it is 0, the logarithms alone to `lse`. Gives the
     /// rows as an operand, and the address of the targets; both stay as long as the scratch is held.
@@ -297,9 +255,7 @@ impl<L: Launcher> Gpu<L> {
         let rows = targets.len();
         expect_len("nll", "the logits", rows * vocab, logits.len)?;
         expect_len("nll", "the output", rows, out.len)?;
-        for &target in targets {
-            check_target(target, vocab)?;
-        }
+        expect_ids(targets.iter().copied(), vocab)?;
         for (i, targets) in targets.chunks(ROWS).enumerate() {
             let rows = targets.len();
             let splits = self.splits(rows, vocab.div_ceil(4096), rows);

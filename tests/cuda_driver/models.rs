@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use prefold::Engine;
+use prefold::cpu::Cpu;
 use prefold::gpu::{Gpu, Launcher, Precision};
 use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::config::Family;
@@ -12,7 +13,6 @@ use prefold::model::decoder::Batch;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::Cpu;
 use prefold::prefix::Method;
 use prefold::soft::{EncodeOptions, PrefillOptions, Sampling, Source};
 use prefold::train::objective::{LoraShape, Objective, Sample};

@@ -11,10 +11,11 @@ use crate::common::emu::{SCHEDULES, launcher};
 use crate::common::oracle;
 use half::bf16;
 use prefold::Error;
+use prefold::cpu::Cpu;
 use prefold::gpu::{Gpu, Launcher, Precision, Schedule};
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing,
-    Pick, Rotate, Select, Selection, Storage, TopKOp,
+    Attention, AttentionOp, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
+    Rotate, Select, Selection, Storage, TopKOp,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use crate::common::compare::{assert_close, wide};
 use crate::common::{Random, tiny};
 use prefold::Error;
+use prefold::cpu::{Cpu, Isa};
 use prefold::model::decoder::Batch;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::{Cpu, GemmOp, Isa, NllOp, Pick};
+use prefold::ops::{GemmOp, NllOp, Pick};
 use safetensors::SafeTensors;
 
 const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];

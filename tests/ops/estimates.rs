@@ -1,7 +1,8 @@
 //! Estimated products: as far from the real ones as their rounding allows, and no further.
 
 use crate::common::{Random, oracle};
-use prefold::ops::{Cpu, GemmOp, Isa, Linear, NllOp, Pick};
+use prefold::cpu::{Cpu, Isa};
+use prefold::ops::{GemmOp, Linear, NllOp, Pick};
 
 /// Rows, inputs and outputs around the sizes of blocks and tiles.
 const SHAPES: [(usize, usize, usize); 7] = [

@@ -3,12 +3,13 @@
 
 use crate::common::compare::assert_close;
 use crate::common::{Random, oracle, tiny};
+use prefold::cpu::Cpu;
 use prefold::model::Model;
 use prefold::model::config::Family;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::ops::{
-    Attended, Attention, AttentionOp, Cpu, Dropout, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind,
+    Attended, Attention, AttentionOp, Dropout, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind,
     Outer, Pairing, Pick, Rotate, Span, Storage,
 };
 use prefold::prefix::Method;

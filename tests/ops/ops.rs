@@ -4,9 +4,10 @@ use crate::common::Random;
 use crate::common::compare::{assert_close, wide};
 use crate::common::oracle;
 use prefold::Error;
+use prefold::cpu::Cpu;
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
-    Rotate, Storage,
+    Attention, AttentionOp, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick, Rotate,
+    Storage,
 };
 
 /// Around the sizes of tiles and blocks.
