@@ -4,7 +4,7 @@ use super::abi::{
     AttentionBwdParams, AttentionDeltaParams, AttentionMergeParams, AttentionParams, AttentionTile,
     KeyTile, Visit,
 };
-use super::{Buf, Gpu, Launcher, Precision, Slot, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Precision, Slot, size};
 use crate::error::{Error, Result};
 use crate::ops::Checked;
 use crate::ops::attention::{Attended, Attention, AttentionOp};
@@ -180,9 +180,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         unsafe {
             self.launch(
                 "attention_delta",
-                [count.div_ceil(8), 1, 1],
-                256,
-                0,
+                LaunchConfig::new([count.div_ceil(8), 1, 1], 256),
                 &params,
             )?
         };
@@ -216,9 +214,17 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         // SAFETY: lengths were checked, and tiles and visits lie within them.
         unsafe {
             let grid = [tiles.len(), kv_heads, 1];
-            self.launch(kernels[0], grid, 256, rows_of_tiles, &params)?;
+            self.launch(
+                kernels[0],
+                LaunchConfig::new(grid, 256).shared(rows_of_tiles),
+                &params,
+            )?;
             let grid = [keys.len(), kv_heads, 1];
-            self.launch(kernels[1], grid, 256, rows_of_tiles + weights, &params)
+            self.launch(
+                kernels[1],
+                LaunchConfig::new(grid, 256).shared(rows_of_tiles + weights),
+                &params,
+            )
         }
     }
 }
@@ -315,9 +321,7 @@ impl<L: Launcher> Gpu<L> {
         unsafe {
             self.launch(
                 variant.kernel,
-                grid,
-                variant.threads,
-                variant.shared,
+                LaunchConfig::new(grid, variant.threads).shared(variant.shared),
                 &params,
             )?
         };
@@ -335,7 +339,7 @@ impl<L: Launcher> Gpu<L> {
         };
         let grid = [(rows * heads).div_ceil(8), 1, 1];
         // SAFETY: as above; the parts were made for these splits.
-        unsafe { self.launch("attention_merge", grid, 256, 0, &params) }
+        unsafe { self.launch("attention_merge", LaunchConfig::new(grid, 256), &params) }
     }
 }
 

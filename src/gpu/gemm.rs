@@ -1,7 +1,8 @@
 //! Products by the device's own library, or by `kernels/gemm.cu` where it has none.
 
 use super::abi::{self, GemmParams, PackParams, TransposeParams};
-use super::{Buf, Gpu, Launch, Launcher, Operand, Precision, Product, Slot, size, tape};
+use super::launch::{Kernel, Launch, LaunchConfig, Params};
+use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Slot, size};
 use crate::error::Result;
 use crate::ops::Checked;
 use crate::ops::gemm::{GemmOp, Linear, Outer, Shaped};
@@ -78,7 +79,7 @@ impl<L: Launcher> Gpu<L> {
         };
         let grid = [rows, ld.div_ceil(1024), 1];
         // SAFETY: the operand was made for it; the rest is the caller's promise.
-        unsafe { self.launch(kernel, grid, 256, 0, &params)? };
+        unsafe { self.launch(kernel, LaunchConfig::new(grid, 256), &params)? };
         Ok((out, ld))
     }
 }
@@ -254,6 +255,42 @@ impl<L: Launcher> Matrix<L> {
     }
 }
 
+impl Product {
+    /// The launch of our kernel that computes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`](crate::Error::Shape) for sizes that kernels cannot count.
+    pub fn kernel(&self) -> Result<Kernel> {
+        let tile = Tile::of(self.precision);
+        let grid = [
+            self.rows.div_ceil(tile.size),
+            self.columns.div_ceil(tile.size),
+            1,
+        ];
+        let params = GemmParams {
+            x: self.x.at,
+            w: self.w.at,
+            bias: self.bias,
+            y: self.y,
+            rows: size("product", self.rows)?,
+            outputs: size("product", self.columns)?,
+            inner: size("product", self.inner)?,
+            x_ld: size("product", self.x.ld)?,
+            w_ld: size("product", self.w.ld)?,
+            add: self.add.into(),
+        };
+        Ok(Kernel {
+            name: match self.precision {
+                Precision::Bf16 => "gemm_bf16",
+                Precision::F32 => "gemm_f32",
+            },
+            config: LaunchConfig::new(grid, tile.threads).shared(tile.shared),
+            params: Params::new(bytemuck::bytes_of(&params)),
+        })
+    }
+}
+
 impl<L: Launcher> Gpu<L> {
     /// A product by the device's library or by ours.
     ///
@@ -262,42 +299,11 @@ impl<L: Launcher> Gpu<L> {
     /// Addresses point to memory as large as the shapes say; `inner` and both leading dimensions are
     /// multiples of 16 bytes.
     pub(super) unsafe fn product(&self, product: &Product) -> Result<()> {
-        // SAFETY: the caller's promise.
-        if let Some(done) = unsafe { self.launcher.product(product) } {
-            tape::note(|| Launch::Product(*product));
-            return done;
+        if product.rows == 0 || product.columns == 0 {
+            return Ok(());
         }
-        let &Product {
-            x,
-            w,
-            bias,
-            y,
-            rows,
-            columns,
-            inner,
-            add,
-            precision,
-        } = product;
-        let params = GemmParams {
-            x: x.at,
-            w: w.at,
-            bias,
-            y,
-            rows: size("product", rows)?,
-            outputs: size("product", columns)?,
-            inner: size("product", inner)?,
-            x_ld: size("product", x.ld)?,
-            w_ld: size("product", w.ld)?,
-            add: add.into(),
-        };
-        let tile = Tile::of(precision);
-        let grid = [rows.div_ceil(tile.size), columns.div_ceil(tile.size), 1];
-        let kernel = match precision {
-            Precision::Bf16 => "gemm_bf16",
-            Precision::F32 => "gemm_f32",
-        };
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params) }
+        unsafe { self.submit(Launch::Product(*product)) }
     }
 
     /// # Safety
@@ -307,6 +313,12 @@ impl<L: Launcher> Gpu<L> {
         let squares = [params.ld, params.columns].map(|side| side.div_ceil(32) as usize);
         let grid = [squares[0], squares[1], 1];
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, 256, 32 * 33 * 4, params) }
+        unsafe {
+            self.launch(
+                kernel,
+                LaunchConfig::new(grid, 256).shared(32 * 33 * 4),
+                params,
+            )
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::abi::{
     RotateBwdParams, RotateParams,
 };
 use super::gemm::Matrix;
-use super::{Buf, Gpu, Launcher, Precision, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Precision, size};
 use crate::error::{Error, Result};
 use crate::ops::Checked;
 use crate::ops::layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
@@ -45,7 +45,7 @@ impl<L: Launcher> Gpu<L> {
             Precision::F32 => "embed_f32",
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, [rows, 1, 1], THREADS, 0, &params) }
+        unsafe { self.launch(kernel, LaunchConfig::new([rows, 1, 1], THREADS), &params) }
     }
 
     /// [`LayerOp::rotate`] to the `places` in the cache that lie on the device, one for each row, or for
@@ -101,7 +101,7 @@ impl<L: Launcher> Gpu<L> {
         let warps = size("rotate", rows * all)? as usize;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: lengths were checked; the cache is the caller's promise.
-        unsafe { self.launch("rotate", grid, THREADS, 0, &params) }
+        unsafe { self.launch("rotate", LaunchConfig::new(grid, THREADS), &params) }
     }
 }
 
@@ -122,7 +122,13 @@ impl<L: Launcher> Gpu<L> {
             width: size(op, width)?,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
+        unsafe {
+            self.launch(
+                op,
+                LaunchConfig::new([rows, shares(width), 1], THREADS),
+                &params,
+            )
+        }
     }
 
     /// `y = f(x)`, element by element.
@@ -142,7 +148,7 @@ impl<L: Launcher> Gpu<L> {
         // One row; the grid's second side has an end, and a thread takes several elements where there are more.
         let grid = [1, shares(len).min(4096), 1];
         // SAFETY: lengths were checked.
-        unsafe { self.launch(kernel, grid, THREADS, 0, &params) }
+        unsafe { self.launch(kernel, LaunchConfig::new(grid, THREADS), &params) }
     }
 }
 
@@ -186,7 +192,13 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         };
         let shared = THREADS as usize / 32 * size_of::<f32>();
         // SAFETY: lengths were checked.
-        unsafe { self.launch("norm_rows", [rows, 1, 1], THREADS, shared, &params) }
+        unsafe {
+            self.launch(
+                "norm_rows",
+                LaunchConfig::new([rows, 1, 1], THREADS).shared(shared),
+                &params,
+            )
+        }
     }
 
     fn rotate_checked(
@@ -268,7 +280,13 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         };
         let shared = THREADS as usize / 32 * size_of::<f32>();
         // SAFETY: lengths were checked.
-        unsafe { self.launch("norm_rows_bwd", [rows, 1, 1], THREADS, shared, &params) }
+        unsafe {
+            self.launch(
+                "norm_rows_bwd",
+                LaunchConfig::new([rows, 1, 1], THREADS).shared(shared),
+                &params,
+            )
+        }
     }
 
     fn rotate_bwd_checked(
@@ -314,7 +332,7 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         let warps = size(op, rows * all)? as usize;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: lengths were checked.
-        unsafe { self.launch("rotate_bwd", grid, THREADS, 0, &params) }
+        unsafe { self.launch("rotate_bwd", LaunchConfig::new(grid, THREADS), &params) }
     }
 
     fn swiglu_bwd_checked(
@@ -335,7 +353,13 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             width: size(op, width)?,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
+        unsafe {
+            self.launch(
+                op,
+                LaunchConfig::new([rows, shares(width), 1], THREADS),
+                &params,
+            )
+        }
     }
 
     fn gelu_bwd_checked(
@@ -355,7 +379,13 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             width: size(op, len)?,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [1, shares(len).min(4096), 1], THREADS, 0, &params) }
+        unsafe {
+            self.launch(
+                op,
+                LaunchConfig::new([1, shares(len).min(4096), 1], THREADS),
+                &params,
+            )
+        }
     }
 
     fn dropout_checked(
@@ -377,6 +407,6 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         };
         let grid = [shares(shape.len).min(65_536), 1, 1];
         // SAFETY: lengths were checked.
-        unsafe { self.launch("dropout", grid, THREADS, 0, &params) }
+        unsafe { self.launch("dropout", LaunchConfig::new(grid, THREADS), &params) }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::abi::{self, LoraBwdParams, LoraGradient, LoraParams, LoraSpan};
 use super::gemm::Matrix;
-use super::{Buf, Gpu, Launcher, Operand, Precision, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, size};
 use crate::error::Result;
 use crate::ops::layer::Dropout;
 use crate::ops::lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
@@ -322,7 +322,7 @@ impl<L: Launcher> Gpu<L> {
         };
         let grid = [rows, ld.div_ceil(1024), 1];
         // SAFETY: x has the rows; the memory was made for them.
-        unsafe { self.launch("pack_f32", grid, 256, 0, &params)? };
+        unsafe { self.launch("pack_f32", LaunchConfig::new(grid, 256), &params)? };
         Ok(Aligned {
             at: params.out,
             ld,
@@ -410,9 +410,7 @@ impl<L: Launcher> Gpu<L> {
         unsafe {
             self.launch(
                 kernel,
-                [row_tiles, units, 1],
-                abi::LORA_THREADS,
-                shared,
+                LaunchConfig::new([row_tiles, units, 1], abi::LORA_THREADS).shared(shared),
                 &params,
             )
         }
@@ -453,7 +451,13 @@ impl<L: Launcher> Gpu<L> {
         let shared = (abi::LORA_STAGES * abi::LORA_ROWS) as usize * row;
         let grid = [widest.div_ceil(abi::LORA_WIDE) as usize, jobs.len(), 1];
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, abi::LORA_THREADS, shared, &params) }
+        unsafe {
+            self.launch(
+                kernel,
+                LaunchConfig::new(grid, abi::LORA_THREADS).shared(shared),
+                &params,
+            )
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub use cuda::{Cuda, Recording};
 #[cfg(feature = "emulator")]
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
-pub use launch::{Launch, Launcher, Operand, Product};
+pub use launch::{Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
 pub use prune::Recorded;
 
 use std::marker::PhantomData;
@@ -182,33 +182,36 @@ impl<L: Launcher> Gpu<L> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`Launcher::launch`]. An empty grid is nothing to do.
+    /// Submits a kernel. An empty grid is nothing to do.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As of [`Launcher::submit`].
     unsafe fn launch<P: bytemuck::Pod>(
         &self,
-        kernel: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared: usize,
+        name: &'static str,
+        config: LaunchConfig,
         params: &P,
     ) -> Result<()> {
-        if grid.contains(&0) {
+        if config.grid.contains(&0) {
             return Ok(());
         }
-        let dims = grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
-        let params = bytemuck::bytes_of(params);
-        tape::note(|| Launch::Kernel {
-            kernel,
-            grid: dims,
-            threads,
-            shared,
-            params: params.to_vec(),
-        });
+        let kernel = Kernel {
+            name,
+            config,
+            params: Params::new(bytemuck::bytes_of(params)),
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.launcher.launch(kernel, dims, threads, shared, params) }
+        unsafe { self.submit(Launch::Kernel(kernel)) }
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Launcher::submit`].
+    unsafe fn submit(&self, launch: Launch) -> Result<()> {
+        // SAFETY: the caller's promise.
+        tape::note(unsafe { self.launcher.submit(launch)? });
+        Ok(())
     }
 
     fn at<T: Elem>(&self, buf: &Buf<L, T>) -> u64 {

@@ -4,7 +4,7 @@ use super::abi::{
     NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
 };
 use super::gemm::{Matrix, Tile};
-use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, Product, Scratch, size};
 use crate::error::Result;
 use crate::ops::nll::{NllOp, Pick};
 use crate::ops::storage::Storage;
@@ -93,7 +93,13 @@ impl<L: Launcher> NllOp for Gpu<L> {
                 let grid = [rows.div_ceil(tile.size), inner.div_ceil(tile.size), 1];
                 // SAFETY: both operands have rows of `ld` elements, targets were checked, and the
                 // block has room for `rows` rows of `inner`.
-                unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
+                unsafe {
+                    self.launch(
+                        kernel,
+                        LaunchConfig::new(grid, tile.threads).shared(tile.shared),
+                        &params,
+                    )?
+                };
                 let from = (first * self.precision.bytes()) as u64;
                 let across = across.operand(self);
                 let product = Product {
@@ -131,7 +137,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
             };
             let grid = [row_sums.len(), width.div_ceil(256), 1];
             // SAFETY: every pick's row was checked against dx, and `order` names rows of `sums`.
-            unsafe { self.launch("scatter_add", grid, 256, 0, &params)? };
+            unsafe { self.launch("scatter_add", LaunchConfig::new(grid, 256), &params)? };
         }
         Ok(())
     }
@@ -233,7 +239,13 @@ impl<L: Launcher> Gpu<L> {
         let grid = [row_tiles, splits, 1];
         // SAFETY: the caller's promise of the targets; both operands have rows of `ld` elements, and
         // parts and logits were made for these rows and splits.
-        unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
+        unsafe {
+            self.launch(
+                kernel,
+                LaunchConfig::new(grid, tile.threads).shared(tile.shared),
+                &params,
+            )?
+        };
         // SAFETY: the caller's promise of the output.
         unsafe { self.merge([parts, logit, out, lse], rows, splits)? };
         Ok(Operand { at: operand, ld })
@@ -276,7 +288,13 @@ impl<L: Launcher> Gpu<L> {
                 splits: size("nll", splits)?,
             };
             // SAFETY: lengths and targets were checked.
-            unsafe { self.launch("nll_logits", [rows, splits, 1], 256, 256 * 8, &params)? };
+            unsafe {
+                self.launch(
+                    "nll_logits",
+                    LaunchConfig::new([rows, splits, 1], 256).shared(256 * 8),
+                    &params,
+                )?
+            };
             let out = self.at(out) + (i * ROWS * size_of::<f32>()) as u64;
             // SAFETY: the output's length was checked.
             unsafe { self.merge([parts, logit, out, 0], rows, splits)? };
@@ -316,6 +334,12 @@ impl<L: Launcher> Gpu<L> {
             splits: size("nll", splits)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch("nll_merge", [rows.div_ceil(256), 1, 1], 256, 0, &params) }
+        unsafe {
+            self.launch(
+                "nll_merge",
+                LaunchConfig::new([rows.div_ceil(256), 1, 1], 256),
+                &params,
+            )
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::abi::{AttentionTile, GatherParams, PruneParams, PruneRun, PruneText};
 use super::attention::Tiles;
 use super::gemm::Matrix;
-use super::launch::Launcher;
+use super::launch::{LaunchConfig, Launcher};
 use super::nll::ROWS;
 use super::tape::taped;
 use super::topk::{CACHED, FIXED};
@@ -113,7 +113,13 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         let grid = [capacity.texts, 1, 1];
         // SAFETY: `PruneBatch` made the buffers for its room and checked what it wrote into them; they
         // have no other writer.
-        unsafe { self.launch("prune", grid, threads, FIXED + 4 * (cached + 1), &params) }
+        unsafe {
+            self.launch(
+                "prune",
+                LaunchConfig::new(grid, threads).shared(FIXED + 4 * (cached + 1)),
+                &params,
+            )
+        }
     }
 
     fn embed_staged_checked(
@@ -154,7 +160,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         // A row is short: as many as there are, up to what runs at once.
         let blocks = rows.min(8 * self.launcher.processors() as usize);
         // SAFETY: positions are below the room's tokens; lengths were checked.
-        unsafe { self.launch("gather", [blocks, 1, 1], 64, 0, &params) }
+        unsafe { self.launch("gather", LaunchConfig::new([blocks, 1, 1], 64), &params) }
     }
 
     fn rotate_staged_checked(

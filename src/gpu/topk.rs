@@ -1,7 +1,7 @@
 //! Selection by `kernels/topk.cu`.
 
 use super::abi::{GatherParams, Segment, TopkParams};
-use super::{Buf, Gpu, Launcher, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, size};
 use crate::error::Result;
 use crate::ops::Checked;
 use crate::ops::topk::{Keep, Select, Selection, TopKOp};
@@ -57,7 +57,13 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         let threads = longest.div_ceil(4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [segments.len(), 1, 1];
         // SAFETY: every segment lies within all buffers, and shared memory has room for the keys.
-        unsafe { self.launch("topk", grid, threads, FIXED + 4 * (cached + 1), &params) }
+        unsafe {
+            self.launch(
+                "topk",
+                LaunchConfig::new(grid, threads).shared(FIXED + 4 * (cached + 1)),
+                &params,
+            )
+        }
     }
 
     fn gather_checked(
@@ -82,6 +88,6 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         };
         let blocks = len.min(4 * self.launcher.processors() as usize);
         // SAFETY: a segment keeps at most `len` rows, all of them its own; lengths were checked.
-        unsafe { self.launch("gather", [blocks, 1, 1], 256, 0, &params) }
+        unsafe { self.launch("gather", LaunchConfig::new([blocks, 1, 1], 256), &params) }
     }
 }

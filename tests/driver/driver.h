@@ -29,6 +29,7 @@ enum {
   CAPTURE_IMPLICIT = 906,
   CAPTURED_EVENT = 907,
   CAPTURE_WRONG_THREAD = 908,
+  INVALID_CLUSTER_SIZE = 912,
 };
 
 // The devices' memory: memory.cpp. Every piece has pages of its own, at addresses that are never given again: before
