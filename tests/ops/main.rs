@@ -3,7 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cases;
 mod estimates;
 mod gradients;
 mod instruction_sets;
 mod ops;
+mod table;
+
+use common::oracle;
