@@ -6,8 +6,8 @@
 //! memory is given for, and made again for the others.
 
 use super::buffers::{Buffers, PooledBuffer};
-use super::config::Family;
-use super::decoder::{Layer, Model, NormWeights, norm_shape};
+use super::config::Mlp;
+use super::decoder::{Layer, Model, NormWeights, activate, norm_shape};
 use super::trained::{Pair, Trained};
 use crate::control;
 use crate::error::{Error, Result};
@@ -147,16 +147,8 @@ impl<'m, B: Backend> Backward<'m, B> {
         let c = &self.model.config;
         let kv = c.kv_heads * c.head_dim;
         let queries = c.heads * c.head_dim;
-        let per_row = 2 * queries + 4 * kv + c.heads + c.hidden + self.gates() * c.ffn;
+        let per_row = 2 * queries + 4 * kv + c.heads + c.hidden + c.mlp.parts() * c.ffn;
         rows * per_row * size_of::<f32>()
-    }
-
-    fn gates(&self) -> usize {
-        if self.model.config.family == Family::Gpt2 {
-            1
-        } else {
-            2
-        }
     }
 
     /// Runs embeddings `x`, `[rows, hidden]`, through the layers; what the backward needs is kept for
@@ -315,7 +307,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         model.project(&layer.output, rows, &attention, true, &mut middle)?;
         self.adapt(pass, i, 1, &attention, &mut middle)?;
         model.norm(&layer.mlp_norm, rows, &middle, &mut h)?;
-        let mut up = self.take(rows * self.gates() * c.ffn)?;
+        let mut up = self.take(rows * c.mlp.parts() * c.ffn)?;
         model.project(&layer.up, rows, &h, false, &mut up)?;
         self.adapt(pass, i, 2, &h, &mut up)?;
         let rest = Some(Rest {
@@ -341,10 +333,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     fn activate(&self, rows: usize, up: &B::Buf<f32>) -> Result<PooledBuffer<'_, B>> {
         let (b, c) = (&self.model.backend, &self.model.config);
         let mut inner = self.take(rows * c.ffn)?;
-        match c.family {
-            Family::Gpt2 => b.gelu(rows * c.ffn, up, &mut inner)?,
-            _ => b.swiglu(rows, c.ffn, up, &mut inner)?,
-        }
+        activate(b, c, rows, up, &mut inner)?;
         Ok(inner)
     }
 
@@ -674,10 +663,17 @@ impl<'m, B: Backend> Backward<'m, B> {
             let inner = self.activate(rows, &rest.up)?;
             self.adapt_bwd(pass, i, 3, &inner, dx, Some(&mut dinner), found)?;
         }
-        let mut dup = self.take(rows * self.gates() * c.ffn)?;
-        match c.family {
-            Family::Gpt2 => b.gelu_bwd(rows * c.ffn, &rest.up, &dinner, &mut dup)?,
-            _ => b.swiglu_bwd(rows, c.ffn, &rest.up, &dinner, &mut dup)?,
+        let mut dup = self.take(rows * c.mlp.parts() * c.ffn)?;
+        match c.mlp {
+            Mlp::SwiGlu => b.swiglu_bwd(rows, c.ffn, &rest.up, &dinner, &mut dup)?,
+            Mlp::Gelu => b.gelu_bwd(rows * c.ffn, &rest.up, &dinner, &mut dup)?,
+            // Encoders' alone, of which no gradients are made.
+            Mlp::GeGlu | Mlp::GeluErf => {
+                return Err(Error::Unsupported {
+                    what: format!("gradients of an MLP of {:?}", c.mlp),
+                    have: "SwiGLU, GELU by a hyperbolic tangent".into(),
+                });
+            }
         }
         drop(dinner);
         let mut dh = self.project_bwd(i, 2, rows, &dup)?;

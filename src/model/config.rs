@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::gguf::Metadata;
 use crate::error::{Error, Result};
 use crate::mapped::{one_line, read_json};
+use crate::ops::NormKind;
 use crate::rope::Rope;
 pub use crate::rope::RopeScaling;
 
@@ -43,11 +44,6 @@ impl Family {
         }
     }
 
-    /// Whether positions are learned, not rotated.
-    pub const fn learns_positions(self) -> bool {
-        matches!(self, Family::Gpt2 | Family::Bert | Family::XlmRoberta)
-    }
-
     /// From `model_type` or `general.architecture`.
     fn from_name(name: &str) -> Option<Family> {
         Some(match name {
@@ -63,13 +59,52 @@ impl Family {
     }
 }
 
+/// What lies between the two projections of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mlp {
+    /// `silu(gate) · up`.
+    SwiGlu,
+    /// `gelu(gate) · up`, by the error function.
+    GeGlu,
+    /// `gelu(up)`, by a hyperbolic tangent.
+    Gelu,
+    /// `gelu(up)`, by the error function.
+    GeluErf,
+}
+
+impl Mlp {
+    /// What the first projection puts out for each element of the inner layer: up, or gate and up.
+    pub const fn parts(self) -> usize {
+        match self {
+            Mlp::SwiGlu | Mlp::GeGlu => 2,
+            Mlp::Gelu | Mlp::GeluErf => 1,
+        }
+    }
+}
+
+/// How a model tells positions apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// Keys and queries are rotated.
+    Rotary,
+    /// A table of embeddings is added.
+    Learned,
+}
+
 /// Shapes and constants of a model. Those of an open model are checked: sizes lie between 1 and
 /// 2²⁴, `heads` is a multiple of `kv_heads`, constants are finite and positive, and every tensor has
 /// the shape that follows from them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Which forward.
+    /// Names of its tensors and the marks of its tokens follow from this; what is computed follows from
+    /// the other fields.
     pub family: Family,
+    /// Which normalisation.
+    pub norm: NormKind,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Rotated or learned.
+    pub positions: Positions,
     /// Rows of the embedding.
     pub vocab: usize,
     /// Width of the residual stream.
@@ -114,8 +149,6 @@ pub struct EncoderConfig {
     pub first_position: u32,
     /// Id of the token that fills up a batch.
     pub padding: u32,
-    /// GELU by a hyperbolic tangent, not by the error function.
-    pub gelu_tanh: bool,
     /// Which layers see near keys only; `None`: none.
     pub local: Option<LocalAttention>,
     /// A text's classes are made of the mean of its states, not of the first (ModernBERT).
@@ -157,7 +190,7 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 impl Config {
     /// How keys and queries are rotated; `None` where positions are learned.
     pub fn rope(&self) -> Option<Rope> {
-        (!self.family.learns_positions()).then(|| Rope {
+        (self.positions == Positions::Rotary).then(|| Rope {
             theta: self.rope_theta,
             dim: self.head_dim,
             scaling: self.rope_scaling.clone(),
@@ -210,7 +243,7 @@ impl Config {
                 self.heads, self.kv_heads
             ));
         }
-        if (self.family.learns_positions() || self.encoder.is_some())
+        if (self.positions == Positions::Learned || self.encoder.is_some())
             && self.heads * self.head_dim != self.hidden
         {
             return bad(format!(
@@ -224,7 +257,7 @@ impl Config {
                 self.kv_heads, self.heads
             ));
         }
-        if !self.family.learns_positions() && !self.head_dim.is_multiple_of(2) {
+        if self.positions == Positions::Rotary && !self.head_dim.is_multiple_of(2) {
             return bad(format!("head size {} is odd", self.head_dim));
         }
         let mut constants = vec![
@@ -349,10 +382,16 @@ impl Config {
             Some(size) => size,
             None => hidden.checked_div(heads).unwrap_or(0),
         };
-        let eps = if family.learns_positions() {
-            "attention.layer_norm_epsilon"
-        } else {
-            "attention.layer_norm_rms_epsilon"
+        let (norm, mlp, positions) = match family {
+            Family::Gpt2 => (NormKind::Layer, Mlp::Gelu, Positions::Learned),
+            Family::Bert | Family::XlmRoberta => {
+                (NormKind::Layer, Mlp::GeluErf, Positions::Learned)
+            }
+            _ => (NormKind::Rms, Mlp::SwiGlu, Positions::Rotary),
+        };
+        let eps = match norm {
+            NormKind::Layer => "attention.layer_norm_epsilon",
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
         };
         for name in ["attention.value_length", "rope.dimension_count"] {
             if let Some(other) = size(name)?.filter(|&other| other != head_dim) {
@@ -384,6 +423,9 @@ impl Config {
         };
         let config = Config {
             family,
+            norm,
+            mlp,
+            positions,
             vocab,
             hidden,
             layers: required("block_count")?,
@@ -406,7 +448,6 @@ impl Config {
                 token_types: meta.u32("tokenizer.ggml.token_type_count")?.unwrap_or(1) as usize,
                 first_position: 0,
                 padding: token("padding")?.unwrap_or(0),
-                gelu_tanh: false,
                 local: None,
                 classes_of_mean: false,
                 head,
@@ -576,6 +617,9 @@ fn llama_from_json(json: Json, family: Family) -> Result<Config> {
     let (rope_theta, rope_scaling) = json_rope(json, max_positions)?;
     Ok(Config {
         family,
+        norm: NormKind::Rms,
+        mlp: Mlp::SwiGlu,
+        positions: Positions::Rotary,
         vocab: json.required_size("vocab_size")?,
         hidden,
         layers: json.required_size("num_hidden_layers")?,
@@ -667,6 +711,9 @@ fn gpt2_from_json(json: Json) -> Result<Config> {
     let heads = json.required_size("n_head")?;
     Ok(Config {
         family: Family::Gpt2,
+        norm: NormKind::Layer,
+        mlp: Mlp::Gelu,
+        positions: Positions::Learned,
         vocab: json.required_size("vocab_size")?,
         hidden,
         layers: json.required_size("n_layer")?,
@@ -707,9 +754,15 @@ fn bert_from_json(json: Json, family: Family) -> Result<Config> {
         Family::XlmRoberta => padding.unwrap_or(1).saturating_add(1),
         _ => 0,
     };
-    let positions = json.required_size("max_position_embeddings")?;
+    let rows = json.required_size("max_position_embeddings")?;
+    let is_tanh = json
+        .str("hidden_act")?
+        .is_some_and(|name| tanh.contains(&name));
     Ok(Config {
         family,
+        norm: NormKind::Layer,
+        mlp: if is_tanh { Mlp::Gelu } else { Mlp::GeluErf },
+        positions: Positions::Learned,
         vocab,
         hidden,
         layers: json.required_size("num_hidden_layers")?,
@@ -717,7 +770,7 @@ fn bert_from_json(json: Json, family: Family) -> Result<Config> {
         kv_heads: heads,
         head_dim: hidden.checked_div(heads).unwrap_or(0),
         ffn: json.required_size("intermediate_size")?,
-        max_positions: positions.saturating_sub(first_position as usize),
+        max_positions: rows.saturating_sub(first_position as usize),
         norm_eps: json.f32("layer_norm_eps")?.unwrap_or(1e-12),
         rope_theta: DEFAULT_THETA,
         rope_scaling: RopeScaling::None,
@@ -729,9 +782,6 @@ fn bert_from_json(json: Json, family: Family) -> Result<Config> {
             token_types: json.size("type_vocab_size")?.unwrap_or(2),
             first_position,
             padding: padding.unwrap_or(0),
-            gelu_tanh: json
-                .str("hidden_act")?
-                .is_some_and(|name| tanh.contains(&name)),
             local: None,
             classes_of_mean: false,
             head: encoder_head(json)?,
@@ -784,6 +834,9 @@ fn modernbert_from_json(json: Json) -> Result<Config> {
     };
     Ok(Config {
         family: Family::ModernBert,
+        norm: NormKind::Layer,
+        mlp: Mlp::GeGlu,
+        positions: Positions::Rotary,
         vocab,
         hidden,
         layers,
@@ -803,7 +856,6 @@ fn modernbert_from_json(json: Json) -> Result<Config> {
             token_types: 1,
             first_position: 0,
             padding: json.token("pad_token_id", vocab).unwrap_or(0),
-            gelu_tanh: false,
             local: Some(LocalAttention {
                 every,
                 // The window, whose middle is the query.

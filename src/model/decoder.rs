@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control;
 use crate::error::{Error, Result};
-use crate::model::config::{Config, Family};
+use crate::model::config::{Config, Family, Mlp};
 use crate::model::kv::Kv;
 use crate::model::lora::{LayerLora, Lora, LowRank};
 use crate::model::rows::Stacked;
 use crate::model::weights::Weights;
-use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate, RowSource};
+use crate::ops::{Attention, Backend, Linear, Norm, Pairing, Pick, Rotate, RowSource};
 use crate::rope;
 
 pub(in crate::model) use workspace::Workspace;
@@ -74,12 +74,24 @@ pub(super) fn norm_shape(config: &Config, rows: usize) -> Norm {
         rows,
         width: config.hidden,
         eps: config.norm_eps,
-        kind: match config.family {
-            Family::Gpt2 | Family::Bert | Family::XlmRoberta | Family::ModernBert => {
-                NormKind::Layer
-            }
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => NormKind::Rms,
-        },
+        kind: config.norm,
+    }
+}
+
+/// What lies between the projections of an MLP.
+pub(super) fn activate<B: Backend>(
+    backend: &B,
+    config: &Config,
+    rows: usize,
+    up: &B::Buf<f32>,
+    inner: &mut B::Buf<f32>,
+) -> Result<()> {
+    let width = config.ffn;
+    match config.mlp {
+        Mlp::SwiGlu => backend.swiglu(rows, width, up, inner),
+        Mlp::GeGlu => backend.geglu(rows, width, up, inner),
+        Mlp::Gelu => backend.gelu(rows * width, up, inner),
+        Mlp::GeluErf => backend.gelu_erf(rows * width, up, inner),
     }
 }
 
@@ -465,11 +477,7 @@ impl<B: Backend> Model<B> {
         self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
         layer.up.apply(b, rows, &s.h, false, estimate, &mut s.up)?;
         self.adapt(lora.up, rows, &s.h, &mut s.up)?;
-        if c.family == Family::Gpt2 {
-            b.gelu(rows * c.ffn, &s.up, &mut s.inner)?;
-        } else {
-            b.swiglu(rows, c.ffn, &s.up, &mut s.inner)?;
-        }
+        activate(b, c, rows, &s.up, &mut s.inner)?;
         layer
             .down
             .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
@@ -595,14 +603,13 @@ impl<B: Backend> Model<B> {
 impl<B: Backend> Scratch<B> {
     fn new(backend: &B, c: &Config, rows: usize) -> Result<Self> {
         let rows = rows.next_multiple_of(64);
-        let gates = if c.family == Family::Gpt2 { 1 } else { 2 };
         Ok(Scratch {
             rows,
             x: backend.zeros(rows * c.hidden)?,
             h: backend.zeros(rows * c.hidden)?,
             qkv: backend.zeros(rows * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
             attention: backend.zeros(rows * c.heads * c.head_dim)?,
-            up: backend.zeros(rows * gates * c.ffn)?,
+            up: backend.zeros(rows * c.mlp.parts() * c.ffn)?,
             inner: backend.zeros(rows * c.ffn)?,
             angles: backend.zeros(rows * c.head_dim)?,
             nll: backend.zeros(rows)?,
