@@ -7,7 +7,8 @@
 
 use super::buffers::{Buffers, PooledBuffer};
 use super::config::Mlp;
-use super::decoder::{Layer, Model, NormWeights, activate, norm_shape};
+use super::decoder::Model;
+use super::decoder::layers::{Layer, NormWeights, activate, norm_shape};
 use super::trained::{Pair, Trained};
 use crate::control;
 use crate::error::{Error, Result};

@@ -7,6 +7,7 @@ mod cases;
 mod estimates;
 mod gradients;
 mod instruction_sets;
+mod model_gradients;
 mod ops;
 mod table;
 
