@@ -17,7 +17,7 @@ use super::panels::{Panels, Values};
 use super::simd::{self, simd_fn, tiled};
 use crate::error::Result;
 use crate::ops::Checked;
-use crate::ops::nll::{NllOp, Pick};
+use crate::ops::nll::{NllOp, NllTarget};
 
 /// What a task finds out about one row from its share of the vocabulary.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,7 +36,7 @@ impl NllOp for Cpu {
         width: usize,
         x: &Vec<f32>,
         head: &Panels,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Vec<f32>,
     ) -> Result<()> {
         self.nlls(width, x, head, picks, false, out)
@@ -48,7 +48,7 @@ impl NllOp for Cpu {
         width: usize,
         x: &Vec<f32>,
         head: &Panels,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Vec<f32>,
     ) -> Result<()> {
         self.nlls(width, x, head, picks, true, out)
@@ -61,7 +61,7 @@ impl NllOp for Cpu {
         x: &Vec<f32>,
         head: &Panels,
         across: &Panels,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Vec<f32>,
         dx: &mut Vec<f32>,
     ) -> Result<()> {
@@ -113,7 +113,7 @@ impl Cpu {
         width: usize,
         x: &[f32],
         head: &Panels,
-        picks: &[Pick],
+        picks: &[NllTarget],
         estimate: bool,
         out: &mut [f32],
     ) -> Result<()> {
@@ -235,7 +235,7 @@ struct NllTask<'a> {
     x: &'a [f32],
     head: &'a Panels,
     factors: Factors<'a>,
-    picks: &'a [Pick],
+    picks: &'a [NllTarget],
     /// Panels `first..last`.
     first: usize,
     last: usize,

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::Checked;
 use crate::ops::attention::{Attention, AttentionOp};
 use crate::ops::layer::{LayerOp, Rotate};
-use crate::ops::nll::{NllOp, Pick};
+use crate::ops::nll::{NllOp, NllTarget};
 use crate::ops::prune::{Capacity, NOWHERE, PruneBatch, PruneOp, RUN, STATE, Staged, State};
 
 /// The plain way, for comparison: a CPU is never ahead of itself, and is better served by passes of
@@ -14,7 +14,7 @@ use crate::ops::prune::{Capacity, NOWHERE, PruneBatch, PruneOp, RUN, STATE, Stag
 impl PruneOp for Cpu {
     type Recorded = ();
 
-    fn queues(&self) -> bool {
+    fn runs_ahead(&self) -> bool {
         false
     }
 
@@ -137,7 +137,9 @@ impl PruneOp for Cpu {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         let rows = (0..).zip(&texts.targets);
-        let picks: Vec<Pick> = rows.map(|(row, &target)| Pick { row, target }).collect();
+        let picks: Vec<NllTarget> = rows
+            .map(|(row, &target)| NllTarget { row, target })
+            .collect();
         self.nll(width, x, head, &picks, out)
     }
 }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use super::device::Cpu;
 use crate::error::Result;
 use crate::ops::Checked;
-use crate::ops::topk::{Keep, Select, Selection, TopKOp};
+use crate::ops::topk::{Keep, Select, TopKOp, TopKOutput};
 
 /// −0 as 0, NaN below all.
 fn compare(a: f32, b: f32) -> Ordering {
@@ -20,7 +20,7 @@ impl TopKOp for Cpu {
         segments: &[Select],
         scores: &Vec<f32>,
         ids: &Vec<u32>,
-        out: &mut Selection<Self>,
+        out: &mut TopKOutput<Self>,
     ) -> Result<()> {
         for (segment, kept) in segments.iter().zip(&mut out.kept) {
             let first = segment.first as usize;
@@ -71,7 +71,7 @@ impl TopKOp for Cpu {
         _: Checked,
         width: usize,
         x: &Vec<f32>,
-        selection: &Selection<Self>,
+        selection: &TopKOutput<Self>,
         segment: usize,
         of: Select,
         to: usize,

@@ -6,7 +6,7 @@ use super::abi::{
 use super::gemm::{Matrix, Tile};
 use super::{Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, Product, Scratch, size};
 use crate::error::Result;
-use crate::ops::nll::{NllOp, Pick};
+use crate::ops::nll::{NllOp, NllTarget};
 use crate::ops::storage::Storage;
 use crate::ops::{Checked, expect_ids, expect_len};
 
@@ -25,7 +25,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         for (i, picks) in picks.chunks(ROWS).enumerate() {
@@ -44,7 +44,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
         x: &Buf<L, f32>,
         head: &Matrix<L>,
         across: &Matrix<L>,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Buf<L, f32>,
         dx: &mut Buf<L, f32>,
     ) -> Result<()> {
@@ -147,7 +147,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
 const ROWS_BWD: usize = 4096;
 
 /// The picks in the order of their rows, and for each row that is named the run of it.
-fn by_row(picks: &[Pick]) -> (Vec<u32>, Vec<RowSum>) {
+fn by_row(picks: &[NllTarget]) -> (Vec<u32>, Vec<RowSum>) {
     let mut order: Vec<u32> = (0..picks.len() as u32).collect();
     order.sort_by_key(|&i| (picks[i as usize].row, i));
     let mut sums: Vec<RowSum> = Vec::new();
@@ -180,7 +180,7 @@ impl<L: Launcher> Gpu<L> {
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: u64,
         lse: u64,
     ) -> Result<(Operand, u64)> {

@@ -37,7 +37,7 @@ impl<L: Launcher> Default for Recorded<L> {
 impl<L: Launcher> PruneOp for Gpu<L> {
     type Recorded = Recorded<L>;
 
-    fn queues(&self) -> bool {
+    fn runs_ahead(&self) -> bool {
         true
     }
 

@@ -4,7 +4,7 @@ use super::abi::{GatherParams, Segment, TopkParams};
 use super::{Buf, Gpu, LaunchConfig, Launcher, size};
 use crate::error::Result;
 use crate::ops::Checked;
-use crate::ops::topk::{Keep, Select, Selection, TopKOp};
+use crate::ops::topk::{Keep, Select, TopKOp, TopKOutput};
 
 /// Bytes of the kernel's shared memory before the keys: digits, warps' sums, two numbers.
 pub(super) const FIXED: usize = (2048 + 32 + 2) * 4;
@@ -18,7 +18,7 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         segments: &[Select],
         scores: &Buf<L, f32>,
         ids: &Buf<L, u32>,
-        out: &mut Selection<Self>,
+        out: &mut TopKOutput<Self>,
     ) -> Result<()> {
         let longest = segments.iter().map(|s| s.len as usize).max().unwrap_or(0);
         let cached = longest.min(CACHED);
@@ -71,7 +71,7 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         _: Checked,
         width: usize,
         x: &Buf<L, f32>,
-        selection: &Selection<Self>,
+        selection: &TopKOutput<Self>,
         segment: usize,
         of: Select,
         to: usize,

@@ -13,14 +13,15 @@ use super::trained::{Pair, Trained};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Pairing, Pick, Rotate,
+    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, NllTarget, Pairing,
+    Rotate,
 };
 use crate::rope;
 
 /// A model that gradients go through.
 pub(crate) struct Backward<'m, B: Backend> {
     pub model: &'m Model<B>,
-    /// Weights the other way round, by layer: qkv, output, up, down.
+    /// Weights transposed, by layer: qkv, output, up, down.
     across: Vec<[B::Matrix; 4]>,
     head: B::Matrix,
     buffers: Buffers<B>,
@@ -105,7 +106,7 @@ pub(crate) struct Gradients<'p, B: Backend> {
 }
 
 impl<'m, B: Backend> Backward<'m, B> {
-    /// Lays out a model's weights the other way round: once more their memory.
+    /// Lays out a model's weights transposed: once more their memory.
     ///
     /// # Errors
     /// Those of the device.
@@ -467,7 +468,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         &self,
         acts: &Acts<'_, B>,
         rows: usize,
-        picks: &[Pick],
+        picks: &[NllTarget],
     ) -> Result<(Vec<f32>, PooledBuffer<'_, B>)> {
         let (model, b) = (self.model, &self.model.backend);
         let width = model.config.hidden;
@@ -486,7 +487,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     }
 
     /// Nll of picks from the last hidden states.
-    pub fn nll_only(&self, acts: &Acts<'_, B>, picks: &[Pick]) -> Result<Vec<f32>> {
+    pub fn nll_only(&self, acts: &Acts<'_, B>, picks: &[NllTarget]) -> Result<Vec<f32>> {
         let (model, b) = (self.model, &self.model.backend);
         let mut nll = self.take(picks.len())?;
         b.nll(

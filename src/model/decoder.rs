@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::model::kv::Kv;
 use crate::model::lora::{LayerLora, Lora, LowRank};
-use crate::ops::{Attention, Backend, Linear, Pairing, Pick, Rotate};
+use crate::ops::{Attention, Backend, Linear, NllTarget, Pairing, Rotate};
 use crate::rope;
 
 use layers::{Layer, NormWeights, Projection, activate};
@@ -475,7 +475,7 @@ impl<B: Backend> Hidden<'_, B> {
     ///
     /// [`Error::Input`] for a target outside the vocabulary, [`Error::Shape`] for a row that is not
     /// there or for more picks than rows.
-    pub fn nll(&mut self, picks: &[Pick]) -> Result<Vec<f32>> {
+    pub fn nll(&mut self, picks: &[NllTarget]) -> Result<Vec<f32>> {
         self.score(picks)?;
         match self.scratch.as_ref() {
             Some(scratch) => self.model.backend.download(&scratch.nll, 0..picks.len()),
@@ -486,7 +486,7 @@ impl<B: Backend> Hidden<'_, B> {
     /// The same on the device: so many at a time, one after the other, each to its place in `out`.
     pub(crate) fn nll_to(
         &mut self,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut B::Buf<f32>,
         parts: impl IntoIterator<Item = (usize, usize)>,
     ) -> Result<()> {
@@ -509,7 +509,7 @@ impl<B: Backend> Hidden<'_, B> {
     }
 
     /// Nll to the scratch.
-    fn score(&mut self, picks: &[Pick]) -> Result<()> {
+    fn score(&mut self, picks: &[NllTarget]) -> Result<()> {
         let model = self.model;
         let Some(scratch) = self.scratch.as_mut() else {
             return Ok(());

@@ -412,7 +412,7 @@ impl<B: Backend> Encoder<B> {
             }
         }
         control::step(|| {
-            // Norms after read `x` and leave `h`, norms before the other way round.
+            // Norms after read `x` and leave `h`, norms before the reverse.
             let (from, to) = match self.final_norm {
                 None => (&mut s.x, &mut s.h),
                 Some(_) => (&mut s.h, &mut s.x),

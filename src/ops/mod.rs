@@ -18,10 +18,10 @@ pub use attention::{Attended, Attention, AttentionOp};
 pub use gemm::{GemmOp, Linear, Outer, RowSource, Shaped, Span};
 pub use layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 pub use lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
-pub use nll::{NllOp, Pick};
+pub use nll::{NllOp, NllTarget};
 pub use prune::{Capacity, Limits, PruneBatch, PruneOp, PrunedTokens, Staged, TokenPruning};
 pub use storage::{Buffer, Elem, Storage};
-pub use topk::{Keep, Select, Selection, TopKOp};
+pub use topk::{Keep, Select, TopKOp, TopKOutput};
 
 use crate::error::{Error, Result};
 

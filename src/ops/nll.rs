@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// A row of hidden states and the token that it should predict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pick {
+pub struct NllTarget {
     /// Row of the hidden states.
     pub row: u32,
     /// Token id.
@@ -16,14 +16,14 @@ pub struct Pick {
 
 /// Scores of targets.
 pub trait NllOp: GemmOp {
-    /// `out[i] = -ln softmax(x[row_i] · headᵀ)[target_i]` for each pick; x of `[rows, width]`, head of
+    /// `out[i] = -ln softmax(x[row_i] · headᵀ)[target_i]` for each target; x of `[rows, width]`, head of
     /// `[vocab, width]`.
     fn nll(
         &self,
         width: usize,
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Self::Buf<f32>,
     ) -> Result<()> {
         check("nll", width, x.len(), head, picks, out.len())?;
@@ -36,7 +36,7 @@ pub trait NllOp: GemmOp {
         width: usize,
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Self::Buf<f32>,
     ) -> Result<()> {
         check("nll", width, x.len(), head, picks, out.len())?;
@@ -54,7 +54,7 @@ pub trait NllOp: GemmOp {
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
         across: &Self::Matrix,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Self::Buf<f32>,
         dx: &mut Self::Buf<f32>,
     ) -> Result<()> {
@@ -72,7 +72,7 @@ pub trait NllOp: GemmOp {
         width: usize,
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Self::Buf<f32>,
     ) -> Result<()>;
 
@@ -83,7 +83,7 @@ pub trait NllOp: GemmOp {
         width: usize,
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Self::Buf<f32>,
     ) -> Result<()> {
         self.nll_checked(checked, width, x, head, picks, out)
@@ -98,7 +98,7 @@ pub trait NllOp: GemmOp {
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
         across: &Self::Matrix,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Self::Buf<f32>,
         dx: &mut Self::Buf<f32>,
     ) -> Result<()>;
@@ -110,7 +110,7 @@ fn check(
     width: usize,
     x: usize,
     head: &impl Shaped,
-    picks: &[Pick],
+    picks: &[NllTarget],
     out: usize,
 ) -> Result<()> {
     let [vocab, inputs] = head.shape();
@@ -130,7 +130,7 @@ fn expect_rows(
     op: &'static str,
     what: &str,
     width: usize,
-    picks: &[Pick],
+    picks: &[NllTarget],
     held: usize,
 ) -> Result<()> {
     let rows = picks.iter().map(|pick| pick.row as usize + 1).max();

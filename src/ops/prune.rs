@@ -350,7 +350,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     type Recorded: Default + Send + Sync;
 
     /// Whether the host can run ahead: launches return before they are done.
-    fn queues(&self) -> bool;
+    fn runs_ahead(&self) -> bool;
 
     /// Does `work`: what it launches must be the same in every call with one `recorded`. A device may
     /// record it and do it from the record later, without calling `work`.

@@ -32,7 +32,7 @@ pub struct Select {
 }
 
 /// What a selection writes, as long as the scores each; `kept` has one number per segment.
-pub struct Selection<S: Storage> {
+pub struct TopKOutput<S: Storage> {
     /// 1 for kept, 0 for dropped.
     pub mask: S::Buf<u32>,
     /// From each segment's first index on: the ids that it keeps, in order.
@@ -43,14 +43,14 @@ pub struct Selection<S: Storage> {
     pub kept: S::Buf<u32>,
 }
 
-impl<S: Storage> Selection<S> {
+impl<S: Storage> TopKOutput<S> {
     /// Room for `scores` scores in `segments` segments.
     ///
     /// # Errors
     ///
     /// Those of the device.
     pub fn new(storage: &S, scores: usize, segments: usize) -> Result<Self> {
-        Ok(Selection {
+        Ok(TopKOutput {
             mask: storage.zeros(scores)?,
             ids: storage.zeros(scores)?,
             rows: storage.zeros(scores)?,
@@ -73,7 +73,7 @@ pub trait TopKOp: Storage {
         segments: &[Select],
         scores: &Self::Buf<f32>,
         ids: &Self::Buf<u32>,
-        out: &mut Selection<Self>,
+        out: &mut TopKOutput<Self>,
     ) -> Result<()> {
         check(segments, scores.len(), ids.len(), out)?;
         self.topk_checked(Checked(()), segments, scores, ids, out)
@@ -90,7 +90,7 @@ pub trait TopKOp: Storage {
         &self,
         width: usize,
         x: &Self::Buf<f32>,
-        selection: &Selection<Self>,
+        selection: &TopKOutput<Self>,
         segment: usize,
         of: Select,
         to: usize,
@@ -111,7 +111,7 @@ pub trait TopKOp: Storage {
         segments: &[Select],
         scores: &Self::Buf<f32>,
         ids: &Self::Buf<u32>,
-        out: &mut Selection<Self>,
+        out: &mut TopKOutput<Self>,
     ) -> Result<()>;
 
     /// [`TopKOp::gather`], after its checks.
@@ -121,7 +121,7 @@ pub trait TopKOp: Storage {
         _: Checked,
         width: usize,
         x: &Self::Buf<f32>,
-        selection: &Selection<Self>,
+        selection: &TopKOutput<Self>,
         segment: usize,
         of: Select,
         to: usize,
@@ -133,7 +133,7 @@ fn check<S: Storage>(
     segments: &[Select],
     scores: usize,
     ids: usize,
-    out: &Selection<S>,
+    out: &TopKOutput<S>,
 ) -> Result<()> {
     let mut end = 0;
     for segment in segments {

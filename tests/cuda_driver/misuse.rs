@@ -72,7 +72,7 @@ fn error<T>(result: prefold::Result<T>) -> String {
 }
 
 #[test]
-fn work_is_done_when_somebody_waits() {
+fn work_is_done_when_the_host_waits() {
     let Some(place) = Place::new(90) else { return };
     let cuda = place.open().unwrap();
     let mut x = cuda.alloc(64, false).unwrap();
@@ -87,7 +87,7 @@ fn work_is_done_when_somebody_waits() {
         .unwrap();
     assert_eq!(place.count("launches"), 1);
     assert!(host.iter().all(|v| (v - 2.9964).abs() < 1e-3), "{host:?}");
-    // What nobody wrote is not a number.
+    // What was not written is not a number.
     let z = cuda.alloc(64, false).unwrap();
     cuda.read(&z, 0, bytemuck::cast_slice_mut(&mut host))
         .unwrap();
@@ -217,7 +217,7 @@ fn what_is_freed_is_gone() {
     let line = error(cuda.alloc(64, false));
     assert!(line.contains("illegal memory access"), "{line}");
     drop((x, cuda));
-    // Whoever opens the device anew has a new context.
+    // A device that is opened anew has a new context.
     place.open().unwrap().alloc(64, true).unwrap();
 }
 
@@ -330,7 +330,7 @@ fn a_recording_in_which_somebody_waits_is_broken() {
     );
 }
 
-/// The driver itself, as cudarc calls it: a context and two streams that wait for nobody.
+/// The driver itself, as cudarc calls it: a context and two streams that do not wait for others.
 struct Raw {
     context: sys::CUcontext,
     device: sys::CUdevice,
@@ -424,7 +424,7 @@ fn memory_is_used_by_its_rules() {
                 "a free of what is not",
             ],
         );
-        // Another stream knows nothing of the allocation yet, unless somebody says so.
+        // Another stream knows nothing of the allocation yet, until an event says so.
         let mut seen = [0, 0];
         for _ in 0..60 {
             let fresh = result::malloc_async(stream, 256).unwrap();
@@ -679,7 +679,7 @@ fn leaks_are_found() {
         "1 retained contexts, 1 streams, 1 pieces of memory"
     );
     let device = result::device::get(place.index as i32).unwrap();
-    // SAFETY: it is of no use to anybody any more.
+    // SAFETY: it is not used any more.
     unsafe { result::primary_ctx::release(device) }.unwrap();
     said(
         &place,

@@ -86,7 +86,7 @@ fn a_device_of_every_architecture_passes_its_check() {
                 assert_eq!(place.count("products") > 0, library, "{what}");
                 assert!(place.count("launches") > 10, "{what}");
                 assert!(place.count("replays") > 0, "{what}");
-                // Memory stays where it is while somebody waits.
+                // Memory stays where it is while the host waits.
                 assert_eq!(place.count("released"), 0, "{what}");
             }
         }

@@ -3,7 +3,7 @@
 // leaves open goes the least pleasant way here, and what the driver forbids fails as it does there, with a complaint
 // that a test can ask for even where the code was thrown away.
 //
-//  - What is queued is executed when somebody waits for it, not before; of other streams anything may be first, or
+//  - What is queued is executed when the host waits for it, not before; of other streams anything may be first, or
 //    nothing. Copies to the device take their bytes at the call (pageable memory is staged); copies to the host land
 //    when they are executed. Memory is there from its allocation's execution to its free's: see memory.cpp.
 //  - A thread needs a context. Handles are never given twice, so that stale ones are known. An error that a kernel
@@ -14,7 +14,7 @@
 //    the capture then in every mode), and the capturing thread may neither allocate, free, load nor copy. Captured
 //    launches hold their parameters. Allocations that would become nodes of a graph are refused, which the driver
 //    would not do: no code of ours means them.
-//  - A pool whose release threshold is below what it holds gives memory back whenever somebody waits ("released").
+//  - A pool whose release threshold is below what it holds gives memory back whenever the host waits ("released").
 //  - `stand_in_fail` makes a call fail; `stand_in_left` says what was never given back.
 //
 // What it cannot show: speed, real addresses' reuse, weak memory order, images that a driver does not take, what

@@ -40,7 +40,7 @@ namespace memory {
 uint64_t reserve(int device, size_t size);
 // Execution reaches the allocation: the piece is full of 0xff.
 void appear(uint64_t address);
-// Nobody may use it in calls from now on; false if it is not a piece of that device, or given up already.
+// Calls may not use it from now on; false if it is not a piece of that device, or given up already.
 bool give_up(int device, uint64_t address);
 // Execution reaches the free. False if its guards are damaged.
 bool vanish(uint64_t address);

@@ -5,8 +5,8 @@ use crate::common::compare::assert_close;
 use crate::common::{Random, oracle};
 use prefold::cpu::Cpu;
 use prefold::ops::{
-    Attended, Attention, AttentionOp, Dropout, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind,
-    Outer, Pairing, Pick, Rotate, Span, Storage,
+    Attended, Attention, AttentionOp, Dropout, GemmOp, LayerOp, Linear, NllOp, NllTarget, Norm,
+    NormKind, Outer, Pairing, Rotate, Span, Storage,
 };
 use prefold::{Error, Result};
 
@@ -579,8 +579,8 @@ fn nll() {
             let head = cpu.matrix(vocab, width, &values).unwrap();
             let across = cpu.transposed(&head).unwrap();
             // One row not at all, one twice, out of order.
-            let picks: Vec<Pick> = [3, 0, 2, 0]
-                .map(|row| Pick {
+            let picks: Vec<NllTarget> = [3, 0, 2, 0]
+                .map(|row| NllTarget {
                     row,
                     target: random.below(vocab) as u32,
                 })
@@ -591,7 +591,7 @@ fn nll() {
             cpu.nll_bwd(width, &x, &head, &across, &picks, &mut out, &mut dx)
                 .unwrap();
             let of = |x: &[f32]| -> Vec<f64> {
-                let row = |pick: &Pick| &x[pick.row as usize * width..][..width];
+                let row = |pick: &NllTarget| &x[pick.row as usize * width..][..width];
                 let each = picks.iter();
                 each.map(|pick| oracle::nll(row(pick), &values, pick.target as usize))
                     .collect()
@@ -614,8 +614,8 @@ fn nll_goes_through_blocks_of_rows() {
     let x = floats(&mut random, rows * width, 2.0);
     let head = cpu.matrix(vocab, width, &values).unwrap();
     let across = cpu.transposed(&head).unwrap();
-    let picks: Vec<Pick> = (0..rows as u32)
-        .map(|row| Pick {
+    let picks: Vec<NllTarget> = (0..rows as u32)
+        .map(|row| NllTarget {
             row,
             target: random.below(vocab) as u32,
         })
@@ -656,7 +656,7 @@ fn nll_checks_its_operands() {
     let head = cpu.matrix(5, 3, &[1.0; 15]).unwrap();
     let across = cpu.transposed(&head).unwrap();
     let (x, mut out, mut dx) = (vec![1.0; 6], vec![0.0; 1], vec![0.0; 6]);
-    let pick = [Pick { row: 1, target: 4 }];
+    let pick = [NllTarget { row: 1, target: 4 }];
     cpu.nll_bwd(3, &x, &head, &across, &pick, &mut out, &mut dx)
         .unwrap();
     assert_shape(cpu.nll_bwd(2, &x, &head, &across, &pick, &mut out, &mut dx));
@@ -672,7 +672,7 @@ fn nll_checks_its_operands() {
     ));
     assert_shape(cpu.nll_bwd(3, &x, &head, &across, &pick, &mut vec![], &mut dx));
     assert_shape(cpu.nll_bwd(3, &x, &head, &across, &pick, &mut out, &mut vec![0.0; 5]));
-    let outside = [Pick { row: 0, target: 5 }];
+    let outside = [NllTarget { row: 0, target: 5 }];
     let error = cpu
         .nll_bwd(3, &x, &head, &across, &outside, &mut out, &mut dx)
         .unwrap_err();

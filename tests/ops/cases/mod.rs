@@ -11,7 +11,7 @@ mod operands;
 mod run;
 mod want;
 
-use prefold::ops::{Backend, LoraPart, NormKind, Pairing, Pick, Selection};
+use prefold::ops::{Backend, LoraPart, NllTarget, NormKind, Pairing, TopKOutput};
 use rayon::prelude::*;
 
 pub use list::{MODELS, Sizes, TINY, of_model, small};
@@ -157,7 +157,7 @@ pub struct Placed<B: Backend> {
     pub inputs: Vec<B::Buf<f32>>,
     pub outputs: Vec<B::Buf<f32>>,
     ids: Vec<B::Buf<u32>>,
-    pub selection: Option<Selection<B>>,
+    pub selection: Option<TopKOutput<B>>,
 }
 
 const EPS: f32 = 1e-5;
@@ -293,9 +293,9 @@ impl Case {
     }
 
     /// What a likelihood is asked for.
-    fn picks(&self, vocab: usize) -> Vec<Pick> {
+    fn picks(&self, vocab: usize) -> Vec<NllTarget> {
         let target = |row: usize| ((self.skipped + row) * 7919 % vocab) as u32;
-        let pick = |row: usize| Pick {
+        let pick = |row: usize| NllTarget {
             row: row as u32,
             target: target(row),
         };

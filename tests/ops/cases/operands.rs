@@ -1,7 +1,7 @@
 //! The operands of a case, and how they come to a device.
 
 use prefold::Result;
-use prefold::ops::{Backend, Selection};
+use prefold::ops::{Backend, TopKOutput};
 
 use super::{BEFORE, Case, Heads, Host, Op, Placed, floats, nothing, parts};
 
@@ -207,7 +207,7 @@ impl Case {
             let scores = self.rows * segments;
             let numbers: Vec<u32> = (0..scores as u32).collect();
             ids.push(b.upload(&numbers)?);
-            selection = Some(Selection::new(b, scores, segments)?);
+            selection = Some(TopKOutput::new(b, scores, segments)?);
         }
         let mut placed = Placed {
             matrices,
