@@ -10,10 +10,10 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use prefold::cpu::{Cpu, Isa};
 use prefold::model::config::Config;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::{Cpu, Isa};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 

@@ -44,7 +44,7 @@ def write_tokenizer(writer, tokenizer, config):
     tokens, types = [], []
     for at in range(config["vocab_size"]):
         name = names[at]
-        # The mark is where a word begins, not where one goes on.
+        # The mark is where a word begins, not where one continues.
         if at not in special:
             name = name[2:] if name.startswith("##") else "▁" + name
         tokens.append(name)

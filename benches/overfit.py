@@ -117,7 +117,7 @@ def report(what, texts, made):
 
 
 def train(args, rows, out, steps, lr, *more):
-    """Trains into the folder `out`; started again after a kill it goes on. Returns the seconds of its steps."""
+    """Trains into the folder `out`; started again after a kill it resumes. Returns the seconds of its steps."""
     run(args.prefold, "train", "regen", "--model", args.model, "--data", rows, "--out", out,
         "--lr", lr, "--steps", steps, "--warmup", 10, "--dropout", 0, "--batch", args.batch,
         "--save-every", 20, "--activation-mb", 2048, "--resume", *more)

@@ -9,11 +9,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use prefold::cpu::Cpu;
 use prefold::gpu::{Cuda, Gpu, Precision};
 use prefold::model::Model;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
-use prefold::ops::{Backend, Cpu};
+use prefold::ops::Backend;
 use prefold::prefix::Method;
 use prefold::train::adamw::{AdamW, Moments};
 use prefold::train::objective::{LoraShape, Objective, Sample, Tensor};

@@ -9,7 +9,7 @@ use crate::line::steers;
 
 /// Writes `bytes` to `path` whole or not at all: under another name first, synced, then renamed.
 ///
-/// A symlink stays one (its target is replaced), permissions stay as they are, and what is no
+/// A symlink stays one (its target is replaced), permissions stay as they are, and what is not a
 /// regular file, as `/dev/null`, is written directly.
 ///
 /// # Errors

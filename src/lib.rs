@@ -50,6 +50,8 @@ pub use soft::Adapter;
 #[doc(hidden)]
 pub mod cli;
 #[doc(hidden)]
+pub mod cpu;
+#[doc(hidden)]
 pub mod files;
 #[doc(hidden)]
 pub mod gpu;

@@ -83,7 +83,7 @@ fn a_call_ends_when_it_is_told_to() {
             Duration::from_millis(150),
             Duration::from_millis(400),
         ] {
-            // By a deadline: what is computed after it is what counts, whoever else has the processor.
+            // By a deadline: what is computed after it is what counts, whatever else runs.
             let late = call(&Control::default().with_timeout(after));
             assert!(matches!(late, Err(Error::Deadline)), "{name}: {late:?}");
             // By a token, from another thread.

@@ -6,18 +6,22 @@
 //! Models are `smollm2` and `llama3-8b`, by their shapes: weights are random. Without a CUDA device tiny
 //! shapes are executed by the CPU, as a check of the bench alone.
 
-mod backward;
+mod bench;
+#[path = "../../tests/ops/cases/mod.rs"]
 mod cases;
 mod clock;
 #[allow(dead_code)]
 #[path = "../../tests/common/emu.rs"]
 mod emu;
+#[allow(dead_code)]
+#[path = "../../tests/common/oracle.rs"]
+mod oracle;
 mod tape;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cases::{Bench, Selected};
+use bench::{Bench, Selected};
 use clock::Clock;
 use prefold::Result;
 use prefold::gpu::{Cuda, Gpu, Precision};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prefold::Result;
-use prefold::gpu::{Launch, Launcher, Product};
+use prefold::gpu::{Launch, Launcher};
 
 /// Memory that was dropped while it may still be used; none: it is freed at once.
 type Attic<M> = Arc<Mutex<Option<Vec<M>>>>;
@@ -77,7 +77,7 @@ impl<L: Launcher> Tape<L> {
     pub unsafe fn play(&self, entries: &[Launch]) -> Result<()> {
         for entry in entries {
             // SAFETY: they were sound the first time, and the memory is the same.
-            unsafe { entry.on(&self.device)? };
+            unsafe { self.device.submit(entry.clone())? };
         }
         Ok(())
     }
@@ -127,40 +127,19 @@ impl<L: Launcher> Launcher for Tape<L> {
         }
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()> {
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch> {
+        let launch = match launch {
+            Launch::Product(product) if !self.library.load(Ordering::Relaxed) => {
+                Launch::Kernel(product.kernel()?)
+            }
+            launch => launch,
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.device.launch(kernel, grid, threads, shared, params)? };
+        let done = unsafe { self.device.submit(launch)? };
         if let Some(entries) = self.entries().as_mut() {
-            entries.push(Launch::Kernel {
-                kernel,
-                grid,
-                threads,
-                shared,
-                params: params.to_vec(),
-            });
+            entries.push(done.clone());
         }
-        Ok(())
-    }
-
-    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
-        if !self.library.load(Ordering::Relaxed) {
-            return None;
-        }
-        // SAFETY: the caller's promise.
-        let done = unsafe { self.device.product(product)? };
-        if done.is_ok()
-            && let Some(entries) = self.entries().as_mut()
-        {
-            entries.push(Launch::Product(*product));
-        }
-        Some(done)
+        Ok(done)
     }
 
     unsafe fn graph(&self, launches: &[Launch]) -> Result<L::Graph> {

@@ -1,4 +1,4 @@
-// A Node host (package node-llama-cpp, whose libllama reads version 3) that goes on behind a prefix of prefold:
+// A Node host (package node-llama-cpp, whose libllama reads version 3) that continues after a prefix of prefold:
 //
 //     prefold export --to llama.cpp --slot-version 3 prefix.safetensors -o slot.bin
 //     node host.mjs model.gguf slot.bin '[1, 2, 3]' 12

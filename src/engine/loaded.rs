@@ -238,7 +238,7 @@ impl<B: Backend> Runtime for Loaded<B> {
     }
 
     fn at_a_time(&self) -> usize {
-        match self.model.backend().queues() {
+        match self.model.backend().runs_ahead() {
             true => hard::AT_A_TIME,
             false => 1,
         }

@@ -16,13 +16,13 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::control::{Call, Control};
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::gpu::{Cuda, Gpu, Launcher, Precision};
 use crate::hard::messages::{self, MessagesOptions, MessagesResult};
 use crate::hard::{Compressed, JsonRequest, RankMethod, Request};
 use crate::model::config::Config;
 use crate::model::weights::{Access, Weights};
-use crate::ops::Cpu;
 use crate::text::Tokenizer;
 use runtime::{Meaning, Runtime};
 use text_encoder::TextEncoder;

@@ -482,7 +482,7 @@ fn read_strided(
                 Dtype::Bf16 => word[..2].copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
             }
             // SAFETY: `buffer` is not NULL and has `bytes` bytes as the header asks; the greatest
-            // offset plus an element is `need`, which is no more.
+            // offset plus an element is `need`, which is not more.
             unsafe {
                 let to = buffer.cast::<u8>().add(start + i * channel);
                 std::ptr::copy_nonoverlapping(word.as_ptr(), to, size);

@@ -4,10 +4,10 @@ use super::abi::{
     AttentionBwdParams, AttentionDeltaParams, AttentionMergeParams, AttentionParams, AttentionTile,
     KeyTile, Visit,
 };
-use super::{Buf, Gpu, Launcher, Precision, Slot, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Precision, Slot, size};
 use crate::error::{Error, Result};
+use crate::ops::Checked;
 use crate::ops::attention::{Attended, Attention, AttentionOp};
-use crate::ops::expect_len;
 
 /// Keys that a split has at least: less is not worth the merge.
 const KEYS: usize = 128;
@@ -71,37 +71,64 @@ impl Variant {
 }
 
 impl<L: Launcher> AttentionOp for Gpu<L> {
-    fn attention(
+    fn attention_checked(
         &self,
+        _: Checked,
         shape: &Attention<'_>,
         qkv: &Buf<L, f32>,
-        k: &Buf<L, f32>,
-        v: &Buf<L, f32>,
+        [k, v]: [&Buf<L, f32>; 2],
         out: &mut Buf<L, f32>,
+        lse: Option<&mut Buf<L, f32>>,
     ) -> Result<()> {
-        self.attend(shape, qkv, [k, v], out, None)
+        let &Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            prefix,
+            at,
+            lengths,
+            ..
+        } = shape;
+        let rows = shape.rows();
+        let lse = lse.map_or(0, |lse| self.at(lse));
+        let positions = self.attention_tile(heads, kv_heads, head_dim)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let width = (heads + 2 * kv_heads) * head_dim;
+        size(
+            "attention",
+            ((at + rows) * kv_heads * head_dim).max(rows * width),
+        )?;
+        let tiles = tiles(shape, positions)?;
+        let keys = prefix + lengths.iter().max().copied().unwrap_or(0);
+
+        let mut scratch = self.scratch();
+        let scratch = &mut *scratch;
+        let bytes: &[u8] = bytemuck::cast_slice(&tiles);
+        if bytemuck::cast_slice::<_, u8>(&scratch.tiles) != bytes {
+            let table = [bytes];
+            scratch.table.fill(&self.launcher, table)?;
+            scratch.tiles = tiles;
+        }
+        let tiles = Tiles {
+            at: scratch.table.reserve(&self.launcher, 0)?,
+            count: scratch.tiles.len(),
+            rows,
+            keys,
+        };
+        // SAFETY: lengths were checked, and every tile lies within them.
+        unsafe { self.attend_tiles(shape, tiles, &mut scratch.parts, qkv, [k, v], out, lse) }
     }
 
-    fn attention_lse(
+    fn attention_bwd_checked(
         &self,
-        shape: &Attention<'_>,
-        qkv: &Buf<L, f32>,
-        k: &Buf<L, f32>,
-        v: &Buf<L, f32>,
-        out: &mut Buf<L, f32>,
-        lse: &mut Buf<L, f32>,
-    ) -> Result<()> {
-        self.attend(shape, qkv, [k, v], out, Some(lse))
-    }
-
-    fn attention_bwd(
-        &self,
+        _: Checked,
         shape: &Attention<'_>,
         attended: Attended<'_, Self>,
         dout: &Buf<L, f32>,
         dqkv: &mut Buf<L, f32>,
-        dk: &mut Buf<L, f32>,
-        dv: &mut Buf<L, f32>,
+        [dk, dv]: [&mut Buf<L, f32>; 2],
     ) -> Result<()> {
         let op = "attention_bwd";
         let Attended {
@@ -112,14 +139,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
             lse,
         } = attended;
         let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
-        shape.check_causal(op)?;
-        let rows = shape.check(op, qkv.len, k.len.min(v.len), out.len)?;
-        expect_len(op, "dout", rows * heads * d, dout.len)?;
-        expect_len(op, "lse", rows * heads, lse.len)?;
-        expect_len(op, "dqkv", rows * (heads + 2 * kv_heads) * d, dqkv.len)?;
-        let cache = (shape.at + rows) * kv_heads * d;
-        expect_len(op, "dk", cache, dk.len)?;
-        expect_len(op, "dv", cache, dv.len)?;
+        let rows = shape.rows();
         let group = heads / kv_heads;
         let kernels = match d {
             1..=64 => ["attention_bwd_q_64", "attention_bwd_kv_64"],
@@ -160,9 +180,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         unsafe {
             self.launch(
                 "attention_delta",
-                [count.div_ceil(8), 1, 1],
-                256,
-                0,
+                LaunchConfig::new([count.div_ceil(8), 1, 1], 256),
                 &params,
             )?
         };
@@ -196,66 +214,22 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         // SAFETY: lengths were checked, and tiles and visits lie within them.
         unsafe {
             let grid = [tiles.len(), kv_heads, 1];
-            self.launch(kernels[0], grid, 256, rows_of_tiles, &params)?;
+            self.launch(
+                kernels[0],
+                LaunchConfig::new(grid, 256).shared(rows_of_tiles),
+                &params,
+            )?;
             let grid = [keys.len(), kv_heads, 1];
-            self.launch(kernels[1], grid, 256, rows_of_tiles + weights, &params)
+            self.launch(
+                kernels[1],
+                LaunchConfig::new(grid, 256).shared(rows_of_tiles + weights),
+                &params,
+            )
         }
     }
 }
 
 impl<L: Launcher> Gpu<L> {
-    fn attend(
-        &self,
-        shape: &Attention<'_>,
-        qkv: &Buf<L, f32>,
-        [k, v]: [&Buf<L, f32>; 2],
-        out: &mut Buf<L, f32>,
-        lse: Option<&mut Buf<L, f32>>,
-    ) -> Result<()> {
-        let &Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            prefix,
-            at,
-            lengths,
-            ..
-        } = shape;
-        let rows = shape.check("attention", qkv.len, k.len.min(v.len), out.len)?;
-        if let Some(lse) = &lse {
-            expect_len("attention", "lse", rows * heads, lse.len)?;
-        }
-        let lse = lse.map_or(0, |lse| self.at(lse));
-        let positions = self.attention_tile(heads, kv_heads, head_dim)?;
-        if rows == 0 {
-            return Ok(());
-        }
-        let width = (heads + 2 * kv_heads) * head_dim;
-        size(
-            "attention",
-            ((at + rows) * kv_heads * head_dim).max(rows * width),
-        )?;
-        let tiles = tiles(shape, positions)?;
-        let keys = prefix + lengths.iter().max().copied().unwrap_or(0);
-
-        let mut scratch = self.scratch();
-        let scratch = &mut *scratch;
-        let bytes: &[u8] = bytemuck::cast_slice(&tiles);
-        if bytemuck::cast_slice::<_, u8>(&scratch.tiles) != bytes {
-            let table = [bytes];
-            scratch.table.fill(&self.launcher, table)?;
-            scratch.tiles = tiles;
-        }
-        let tiles = Tiles {
-            at: scratch.table.reserve(&self.launcher, 0)?,
-            count: scratch.tiles.len(),
-            rows,
-            keys,
-        };
-        // SAFETY: lengths were checked, and every tile lies within them.
-        unsafe { self.attend_tiles(shape, tiles, &mut scratch.parts, qkv, [k, v], out, lse) }
-    }
-
     /// Positions of a tile of the forward.
     pub(super) fn attention_tile(
         &self,
@@ -347,9 +321,7 @@ impl<L: Launcher> Gpu<L> {
         unsafe {
             self.launch(
                 variant.kernel,
-                grid,
-                variant.threads,
-                variant.shared,
+                LaunchConfig::new(grid, variant.threads).shared(variant.shared),
                 &params,
             )?
         };
@@ -367,7 +339,7 @@ impl<L: Launcher> Gpu<L> {
         };
         let grid = [(rows * heads).div_ceil(8), 1, 1];
         // SAFETY: as above; the parts were made for these splits.
-        unsafe { self.launch("attention_merge", grid, 256, 0, &params) }
+        unsafe { self.launch("attention_merge", LaunchConfig::new(grid, 256), &params) }
     }
 }
 

@@ -1,10 +1,11 @@
-//! A quick look at whether a device computes what it should, before anybody relies on it unasked.
+//! A quick look at whether a device computes what it should, before it is used unasked.
 
 use super::{Gpu, Launcher, Precision};
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Backend, Capacity, Cpu, Keep, Limits, Linear, LoraPart, LoraUpdate, Norm, NormKind,
-    Pairing, Pick, PruneBatch, Rotate, Select, Selection, TokenPruning,
+    Attention, Backend, Capacity, Keep, Limits, Linear, LoraPart, LoraUpdate, NllTarget, Norm,
+    NormKind, Pairing, PruneBatch, Rotate, Select, TokenPruning, TopKOutput,
 };
 
 const ROWS: usize = 70;
@@ -81,8 +82,8 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     b.linear(shape, &x, &head, Some(&bias), &mut y)?;
     results.push(("linear", b.download(&y, 0..ROWS * VOCAB)?));
 
-    let picks: Vec<Pick> = (0..ROWS as u32)
-        .map(|row| Pick {
+    let picks: Vec<NllTarget> = (0..ROWS as u32)
+        .map(|row| NllTarget {
             row,
             target: row * 37 % VOCAB as u32,
         })
@@ -167,7 +168,7 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
 
     let scores = input(ROWS * WIDTH, 10)?;
     let ids = b.zeros(ROWS * WIDTH)?;
-    let mut chosen = Selection::new(b, ROWS * WIDTH, 1)?;
+    let mut chosen = TopKOutput::new(b, ROWS * WIDTH, 1)?;
     let whole = Select {
         first: 0,
         len: (ROWS * WIDTH) as u32,

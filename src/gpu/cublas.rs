@@ -76,11 +76,11 @@ impl Products {
         Products(library.map(Box::new))
     }
 
-    /// See [`Launcher::product`](super::Launcher::product).
+    /// Queues a product; `None` where the library is missing or has nothing for it.
     ///
     /// # Safety
     ///
-    /// As there; the stream is of the bound context.
+    /// As of [`Launcher::submit`](super::Launcher::submit); the stream is of the bound context.
     pub(super) unsafe fn queue(
         &mut self,
         product: &Product,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::cublas::Products;
-use super::launch::{Launch, Launcher, Product};
+use super::launch::{Kernel, Launch, LaunchConfig, Launcher, Product};
 use super::tape;
 use crate::error::{Error, Result};
 
@@ -25,7 +25,7 @@ pub struct Cuda {
     /// `None`: the device's own.
     pool: Option<Pool>,
     modules: Vec<sys::CUmodule>,
-    functions: Mutex<HashMap<&'static str, (sys::CUfunction, usize)>>,
+    functions: Mutex<HashMap<&'static str, Function>>,
     /// cublasLt, asked for at the first product.
     products: Mutex<Option<Products>>,
     processors: u32,
@@ -195,40 +195,61 @@ impl Cuda {
         }))))
     }
 
-    /// See [`Launcher::launch`].
+    /// Starts a kernel on a stream of this context.
     ///
     /// # Safety
     ///
-    /// As there; the stream is of this context.
-    unsafe fn launch_on(
-        &self,
-        stream: sys::CUstream,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()> {
+    /// As of [`Launcher::submit`].
+    unsafe fn launch(&self, stream: sys::CUstream, launch: &Kernel) -> Result<()> {
         self.bind()?;
-        let function = self.function(kernel, shared)?;
-        let mut aligned = vec![0u64; params.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
-        let [x, y, z] = grid;
-        // SAFETY: the driver copies the one parameter, whose size it knows from the kernel; the rest is
-        // the caller's promise.
-        let result = unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (threads, 1, 1),
-                shared as u32,
-                stream,
-                &mut [aligned.as_mut_ptr().cast::<c_void>()],
-            )
+        let &Kernel {
+            name: kernel,
+            config,
+            ref params,
+        } = launch;
+        let function = self.function(kernel, config)?;
+        let [x, y, z] = config.grid;
+        let (threads, shared) = (config.block, config.shared_bytes);
+        let mut params = [params.bytes().as_ptr().cast_mut().cast::<c_void>()];
+        let mut attributes = attributes(config);
+        let result = if attributes.is_empty() {
+            // SAFETY: the driver copies the one parameter, whose size it knows from the kernel; the rest
+            // is the caller's promise.
+            unsafe {
+                result::launch_kernel(
+                    function,
+                    (x, y, z),
+                    (threads, 1, 1),
+                    shared as u32,
+                    stream,
+                    &mut params,
+                )
+            }
+        } else {
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: shared as u32,
+                hStream: stream,
+                attrs: attributes.as_mut_ptr(),
+                numAttrs: attributes.len() as u32,
+            };
+            // SAFETY: as above; the driver copies the attributes too.
+            unsafe {
+                sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut())
+            }
+            .result()
         };
         result.map_err(|error| {
             let device = self.context.ordinal();
-            let what = format!("grid {grid:?} of {threads} threads with {shared} bytes");
+            let what = format!(
+                "grid {:?} of {threads} threads with {shared} bytes",
+                [x, y, z]
+            );
             Error::Launch {
                 kernel,
                 reason: format!("{what} on cuda:{device}: {}", why(error)),
@@ -236,11 +257,22 @@ impl Cuda {
         })
     }
 
-    /// See [`Launcher::product`].
+    /// A product by cublasLt and by nothing else, for comparisons; `None` where there is no library, or
+    /// nothing in it for this product.
     ///
     /// # Safety
     ///
-    /// As there; the stream is of this context.
+    /// As of [`Launcher::submit`].
+    pub unsafe fn product_by_library(&self, product: &Product) -> Option<Result<()>> {
+        // SAFETY: the caller's promise.
+        unsafe { self.product_on(self.stream.cu_stream(), product) }
+    }
+
+    /// The same on a stream of this context.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Launcher::submit`].
     unsafe fn product_on(&self, stream: sys::CUstream, product: &Product) -> Option<Result<()>> {
         if let Err(error) = self.bind() {
             return Some(Err(error));
@@ -287,34 +319,89 @@ impl Cuda {
         Ok(None)
     }
 
-    /// A kernel by its name, allowed `shared` bytes.
-    fn function(&self, kernel: &'static str, shared: usize) -> Result<sys::CUfunction> {
+    /// A kernel by its name, with the shared memory and the carve-out of its launch.
+    fn function(&self, kernel: &'static str, config: LaunchConfig) -> Result<sys::CUfunction> {
+        use sys::CUfunction_attribute_enum as Attribute;
         let mut functions = self
             .functions
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let found = match functions.get(kernel) {
             Some(&found) => Some(found),
-            None => self.find(kernel)?.map(|function| (function, SHARED)),
+            None => self.find(kernel)?.map(|handle| Function {
+                handle,
+                shared_bytes: SHARED,
+                carveout: None,
+            }),
         };
-        let Some((function, allowed)) = found else {
+        let Some(mut function) = found else {
             return Err(Error::Launch {
                 kernel,
                 reason: "the embedded images do not have it".into(),
             });
         };
-        if shared > allowed {
-            let attribute =
-                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let set = |attribute, value| {
             // SAFETY: the function is of a loaded module.
             let result = unsafe {
-                result::function::set_function_attribute(function, attribute, shared as i32)
+                result::function::set_function_attribute(function.handle, attribute, value)
             };
-            self.done(kernel, result)?;
+            self.done(kernel, result)
+        };
+        if config.shared_bytes > function.shared_bytes {
+            set(
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                config.shared_bytes as i32,
+            )?;
         }
-        functions.insert(kernel, (function, allowed.max(shared)));
-        Ok(function)
+        if config.carveout != function.carveout {
+            // −1 is the driver's own choice.
+            set(
+                Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                config.carveout.map_or(-1, i32::from),
+            )?;
+        }
+        function.shared_bytes = function.shared_bytes.max(config.shared_bytes);
+        function.carveout = config.carveout;
+        functions.insert(kernel, function);
+        Ok(function.handle)
     }
+}
+
+/// A kernel that has been found, and what it has been allowed.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    shared_bytes: usize,
+    carveout: Option<u8>,
+}
+
+/// What a launch asks for beyond a grid of blocks. The carve-out is the kernel's: as an attribute of a
+/// launch it needs a driver for CUDA 12.5.
+fn attributes(config: LaunchConfig) -> Vec<sys::CUlaunchAttribute> {
+    use sys::CUlaunchAttributeID as Id;
+    let attribute = |id, value| sys::CUlaunchAttribute {
+        id,
+        pad: [0; 4],
+        value,
+    };
+    let mut attributes = Vec::new();
+    if config.cluster != [1; 3] {
+        let [x, y, z] = config.cluster;
+        let value = sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        };
+        attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
+    }
+    if config.pdl {
+        let value = sys::CUlaunchAttributeValue {
+            programmaticStreamSerializationAllowed: 1,
+        };
+        attributes.push(attribute(
+            Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            value,
+        ));
+    }
+    attributes
 }
 
 /// Binds a context to this thread where an error, also an earlier one, cannot be returned.
@@ -563,30 +650,19 @@ impl Launcher for Cuda {
         self.done("copy on the device", result)
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.launch_on(
-                self.stream.cu_stream(),
-                kernel,
-                grid,
-                threads,
-                shared,
-                params,
-            )
-        }
-    }
-
-    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
-        // SAFETY: the caller's promise.
-        unsafe { self.product_on(self.stream.cu_stream(), product) }
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch> {
+        let stream = self.stream.cu_stream();
+        let kernel = match launch {
+            Launch::Kernel(kernel) => kernel,
+            // SAFETY: the caller's promise.
+            Launch::Product(product) => match unsafe { self.product_on(stream, &product) } {
+                Some(done) => return done.map(|()| launch),
+                None => product.kernel()?,
+            },
+        };
+        // SAFETY: as above.
+        unsafe { self.launch(stream, &kernel)? };
+        Ok(Launch::Kernel(kernel))
     }
 
     unsafe fn graph(&self, launches: &[Launch]) -> Result<Recording> {
@@ -596,19 +672,12 @@ impl Launcher for Cuda {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.done("recording", aside.begin_capture(mode))?;
         let queued = launches.iter().try_for_each(|launch| match launch {
-            Launch::Kernel {
-                kernel,
-                grid,
-                threads,
-                shared,
-                params,
-            } => {
-                // SAFETY: the caller's promise.
-                unsafe { self.launch_on(stream, kernel, *grid, *threads, *shared, params) }
-            }
+            // SAFETY: the caller's promise.
+            Launch::Kernel(kernel) => unsafe { self.launch(stream, kernel) },
             Launch::Product(product) => {
                 // SAFETY: as above.
                 let done = unsafe { self.product_on(stream, product) };
+                // A kernel in its stead might be loaded now, which breaks the recording.
                 done.unwrap_or(Err(Error::Launch {
                     kernel: "cublasLtMatmul",
                     reason: "it has no such product any more".into(),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::Library;
 
-use super::launch::{Launch, Launcher};
+use super::launch::{Kernel, Launch, LaunchConfig, Launcher};
 use super::tape;
 use crate::error::{Error, Result};
 
@@ -59,6 +59,8 @@ pub struct Emu {
 /// Dynamic shared memory that a block can have on every architecture that the kernels are compiled for: sm_89 and
 /// sm_120 give the least.
 const SHARED: usize = 99 << 10;
+/// Blocks of a cluster that every device with clusters can run.
+const CLUSTER: u64 = 8;
 /// Bytes before and after a piece of memory that must not be touched.
 const GUARD: usize = 256;
 const CANARY: u8 = 0xa5;
@@ -101,6 +103,70 @@ impl Emu {
             })
         });
         damaged.map(|(&begin, &bytes)| (begin, bytes))
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Launcher::submit`].
+    unsafe fn run(&self, launch: &Kernel) -> Result<()> {
+        let &Kernel {
+            name: kernel,
+            config,
+            ref params,
+        } = launch;
+        let failed = |reason: String| Error::Launch { kernel, reason };
+        // Kernels run one after the other here, which every dependent launch allows, and a carve-out
+        // changes speed only: both need no more than to be possible.
+        let LaunchConfig { grid, cluster, .. } = config;
+        let blocks = cluster.iter().map(|&side| u64::from(side)).product::<u64>();
+        let whole = grid
+            .iter()
+            .zip(cluster)
+            .all(|(&grid, cluster)| cluster > 0 && grid.is_multiple_of(cluster));
+        if !whole || blocks > CLUSTER || config.carveout.is_some_and(|percent| percent > 100) {
+            return Err(failed(format!("{config:?} is possible on no device")));
+        }
+        let shared = config.shared_bytes;
+        if shared > SHARED {
+            let reason = format!("{shared} bytes of shared memory, more than every device has");
+            return Err(failed(reason));
+        }
+        let name = CString::new(kernel).map_err(|error| failed(error.to_string()))?;
+        let (order, seed) = match self.schedule.order {
+            Order::Ascending => (0, 0),
+            Order::Descending => (1, 0),
+            Order::Random(seed) => (2, seed),
+        };
+        let mut report = [0u8; 512];
+        // SAFETY: the library is ours, so that its function has this type; the rest is the caller's
+        // promise.
+        let code = unsafe {
+            let run = self
+                .library
+                .get::<Entry>(b"prefold_launch\0")
+                .map_err(|error| failed(error.to_string()))?;
+            run(
+                name.as_ptr(),
+                params.bytes().as_ptr().cast(),
+                params.bytes().len(),
+                grid.as_ptr(),
+                config.block,
+                shared,
+                order,
+                self.schedule.late.into(),
+                seed,
+                report.as_mut_ptr().cast(),
+                report.len(),
+            )
+        };
+        if code != 0 {
+            let end = report.iter().position(|&byte| byte == 0).unwrap_or(0);
+            return Err(failed(String::from_utf8_lossy(&report[..end]).into_owned()));
+        }
+        match self.damaged() {
+            Some((_, bytes)) => Err(failed(format!("wrote outside a buffer of {bytes} bytes"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -172,7 +238,7 @@ impl Drop for Guarded {
 
 impl Launcher for Emu {
     type Memory = Guarded;
-    type Graph = Vec<Launch>;
+    type Graph = Vec<Kernel>;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Guarded> {
         tape::spoil();
@@ -219,69 +285,31 @@ impl Launcher for Emu {
         Ok(())
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()> {
-        let failed = |reason: String| Error::Launch { kernel, reason };
-        if shared > SHARED {
-            let reason = format!("{shared} bytes of shared memory, more than every device has");
-            return Err(failed(reason));
-        }
-        let name = CString::new(kernel).map_err(|error| failed(error.to_string()))?;
-        let (order, seed) = match self.schedule.order {
-            Order::Ascending => (0, 0),
-            Order::Descending => (1, 0),
-            Order::Random(seed) => (2, seed),
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch> {
+        let kernel = match launch {
+            Launch::Kernel(kernel) => kernel,
+            Launch::Product(product) => product.kernel()?,
         };
-        // Kernels read their parameters where they lie: aligned as they demand.
-        let mut aligned = vec![0u64; params.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
-        let mut report = [0u8; 512];
-        // SAFETY: the library is ours, so that its function has this type; the rest is the caller's
-        // promise.
-        let code = unsafe {
-            let launch = self
-                .library
-                .get::<Entry>(b"prefold_launch\0")
-                .map_err(|error| failed(error.to_string()))?;
-            launch(
-                name.as_ptr(),
-                aligned.as_ptr().cast(),
-                params.len(),
-                grid.as_ptr(),
-                threads,
-                shared,
-                order,
-                self.schedule.late.into(),
-                seed,
-                report.as_mut_ptr().cast(),
-                report.len(),
-            )
-        };
-        if code != 0 {
-            let end = report.iter().position(|&byte| byte == 0).unwrap_or(0);
-            return Err(failed(String::from_utf8_lossy(&report[..end]).into_owned()));
-        }
-        match self.damaged() {
-            Some((_, bytes)) => Err(failed(format!("wrote outside a buffer of {bytes} bytes"))),
-            None => Ok(()),
-        }
-    }
-
-    unsafe fn graph(&self, launches: &[Launch]) -> Result<Vec<Launch>> {
-        Ok(launches.to_vec())
-    }
-
-    unsafe fn replay(&self, graph: &Vec<Launch>) -> Result<()> {
         // SAFETY: the caller's promise.
+        unsafe { self.run(&kernel)? };
+        Ok(Launch::Kernel(kernel))
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Vec<Kernel>> {
+        launches
+            .iter()
+            .map(|launch| match launch {
+                Launch::Kernel(kernel) => Ok(kernel.clone()),
+                Launch::Product(product) => product.kernel(),
+            })
+            .collect()
+    }
+
+    unsafe fn replay(&self, graph: &Vec<Kernel>) -> Result<()> {
         graph
             .iter()
-            .try_for_each(|launch| unsafe { launch.on(self) })
+            // SAFETY: the caller's promise.
+            .try_for_each(|kernel| unsafe { self.run(kernel) })
     }
 
     fn processors(&self) -> u32 {

@@ -1,10 +1,11 @@
 //! Products by the device's own library, or by `kernels/gemm.cu` where it has none.
 
 use super::abi::{self, GemmParams, PackParams, TransposeParams};
-use super::{Buf, Gpu, Launch, Launcher, Operand, Precision, Product, Slot, size, tape};
-use crate::error::{Error, Result};
-use crate::ops::expect_len;
-use crate::ops::gemm::{GemmOp, Linear, Outer};
+use super::launch::{Kernel, Launch, LaunchConfig, Params};
+use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Slot, size};
+use crate::error::Result;
+use crate::ops::Checked;
+use crate::ops::gemm::{GemmOp, Linear, Outer, Shaped};
 use crate::ops::storage::Storage;
 
 /// A constant matrix on the device, in the backend's precision, rows filled up with zeros to 16 bytes.
@@ -13,6 +14,12 @@ pub struct Matrix<L: Launcher> {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) ld: usize,
+}
+
+impl<L: Launcher> Shaped for Matrix<L> {
+    fn shape(&self) -> [usize; 2] {
+        [self.outputs, self.inputs]
+    }
 }
 
 /// What the kernels that make tiles share.
@@ -72,7 +79,7 @@ impl<L: Launcher> Gpu<L> {
         };
         let grid = [rows, ld.div_ceil(1024), 1];
         // SAFETY: the operand was made for it; the rest is the caller's promise.
-        unsafe { self.launch(kernel, grid, 256, 0, &params)? };
+        unsafe { self.launch(kernel, LaunchConfig::new(grid, 256), &params)? };
         Ok((out, ld))
     }
 }
@@ -80,14 +87,13 @@ impl<L: Launcher> Gpu<L> {
 impl<L: Launcher> GemmOp for Gpu<L> {
     type Matrix = Matrix<L>;
 
-    fn matrix(&self, outputs: usize, inputs: usize, values: &[f32]) -> Result<Matrix<L>> {
-        if outputs.checked_mul(inputs) != Some(values.len()) || values.is_empty() {
-            return Err(Error::Shape {
-                op: "matrix",
-                want: format!("{outputs} x {inputs} elements, and at least one"),
-                got: values.len().to_string(),
-            });
-        }
+    fn matrix_checked(
+        &self,
+        _: Checked,
+        outputs: usize,
+        inputs: usize,
+        values: &[f32],
+    ) -> Result<Matrix<L>> {
         let ld = self.precision.padded(inputs);
         let row_bytes = ld * self.precision.bytes();
         let mut bytes = vec![0; outputs * row_bytes];
@@ -116,8 +122,9 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         })
     }
 
-    fn linear(
+    fn linear_checked(
         &self,
+        _: Checked,
         shape: Linear,
         x: &Buf<L, f32>,
         w: &Matrix<L>,
@@ -130,18 +137,6 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             outputs,
             add,
         } = shape;
-        if (w.outputs, w.inputs) != (outputs, inputs) {
-            return Err(Error::Shape {
-                op: "linear",
-                want: format!("a matrix [{outputs}, {inputs}]"),
-                got: format!("[{}, {}]", w.outputs, w.inputs),
-            });
-        }
-        expect_len("linear", "x", rows * inputs, x.len)?;
-        expect_len("linear", "y", rows * outputs, y.len)?;
-        if let Some(bias) = bias {
-            expect_len("linear", "the bias", outputs, bias.len)?;
-        }
         if rows == 0 {
             return Ok(());
         }
@@ -191,18 +186,16 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         })
     }
 
-    fn outer(
+    fn outer_checked(
         &self,
+        _: Checked,
         shape: Outer,
         a: &Buf<L, f32>,
         b: &Buf<L, f32>,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         let Outer { rows, left, right } = shape;
-        expect_len("outer", "a", left.check("outer", rows)?, a.len)?;
-        expect_len("outer", "b", right.check("outer", rows)?, b.len)?;
         let len = left.width * right.width;
-        expect_len("outer", "the output", len, out.len)?;
         if len == 0 {
             return Ok(());
         }
@@ -262,6 +255,42 @@ impl<L: Launcher> Matrix<L> {
     }
 }
 
+impl Product {
+    /// The launch of our kernel that computes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`](crate::Error::Shape) for sizes that kernels cannot count.
+    pub fn kernel(&self) -> Result<Kernel> {
+        let tile = Tile::of(self.precision);
+        let grid = [
+            self.rows.div_ceil(tile.size),
+            self.columns.div_ceil(tile.size),
+            1,
+        ];
+        let params = GemmParams {
+            x: self.x.at,
+            w: self.w.at,
+            bias: self.bias,
+            y: self.y,
+            rows: size("product", self.rows)?,
+            outputs: size("product", self.columns)?,
+            inner: size("product", self.inner)?,
+            x_ld: size("product", self.x.ld)?,
+            w_ld: size("product", self.w.ld)?,
+            add: self.add.into(),
+        };
+        Ok(Kernel {
+            name: match self.precision {
+                Precision::Bf16 => "gemm_bf16",
+                Precision::F32 => "gemm_f32",
+            },
+            config: LaunchConfig::new(grid, tile.threads).shared(tile.shared),
+            params: Params::new(bytemuck::bytes_of(&params)),
+        })
+    }
+}
+
 impl<L: Launcher> Gpu<L> {
     /// A product by the device's library or by ours.
     ///
@@ -270,42 +299,11 @@ impl<L: Launcher> Gpu<L> {
     /// Addresses point to memory as large as the shapes say; `inner` and both leading dimensions are
     /// multiples of 16 bytes.
     pub(super) unsafe fn product(&self, product: &Product) -> Result<()> {
-        // SAFETY: the caller's promise.
-        if let Some(done) = unsafe { self.launcher.product(product) } {
-            tape::note(|| Launch::Product(*product));
-            return done;
+        if product.rows == 0 || product.columns == 0 {
+            return Ok(());
         }
-        let &Product {
-            x,
-            w,
-            bias,
-            y,
-            rows,
-            columns,
-            inner,
-            add,
-            precision,
-        } = product;
-        let params = GemmParams {
-            x: x.at,
-            w: w.at,
-            bias,
-            y,
-            rows: size("product", rows)?,
-            outputs: size("product", columns)?,
-            inner: size("product", inner)?,
-            x_ld: size("product", x.ld)?,
-            w_ld: size("product", w.ld)?,
-            add: add.into(),
-        };
-        let tile = Tile::of(precision);
-        let grid = [rows.div_ceil(tile.size), columns.div_ceil(tile.size), 1];
-        let kernel = match precision {
-            Precision::Bf16 => "gemm_bf16",
-            Precision::F32 => "gemm_f32",
-        };
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params) }
+        unsafe { self.submit(Launch::Product(*product)) }
     }
 
     /// # Safety
@@ -315,6 +313,12 @@ impl<L: Launcher> Gpu<L> {
         let squares = [params.ld, params.columns].map(|side| side.div_ceil(32) as usize);
         let grid = [squares[0], squares[1], 1];
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, 256, 32 * 33 * 4, params) }
+        unsafe {
+            self.launch(
+                kernel,
+                LaunchConfig::new(grid, 256).shared(32 * 33 * 4),
+                params,
+            )
+        }
     }
 }

@@ -1,7 +1,84 @@
-//! What can run a kernel: a device's memory, and launches by name.
+//! What can run a kernel: a device's memory, and launches as values.
 
 use super::Precision;
-use crate::error::{Error, Result};
+use crate::error::Result;
+
+/// How a kernel's blocks are laid out, and what each of them gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: usize,
+    /// Blocks of a cluster, of which the grid must be a multiple; ones for none. From sm_90 on.
+    pub cluster: [u32; 3],
+    /// Programmatic dependent launch: the kernel may start before the one launched before it has
+    /// ended, and waits for its results itself (`griddepcontrol.wait`). From sm_90 on.
+    pub pdl: bool,
+    /// Percent of a multiprocessor's L1 that the kernel prefers as shared memory; `None` leaves it to
+    /// the driver.
+    pub carveout: Option<u8>,
+}
+
+impl LaunchConfig {
+    /// A grid of blocks of so many threads, and nothing else. Sizes beyond 32 bits saturate, and the
+    /// device refuses them.
+    pub fn new(grid: [usize; 3], block: u32) -> Self {
+        LaunchConfig {
+            grid: grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX)),
+            block,
+            shared_bytes: 0,
+            cluster: [1; 3],
+            pdl: false,
+            carveout: None,
+        }
+    }
+
+    /// The same with dynamic shared memory.
+    pub fn shared(self, shared_bytes: usize) -> Self {
+        LaunchConfig {
+            shared_bytes,
+            ..self
+        }
+    }
+}
+
+/// A kernel's parameter struct (`kernels/abi.h`), aligned as kernels read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl Params {
+    /// A copy of a struct's bytes.
+    pub fn new(bytes: &[u8]) -> Self {
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Params {
+            words,
+            bytes: bytes.len(),
+        }
+    }
+
+    /// Its bytes; they begin at a multiple of 8.
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes]
+    }
+}
+
+/// A launch of a kernel of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its name.
+    pub name: &'static str,
+    /// Its grid.
+    pub config: LaunchConfig,
+    /// Its parameter struct.
+    pub params: Params,
+}
 
 /// An operand of a [`Product`]: a row-major matrix at an address of the device, in the product's
 /// precision.
@@ -13,7 +90,7 @@ pub struct Operand {
     pub ld: usize,
 }
 
-/// `y = x · wᵀ + bias (+ y)`, for a device's own library.
+/// `y = x · wᵀ + bias (+ y)`, by a device's own library or by a kernel of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Product {
     /// `[rows, inner]`.
@@ -36,59 +113,13 @@ pub struct Product {
     pub precision: Precision,
 }
 
-/// One launch.
-#[derive(Debug, Clone, PartialEq)]
+/// One launch: what ops submit, what a recording holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Launch {
-    /// See [`Launcher::launch`].
-    Kernel {
-        /// Its name.
-        kernel: &'static str,
-        /// Blocks.
-        grid: [u32; 3],
-        /// Threads of a block.
-        threads: u32,
-        /// Bytes of dynamic shared memory of a block.
-        shared: usize,
-        /// Its parameter struct.
-        params: Vec<u8>,
-    },
-    /// See [`Launcher::product`].
+    /// Of a kernel of ours.
+    Kernel(Kernel),
+    /// By the device's library where it has this product, and otherwise by [`Product::kernel`].
     Product(Product),
-}
-
-impl Launch {
-    /// Launches it.
-    ///
-    /// # Errors
-    ///
-    /// Those of the launcher, and [`Error::Launch`] for a product that it does not have.
-    ///
-    /// # Safety
-    ///
-    /// As of [`Launcher::launch`].
-    #[allow(unsafe_code)]
-    pub unsafe fn on<L: Launcher>(&self, launcher: &L) -> Result<()> {
-        match self {
-            Launch::Kernel {
-                kernel,
-                grid,
-                threads,
-                shared,
-                params,
-            } => {
-                // SAFETY: the caller's promise.
-                unsafe { launcher.launch(kernel, *grid, *threads, *shared, params) }
-            }
-            Launch::Product(product) => {
-                // SAFETY: the caller's promise.
-                let done = unsafe { launcher.product(product) };
-                done.unwrap_or(Err(Error::Launch {
-                    kernel: "product",
-                    reason: "the device's library no longer has it".into(),
-                }))
-            }
-        }
-    }
 }
 
 /// Runs kernels with parameters as `kernels/abi.h` lays them out.
@@ -123,34 +154,16 @@ pub trait Launcher: Send + Sync + Sized + 'static {
         bytes: usize,
     ) -> Result<()>;
 
-    /// Starts `kernel` on a grid of blocks of `threads` threads with `shared` bytes of dynamic shared
-    /// memory each. `params` holds its parameter struct.
+    /// Starts a kernel, or a product by the device's library or, where that has none for it, by a kernel
+    /// of ours. Gives what was started: a graph is made of that.
     ///
     /// # Safety
     ///
-    /// The parameters are the kernel's, and every address in them points to memory of this launcher
-    /// that is as large as the kernel's shapes demand; what it writes is not in other use meanwhile.
+    /// The parameters are the kernel's, and every address in them or in the product points to memory
+    /// of this launcher that is as large as the shapes demand; what is written is not in other use
+    /// meanwhile.
     #[allow(unsafe_code)]
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()>;
-
-    /// Queues a product by the device's own library. `None`: it has none for this one, and a kernel of
-    /// ours must do it.
-    ///
-    /// # Safety
-    ///
-    /// As of [`Launcher::launch`]: the addresses point to memory as large as the shapes say.
-    #[allow(unsafe_code)]
-    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
-        let _ = product;
-        None
-    }
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch>;
 
     /// Makes a graph of launches, which have all been launched before; does nothing else. A launcher that
     /// does not hand its memory's work on to one of this crate's cannot know whether these were all that
@@ -158,7 +171,7 @@ pub trait Launcher: Send + Sync + Sized + 'static {
     ///
     /// # Safety
     ///
-    /// As of [`Launcher::launch`], for all of them.
+    /// As of [`Launcher::submit`], for all of them.
     #[allow(unsafe_code)]
     unsafe fn graph(&self, launches: &[Launch]) -> Result<Self::Graph>;
 
@@ -166,7 +179,7 @@ pub trait Launcher: Send + Sync + Sized + 'static {
     ///
     /// # Safety
     ///
-    /// As of [`Launcher::launch`]: all memory that it uses is still there.
+    /// As of [`Launcher::submit`]: all memory that it uses is still there.
     #[allow(unsafe_code)]
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 

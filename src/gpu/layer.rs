@@ -5,9 +5,9 @@ use super::abi::{
     RotateBwdParams, RotateParams,
 };
 use super::gemm::Matrix;
-use super::{Buf, Gpu, Launcher, Precision, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Precision, size};
 use crate::error::{Error, Result};
-use crate::ops::expect_len;
+use crate::ops::Checked;
 use crate::ops::layer::{Dropout, LayerOp, Norm, NormKind, Pairing, Rotate};
 
 const THREADS: u32 = 256;
@@ -45,7 +45,7 @@ impl<L: Launcher> Gpu<L> {
             Precision::F32 => "embed_f32",
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, [rows, 1, 1], THREADS, 0, &params) }
+        unsafe { self.launch(kernel, LaunchConfig::new([rows, 1, 1], THREADS), &params) }
     }
 
     /// [`LayerOp::rotate`] to the `places` in the cache that lie on the device, one for each row, or for
@@ -80,13 +80,6 @@ impl<L: Launcher> Gpu<L> {
                 got: head_dim.to_string(),
             });
         }
-        expect_len("rotate", "qkv", rows * all * head_dim, qkv.len)?;
-        for norm in norms.iter().flatten() {
-            expect_len("rotate", "a norm's weight", head_dim, norm.len)?;
-        }
-        if let Some(angles) = angles {
-            expect_len("rotate", "the angles", rows * head_dim, angles.len)?;
-        }
         let norms = norms.map_or([0, 0], |norms| norms.map(|norm| self.at(norm)));
         let params = RotateParams {
             qkv: self.at(qkv),
@@ -108,7 +101,7 @@ impl<L: Launcher> Gpu<L> {
         let warps = size("rotate", rows * all)? as usize;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: lengths were checked; the cache is the caller's promise.
-        unsafe { self.launch("rotate", grid, THREADS, 0, &params) }
+        unsafe { self.launch("rotate", LaunchConfig::new(grid, THREADS), &params) }
     }
 }
 
@@ -122,8 +115,6 @@ impl<L: Launcher> Gpu<L> {
         x: &Buf<L, f32>,
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
-        expect_len(op, "x", rows * width * 2, x.len)?;
-        expect_len(op, "y", rows * width, y.len)?;
         let params = ActivateParams {
             x: self.at(x),
             y: self.at(y),
@@ -131,7 +122,13 @@ impl<L: Launcher> Gpu<L> {
             width: size(op, width)?,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
+        unsafe {
+            self.launch(
+                op,
+                LaunchConfig::new([rows, shares(width), 1], THREADS),
+                &params,
+            )
+        }
     }
 
     /// `y = f(x)`, element by element.
@@ -142,8 +139,6 @@ impl<L: Launcher> Gpu<L> {
         x: &Buf<L, f32>,
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
-        expect_len(kernel, "x", len, x.len)?;
-        expect_len(kernel, "y", len, y.len)?;
         let params = ActivateParams {
             x: self.at(x),
             y: self.at(y),
@@ -153,26 +148,19 @@ impl<L: Launcher> Gpu<L> {
         // One row; the grid's second side has an end, and a thread takes several elements where there are more.
         let grid = [1, shares(len).min(4096), 1];
         // SAFETY: lengths were checked.
-        unsafe { self.launch(kernel, grid, THREADS, 0, &params) }
+        unsafe { self.launch(kernel, LaunchConfig::new(grid, THREADS), &params) }
     }
 }
 
 impl<L: Launcher> LayerOp for Gpu<L> {
-    fn embed(
+    fn embed_checked(
         &self,
+        _: Checked,
         ids: &[u32],
         table: &Matrix<L>,
         add: bool,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let width = table.inputs;
-        expect_len("embed", "the output", ids.len() * width, out.len)?;
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.outputs) {
-            return Err(Error::input(
-                format!("token id {id}"),
-                format!("the model has {} ids", table.outputs),
-            ));
-        }
         let mut scratch = self.scratch();
         scratch.tiles.clear();
         let [at] = scratch
@@ -182,8 +170,9 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         unsafe { self.embed_at(at, ids.len(), table, add, out) }
     }
 
-    fn norm(
+    fn norm_checked(
         &self,
+        _: Checked,
         shape: Norm,
         x: &Buf<L, f32>,
         weight: &Buf<L, f32>,
@@ -191,12 +180,6 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
         let Norm { rows, width, .. } = shape;
-        expect_len("norm", "x", rows * width, x.len)?;
-        expect_len("norm", "y", rows * width, y.len)?;
-        expect_len("norm", "the weight", width, weight.len)?;
-        if let Some(bias) = bias {
-            expect_len("norm", "the bias", width, bias.len)?;
-        }
         let params = NormParams {
             x: self.at(x),
             weight: self.at(weight),
@@ -209,11 +192,18 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         };
         let shared = THREADS as usize / 32 * size_of::<f32>();
         // SAFETY: lengths were checked.
-        unsafe { self.launch("norm_rows", [rows, 1, 1], THREADS, shared, &params) }
+        unsafe {
+            self.launch(
+                "norm_rows",
+                LaunchConfig::new([rows, 1, 1], THREADS).shared(shared),
+                &params,
+            )
+        }
     }
 
-    fn rotate(
+    fn rotate_checked(
         &self,
+        _: Checked,
         shape: Rotate,
         qkv: &mut Buf<L, f32>,
         norms: Option<[&Buf<L, f32>; 2]>,
@@ -221,16 +211,13 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         k: &mut Buf<L, f32>,
         v: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let kv = shape.kv_heads * shape.head_dim;
-        let cached = (shape.at + shape.rows) * kv;
-        expect_len("rotate", "k", cached, k.len)?;
-        expect_len("rotate", "v", cached, v.len)?;
         // SAFETY: the cache has rows from `at` on.
         unsafe { self.rotate_to(shape, qkv, norms, angles, [k, v], 0) }
     }
 
-    fn swiglu(
+    fn swiglu_checked(
         &self,
+        _: Checked,
         rows: usize,
         width: usize,
         x: &Buf<L, f32>,
@@ -239,20 +226,40 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         self.gate("swiglu", rows, width, x, y)
     }
 
-    fn gelu(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+    fn gelu_checked(
+        &self,
+        _: Checked,
+        len: usize,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
         self.activate("gelu", len, x, y)
     }
 
-    fn gelu_erf(&self, len: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+    fn gelu_erf_checked(
+        &self,
+        _: Checked,
+        len: usize,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
         self.activate("gelu_erf", len, x, y)
     }
 
-    fn geglu(&self, rows: usize, width: usize, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
+    fn geglu_checked(
+        &self,
+        _: Checked,
+        rows: usize,
+        width: usize,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
         self.gate("geglu", rows, width, x, y)
     }
 
-    fn norm_bwd(
+    fn norm_bwd_checked(
         &self,
+        _: Checked,
         shape: Norm,
         x: &Buf<L, f32>,
         weight: &Buf<L, f32>,
@@ -261,10 +268,6 @@ impl<L: Launcher> LayerOp for Gpu<L> {
     ) -> Result<()> {
         let Norm { rows, width, .. } = shape;
         let op = "norm_bwd";
-        expect_len(op, "x", rows * width, x.len)?;
-        expect_len(op, "the weight", width, weight.len)?;
-        expect_len(op, "dy", rows * width, dy.len)?;
-        expect_len(op, "dx", rows * width, dx.len)?;
         let params = NormBwdParams {
             x: self.at(x),
             weight: self.at(weight),
@@ -277,11 +280,18 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         };
         let shared = THREADS as usize / 32 * size_of::<f32>();
         // SAFETY: lengths were checked.
-        unsafe { self.launch("norm_rows_bwd", [rows, 1, 1], THREADS, shared, &params) }
+        unsafe {
+            self.launch(
+                "norm_rows_bwd",
+                LaunchConfig::new([rows, 1, 1], THREADS).shared(shared),
+                &params,
+            )
+        }
     }
 
-    fn rotate_bwd(
+    fn rotate_bwd_checked(
         &self,
+        _: Checked,
         shape: Rotate,
         qkv: &Buf<L, f32>,
         norms: Option<[&Buf<L, f32>; 2]>,
@@ -301,17 +311,6 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         } = shape;
         let op = "rotate_bwd";
         let all = heads + 2 * kv_heads;
-        let kv = kv_heads * head_dim;
-        expect_len(op, "dqkv", rows * all * head_dim, dqkv.len)?;
-        expect_len(op, "dk", (at + rows) * kv, dk.len)?;
-        expect_len(op, "dv", (at + rows) * kv, dv.len)?;
-        for norm in norms.iter().flatten() {
-            expect_len(op, "a norm's weight", head_dim, norm.len)?;
-            expect_len(op, "qkv", rows * all * head_dim, qkv.len)?;
-        }
-        if let Some(angles) = angles {
-            expect_len(op, "the angles", rows * head_dim, angles.len)?;
-        }
         let norms = norms.map_or([0, 0], |norms| norms.map(|norm| self.at(norm)));
         let params = RotateBwdParams {
             qkv: self.at(qkv),
@@ -333,11 +332,12 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         let warps = size(op, rows * all)? as usize;
         let grid = [warps.div_ceil(THREADS as usize / 32), 1, 1];
         // SAFETY: lengths were checked.
-        unsafe { self.launch("rotate_bwd", grid, THREADS, 0, &params) }
+        unsafe { self.launch("rotate_bwd", LaunchConfig::new(grid, THREADS), &params) }
     }
 
-    fn swiglu_bwd(
+    fn swiglu_bwd_checked(
         &self,
+        _: Checked,
         rows: usize,
         width: usize,
         x: &Buf<L, f32>,
@@ -345,9 +345,6 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         dx: &mut Buf<L, f32>,
     ) -> Result<()> {
         let op = "swiglu_bwd";
-        expect_len(op, "x", rows * width * 2, x.len)?;
-        expect_len(op, "dy", rows * width, dy.len)?;
-        expect_len(op, "dx", rows * width * 2, dx.len)?;
         let params = ActivateBwdParams {
             x: self.at(x),
             dy: self.at(dy),
@@ -356,20 +353,24 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             width: size(op, width)?,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
+        unsafe {
+            self.launch(
+                op,
+                LaunchConfig::new([rows, shares(width), 1], THREADS),
+                &params,
+            )
+        }
     }
 
-    fn gelu_bwd(
+    fn gelu_bwd_checked(
         &self,
+        _: Checked,
         len: usize,
         x: &Buf<L, f32>,
         dy: &Buf<L, f32>,
         dx: &mut Buf<L, f32>,
     ) -> Result<()> {
         let op = "gelu_bwd";
-        for (what, held) in [("x", x.len), ("dy", dy.len), ("dx", dx.len)] {
-            expect_len(op, what, len, held)?;
-        }
         let params = ActivateBwdParams {
             x: self.at(x),
             dy: self.at(dy),
@@ -378,11 +379,22 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             width: size(op, len)?,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [1, shares(len).min(4096), 1], THREADS, 0, &params) }
+        unsafe {
+            self.launch(
+                op,
+                LaunchConfig::new([1, shares(len).min(4096), 1], THREADS),
+                &params,
+            )
+        }
     }
 
-    fn dropout(&self, shape: Dropout, x: &Buf<L, f32>, y: &mut Buf<L, f32>) -> Result<()> {
-        shape.check(x.len, y.len)?;
+    fn dropout_checked(
+        &self,
+        _: Checked,
+        shape: Dropout,
+        x: &Buf<L, f32>,
+        y: &mut Buf<L, f32>,
+    ) -> Result<()> {
         let params = DropoutParams {
             x: self.at(x),
             y: self.at(y),
@@ -395,6 +407,6 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         };
         let grid = [shares(shape.len).min(65_536), 1, 1];
         // SAFETY: lengths were checked.
-        unsafe { self.launch("dropout", grid, THREADS, 0, &params) }
+        unsafe { self.launch("dropout", LaunchConfig::new(grid, THREADS), &params) }
     }
 }

@@ -2,11 +2,11 @@
 
 use super::abi::{self, LoraBwdParams, LoraGradient, LoraParams, LoraSpan};
 use super::gemm::Matrix;
-use super::{Buf, Gpu, Launcher, Operand, Precision, size};
-use crate::error::{Error, Result};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, size};
+use crate::error::Result;
 use crate::ops::layer::Dropout;
 use crate::ops::lora::{LoraFactors, LoraOp, LoraPart, LoraUpdate};
-use crate::ops::{Storage, expect_len};
+use crate::ops::{Checked, Storage};
 
 /// What the kernel's shared memory is made of, in the backend's precision.
 #[derive(Clone, Copy)]
@@ -85,8 +85,9 @@ fn pieces(part: &LoraPart) -> impl Iterator<Item = LoraPart> {
 }
 
 impl<L: Launcher> LoraOp for Gpu<L> {
-    fn lora(
+    fn lora_checked(
         &self,
+        _: Checked,
         shape: &LoraUpdate<'_>,
         x: &Buf<L, f32>,
         a: &Matrix<L>,
@@ -94,11 +95,6 @@ impl<L: Launcher> LoraOp for Gpu<L> {
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
         let op = "lora";
-        shape.check(op)?;
-        expect_len(op, "x", shape.rows * shape.inputs, x.len)?;
-        expect_len(op, "y", shape.rows * shape.outputs, y.len)?;
-        expect_matrix(op, a, [shape.ranks, shape.inputs])?;
-        expect_matrix(op, b, [shape.outputs, shape.ranks])?;
         if shape.rows == 0 {
             return Ok(());
         }
@@ -135,8 +131,9 @@ impl<L: Launcher> LoraOp for Gpu<L> {
         Ok(())
     }
 
-    fn lora_bwd(
+    fn lora_bwd_checked(
         &self,
+        _: Checked,
         shape: &LoraUpdate<'_>,
         factors: &LoraFactors<'_, Matrix<L>>,
         x: &Buf<L, f32>,
@@ -145,29 +142,13 @@ impl<L: Launcher> LoraOp for Gpu<L> {
         gradients: &mut [Option<[&mut Buf<L, f32>; 2]>],
     ) -> Result<()> {
         let op = "lora_bwd";
-        shape.check(op)?;
         let &LoraUpdate {
             rows,
             inputs,
             outputs,
-            ranks,
             parts,
             ..
         } = shape;
-        expect_len(op, "x", rows * inputs, x.len)?;
-        expect_len(op, "dy", rows * outputs, dy.len)?;
-        if let Some(dx) = &dx {
-            expect_len(op, "dx", rows * inputs, dx.len)?;
-        }
-        expect_matrix(op, factors.a, [ranks, inputs])?;
-        expect_matrix(op, factors.a_across, [inputs, ranks])?;
-        expect_matrix(op, factors.b_across, [ranks, outputs])?;
-        for (part, gradients) in parts.iter().zip(&*gradients) {
-            if let Some([da, db]) = gradients {
-                expect_len(op, "the gradient of a", part.ranks * inputs, da.len)?;
-                expect_len(op, "the gradient of b", part.ranks * part.outputs, db.len)?;
-            }
-        }
         if rows == 0 {
             for (part, gradients) in parts.iter().zip(gradients) {
                 if let Some([da, db]) = gradients {
@@ -291,21 +272,6 @@ struct Update<'a, M> {
     drops: u32,
 }
 
-fn expect_matrix<L: Launcher>(
-    op: &'static str,
-    matrix: &Matrix<L>,
-    [outputs, inputs]: [usize; 2],
-) -> Result<()> {
-    if (matrix.outputs, matrix.inputs) == (outputs, inputs) {
-        return Ok(());
-    }
-    Err(Error::Shape {
-        op,
-        want: format!("a matrix [{outputs}, {inputs}]"),
-        got: format!("[{}, {}]", matrix.outputs, matrix.inputs),
-    })
-}
-
 /// The span of a piece that adds up the columns `from` of x, to its own outputs or to all of `whole`.
 fn span(
     op: &'static str,
@@ -356,7 +322,7 @@ impl<L: Launcher> Gpu<L> {
         };
         let grid = [rows, ld.div_ceil(1024), 1];
         // SAFETY: x has the rows; the memory was made for them.
-        unsafe { self.launch("pack_f32", grid, 256, 0, &params)? };
+        unsafe { self.launch("pack_f32", LaunchConfig::new(grid, 256), &params)? };
         Ok(Aligned {
             at: params.out,
             ld,
@@ -444,9 +410,7 @@ impl<L: Launcher> Gpu<L> {
         unsafe {
             self.launch(
                 kernel,
-                [row_tiles, units, 1],
-                abi::LORA_THREADS,
-                shared,
+                LaunchConfig::new([row_tiles, units, 1], abi::LORA_THREADS).shared(shared),
                 &params,
             )
         }
@@ -487,7 +451,13 @@ impl<L: Launcher> Gpu<L> {
         let shared = (abi::LORA_STAGES * abi::LORA_ROWS) as usize * row;
         let grid = [widest.div_ceil(abi::LORA_WIDE) as usize, jobs.len(), 1];
         // SAFETY: the caller's promise.
-        unsafe { self.launch(kernel, grid, abi::LORA_THREADS, shared, &params) }
+        unsafe {
+            self.launch(
+                kernel,
+                LaunchConfig::new(grid, abi::LORA_THREADS).shared(shared),
+                &params,
+            )
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub use cuda::{Cuda, Recording};
 #[cfg(feature = "emulator")]
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
-pub use launch::{Launch, Launcher, Operand, Product};
+pub use launch::{Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
 pub use prune::Recorded;
 
 use std::marker::PhantomData;
@@ -38,8 +38,8 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::ops::expect_len;
-use crate::ops::storage::{Elem, Storage};
+use crate::ops::Checked;
+use crate::ops::storage::{Buffer, Elem, Storage};
 
 /// What products are made of; sums are f32 always.
 #[derive(
@@ -182,33 +182,36 @@ impl<L: Launcher> Gpu<L> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`Launcher::launch`]. An empty grid is nothing to do.
+    /// Submits a kernel. An empty grid is nothing to do.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As of [`Launcher::submit`].
     unsafe fn launch<P: bytemuck::Pod>(
         &self,
-        kernel: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared: usize,
+        name: &'static str,
+        config: LaunchConfig,
         params: &P,
     ) -> Result<()> {
-        if grid.contains(&0) {
+        if config.grid.contains(&0) {
             return Ok(());
         }
-        let dims = grid.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
-        let params = bytemuck::bytes_of(params);
-        tape::note(|| Launch::Kernel {
-            kernel,
-            grid: dims,
-            threads,
-            shared,
-            params: params.to_vec(),
-        });
+        let kernel = Kernel {
+            name,
+            config,
+            params: Params::new(bytemuck::bytes_of(params)),
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.launcher.launch(kernel, dims, threads, shared, params) }
+        unsafe { self.submit(Launch::Kernel(kernel)) }
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Launcher::submit`].
+    unsafe fn submit(&self, launch: Launch) -> Result<()> {
+        // SAFETY: the caller's promise.
+        tape::note(unsafe { self.launcher.submit(launch)? });
+        Ok(())
     }
 
     fn at<T: Elem>(&self, buf: &Buf<L, T>) -> u64 {
@@ -236,15 +239,9 @@ pub struct Buf<L: Launcher, T> {
     of: PhantomData<T>,
 }
 
-impl<L: Launcher, T> Buf<L, T> {
-    /// Elements.
-    pub fn len(&self) -> usize {
+impl<L: Launcher, T: Elem> Buffer for Buf<L, T> {
+    fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
@@ -270,15 +267,17 @@ impl<L: Launcher> Storage for Gpu<L> {
         })
     }
 
-    fn write<T: Elem>(&self, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
-        expect_len("write", "the buffer", host.len(), buf.len)?;
+    fn write_checked<T: Elem>(&self, _: Checked, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
         self.launcher
             .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
     }
 
-    fn download<T: Elem>(&self, buf: &Buf<L, T>, range: Range<usize>) -> Result<Vec<T>> {
-        let end = range.end.max(range.start);
-        expect_len("download", "the buffer", end, buf.len)?;
+    fn download_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &Buf<L, T>,
+        range: Range<usize>,
+    ) -> Result<Vec<T>> {
         let mut host = vec![T::default(); range.len()];
         let at = range.start * size_of::<T>();
         self.launcher
@@ -295,14 +294,13 @@ impl<L: Launcher> Storage for Gpu<L> {
         Ok(())
     }
 
-    fn copy_within<T: Elem>(
+    fn copy_within_checked<T: Elem>(
         &self,
+        _: Checked,
         buf: &mut Buf<L, T>,
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
-        let end = from.end.max(to.saturating_add(from.len())).max(from.start);
-        expect_len("copy_within", "the buffer", end, buf.len)?;
         let size = size_of::<T>();
         let bytes = from.len() * size;
         // By way of another buffer: source and destination may overlap.
@@ -313,16 +311,14 @@ impl<L: Launcher> Storage for Gpu<L> {
             .copy(&between, 0, &mut buf.memory, to * size, bytes)
     }
 
-    fn copy<T: Elem>(
+    fn copy_checked<T: Elem>(
         &self,
+        _: Checked,
         from: &Buf<L, T>,
         range: Range<usize>,
         to: &mut Buf<L, T>,
         at: usize,
     ) -> Result<()> {
-        let end = at.saturating_add(range.len());
-        expect_len("copy", "the source", range.end.max(range.start), from.len)?;
-        expect_len("copy", "the destination", end, to.len)?;
         let size = size_of::<T>();
         self.launcher.copy(
             &from.memory,
@@ -333,8 +329,12 @@ impl<L: Launcher> Storage for Gpu<L> {
         )
     }
 
-    fn clear<T: Elem>(&self, buf: &mut Buf<L, T>, range: Range<usize>) -> Result<()> {
-        expect_len("clear", "the buffer", range.end.max(range.start), buf.len)?;
+    fn clear_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &mut Buf<L, T>,
+        range: Range<usize>,
+    ) -> Result<()> {
         let size = size_of::<T>();
         let zeros = self.launcher.alloc(range.len() * size, true)?;
         self.launcher.copy(

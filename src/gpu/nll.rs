@@ -4,11 +4,11 @@ use super::abi::{
     NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
 };
 use super::gemm::{Matrix, Tile};
-use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
-use crate::error::{Error, Result};
-use crate::ops::expect_len;
-use crate::ops::nll::{NllOp, Pick};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, Product, Scratch, size};
+use crate::error::Result;
+use crate::ops::nll::{NllOp, NllTarget};
 use crate::ops::storage::Storage;
+use crate::ops::{Checked, expect_ids, expect_len};
 
 /// Bytes of the parts that blocks leave, at most.
 const PARTS: usize = 1 << 20;
@@ -19,15 +19,15 @@ pub(super) const ROWS: usize = 32_768;
 const GRADIENTS: usize = 16 << 20;
 
 impl<L: Launcher> NllOp for Gpu<L> {
-    fn nll(
+    fn nll_checked(
         &self,
+        _: Checked,
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
-        check_picks("nll", width, x.len, head, picks, out.len)?;
         for (i, picks) in picks.chunks(ROWS).enumerate() {
             let out = self.at(out) + (i * ROWS * size_of::<f32>()) as u64;
             let mut scratch = self.scratch();
@@ -37,27 +37,19 @@ impl<L: Launcher> NllOp for Gpu<L> {
         Ok(())
     }
 
-    fn nll_bwd(
+    fn nll_bwd_checked(
         &self,
+        _: Checked,
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
         across: &Matrix<L>,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut Buf<L, f32>,
         dx: &mut Buf<L, f32>,
     ) -> Result<()> {
         let op = "nll_bwd";
-        check_picks(op, width, x.len, head, picks, out.len)?;
-        check_picks(op, width, dx.len, head, picks, out.len)?;
         let vocab = head.outputs;
-        if (across.outputs, across.inputs) != (width, vocab) {
-            return Err(Error::Shape {
-                op,
-                want: format!("the head the other way round, [{width}, {vocab}]"),
-                got: format!("[{}, {}]", across.outputs, across.inputs),
-            });
-        }
         let rows = picks.len().min(ROWS_BWD);
         let tile = Tile::of(self.precision);
         // So many ids at a time that the block stays small, in whole tiles.
@@ -101,7 +93,13 @@ impl<L: Launcher> NllOp for Gpu<L> {
                 let grid = [rows.div_ceil(tile.size), inner.div_ceil(tile.size), 1];
                 // SAFETY: both operands have rows of `ld` elements, targets were checked, and the
                 // block has room for `rows` rows of `inner`.
-                unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
+                unsafe {
+                    self.launch(
+                        kernel,
+                        LaunchConfig::new(grid, tile.threads).shared(tile.shared),
+                        &params,
+                    )?
+                };
                 let from = (first * self.precision.bytes()) as u64;
                 let across = across.operand(self);
                 let product = Product {
@@ -139,7 +137,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
             };
             let grid = [row_sums.len(), width.div_ceil(256), 1];
             // SAFETY: every pick's row was checked against dx, and `order` names rows of `sums`.
-            unsafe { self.launch("scatter_add", grid, 256, 0, &params)? };
+            unsafe { self.launch("scatter_add", LaunchConfig::new(grid, 256), &params)? };
         }
         Ok(())
     }
@@ -149,7 +147,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
 const ROWS_BWD: usize = 4096;
 
 /// The picks in the order of their rows, and for each row that is named the run of it.
-fn by_row(picks: &[Pick]) -> (Vec<u32>, Vec<RowSum>) {
+fn by_row(picks: &[NllTarget]) -> (Vec<u32>, Vec<RowSum>) {
     let mut order: Vec<u32> = (0..picks.len() as u32).collect();
     order.sort_by_key(|&i| (picks[i as usize].row, i));
     let mut sums: Vec<RowSum> = Vec::new();
@@ -168,40 +166,6 @@ fn by_row(picks: &[Pick]) -> (Vec<u32>, Vec<RowSum>) {
     (order, sums)
 }
 
-/// What both ops demand of their operands.
-fn check_picks<L: Launcher>(
-    op: &'static str,
-    width: usize,
-    x: usize,
-    head: &Matrix<L>,
-    picks: &[Pick],
-    out: usize,
-) -> Result<()> {
-    if head.inputs != width {
-        return Err(Error::Shape {
-            op,
-            want: format!("a head of width {width}"),
-            got: head.inputs.to_string(),
-        });
-    }
-    expect_len(op, "the output", picks.len(), out)?;
-    for pick in picks {
-        expect_len(op, "rows", (pick.row as usize + 1) * width, x)?;
-        check_target(pick.target, head.outputs)?;
-    }
-    Ok(())
-}
-
-fn check_target(target: u32, vocab: usize) -> Result<()> {
-    if (target as usize) < vocab {
-        return Ok(());
-    }
-    Err(Error::input(
-        format!("token id {target}"),
-        format!("the model has {vocab} ids"),
-    ))
-}
-
 impl<L: Launcher> Gpu<L> {
     /// Nll of up to [`ROWS`] picks to `out` and, unless it is 0, the logarithms alone to `lse`. Gives the
     /// rows as an operand, and the address of the targets; both stay as long as the scratch is held.
@@ -216,7 +180,7 @@ impl<L: Launcher> Gpu<L> {
         width: usize,
         x: &Buf<L, f32>,
         head: &Matrix<L>,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: u64,
         lse: u64,
     ) -> Result<(Operand, u64)> {
@@ -275,7 +239,13 @@ impl<L: Launcher> Gpu<L> {
         let grid = [row_tiles, splits, 1];
         // SAFETY: the caller's promise of the targets; both operands have rows of `ld` elements, and
         // parts and logits were made for these rows and splits.
-        unsafe { self.launch(kernel, grid, tile.threads, tile.shared, &params)? };
+        unsafe {
+            self.launch(
+                kernel,
+                LaunchConfig::new(grid, tile.threads).shared(tile.shared),
+                &params,
+            )?
+        };
         // SAFETY: the caller's promise of the output.
         unsafe { self.merge([parts, logit, out, lse], rows, splits)? };
         Ok(Operand { at: operand, ld })
@@ -297,9 +267,7 @@ impl<L: Launcher> Gpu<L> {
         let rows = targets.len();
         expect_len("nll", "the logits", rows * vocab, logits.len)?;
         expect_len("nll", "the output", rows, out.len)?;
-        for &target in targets {
-            check_target(target, vocab)?;
-        }
+        expect_ids(targets.iter().copied(), vocab)?;
         for (i, targets) in targets.chunks(ROWS).enumerate() {
             let rows = targets.len();
             let splits = self.splits(rows, vocab.div_ceil(4096), rows);
@@ -320,7 +288,13 @@ impl<L: Launcher> Gpu<L> {
                 splits: size("nll", splits)?,
             };
             // SAFETY: lengths and targets were checked.
-            unsafe { self.launch("nll_logits", [rows, splits, 1], 256, 256 * 8, &params)? };
+            unsafe {
+                self.launch(
+                    "nll_logits",
+                    LaunchConfig::new([rows, splits, 1], 256).shared(256 * 8),
+                    &params,
+                )?
+            };
             let out = self.at(out) + (i * ROWS * size_of::<f32>()) as u64;
             // SAFETY: the output's length was checked.
             unsafe { self.merge([parts, logit, out, 0], rows, splits)? };
@@ -360,6 +334,12 @@ impl<L: Launcher> Gpu<L> {
             splits: size("nll", splits)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch("nll_merge", [rows.div_ceil(256), 1, 1], 256, 0, &params) }
+        unsafe {
+            self.launch(
+                "nll_merge",
+                LaunchConfig::new([rows.div_ceil(256), 1, 1], 256),
+                &params,
+            )
+        }
     }
 }

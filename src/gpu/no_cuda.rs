@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::launch::{Launch, Launcher};
+use super::launch::{Launch, Launcher, Product};
 use crate::error::{Error, Result};
 
 /// There is none.
@@ -60,6 +60,15 @@ impl Cuda {
         match self.0 {}
     }
 
+    /// `None`: there is no device.
+    ///
+    /// # Safety
+    ///
+    /// Any.
+    pub unsafe fn product_by_library(&self, _: &Product) -> Option<Result<()>> {
+        match self.0 {}
+    }
+
     /// Bytes of the last cache before memory.
     pub fn cache(&self) -> usize {
         match self.0 {}
@@ -101,14 +110,7 @@ impl Launcher for Cuda {
         match self.0 {}
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()> {
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch> {
         match self.0 {}
     }
 

@@ -3,14 +3,14 @@
 use super::abi::{AttentionTile, GatherParams, PruneParams, PruneRun, PruneText};
 use super::attention::Tiles;
 use super::gemm::Matrix;
-use super::launch::Launcher;
+use super::launch::{LaunchConfig, Launcher};
 use super::nll::ROWS;
 use super::tape::taped;
 use super::topk::{CACHED, FIXED};
 use super::{Buf, Gpu, abi, size};
 use crate::error::{Error, Result};
-use crate::ops::prune::{self, RUN, State, TILE, expect_cache};
-use crate::ops::{Attention, PruneBatch, PruneOp, Rotate, Staged, expect_len};
+use crate::ops::prune::{self, RUN, State, TILE};
+use crate::ops::{Attention, Checked, PruneBatch, PruneOp, Rotate, Staged};
 
 // The same words on both sides.
 const _: () = assert!(size_of::<PruneText>() == size_of::<State>());
@@ -37,7 +37,7 @@ impl<L: Launcher> Default for Recorded<L> {
 impl<L: Launcher> PruneOp for Gpu<L> {
     type Recorded = Recorded<L>;
 
-    fn queues(&self) -> bool {
+    fn runs_ahead(&self) -> bool {
         true
     }
 
@@ -80,11 +80,13 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         self.attention_tile(heads, kv_heads, head_dim)
     }
 
-    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Buf<L, f32>>) -> Result<()> {
+    fn prune_checked(
+        &self,
+        _: Checked,
+        texts: &mut PruneBatch<Self>,
+        fresh: Option<&Buf<L, f32>>,
+    ) -> Result<()> {
         let capacity = texts.capacity;
-        if let Some(fresh) = fresh {
-            expect_len("prune", "nll", capacity.all_rows(), fresh.len)?;
-        }
         let states = self.at(&texts.table);
         let from = states + (capacity.texts * size_of::<State>()) as u64;
         let cached = capacity.tokens.min(CACHED);
@@ -111,11 +113,18 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         let grid = [capacity.texts, 1, 1];
         // SAFETY: `PruneBatch` made the buffers for its room and checked what it wrote into them; they
         // have no other writer.
-        unsafe { self.launch("prune", grid, threads, FIXED + 4 * (cached + 1), &params) }
+        unsafe {
+            self.launch(
+                "prune",
+                LaunchConfig::new(grid, threads).shared(FIXED + 4 * (cached + 1)),
+                &params,
+            )
+        }
     }
 
-    fn embed_staged(
+    fn embed_staged_checked(
         &self,
+        _: Checked,
         texts: &PruneBatch<Self>,
         what: Staged,
         table: &Matrix<L>,
@@ -123,8 +132,6 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         let rows = texts.capacity.all_rows();
-        texts.expect_table("embed", what, table.outputs)?;
-        expect_len("embed", "the output", rows * table.inputs, out.len)?;
         let ids = match what {
             Staged::Inputs => &texts.inputs,
             Staged::Positions => &texts.positions,
@@ -133,21 +140,15 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         unsafe { self.embed_at(self.at(ids), rows, table, add, out) }
     }
 
-    fn angles_staged(
+    fn angles_staged_checked(
         &self,
+        _: Checked,
         texts: &PruneBatch<Self>,
         width: usize,
         table: &Buf<L, f32>,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         let rows = texts.capacity.all_rows();
-        expect_len(
-            "angles",
-            "the table",
-            texts.capacity.tokens * width,
-            table.len,
-        )?;
-        expect_len("angles", "the output", rows * width, out.len)?;
         let params = GatherParams {
             x: self.at(table),
             rows: self.at(&texts.positions),
@@ -159,11 +160,12 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         // A row is short: as many as there are, up to what runs at once.
         let blocks = rows.min(8 * self.launcher.processors() as usize);
         // SAFETY: positions are below the room's tokens; lengths were checked.
-        unsafe { self.launch("gather", [blocks, 1, 1], 64, 0, &params) }
+        unsafe { self.launch("gather", LaunchConfig::new([blocks, 1, 1], 64), &params) }
     }
 
-    fn rotate_staged(
+    fn rotate_staged_checked(
         &self,
+        _: Checked,
         texts: &PruneBatch<Self>,
         shape: Rotate,
         qkv: &mut Buf<L, f32>,
@@ -172,21 +174,14 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         k: &mut Buf<L, f32>,
         v: &mut Buf<L, f32>,
     ) -> Result<()> {
-        let rows = texts.capacity.all_rows();
-        let width = shape.kv_heads * shape.head_dim;
-        expect_cache("rotate", texts, width, [k.len, v.len])?;
-        let shape = Rotate {
-            rows,
-            at: 0,
-            ..shape
-        };
         let places = self.at(&texts.places);
         // SAFETY: places lie within the room, whose rows the cache has.
         unsafe { self.rotate_to(shape, qkv, norms, angles, [k, v], places) }
     }
 
-    fn attention_staged(
+    fn attention_staged_checked(
         &self,
+        _: Checked,
         texts: &PruneBatch<Self>,
         shape: &Attention<'_>,
         qkv: &Buf<L, f32>,
@@ -209,9 +204,6 @@ impl<L: Launcher> PruneOp for Gpu<L> {
             });
         }
         let wide = rows * (heads + 2 * kv_heads) * d;
-        expect_cache(op, texts, kv_heads * d, [k.len, v.len])?;
-        expect_len(op, "qkv", wide, qkv.len)?;
-        expect_len(op, "the output", rows * heads * d, out.len)?;
         size(
             op,
             (capacity.texts * capacity.tokens * kv_heads * d).max(wide),
@@ -232,8 +224,9 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         unsafe { self.attend_tiles(&shape, tiles, &mut scratch.parts, qkv, [k, v], out, 0) }
     }
 
-    fn nll_staged(
+    fn nll_staged_checked(
         &self,
+        _: Checked,
         texts: &PruneBatch<Self>,
         width: usize,
         x: &Buf<L, f32>,
@@ -241,16 +234,13 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         let (op, rows) = ("nll", texts.capacity.all_rows());
-        if head.inputs != width || rows > ROWS {
+        if rows > ROWS {
             return Err(Error::Shape {
                 op,
-                want: format!("a head of width {width}, and up to {ROWS} rows"),
-                got: format!("{}, {rows}", head.inputs),
+                want: format!("up to {ROWS} rows"),
+                got: rows.to_string(),
             });
         }
-        texts.expect_table(op, Staged::Inputs, head.outputs)?;
-        expect_len(op, "x", rows * width, x.len)?;
-        expect_len(op, "the output", rows, out.len)?;
         if rows == 0 {
             return Ok(());
         }

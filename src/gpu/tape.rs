@@ -29,10 +29,10 @@ pub(super) fn taped<T>(work: impl FnOnce() -> T) -> (T, Option<Vec<Launch>>) {
 }
 
 /// Writes a launch down, if that is wanted.
-pub(super) fn note(launch: impl FnOnce() -> Launch) {
+pub(super) fn note(launch: Launch) {
     TAPE.with_borrow_mut(|tape| {
         if let Some(tape) = tape {
-            tape.launches.push(launch());
+            tape.launches.push(launch);
         }
     });
 }

@@ -1,10 +1,10 @@
 //! Selection by `kernels/topk.cu`.
 
 use super::abi::{GatherParams, Segment, TopkParams};
-use super::{Buf, Gpu, Launcher, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, size};
 use crate::error::Result;
-use crate::ops::expect_len;
-use crate::ops::topk::{self, Keep, Select, Selection, TopKOp};
+use crate::ops::Checked;
+use crate::ops::topk::{Keep, Select, TopKOp, TopKOutput};
 
 /// Bytes of the kernel's shared memory before the keys: digits, warps' sums, two numbers.
 pub(super) const FIXED: usize = (2048 + 32 + 2) * 4;
@@ -12,19 +12,14 @@ pub(super) const FIXED: usize = (2048 + 32 + 2) * 4;
 pub(super) const CACHED: usize = (48 * 1024 - FIXED) / 4 - 1;
 
 impl<L: Launcher> TopKOp for Gpu<L> {
-    fn topk(
+    fn topk_checked(
         &self,
+        _: Checked,
         segments: &[Select],
         scores: &Buf<L, f32>,
         ids: &Buf<L, u32>,
-        out: &mut Selection<Self>,
+        out: &mut TopKOutput<Self>,
     ) -> Result<()> {
-        topk::check(
-            segments,
-            scores.len,
-            ids.len,
-            [out.mask.len, out.ids.len, out.rows.len, out.kept.len],
-        )?;
         let longest = segments.iter().map(|s| s.len as usize).max().unwrap_or(0);
         let cached = longest.min(CACHED);
         let segments: Vec<Segment> = segments
@@ -62,24 +57,27 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         let threads = longest.div_ceil(4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [segments.len(), 1, 1];
         // SAFETY: every segment lies within all buffers, and shared memory has room for the keys.
-        unsafe { self.launch("topk", grid, threads, FIXED + 4 * (cached + 1), &params) }
+        unsafe {
+            self.launch(
+                "topk",
+                LaunchConfig::new(grid, threads).shared(FIXED + 4 * (cached + 1)),
+                &params,
+            )
+        }
     }
 
-    fn gather(
+    fn gather_checked(
         &self,
+        _: Checked,
         width: usize,
         x: &Buf<L, f32>,
-        selection: &Selection<Self>,
+        selection: &TopKOutput<Self>,
         segment: usize,
         of: Select,
         to: usize,
         out: &mut Buf<L, f32>,
     ) -> Result<()> {
         let (first, len) = (of.first as usize, of.len as usize);
-        expect_len("gather", "x", (first + len) * width, x.len)?;
-        expect_len("gather", "the output", (to + len) * width, out.len)?;
-        expect_len("gather", "the rows", first + len, selection.rows.len)?;
-        expect_len("gather", "the counts", segment + 1, selection.kept.len)?;
         let params = GatherParams {
             x: self.at(x),
             rows: self.at(&selection.rows) + (first * size_of::<u32>()) as u64,
@@ -90,6 +88,6 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         };
         let blocks = len.min(4 * self.launcher.processors() as usize);
         // SAFETY: a segment keeps at most `len` rows, all of them its own; lengths were checked.
-        unsafe { self.launch("gather", [blocks, 1, 1], 256, 0, &params) }
+        unsafe { self.launch("gather", LaunchConfig::new([blocks, 1, 1], 256), &params) }
     }
 }

@@ -2,7 +2,6 @@
 
 pub mod arguments;
 pub mod compress_json;
-mod context_budget;
 mod count;
 mod exact;
 pub mod json;

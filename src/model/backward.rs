@@ -6,20 +6,22 @@
 //! memory is given for, and made again for the others.
 
 use super::buffers::{Buffers, PooledBuffer};
-use super::config::Family;
-use super::decoder::{Layer, Model, NormWeights, norm_shape};
+use super::config::Mlp;
+use super::decoder::Model;
+use super::decoder::layers::{Layer, NormWeights, activate, norm_shape};
 use super::trained::{Pair, Trained};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, Pairing, Pick, Rotate,
+    Attended, Attention, Backend, Linear, LoraFactors, LoraPart, LoraUpdate, NllTarget, Pairing,
+    Rotate,
 };
 use crate::rope;
 
 /// A model that gradients go through.
 pub(crate) struct Backward<'m, B: Backend> {
     pub model: &'m Model<B>,
-    /// Weights the other way round, by layer: qkv, output, up, down.
+    /// Weights transposed, by layer: qkv, output, up, down.
     across: Vec<[B::Matrix; 4]>,
     head: B::Matrix,
     buffers: Buffers<B>,
@@ -104,7 +106,7 @@ pub(crate) struct Gradients<'p, B: Backend> {
 }
 
 impl<'m, B: Backend> Backward<'m, B> {
-    /// Lays out a model's weights the other way round: once more their memory.
+    /// Lays out a model's weights transposed: once more their memory.
     ///
     /// # Errors
     /// Those of the device.
@@ -147,16 +149,8 @@ impl<'m, B: Backend> Backward<'m, B> {
         let c = &self.model.config;
         let kv = c.kv_heads * c.head_dim;
         let queries = c.heads * c.head_dim;
-        let per_row = 2 * queries + 4 * kv + c.heads + c.hidden + self.gates() * c.ffn;
+        let per_row = 2 * queries + 4 * kv + c.heads + c.hidden + c.mlp.parts() * c.ffn;
         rows * per_row * size_of::<f32>()
-    }
-
-    fn gates(&self) -> usize {
-        if self.model.config.family == Family::Gpt2 {
-            1
-        } else {
-            2
-        }
     }
 
     /// Runs embeddings `x`, `[rows, hidden]`, through the layers; what the backward needs is kept for
@@ -315,7 +309,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         model.project(&layer.output, rows, &attention, true, &mut middle)?;
         self.adapt(pass, i, 1, &attention, &mut middle)?;
         model.norm(&layer.mlp_norm, rows, &middle, &mut h)?;
-        let mut up = self.take(rows * self.gates() * c.ffn)?;
+        let mut up = self.take(rows * c.mlp.parts() * c.ffn)?;
         model.project(&layer.up, rows, &h, false, &mut up)?;
         self.adapt(pass, i, 2, &h, &mut up)?;
         let rest = Some(Rest {
@@ -341,10 +335,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     fn activate(&self, rows: usize, up: &B::Buf<f32>) -> Result<PooledBuffer<'_, B>> {
         let (b, c) = (&self.model.backend, &self.model.config);
         let mut inner = self.take(rows * c.ffn)?;
-        match c.family {
-            Family::Gpt2 => b.gelu(rows * c.ffn, up, &mut inner)?,
-            _ => b.swiglu(rows, c.ffn, up, &mut inner)?,
-        }
+        activate(b, c, rows, up, &mut inner)?;
         Ok(inner)
     }
 
@@ -477,7 +468,7 @@ impl<'m, B: Backend> Backward<'m, B> {
         &self,
         acts: &Acts<'_, B>,
         rows: usize,
-        picks: &[Pick],
+        picks: &[NllTarget],
     ) -> Result<(Vec<f32>, PooledBuffer<'_, B>)> {
         let (model, b) = (self.model, &self.model.backend);
         let width = model.config.hidden;
@@ -496,7 +487,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     }
 
     /// Nll of picks from the last hidden states.
-    pub fn nll_only(&self, acts: &Acts<'_, B>, picks: &[Pick]) -> Result<Vec<f32>> {
+    pub fn nll_only(&self, acts: &Acts<'_, B>, picks: &[NllTarget]) -> Result<Vec<f32>> {
         let (model, b) = (self.model, &self.model.backend);
         let mut nll = self.take(picks.len())?;
         b.nll(
@@ -674,10 +665,17 @@ impl<'m, B: Backend> Backward<'m, B> {
             let inner = self.activate(rows, &rest.up)?;
             self.adapt_bwd(pass, i, 3, &inner, dx, Some(&mut dinner), found)?;
         }
-        let mut dup = self.take(rows * self.gates() * c.ffn)?;
-        match c.family {
-            Family::Gpt2 => b.gelu_bwd(rows * c.ffn, &rest.up, &dinner, &mut dup)?,
-            _ => b.swiglu_bwd(rows, c.ffn, &rest.up, &dinner, &mut dup)?,
+        let mut dup = self.take(rows * c.mlp.parts() * c.ffn)?;
+        match c.mlp {
+            Mlp::SwiGlu => b.swiglu_bwd(rows, c.ffn, &rest.up, &dinner, &mut dup)?,
+            Mlp::Gelu => b.gelu_bwd(rows * c.ffn, &rest.up, &dinner, &mut dup)?,
+            // Encoders' alone, of which no gradients are made.
+            Mlp::GeGlu | Mlp::GeluErf => {
+                return Err(Error::Unsupported {
+                    what: format!("gradients of an MLP of {:?}", c.mlp),
+                    have: "SwiGLU, GELU by a hyperbolic tangent".into(),
+                });
+            }
         }
         drop(dinner);
         let mut dh = self.project_bwd(i, 2, rows, &dup)?;

@@ -1,12 +1,13 @@
 //! Shapes and constants of a decoder or an encoder, read from `config.json` or from GGUF metadata.
 
+mod gguf;
+mod json;
+
 use std::path::Path;
 
-use serde_json::Value;
-
-use super::gguf::Metadata;
 use crate::error::{Error, Result};
-use crate::mapped::{one_line, read_json};
+use crate::mapped::one_line;
+use crate::ops::NormKind;
 use crate::rope::Rope;
 pub use crate::rope::RopeScaling;
 
@@ -43,11 +44,6 @@ impl Family {
         }
     }
 
-    /// Whether positions are learned, not rotated.
-    pub const fn learns_positions(self) -> bool {
-        matches!(self, Family::Gpt2 | Family::Bert | Family::XlmRoberta)
-    }
-
     /// From `model_type` or `general.architecture`.
     fn from_name(name: &str) -> Option<Family> {
         Some(match name {
@@ -63,13 +59,52 @@ impl Family {
     }
 }
 
+/// What lies between the two projections of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mlp {
+    /// `silu(gate) · up`.
+    SwiGlu,
+    /// `gelu(gate) · up`, by the error function.
+    GeGlu,
+    /// `gelu(up)`, by a hyperbolic tangent.
+    Gelu,
+    /// `gelu(up)`, by the error function.
+    GeluErf,
+}
+
+impl Mlp {
+    /// What the first projection puts out for each element of the inner layer: up, or gate and up.
+    pub const fn parts(self) -> usize {
+        match self {
+            Mlp::SwiGlu | Mlp::GeGlu => 2,
+            Mlp::Gelu | Mlp::GeluErf => 1,
+        }
+    }
+}
+
+/// How a model tells positions apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// Keys and queries are rotated.
+    Rotary,
+    /// A table of embeddings is added.
+    Learned,
+}
+
 /// Shapes and constants of a model. Those of an open model are checked: sizes lie between 1 and
 /// 2²⁴, `heads` is a multiple of `kv_heads`, constants are finite and positive, and every tensor has
 /// the shape that follows from them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Which forward.
+    /// Names of its tensors and the marks of its tokens follow from this; what is computed follows from
+    /// the other fields.
     pub family: Family,
+    /// Which normalisation.
+    pub norm: NormKind,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Rotated or learned.
+    pub positions: Positions,
     /// Rows of the embedding.
     pub vocab: usize,
     /// Width of the residual stream.
@@ -114,8 +149,6 @@ pub struct EncoderConfig {
     pub first_position: u32,
     /// Id of the token that fills up a batch.
     pub padding: u32,
-    /// GELU by a hyperbolic tangent, not by the error function.
-    pub gelu_tanh: bool,
     /// Which layers see near keys only; `None`: none.
     pub local: Option<LocalAttention>,
     /// A text's classes are made of the mean of its states, not of the first (ModernBERT).
@@ -151,13 +184,10 @@ pub enum EncoderHead {
 const LARGEST: usize = 1 << 24;
 /// The rotary base where none is given.
 const DEFAULT_THETA: f32 = 10_000.0;
-/// A `config.json` has a few kilobytes.
-const LONGEST_CONFIG: u64 = 1 << 20;
-
 impl Config {
     /// How keys and queries are rotated; `None` where positions are learned.
     pub fn rope(&self) -> Option<Rope> {
-        (!self.family.learns_positions()).then(|| Rope {
+        (self.positions == Positions::Rotary).then(|| Rope {
             theta: self.rope_theta,
             dim: self.head_dim,
             scaling: self.rope_scaling.clone(),
@@ -210,7 +240,7 @@ impl Config {
                 self.heads, self.kv_heads
             ));
         }
-        if (self.family.learns_positions() || self.encoder.is_some())
+        if (self.positions == Positions::Learned || self.encoder.is_some())
             && self.heads * self.head_dim != self.hidden
         {
             return bad(format!(
@@ -224,7 +254,7 @@ impl Config {
                 self.kv_heads, self.heads
             ));
         }
-        if !self.family.learns_positions() && !self.head_dim.is_multiple_of(2) {
+        if self.positions == Positions::Rotary && !self.head_dim.is_multiple_of(2) {
             return bad(format!("head size {} is odd", self.head_dim));
         }
         let mut constants = vec![
@@ -271,150 +301,6 @@ impl Config {
         }
         Ok(())
     }
-
-    /// Reads a Hugging Face `config.json`. A head that is not said to be tied may yet be missing: the
-    /// caller sets `tied` then.
-    pub(crate) fn from_json(path: &Path) -> Result<Config> {
-        let json: Value = read_json(path, LONGEST_CONFIG)?;
-        let json = Json {
-            file: path,
-            what: "",
-            value: &json,
-        };
-        let name = json.str("model_type")?.ok_or_else(|| {
-            Error::format(
-                path,
-                "there is no \"model_type\": not a model's config.json",
-            )
-        })?;
-        let family = family(
-            path,
-            name,
-            "llama, mistral, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta, modernbert",
-        )?;
-        if json.get("quantization_config").is_some() {
-            return Err(unsupported(
-                path,
-                "quantized safetensors",
-                "F32, F16 and BF16, or a quantized GGUF",
-            ));
-        }
-        let mut config = match family {
-            Family::Gpt2 => gpt2_from_json(json)?,
-            Family::Bert | Family::XlmRoberta => bert_from_json(json, family)?,
-            Family::ModernBert => modernbert_from_json(json)?,
-            _ => llama_from_json(json, family)?,
-        };
-        config.bos = json.token("bos_token_id", config.vocab);
-        config.eos = json.token("eos_token_id", config.vocab);
-        config.check(path)?;
-        Ok(config)
-    }
-
-    /// Reads GGUF metadata. `rows` is the number of the embedding's rows (`None`: it is missing, as the
-    /// caller will find), `factors` the content of `rope_freqs.weight`, `tied` whether there is no
-    /// head, `head` that of a reranker.
-    pub(crate) fn from_gguf(
-        meta: &Metadata,
-        rows: Option<usize>,
-        factors: Option<Vec<f32>>,
-        tied: bool,
-        head: EncoderHead,
-    ) -> Result<Config> {
-        let path = meta.path();
-        let arch = meta
-            .str("general.architecture")?
-            .ok_or_else(|| Error::format(path, "there is no general.architecture"))?;
-        let have = "llama, qwen2, qwen3, gpt2, bert";
-        let mut family = family(path, arch, have)?;
-        // llama.cpp gives both the same name; XLM-RoBERTa alone has this kind of vocabulary.
-        if family == Family::Bert && meta.str("tokenizer.ggml.model")? == Some("t5") {
-            family = Family::XlmRoberta;
-        } else if matches!(family, Family::XlmRoberta | Family::ModernBert) {
-            return Err(unsupported(
-                path,
-                &format!("{} as a GGUF", family.name()),
-                have,
-            ));
-        }
-        let key = |name: &str| format!("{arch}.{name}");
-        let size = |name: &str| meta.usize(&key(name));
-        let required = |name: &str| {
-            size(name)?.ok_or_else(|| Error::format(path, format!("there is no {}", key(name))))
-        };
-
-        let hidden = required("embedding_length")?;
-        let heads = required("attention.head_count")?;
-        let head_dim = match size("attention.key_length")? {
-            Some(size) => size,
-            None => hidden.checked_div(heads).unwrap_or(0),
-        };
-        let eps = if family.learns_positions() {
-            "attention.layer_norm_epsilon"
-        } else {
-            "attention.layer_norm_rms_epsilon"
-        };
-        for name in ["attention.value_length", "rope.dimension_count"] {
-            if let Some(other) = size(name)?.filter(|&other| other != head_dim) {
-                return Err(unsupported(
-                    path,
-                    &format!("{} {other} beside a head size of {head_dim}", key(name)),
-                    "one size for all of a head",
-                ));
-            }
-        }
-        if size("expert_count")?.unwrap_or(0) > 0 {
-            return Err(unsupported(
-                path,
-                "a mixture of experts",
-                "one MLP per layer",
-            ));
-        }
-        let tokens = meta.count("tokenizer.ggml.tokens")?;
-        let vocab = rows.or(tokens).unwrap_or(1);
-        if let Some(tokens) = tokens.filter(|&tokens| tokens > vocab) {
-            return Err(Error::format(
-                path,
-                format!("{tokens} tokens, but the embedding has {vocab} rows"),
-            ));
-        }
-        let token = |name: &str| -> Result<Option<u32>> {
-            let id = meta.u32(&format!("tokenizer.ggml.{name}_token_id"))?;
-            Ok(id.filter(|&id| (id as usize) < vocab))
-        };
-        let config = Config {
-            family,
-            vocab,
-            hidden,
-            layers: required("block_count")?,
-            heads,
-            kv_heads: size("attention.head_count_kv")?.unwrap_or(heads),
-            head_dim,
-            ffn: required("feed_forward_length")?,
-            max_positions: required("context_length")?,
-            norm_eps: meta
-                .f32(&key(eps))?
-                .ok_or_else(|| Error::format(path, format!("there is no {}", key(eps))))?,
-            rope_theta: meta.f32(&key("rope.freq_base"))?.unwrap_or(DEFAULT_THETA),
-            rope_scaling: gguf_rope_scaling(meta, arch, factors)?,
-            sliding_window: size("attention.sliding_window")?.filter(|&window| window > 0),
-            tied,
-            bos: token("bos")?,
-            eos: token("eos")?,
-            // Their positions begin at 0 in a GGUF, whatever the padding was: the rows before are cut off.
-            encoder: matches!(family, Family::Bert | Family::XlmRoberta).then_some(EncoderConfig {
-                token_types: meta.u32("tokenizer.ggml.token_type_count")?.unwrap_or(1) as usize,
-                first_position: 0,
-                padding: token("padding")?.unwrap_or(0),
-                gelu_tanh: false,
-                local: None,
-                classes_of_mean: false,
-                head,
-            }),
-        };
-        config.check(path)?;
-        Ok(config)
-    }
 }
 
 fn family(path: &Path, name: &str, have: &str) -> Result<Family> {
@@ -429,405 +315,6 @@ fn unsupported(path: &Path, what: &str, have: &str) -> Error {
     }
 }
 
-fn gguf_rope_scaling(
-    meta: &Metadata,
-    arch: &str,
-    factors: Option<Vec<f32>>,
-) -> Result<RopeScaling> {
-    let key = |name: &str| format!("{arch}.rope.{name}");
-    let kind = meta.str(&key("scaling.type"))?.unwrap_or("linear");
-    let linear = match kind {
-        "none" => 1.0,
-        "linear" => {
-            let factor = match meta.f32(&key("scaling.factor"))? {
-                None => meta.f32(&key("scale_linear"))?,
-                some => some,
-            };
-            // 0 stands for "not set".
-            factor.filter(|&factor| factor != 0.0).unwrap_or(1.0)
-        }
-        other => return Err(unsupported_rope(meta.path(), other, "linear")),
-    };
-    Ok(match factors {
-        Some(factors) => {
-            RopeScaling::Factors(factors.into_iter().map(|factor| factor * linear).collect())
-        }
-        None if linear == 1.0 => RopeScaling::None,
-        None => RopeScaling::Linear { factor: linear },
-    })
-}
-
 fn unsupported_rope(path: &Path, kind: &str, have: &str) -> Error {
     unsupported(path, &format!("rope scaling {:?}", one_line(kind)), have)
-}
-
-/// A JSON object that knows the file and the key it comes from.
-#[derive(Clone, Copy)]
-struct Json<'a> {
-    file: &'a Path,
-    what: &'a str,
-    value: &'a Value,
-}
-
-impl<'a> Json<'a> {
-    /// A value that is there and not null.
-    fn get(self, key: &str) -> Option<&'a Value> {
-        self.value.get(key).filter(|value| !value.is_null())
-    }
-
-    fn object(self, key: &'a str) -> Result<Option<Json<'a>>> {
-        self.typed(key, "an object", |value| {
-            value.is_object().then_some(Json {
-                file: self.file,
-                what: key,
-                value,
-            })
-        })
-    }
-
-    fn str(self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "a text", Value::as_str)
-    }
-
-    fn bool(self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    fn size(self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number", |value| {
-            value.as_u64()?.try_into().ok()
-        })
-    }
-
-    fn f32(self, key: &str) -> Result<Option<f32>> {
-        self.typed(key, "a number", |value| Some(value.as_f64()? as f32))
-    }
-
-    fn typed<T>(
-        self,
-        key: &str,
-        want: &str,
-        decode: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        decode(value).map(Some).ok_or_else(|| {
-            let shown = one_line(&value.to_string());
-            Error::format(
-                self.file,
-                format!("{}{key} is {shown}, expected {want}", self.place()),
-            )
-        })
-    }
-
-    fn require<T>(self, key: &str, value: Result<Option<T>>) -> Result<T> {
-        value?.ok_or_else(|| Error::format(self.file, format!("there is no {}{key}", self.place())))
-    }
-
-    fn required_size(self, key: &str) -> Result<usize> {
-        self.require(key, self.size(key))
-    }
-
-    fn required_f32(self, key: &str) -> Result<f32> {
-        self.require(key, self.f32(key))
-    }
-
-    fn place(self) -> String {
-        if self.what.is_empty() {
-            String::new()
-        } else {
-            format!("{}.", self.what)
-        }
-    }
-
-    /// A token's id, or the first of several; none where it is not an id of the vocabulary, as in tiny
-    /// models that kept the ids of a large one.
-    fn token(self, key: &str, vocab: usize) -> Option<u32> {
-        let value = self.get(key)?;
-        let id = value.get(0).unwrap_or(value).as_u64()?;
-        id.try_into().ok().filter(|&id: &u32| (id as usize) < vocab)
-    }
-
-    /// Refuses a value that changes the forward in a way that is not built.
-    fn only(self, key: &str, allowed: &[Value]) -> Result<()> {
-        match self.get(key) {
-            Some(value) if !allowed.contains(value) => {
-                let have: Vec<String> = allowed.iter().map(Value::to_string).collect();
-                Err(unsupported(
-                    self.file,
-                    &format!("{key} = {}", one_line(&value.to_string())),
-                    &have.join(", "),
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-fn llama_from_json(json: Json, family: Family) -> Result<Config> {
-    json.only("hidden_act", &["silu".into(), "swish".into()])?;
-    json.only("attention_bias", &[false.into()])?;
-    json.only("mlp_bias", &[false.into()])?;
-    json.only("partial_rotary_factor", &[1.into(), 1.0.into()])?;
-    let hidden = json.required_size("hidden_size")?;
-    let heads = json.required_size("num_attention_heads")?;
-    let max_positions = json.required_size("max_position_embeddings")?;
-    let (rope_theta, rope_scaling) = json_rope(json, max_positions)?;
-    Ok(Config {
-        family,
-        vocab: json.required_size("vocab_size")?,
-        hidden,
-        layers: json.required_size("num_hidden_layers")?,
-        heads,
-        kv_heads: json.size("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: match json.size("head_dim")? {
-            Some(size) => size,
-            None => hidden.checked_div(heads).unwrap_or(0),
-        },
-        ffn: json.required_size("intermediate_size")?,
-        max_positions,
-        norm_eps: json.f32("rms_norm_eps")?.unwrap_or(1e-6),
-        rope_theta,
-        rope_scaling,
-        sliding_window: json_sliding_window(json, family)?,
-        tied: json.bool("tie_word_embeddings")?.unwrap_or(false),
-        bos: None,
-        eos: None,
-        encoder: None,
-    })
-}
-
-/// One window for all layers, or none. Qwen can have it in some layers only, which is not built.
-fn json_sliding_window(json: Json, family: Family) -> Result<Option<usize>> {
-    let Some(window) = json.size("sliding_window")? else {
-        return Ok(None);
-    };
-    if family == Family::Llama {
-        return Ok(Some(window));
-    }
-    if !json.bool("use_sliding_window")?.unwrap_or(false) {
-        return Ok(None);
-    }
-    let first = json.size("max_window_layers")?.unwrap_or(28);
-    match first {
-        0 => Ok(Some(window)),
-        _ if first >= json.required_size("num_hidden_layers")? => Ok(None),
-        _ => Err(unsupported(
-            json.file,
-            "a sliding window in some layers only",
-            "one in all layers or in none",
-        )),
-    }
-}
-
-/// Base and stretch, from the top level or from `rope_scaling` (older) or `rope_parameters` (newer).
-fn json_rope(json: Json, max_positions: usize) -> Result<(f32, RopeScaling)> {
-    let theta = json.f32("rope_theta")?;
-    let nested = match json.object("rope_parameters")? {
-        None => json.object("rope_scaling")?,
-        some => some,
-    };
-    let Some(rope) = nested else {
-        return Ok((theta.unwrap_or(DEFAULT_THETA), RopeScaling::None));
-    };
-    let theta = rope.f32("rope_theta")?.or(theta).unwrap_or(DEFAULT_THETA);
-    rope.only("partial_rotary_factor", &[1.into(), 1.0.into()])?;
-    let kind = match rope.str("rope_type")? {
-        None => rope.str("type")?,
-        some => some,
-    };
-    let scaling = match kind {
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear {
-            factor: rope.required_f32("factor")?,
-        },
-        Some("llama3") => RopeScaling::Llama3 {
-            factor: rope.required_f32("factor")?,
-            low_freq_factor: rope.required_f32("low_freq_factor")?,
-            high_freq_factor: rope.required_f32("high_freq_factor")?,
-            original_max_positions: rope
-                .size("original_max_position_embeddings")?
-                .unwrap_or(max_positions),
-        },
-        Some(other) => return Err(unsupported_rope(json.file, other, "linear, llama3")),
-    };
-    Ok((theta, scaling))
-}
-
-fn gpt2_from_json(json: Json) -> Result<Config> {
-    json.only(
-        "activation_function",
-        &["gelu_new".into(), "gelu_pytorch_tanh".into()],
-    )?;
-    json.only("scale_attn_weights", &[true.into()])?;
-    json.only("scale_attn_by_inverse_layer_idx", &[false.into()])?;
-    json.only("add_cross_attention", &[false.into()])?;
-    let hidden = json.required_size("n_embd")?;
-    let heads = json.required_size("n_head")?;
-    Ok(Config {
-        family: Family::Gpt2,
-        vocab: json.required_size("vocab_size")?,
-        hidden,
-        layers: json.required_size("n_layer")?,
-        heads,
-        kv_heads: heads,
-        head_dim: hidden.checked_div(heads).unwrap_or(0),
-        ffn: match json.size("n_inner")? {
-            Some(size) => size,
-            None => hidden.saturating_mul(4),
-        },
-        max_positions: json.required_size("n_positions")?,
-        norm_eps: json.f32("layer_norm_epsilon")?.unwrap_or(1e-5),
-        rope_theta: DEFAULT_THETA,
-        rope_scaling: RopeScaling::None,
-        sliding_window: None,
-        tied: json.bool("tie_word_embeddings")?.unwrap_or(true),
-        bos: None,
-        eos: None,
-        encoder: None,
-    })
-}
-
-fn bert_from_json(json: Json, family: Family) -> Result<Config> {
-    json.only("position_embedding_type", &["absolute".into()])?;
-    json.only("is_decoder", &[false.into()])?;
-    json.only("add_cross_attention", &[false.into()])?;
-    let tanh = ["gelu_new", "gelu_pytorch_tanh"];
-    json.only(
-        "hidden_act",
-        &["gelu".into(), tanh[0].into(), tanh[1].into()],
-    )?;
-    let hidden = json.required_size("hidden_size")?;
-    let heads = json.required_size("num_attention_heads")?;
-    let vocab = json.required_size("vocab_size")?;
-    let padding = json.token("pad_token_id", vocab);
-    // RoBERTa's positions begin after that of the padding, whose number is its id.
-    let first_position = match family {
-        Family::XlmRoberta => padding.unwrap_or(1).saturating_add(1),
-        _ => 0,
-    };
-    let positions = json.required_size("max_position_embeddings")?;
-    Ok(Config {
-        family,
-        vocab,
-        hidden,
-        layers: json.required_size("num_hidden_layers")?,
-        heads,
-        kv_heads: heads,
-        head_dim: hidden.checked_div(heads).unwrap_or(0),
-        ffn: json.required_size("intermediate_size")?,
-        max_positions: positions.saturating_sub(first_position as usize),
-        norm_eps: json.f32("layer_norm_eps")?.unwrap_or(1e-12),
-        rope_theta: DEFAULT_THETA,
-        rope_scaling: RopeScaling::None,
-        sliding_window: None,
-        tied: true,
-        bos: None,
-        eos: None,
-        encoder: Some(EncoderConfig {
-            token_types: json.size("type_vocab_size")?.unwrap_or(2),
-            first_position,
-            padding: padding.unwrap_or(0),
-            gelu_tanh: json
-                .str("hidden_act")?
-                .is_some_and(|name| tanh.contains(&name)),
-            local: None,
-            classes_of_mean: false,
-            head: encoder_head(json)?,
-        }),
-    })
-}
-
-fn modernbert_from_json(json: Json) -> Result<Config> {
-    for bias in ["attention_bias", "mlp_bias", "norm_bias", "classifier_bias"] {
-        json.only(bias, &[false.into()])?;
-    }
-    json.only("hidden_activation", &["gelu".into()])?;
-    json.only("classifier_activation", &["gelu".into()])?;
-    json.only("classifier_pooling", &["cls".into(), "mean".into()])?;
-    json.only("rope_scaling", &[Value::Null])?;
-    let hidden = json.required_size("hidden_size")?;
-    let heads = json.required_size("num_attention_heads")?;
-    let vocab = json.required_size("vocab_size")?;
-    let layers = json.required_size("num_hidden_layers")?;
-    let every = json.size("global_attn_every_n_layers")?.unwrap_or(3);
-    // transformers 5 names each layer's kind; here it follows from the layer's number.
-    if let Some(kinds) = json.get("layer_types").and_then(Value::as_array) {
-        let regular = kinds.iter().enumerate().all(|(layer, kind)| {
-            let want = match every > 0 && layer.is_multiple_of(every) {
-                true => "full_attention",
-                false => "sliding_attention",
-            };
-            kind == want
-        });
-        if !regular || kinds.len() != layers {
-            return Err(unsupported(
-                json.file,
-                "\"layer_types\" of no regular pattern",
-                "full_attention in every so many layers, from the first on",
-            ));
-        }
-    }
-    let theta = |kind: &str, older: &str, default: f32| -> Result<f32> {
-        let own = json.get("rope_parameters").and_then(|all| all.get(kind));
-        let Some(value) = own.filter(|value| value.is_object()) else {
-            return Ok(json.f32(older)?.unwrap_or(default));
-        };
-        let own = Json {
-            what: "rope_parameters",
-            value,
-            ..json
-        };
-        own.only("rope_type", &["default".into()])?;
-        Ok(own.f32("rope_theta")?.unwrap_or(default))
-    };
-    Ok(Config {
-        family: Family::ModernBert,
-        vocab,
-        hidden,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_dim: hidden.checked_div(heads).unwrap_or(0),
-        ffn: json.required_size("intermediate_size")?,
-        max_positions: json.required_size("max_position_embeddings")?,
-        norm_eps: json.f32("norm_eps")?.unwrap_or(1e-5),
-        rope_theta: theta("full_attention", "global_rope_theta", 160_000.0)?,
-        rope_scaling: RopeScaling::None,
-        sliding_window: None,
-        tied: true,
-        bos: None,
-        eos: None,
-        encoder: Some(EncoderConfig {
-            token_types: 1,
-            first_position: 0,
-            padding: json.token("pad_token_id", vocab).unwrap_or(0),
-            gelu_tanh: false,
-            local: Some(LocalAttention {
-                every,
-                // The window, whose middle is the query.
-                reach: json.size("local_attention")?.unwrap_or(128) / 2,
-                theta: theta("sliding_attention", "local_rope_theta", DEFAULT_THETA)?,
-            }),
-            // What transformers takes where nothing is said.
-            classes_of_mean: json.str("classifier_pooling")? == Some("mean"),
-            head: encoder_head(json)?,
-        }),
-    })
-}
-
-/// The head that the first architecture named has, and its number of classes.
-fn encoder_head(json: Json) -> Result<EncoderHead> {
-    let named = json.get("architectures").and_then(|list| list.get(0));
-    let named = named.and_then(Value::as_str).unwrap_or_default();
-    let labels = match json.get("id2label").and_then(Value::as_object) {
-        Some(labels) => labels.len(),
-        None => json.size("num_labels")?.unwrap_or(2),
-    };
-    Ok(match named {
-        _ if named.ends_with("ForTokenClassification") => EncoderHead::Tokens(labels),
-        _ if named.ends_with("ForSequenceClassification") => EncoderHead::Text(labels),
-        _ => EncoderHead::None,
-    })
 }

@@ -1,19 +1,21 @@
 //! The forward of a decoder: Llama and its kin, Qwen, GPT-2.
 
+pub(super) mod layers;
+pub(super) mod load;
 mod step;
 mod workspace;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::control;
 use crate::error::{Error, Result};
-use crate::model::config::{Config, Family};
+use crate::model::config::Config;
 use crate::model::kv::Kv;
 use crate::model::lora::{LayerLora, Lora, LowRank};
-use crate::model::rows::Stacked;
-use crate::model::weights::Weights;
-use crate::ops::{Attention, Backend, Linear, Norm, NormKind, Pairing, Pick, Rotate, RowSource};
+use crate::ops::{Attention, Backend, Linear, NllTarget, Pairing, Rotate};
 use crate::rope;
+
+use layers::{Layer, NormWeights, Projection, activate};
 
 pub(in crate::model) use workspace::Workspace;
 
@@ -34,91 +36,6 @@ pub struct Model<B: Backend> {
     pub(super) frequencies: Option<Vec<f32>>,
     /// Buffers of forward passes that are over.
     pool: Mutex<Vec<Scratch<B>>>,
-}
-
-pub(super) struct Layer<B: Backend> {
-    pub(super) attention_norm: NormWeights<B>,
-    /// q, k and v in one.
-    pub(super) qkv: Projection<B>,
-    /// Over each head of q and of k (Qwen3).
-    pub(super) qk_norm: Option<[B::Buf<f32>; 2]>,
-    pub(super) output: Projection<B>,
-    pub(super) mlp_norm: NormWeights<B>,
-    /// Gate and up in one (SwiGLU), or up alone (GELU).
-    pub(super) up: Projection<B>,
-    pub(super) down: Projection<B>,
-}
-
-pub(super) struct NormWeights<B: Backend> {
-    pub(super) weight: B::Buf<f32>,
-    pub(super) bias: Option<B::Buf<f32>>,
-}
-
-impl<B: Backend> NormWeights<B> {
-    pub(super) fn apply(
-        &self,
-        backend: &B,
-        config: &Config,
-        rows: usize,
-        x: &B::Buf<f32>,
-        y: &mut B::Buf<f32>,
-    ) -> Result<()> {
-        let shape = norm_shape(config, rows);
-        backend.norm(shape, x, &self.weight, self.bias.as_ref(), y)
-    }
-}
-
-/// The shape of a norm over the hidden states.
-pub(super) fn norm_shape(config: &Config, rows: usize) -> Norm {
-    Norm {
-        rows,
-        width: config.hidden,
-        eps: config.norm_eps,
-        kind: match config.family {
-            Family::Gpt2 | Family::Bert | Family::XlmRoberta | Family::ModernBert => {
-                NormKind::Layer
-            }
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => NormKind::Rms,
-        },
-    }
-}
-
-pub(super) struct Projection<B: Backend> {
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
-    pub(super) weight: B::Matrix,
-    pub(super) bias: Option<B::Buf<f32>>,
-}
-
-impl<B: Backend> Projection<B> {
-    /// Width of what comes out.
-    pub(super) fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// `y = x · wᵀ + bias` of so many rows, or with `add` `y` more by that; with `estimate` by
-    /// [`crate::ops::GemmOp::estimate`].
-    pub(super) fn apply(
-        &self,
-        backend: &B,
-        rows: usize,
-        x: &B::Buf<f32>,
-        add: bool,
-        estimate: bool,
-        y: &mut B::Buf<f32>,
-    ) -> Result<()> {
-        let shape = Linear {
-            rows,
-            inputs: self.inputs,
-            outputs: self.outputs,
-            add,
-        };
-        let bias = self.bias.as_ref();
-        match estimate {
-            true => backend.estimate(shape, x, &self.weight, bias, y),
-            false => backend.linear(shape, x, &self.weight, bias, y),
-        }
-    }
 }
 
 /// The buffers of one forward pass, for up to `rows` rows.
@@ -177,65 +94,6 @@ pub struct Hidden<'a, B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Brings the weights to a device, as f32. A device that keeps its own layout of them only as it
-    /// needs it, as the CPU does, reads the files later: they stay mapped as long as the model lives.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Weights::get`] and of the device.
-    pub fn load(backend: B, weights: &Weights) -> Result<Self> {
-        let config = weights.config().clone();
-        if config.encoder.is_some() {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "{}: an encoder ({}) where a decoder is wanted",
-                    weights.path().display(),
-                    config.family.name()
-                ),
-                have: "llama, mistral, qwen2, qwen3, gpt2".into(),
-            });
-        }
-        if config.head_dim % 2 == 1 {
-            return Err(Error::Unsupported {
-                what: format!("heads of odd width {}", config.head_dim),
-                have: "even ones".into(),
-            });
-        }
-        let loader = Loader {
-            backend: &backend,
-            weights,
-        };
-        let gpt2 = config.family == Family::Gpt2;
-        let (outer, embedding, norm) = if gpt2 {
-            ("transformer.", "wte", "ln_f")
-        } else {
-            ("model.", "embed_tokens", "norm")
-        };
-        Ok(Model {
-            embedding: loader.matrix(&format!("{outer}{embedding}.weight"))?,
-            positions: match gpt2 {
-                true => Some(loader.matrix("transformer.wpe.weight")?),
-                false => None,
-            },
-            layers: (0..config.layers)
-                .map(|layer| match gpt2 {
-                    true => loader.gpt2_layer(&format!("transformer.h.{layer}")),
-                    false => loader.llama_layer(&format!("model.layers.{layer}")),
-                })
-                .collect::<Result<_>>()?,
-            norm: loader.norm(&format!("{outer}{norm}"))?,
-            head: match config.tied {
-                true => None,
-                false => Some(loader.matrix("lm_head.weight")?),
-            },
-            frequencies: config.rope().map(|rope| rope.frequencies()),
-            pool: Mutex::default(),
-            workspaces: Mutex::default(),
-            config,
-            backend,
-        })
-    }
-
     /// Shapes and constants.
     pub fn config(&self) -> &Config {
         &self.config
@@ -465,11 +323,7 @@ impl<B: Backend> Model<B> {
         self.norm(&layer.mlp_norm, rows, &s.x, &mut s.h)?;
         layer.up.apply(b, rows, &s.h, false, estimate, &mut s.up)?;
         self.adapt(lora.up, rows, &s.h, &mut s.up)?;
-        if c.family == Family::Gpt2 {
-            b.gelu(rows * c.ffn, &s.up, &mut s.inner)?;
-        } else {
-            b.swiglu(rows, c.ffn, &s.up, &mut s.inner)?;
-        }
+        activate(b, c, rows, &s.up, &mut s.inner)?;
         layer
             .down
             .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
@@ -595,14 +449,13 @@ impl<B: Backend> Model<B> {
 impl<B: Backend> Scratch<B> {
     fn new(backend: &B, c: &Config, rows: usize) -> Result<Self> {
         let rows = rows.next_multiple_of(64);
-        let gates = if c.family == Family::Gpt2 { 1 } else { 2 };
         Ok(Scratch {
             rows,
             x: backend.zeros(rows * c.hidden)?,
             h: backend.zeros(rows * c.hidden)?,
             qkv: backend.zeros(rows * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
             attention: backend.zeros(rows * c.heads * c.head_dim)?,
-            up: backend.zeros(rows * gates * c.ffn)?,
+            up: backend.zeros(rows * c.mlp.parts() * c.ffn)?,
             inner: backend.zeros(rows * c.ffn)?,
             angles: backend.zeros(rows * c.head_dim)?,
             nll: backend.zeros(rows)?,
@@ -622,7 +475,7 @@ impl<B: Backend> Hidden<'_, B> {
     ///
     /// [`Error::Input`] for a target outside the vocabulary, [`Error::Shape`] for a row that is not
     /// there or for more picks than rows.
-    pub fn nll(&mut self, picks: &[Pick]) -> Result<Vec<f32>> {
+    pub fn nll(&mut self, picks: &[NllTarget]) -> Result<Vec<f32>> {
         self.score(picks)?;
         match self.scratch.as_ref() {
             Some(scratch) => self.model.backend.download(&scratch.nll, 0..picks.len()),
@@ -633,7 +486,7 @@ impl<B: Backend> Hidden<'_, B> {
     /// The same on the device: so many at a time, one after the other, each to its place in `out`.
     pub(crate) fn nll_to(
         &mut self,
-        picks: &[Pick],
+        picks: &[NllTarget],
         out: &mut B::Buf<f32>,
         parts: impl IntoIterator<Item = (usize, usize)>,
     ) -> Result<()> {
@@ -656,7 +509,7 @@ impl<B: Backend> Hidden<'_, B> {
     }
 
     /// Nll to the scratch.
-    fn score(&mut self, picks: &[Pick]) -> Result<()> {
+    fn score(&mut self, picks: &[NllTarget]) -> Result<()> {
         let model = self.model;
         let Some(scratch) = self.scratch.as_mut() else {
             return Ok(());
@@ -746,120 +599,5 @@ impl<B: Backend> Drop for Hidden<'_, B> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         pool.extend(self.scratch.take());
-    }
-}
-
-/// Reads tensors and lays them out for the device.
-pub(super) struct Loader<'a, B: Backend> {
-    pub(super) backend: &'a B,
-    pub(super) weights: &'a Weights,
-}
-
-impl<B: Backend> Loader<'_, B> {
-    pub(super) fn matrix(&self, name: &str) -> Result<B::Matrix> {
-        Ok(self.stacked(&[name])?.0)
-    }
-
-    /// Matrices of one width, one above the other, with their height and width.
-    fn stacked(&self, names: &[&str]) -> Result<(B::Matrix, usize, usize)> {
-        let mut parts = Vec::with_capacity(names.len());
-        let mut inputs = None;
-        for name in names {
-            let part = self.weights.rows(name)?;
-            let shape = part.shape();
-            if *inputs.get_or_insert(shape[1]) != shape[1] {
-                return Err(Error::format(
-                    self.weights.path(),
-                    format!("tensor {name} has an unexpected shape {shape:?}"),
-                ));
-            }
-            parts.push(part);
-        }
-        let source: Arc<dyn RowSource> = match parts.len() {
-            1 => parts.remove(0),
-            _ => Arc::new(Stacked(parts)),
-        };
-        let [outputs, inputs] = source.shape();
-        Ok((self.backend.matrix_of(source)?, outputs, inputs))
-    }
-
-    /// The layers `names` of `layer`, one above the other; an empty name is the layer itself.
-    pub(super) fn projection(&self, layer: &str, names: &[&str]) -> Result<Projection<B>> {
-        let full = |suffix| -> Vec<String> {
-            names
-                .iter()
-                .map(|name| match name.is_empty() {
-                    true => format!("{layer}.{suffix}"),
-                    false => format!("{layer}.{name}.{suffix}"),
-                })
-                .collect()
-        };
-        let (weights, biases) = (full("weight"), full("bias"));
-        let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
-        let (weight, outputs, inputs) = self.stacked(&weights)?;
-        let mut bias = Vec::new();
-        for name in &biases {
-            if self.weights.has(name) {
-                bias.extend(self.weights.get(name)?.to_f32()?);
-            }
-        }
-        Ok(Projection {
-            inputs,
-            outputs,
-            weight,
-            bias: match bias.is_empty() {
-                true => None,
-                false => Some(self.backend.upload(&bias)?),
-            },
-        })
-    }
-
-    fn vector(&self, name: &str) -> Result<B::Buf<f32>> {
-        self.backend.upload(&self.weights.get(name)?.to_f32()?)
-    }
-
-    pub(super) fn norm(&self, name: &str) -> Result<NormWeights<B>> {
-        let bias = format!("{name}.bias");
-        Ok(NormWeights {
-            weight: self.vector(&format!("{name}.weight"))?,
-            bias: match self.weights.has(&bias) {
-                true => Some(self.vector(&bias)?),
-                false => None,
-            },
-        })
-    }
-
-    fn llama_layer(&self, at: &str) -> Result<Layer<B>> {
-        let q_norm = format!("{at}.self_attn.q_norm.weight");
-        Ok(Layer {
-            attention_norm: self.norm(&format!("{at}.input_layernorm"))?,
-            qkv: self.projection(
-                at,
-                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            )?,
-            qk_norm: match self.weights.has(&q_norm) {
-                true => Some([
-                    self.vector(&q_norm)?,
-                    self.vector(&format!("{at}.self_attn.k_norm.weight"))?,
-                ]),
-                false => None,
-            },
-            output: self.projection(at, &["self_attn.o_proj"])?,
-            mlp_norm: self.norm(&format!("{at}.post_attention_layernorm"))?,
-            up: self.projection(at, &["mlp.gate_proj", "mlp.up_proj"])?,
-            down: self.projection(at, &["mlp.down_proj"])?,
-        })
-    }
-
-    fn gpt2_layer(&self, at: &str) -> Result<Layer<B>> {
-        Ok(Layer {
-            attention_norm: self.norm(&format!("{at}.ln_1"))?,
-            qkv: self.projection(at, &["attn.c_attn"])?,
-            qk_norm: None,
-            output: self.projection(at, &["attn.c_proj"])?,
-            mlp_norm: self.norm(&format!("{at}.ln_2"))?,
-            up: self.projection(at, &["mlp.c_fc"])?,
-            down: self.projection(at, &["mlp.c_proj"])?,
-        })
     }
 }

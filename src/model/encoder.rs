@@ -7,7 +7,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, EncoderConfig, EncoderHead, Family};
-use crate::model::decoder::{Loader, NormWeights, Projection};
+use crate::model::decoder::layers::{NormWeights, Projection, activate};
+use crate::model::decoder::load::Loader;
 use crate::model::layout;
 use crate::model::weights::Weights;
 use crate::ops::{Attention, Backend, Pairing, Rotate};
@@ -411,7 +412,7 @@ impl<B: Backend> Encoder<B> {
             }
         }
         control::step(|| {
-            // Norms after read `x` and leave `h`, norms before the other way round.
+            // Norms after read `x` and leave `h`, norms before the reverse.
             let (from, to) = match self.final_norm {
                 None => (&mut s.x, &mut s.h),
                 Some(_) => (&mut s.h, &mut s.x),
@@ -506,10 +507,7 @@ impl<B: Backend> Encoder<B> {
             norm.apply(b, c, rows, &s.h, &mut s.x)?;
         }
         layer.up.apply(b, rows, &s.x, false, estimate, &mut s.up)?;
-        match self.shape.gelu_tanh {
-            true => b.gelu(rows * c.ffn, &s.up, &mut s.inner)?,
-            false => b.gelu_erf(rows * c.ffn, &s.up, &mut s.inner)?,
-        }
+        activate(b, c, rows, &s.up, &mut s.inner)?;
         layer
             .down
             .apply(b, rows, &s.inner, true, estimate, &mut s.x)?;
@@ -542,7 +540,7 @@ impl<B: Backend> Encoder<B> {
             .apply(b, rows, &s.attention, true, estimate, &mut s.x)?;
         layer.mlp_norm.apply(b, c, rows, &s.x, &mut s.h)?;
         layer.up.apply(b, rows, &s.h, false, estimate, &mut s.up)?;
-        b.geglu(rows, c.ffn, &s.up, &mut s.inner)?;
+        activate(b, c, rows, &s.up, &mut s.inner)?;
         layer
             .down
             .apply(b, rows, &s.inner, true, estimate, &mut s.x)

@@ -88,7 +88,7 @@ pub trait Scorer: Send + Sync {
     }
 
     /// What a unit of [`Scorer::similarity`] is worth in log-odds beside the learned ranker's; `None`: there
-    /// is no encoder.
+    /// is not an encoder.
     fn similarity_unit(&self) -> Option<f64> {
         None
     }

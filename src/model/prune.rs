@@ -98,7 +98,7 @@ impl<B: Backend> Adapted<'_, B> {
     }
 
     fn keep(self, workspace: Workspace<B>) {
-        if self.lora.is_some() || !self.model.backend().queues() {
+        if self.lora.is_some() || !self.model.backend().runs_ahead() {
             return;
         }
         let mut kept = self

@@ -8,7 +8,9 @@ use crate::model::decoder::{Batch, Hidden, Model};
 use crate::model::kv::Kv;
 use crate::model::lora::Lora;
 use crate::model::{Scorer, Session};
-use crate::ops::{Backend, Keep, Pick, PrunedTokens, Select, Selection, TokenPruning, expect_len};
+use crate::ops::{
+    Backend, Keep, NllTarget, PrunedTokens, Select, TokenPruning, TopKOutput, expect_len,
+};
 
 /// Rows of a forward pass: enough to keep all cores busy, few enough for buffers of some megabytes.
 const PASS: usize = 1024;
@@ -80,7 +82,7 @@ impl<B: Backend> Scorer for Adapted<'_, B> {
     }
 
     fn prunes(&self) -> bool {
-        self.model.backend().queues()
+        self.model.backend().runs_ahead()
     }
 
     fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
@@ -185,7 +187,7 @@ impl<'a, B: Backend> Adapted<'a, B> {
             let mut row = 0;
             for ((ids, from), _) in &now {
                 for (i, &target) in ids.iter().enumerate().skip((*from).max(1)) {
-                    picks.push(Pick {
+                    picks.push(NllTarget {
                         row: row + i as u32 - 1,
                         target,
                     });
@@ -225,7 +227,7 @@ impl<B: Backend> KvSession<'_, B> {
     fn passes(
         &mut self,
         ids: &[u32],
-        mut take: impl FnMut(&mut Hidden<'_, B>, &[Pick]) -> Result<()>,
+        mut take: impl FnMut(&mut Hidden<'_, B>, &[NllTarget]) -> Result<()>,
     ) -> Result<()> {
         let Adapted { model, lora } = self.scorer;
         model.check_positions(self.kv.len(), ids.len())?;
@@ -237,9 +239,9 @@ impl<B: Backend> KvSession<'_, B> {
                 lengths: &[pass.len()],
             };
             let targets = ids[start + 1..].iter().take(pass.len());
-            let picks: Vec<Pick> = (0..)
+            let picks: Vec<NllTarget> = (0..)
                 .zip(targets)
-                .map(|(row, &target)| Pick { row, target })
+                .map(|(row, &target)| NllTarget { row, target })
                 .collect();
             let result = model.forward_with(&batch, lora, &mut self.kv);
             if let Err(error) = result.and_then(|mut hidden| take(&mut hidden, &picks)) {
@@ -329,7 +331,7 @@ fn select<B: Backend>(
     scores: &B::Buf<f32>,
 ) -> Result<(Vec<f32>, Vec<bool>)> {
     let n = segment.len as usize;
-    let mut chosen = Selection::new(backend, n, 1)?;
+    let mut chosen = TopKOutput::new(backend, n, 1)?;
     // What it says of ids is not asked for.
     let ids = backend.zeros(n)?;
     backend.topk(&[segment], scores, &ids, &mut chosen)?;

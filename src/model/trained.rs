@@ -29,7 +29,7 @@ pub(crate) struct Trained<B: Backend> {
 pub(crate) struct Pair<B: Backend> {
     /// As the forward needs them; B is scaled.
     pub low: LowRank<B>,
-    /// A and B the other way round.
+    /// A and B transposed.
     pub across: [B::Matrix; 2],
     /// What the caller calls A and B of each part.
     pub names: Vec<[usize; 2]>,

@@ -1,11 +1,12 @@
 //! The low-rank update of projections (arXiv 2106.09685): `y += (drop(x) · aᵀ) · bᵀ`.
 //!
-//! Projections that read the same input are updated together: their a's stand one above the other, their
-//! b's on the diagonal of one matrix, and zeros fill the rest. Scales are in b already.
+//! Projections that read the same input are updated together: the rows of their a's follow each other, their
+//! b's are blocks on the diagonal of one matrix, and zeros fill the rest. Scales are in b already.
 
-use super::cpu::Cpu;
-use super::gemm::{Linear, Outer, Span};
+use super::gemm::expect_matrix;
 use super::layer::{Dropout, LayerOp};
+use super::storage::Buffer;
+use super::{Checked, expect_len};
 use crate::error::{Error, Result};
 
 /// One of the projections of an update: the ranks of its own, and its outputs.
@@ -39,8 +40,7 @@ pub struct LoraUpdate<'a> {
 }
 
 impl LoraUpdate<'_> {
-    /// Errors of every backend, but for the lengths of buffers.
-    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+    fn check(&self, op: &'static str) -> Result<()> {
         let (mut rank, mut output) = (0, 0);
         let fits = self.parts.iter().all(|part| {
             let follows = part.rank == rank && part.output >= output;
@@ -80,13 +80,13 @@ impl LoraUpdate<'_> {
 pub struct LoraFactors<'a, M> {
     /// a.
     pub a: &'a M,
-    /// a the other way round.
+    /// a transposed.
     pub a_across: &'a M,
-    /// b the other way round.
+    /// b transposed.
     pub b_across: &'a M,
 }
 
-/// The low-rank update. Where a device has no kernel for it, it is made of products.
+/// The low-rank update.
 pub trait LoraOp: LayerOp {
     /// `y += (drop(x) · aᵀ) · bᵀ`; a is `[ranks, inputs]`, b `[outputs, ranks]`, with zeros where no part
     /// lies.
@@ -98,15 +98,13 @@ pub trait LoraOp: LayerOp {
         b: &Self::Matrix,
         y: &mut Self::Buf<f32>,
     ) -> Result<()> {
-        shape.check("lora")?;
-        let Narrowed { low, .. } = narrowed(self, shape, x, a)?;
-        let up = Linear {
-            rows: shape.rows,
-            inputs: shape.ranks,
-            outputs: shape.outputs,
-            add: true,
-        };
-        self.linear(up, &low, b, None, y)
+        let op = "lora";
+        shape.check(op)?;
+        expect_len(op, "x", shape.rows * shape.inputs, x.len())?;
+        expect_len(op, "y", shape.rows * shape.outputs, y.len())?;
+        expect_matrix(op, a, [shape.ranks, shape.inputs])?;
+        expect_matrix(op, b, [shape.outputs, shape.ranks])?;
+        self.lora_checked(Checked(()), shape, x, a, b, y)
     }
 
     /// Gradients of [`LoraOp::lora`] from `dy`, that of its output: what it adds to `dx`, if that is given,
@@ -120,99 +118,54 @@ pub trait LoraOp: LayerOp {
         dx: Option<&mut Self::Buf<f32>>,
         gradients: &mut [Option<[&mut Self::Buf<f32>; 2]>],
     ) -> Result<()> {
-        shape.check("lora_bwd")?;
+        let op = "lora_bwd";
+        shape.check(op)?;
         let &LoraUpdate {
             rows,
             inputs,
             outputs,
             ranks,
+            parts,
             ..
         } = shape;
-        let Narrowed { low, dropped } = narrowed(self, shape, x, factors.a)?;
-        let mut dlow = self.zeros(rows * ranks)?;
-        let down = Linear {
-            rows,
-            inputs: outputs,
-            outputs: ranks,
-            add: false,
-        };
-        self.linear(down, dy, factors.b_across, None, &mut dlow)?;
-        for (part, gradients) in shape.parts.iter().zip(gradients) {
-            let Some([da, db]) = gradients else {
-                continue;
-            };
-            let between = Span {
-                stride: ranks,
-                first: part.rank,
-                width: part.ranks,
-            };
-            let of_a = Outer {
-                rows,
-                left: between,
-                right: Span::all(inputs),
-            };
-            self.outer(of_a, &dlow, dropped.as_ref().unwrap_or(x), da)?;
-            let of_b = Outer {
-                rows,
-                left: Span {
-                    stride: outputs,
-                    first: part.output,
-                    width: part.outputs,
-                },
-                right: between,
-            };
-            self.outer(of_b, dy, &low, db)?;
+        expect_len(op, "x", rows * inputs, x.len())?;
+        expect_len(op, "dy", rows * outputs, dy.len())?;
+        if let Some(dx) = &dx {
+            expect_len(op, "dx", rows * inputs, dx.len())?;
         }
-        let Some(dx) = dx else {
-            return Ok(());
-        };
-        let up = |add| Linear {
-            rows,
-            inputs: ranks,
-            outputs: inputs,
-            add,
-        };
-        match shape.drops() {
-            None => self.linear(up(true), &dlow, factors.a_across, None, dx),
-            Some(drops) => {
-                let mut whole = self.zeros(rows * inputs)?;
-                self.linear(up(false), &dlow, factors.a_across, None, &mut whole)?;
-                self.dropout(Dropout { add: true, ..drops }, &whole, dx)
+        expect_matrix(op, factors.a, [ranks, inputs])?;
+        expect_matrix(op, factors.a_across, [inputs, ranks])?;
+        expect_matrix(op, factors.b_across, [ranks, outputs])?;
+        for (part, gradients) in parts.iter().zip(&*gradients) {
+            if let Some([da, db]) = gradients {
+                expect_len(op, "the gradient of a", part.ranks * inputs, da.len())?;
+                expect_len(op, "the gradient of b", part.ranks * part.outputs, db.len())?;
             }
         }
+        self.lora_bwd_checked(Checked(()), shape, factors, x, dy, dx, gradients)
     }
-}
 
-impl LoraOp for Cpu {}
+    /// [`LoraOp::lora`], after its checks.
+    fn lora_checked(
+        &self,
+        _: Checked,
+        shape: &LoraUpdate<'_>,
+        x: &Self::Buf<f32>,
+        a: &Self::Matrix,
+        b: &Self::Matrix,
+        y: &mut Self::Buf<f32>,
+    ) -> Result<()>;
 
-struct Narrowed<B: LoraOp> {
-    /// What stands between the factors.
-    low: B::Buf<f32>,
-    /// x after dropout, if there is one.
-    dropped: Option<B::Buf<f32>>,
-}
-
-fn narrowed<B: LoraOp>(
-    b: &B,
-    shape: &LoraUpdate<'_>,
-    x: &B::Buf<f32>,
-    a: &B::Matrix,
-) -> Result<Narrowed<B>> {
-    let dropped = match shape.drops() {
-        Some(drops) => {
-            let mut out = b.zeros(drops.len)?;
-            b.dropout(drops, x, &mut out)?;
-            Some(out)
-        }
-        None => None,
-    };
-    let down = Linear {
-        rows: shape.rows,
-        inputs: shape.inputs,
-        outputs: shape.ranks,
-        add: false,
-    };
-    let mut low = b.zeros(shape.rows * shape.ranks)?;
-    b.linear(down, dropped.as_ref().unwrap_or(x), a, None, &mut low)?;
-    Ok(Narrowed { low, dropped })
+    /// [`LoraOp::lora_bwd`], after its checks.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_bwd_checked(
+        &self,
+        _: Checked,
+        shape: &LoraUpdate<'_>,
+        factors: &LoraFactors<'_, Self::Matrix>,
+        x: &Self::Buf<f32>,
+        dy: &Self::Buf<f32>,
+        dx: Option<&mut Self::Buf<f32>>,
+        gradients: &mut [Option<[&mut Self::Buf<f32>; 2]>],
+    ) -> Result<()>;
 }

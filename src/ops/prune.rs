@@ -18,12 +18,11 @@
 //! cache.
 
 use super::attention::{Attention, AttentionOp};
-use super::cpu::Cpu;
-use super::expect_len;
+use super::gemm::Shaped;
 use super::layer::{LayerOp, Rotate};
-use super::nll::{NllOp, Pick};
-use super::panels::Panels;
-use super::storage::Storage;
+use super::nll::NllOp;
+use super::storage::{Buffer, Storage};
+use super::{Checked, expect_ids, expect_len};
 use crate::error::{Error, Result};
 
 /// A text, and what it is to lose.
@@ -165,7 +164,7 @@ pub(crate) struct State {
 }
 
 /// Words of a [`State`].
-const STATE: usize = size_of::<State>() / size_of::<u32>();
+pub(crate) const STATE: usize = size_of::<State>() / size_of::<u32>();
 /// Words of a run: its ratio, a f64, low word first; its tokens; whether it is its window's last.
 pub(crate) const RUN: usize = 4;
 /// Words of a tile of attention: row, positions, first position, two rows of the cache, and one that is
@@ -269,12 +268,7 @@ impl<S: Storage> PruneBatch<S> {
         let mut runs: Vec<u32> = Vec::with_capacity(capacity.runs * RUN);
         for (text, to) in texts.iter().zip(ids.chunks_exact_mut(capacity.tokens)) {
             text.check()?;
-            if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocab) {
-                return Err(Error::input(
-                    format!("token id {id}"),
-                    format!("the model has {vocab} ids"),
-                ));
-            }
+            expect_ids(text.ids.iter().copied(), vocab)?;
             let count = text.ids.len();
             if count > positions {
                 return Err(Error::input(
@@ -356,7 +350,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     type Recorded: Default + Send + Sync;
 
     /// Whether the host can run ahead: launches return before they are done.
-    fn queues(&self) -> bool;
+    fn runs_ahead(&self) -> bool;
 
     /// Does `work`: what it launches must be the same in every call with one `recorded`. A device may
     /// record it and do it from the record later, without calling `work`.
@@ -377,7 +371,8 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     /// [`Error::Unsupported`] where there is no attention of such heads.
     fn tile(&self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<usize>;
 
-    /// Takes in the nll of a pass (`None`: the first, whose nll are in [`PruneBatch::first_scores`]), judges each text's next window, drops tokens, and stages the next pass.
+    /// Takes in the nll of a pass (`None`: the first, whose nll are in [`PruneBatch::first_scores`]),
+    /// judges each text's next window, drops tokens, and stages the next pass.
     ///
     /// A token stays if the nll of the token after it exceeds the threshold, which is the nll of rank
     /// `max(1, ⌊n · ratio⌋) - 1` among the n that are left, 0 being the largest; with a ratio of 1 all
@@ -386,7 +381,12 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     /// # Errors
     ///
     /// [`Error::Shape`] for fewer nll than rows; errors of the device.
-    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()>;
+    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()> {
+        if let Some(fresh) = fresh {
+            expect_len("prune", "nll", texts.capacity.all_rows(), fresh.len())?;
+        }
+        self.prune_checked(Checked(()), texts, fresh)
+    }
 
     /// [`LayerOp::embed`] of what is staged.
     ///
@@ -400,7 +400,17 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
         table: &Self::Matrix,
         add: bool,
         out: &mut Self::Buf<f32>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let [rows, width] = table.shape();
+        texts.expect_table("embed", what, rows)?;
+        expect_len(
+            "embed",
+            "the output",
+            texts.capacity.all_rows() * width,
+            out.len(),
+        )?;
+        self.embed_staged_checked(Checked(()), texts, what, table, add, out)
+    }
 
     /// The angles of each row, of a table `[positions, width]` of as many positions as a text can have
     /// tokens.
@@ -414,7 +424,17 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
         width: usize,
         table: &Self::Buf<f32>,
         out: &mut Self::Buf<f32>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let capacity = texts.capacity;
+        expect_len("angles", "the table", capacity.tokens * width, table.len())?;
+        expect_len(
+            "angles",
+            "the output",
+            capacity.all_rows() * width,
+            out.len(),
+        )?;
+        self.angles_staged_checked(Checked(()), texts, width, table, out)
+    }
 
     /// [`LayerOp::rotate`] to each row's place in the cache, which has [`Capacity::tokens`] rows a text.
     /// `shape.rows` and `shape.at` do not matter.
@@ -432,7 +452,20 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
         angles: Option<&Self::Buf<f32>>,
         k: &mut Self::Buf<f32>,
         v: &mut Self::Buf<f32>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let shape = Rotate {
+            rows: texts.capacity.all_rows(),
+            at: 0,
+            ..shape
+        };
+        texts.expect_cache(
+            "rotate",
+            shape.kv_heads * shape.head_dim,
+            [k.len(), v.len()],
+        )?;
+        shape.check("rotate", ("qkv", qkv.len()), norms, angles)?;
+        self.rotate_staged_checked(Checked(()), texts, shape, qkv, norms, angles, k, v)
+    }
 
     /// [`AttentionOp::attention`] of each row over its own text. Of `shape` only the heads and the window
     /// matter. Rows beyond a text's pass come out with any content.
@@ -448,7 +481,14 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
         k: &Self::Buf<f32>,
         v: &Self::Buf<f32>,
         out: &mut Self::Buf<f32>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let (op, rows, d) = ("attention", texts.capacity.all_rows(), shape.head_dim);
+        let all = shape.heads + 2 * shape.kv_heads;
+        texts.expect_cache(op, shape.kv_heads * d, [k.len(), v.len()])?;
+        expect_len(op, "qkv", rows * all * d, qkv.len())?;
+        expect_len(op, "the output", rows * shape.heads * d, out.len())?;
+        self.attention_staged_checked(Checked(()), texts, shape, qkv, k, v, out)
+    }
 
     /// [`NllOp::nll`] of each row's target.
     ///
@@ -462,287 +502,101 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
         x: &Self::Buf<f32>,
         head: &Self::Matrix,
         out: &mut Self::Buf<f32>,
+    ) -> Result<()> {
+        let (op, rows, [vocab, inputs]) = ("nll", texts.capacity.all_rows(), head.shape());
+        if inputs != width {
+            return Err(Error::Shape {
+                op,
+                want: format!("a head of width {width}"),
+                got: inputs.to_string(),
+            });
+        }
+        texts.expect_table(op, Staged::Inputs, vocab)?;
+        expect_len(op, "x", rows * width, x.len())?;
+        expect_len(op, "the output", rows, out.len())?;
+        self.nll_staged_checked(Checked(()), texts, width, x, head, out)
+    }
+
+    /// [`PruneOp::prune`], after its checks.
+    fn prune_checked(
+        &self,
+        _: Checked,
+        texts: &mut PruneBatch<Self>,
+        fresh: Option<&Self::Buf<f32>>,
+    ) -> Result<()>;
+
+    /// [`PruneOp::embed_staged`], after its checks.
+    fn embed_staged_checked(
+        &self,
+        _: Checked,
+        texts: &PruneBatch<Self>,
+        what: Staged,
+        table: &Self::Matrix,
+        add: bool,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`PruneOp::angles_staged`], after its checks.
+    fn angles_staged_checked(
+        &self,
+        _: Checked,
+        texts: &PruneBatch<Self>,
+        width: usize,
+        table: &Self::Buf<f32>,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`PruneOp::rotate_staged`], after its checks.
+    #[allow(clippy::too_many_arguments)]
+    fn rotate_staged_checked(
+        &self,
+        _: Checked,
+        texts: &PruneBatch<Self>,
+        shape: Rotate,
+        qkv: &mut Self::Buf<f32>,
+        norms: Option<[&Self::Buf<f32>; 2]>,
+        angles: Option<&Self::Buf<f32>>,
+        k: &mut Self::Buf<f32>,
+        v: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`PruneOp::attention_staged`], after its checks.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_staged_checked(
+        &self,
+        _: Checked,
+        texts: &PruneBatch<Self>,
+        shape: &Attention<'_>,
+        qkv: &Self::Buf<f32>,
+        k: &Self::Buf<f32>,
+        v: &Self::Buf<f32>,
+        out: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    /// [`PruneOp::nll_staged`], after its checks.
+    fn nll_staged_checked(
+        &self,
+        _: Checked,
+        texts: &PruneBatch<Self>,
+        width: usize,
+        x: &Self::Buf<f32>,
+        head: &Self::Matrix,
+        out: &mut Self::Buf<f32>,
     ) -> Result<()>;
 }
 
 impl<S: Storage> PruneBatch<S> {
     /// An error unless a table has so many rows that everything staged is in it.
-    pub(crate) fn expect_table(&self, op: &'static str, what: Staged, rows: usize) -> Result<()> {
+    fn expect_table(&self, op: &'static str, what: Staged, rows: usize) -> Result<()> {
         let want = match what {
             Staged::Inputs => self.limits.vocab,
             Staged::Positions => self.limits.positions,
         };
         expect_len(op, "the table, in rows", want, rows)
     }
-}
-
-/// What every backend demands of `rotate_staged` and `attention_staged`.
-pub(crate) fn expect_cache<S: Storage>(
-    op: &'static str,
-    texts: &PruneBatch<S>,
-    kv: usize,
-    held: [usize; 2],
-) -> Result<()> {
-    let rows = texts.capacity.texts * texts.capacity.tokens;
-    expect_len(op, "k and of v", rows * kv, held[0].min(held[1]))
-}
-
-/// The plain way, for comparison: a CPU is never ahead of itself, and is better served by passes of
-/// just the rows that there are.
-impl PruneOp for Cpu {
-    type Recorded = ();
-
-    fn queues(&self) -> bool {
-        false
+    /// An error unless k and v have rows for all tokens of all texts.
+    fn expect_cache(&self, op: &'static str, width: usize, held: [usize; 2]) -> Result<()> {
+        let rows = self.capacity.texts * self.capacity.tokens;
+        expect_len(op, "k and of v", rows * width, held[0].min(held[1]))
     }
-
-    fn repeat(&self, (): &mut (), work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        work()
-    }
-
-    fn tile(&self, _: usize, _: usize, _: usize) -> Result<usize> {
-        Ok(64)
-    }
-
-    fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Vec<f32>>) -> Result<()> {
-        let capacity = texts.capacity;
-        if let Some(fresh) = fresh {
-            expect_len("prune", "nll", capacity.all_rows(), fresh.len())?;
-        }
-        for text in 0..capacity.texts {
-            let fresh = fresh.map(|fresh| &fresh[text * capacity.rows..]);
-            prune_text(texts, text, fresh);
-        }
-        Ok(())
-    }
-
-    fn embed_staged(
-        &self,
-        texts: &PruneBatch<Self>,
-        what: Staged,
-        table: &Panels,
-        add: bool,
-        out: &mut Vec<f32>,
-    ) -> Result<()> {
-        texts.expect_table("embed", what, table.outputs)?;
-        let ids = match what {
-            Staged::Inputs => &texts.inputs,
-            Staged::Positions => &texts.positions,
-        };
-        self.embed(ids, table, add, out)
-    }
-
-    fn angles_staged(
-        &self,
-        texts: &PruneBatch<Self>,
-        width: usize,
-        table: &Vec<f32>,
-        out: &mut Vec<f32>,
-    ) -> Result<()> {
-        let rows = texts.capacity.all_rows();
-        expect_len(
-            "angles",
-            "the table",
-            texts.capacity.tokens * width,
-            table.len(),
-        )?;
-        expect_len("angles", "the output", rows * width, out.len())?;
-        let rows = out.chunks_exact_mut(width.max(1)).zip(&texts.positions);
-        for (to, &position) in rows {
-            to.copy_from_slice(&table[position as usize * width..][..width]);
-        }
-        Ok(())
-    }
-
-    fn rotate_staged(
-        &self,
-        texts: &PruneBatch<Self>,
-        shape: Rotate,
-        qkv: &mut Vec<f32>,
-        norms: Option<[&Vec<f32>; 2]>,
-        angles: Option<&Vec<f32>>,
-        k: &mut Vec<f32>,
-        v: &mut Vec<f32>,
-    ) -> Result<()> {
-        let (rows, kv) = (texts.capacity.all_rows(), shape.kv_heads * shape.head_dim);
-        expect_cache("rotate", texts, kv, [k.len(), v.len()])?;
-        let mut fresh = [vec![0.0; rows * kv], vec![0.0; rows * kv]];
-        let [own_k, own_v] = &mut fresh;
-        let shape = Rotate {
-            rows,
-            at: 0,
-            ..shape
-        };
-        self.rotate(shape, qkv, norms, angles, own_k, own_v)?;
-        for (from, cache) in fresh.iter().zip([k, v]) {
-            for (from, &place) in from.chunks_exact(kv).zip(&texts.places) {
-                if place != NOWHERE {
-                    cache[place as usize * kv..][..kv].copy_from_slice(from);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn attention_staged(
-        &self,
-        texts: &PruneBatch<Self>,
-        shape: &Attention<'_>,
-        qkv: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
-        out: &mut Vec<f32>,
-    ) -> Result<()> {
-        let (rows, d) = (texts.capacity.rows, shape.head_dim);
-        let (wide, narrow) = ((shape.heads + 2 * shape.kv_heads) * d, shape.heads * d);
-        expect_cache("attention", texts, shape.kv_heads * d, [k.len(), v.len()])?;
-        expect_len(
-            "attention",
-            "qkv",
-            texts.capacity.all_rows() * wide,
-            qkv.len(),
-        )?;
-        expect_len(
-            "attention",
-            "the output",
-            texts.capacity.all_rows() * narrow,
-            out.len(),
-        )?;
-        for text in 0..texts.capacity.texts {
-            let (state, from) = (texts.state(text), text * texts.capacity.tokens);
-            let count = state.reading(rows);
-            let prefix = state.past as usize;
-            let own = qkv[text * rows * wide..][..count * wide].to_vec();
-            let mut attended = vec![0.0; count * narrow];
-            let shape = Attention {
-                prefix,
-                prefixes: &[from],
-                at: from + prefix,
-                lengths: &[count],
-                ..*shape
-            };
-            self.attention(&shape, &own, k, v, &mut attended)?;
-            out[text * rows * narrow..][..count * narrow].copy_from_slice(&attended);
-        }
-        Ok(())
-    }
-
-    fn nll_staged(
-        &self,
-        texts: &PruneBatch<Self>,
-        width: usize,
-        x: &Vec<f32>,
-        head: &Panels,
-        out: &mut Vec<f32>,
-    ) -> Result<()> {
-        texts.expect_table("nll", Staged::Inputs, head.outputs)?;
-        let rows = (0..).zip(&texts.targets);
-        let picks: Vec<Pick> = rows.map(|(row, &target)| Pick { row, target }).collect();
-        self.nll(width, x, head, &picks, out)
-    }
-}
-
-impl State {
-    /// Rows of the pass that is staged, of at most `rows`.
-    fn reading(&self, rows: usize) -> usize {
-        if self.run == self.runs {
-            return 0;
-        }
-        ((self.read - self.past) as usize).min(rows)
-    }
-}
-
-impl PruneBatch<Cpu> {
-    fn state(&self, text: usize) -> State {
-        let mut state = State::default();
-        let words: &mut [u32; STATE] = bytemuck::cast_mut(&mut state);
-        words.copy_from_slice(&self.table[text * STATE..][..STATE]);
-        state
-    }
-}
-
-/// What `kernels/prune.cu` does with one text.
-fn prune_text(texts: &mut PruneBatch<Cpu>, text: usize, fresh: Option<&[f32]>) {
-    let Capacity {
-        texts: n,
-        tokens,
-        rows,
-        ..
-    } = texts.capacity;
-    let mut state = texts.state(text);
-    let first = text * tokens;
-    let ids = &mut texts.ids[first..][..tokens];
-    let loss = &mut texts.loss[first..][..tokens];
-    let (states, table) = texts.table.split_at_mut(n * STATE);
-    let (from, nll) = table.split_at_mut(n * tokens);
-    let (from, nll) = (&mut from[first..][..tokens], &mut nll[first..][..tokens]);
-    if state.run < state.runs {
-        let past = state.past as usize;
-        for at in past..(state.read as usize).saturating_sub(1) {
-            if let Some(fresh) = fresh {
-                loss[at] = fresh[at - past];
-            }
-            nll[from[at + 1] as usize] = loss[at].to_bits();
-        }
-        // A token that has moved up to the front has the nll of its place.
-        if past > 0 {
-            nll[from[past] as usize] = loss[past - 1].to_bits();
-        }
-        let (mut left, mut end) = (state.left as usize, state.end as usize);
-        let size = state.size as usize;
-        loop {
-            let run = &texts.runs[state.run as usize * RUN..][..RUN];
-            let ratio = f64::from_bits(u64::from(run[0]) | u64::from(run[1]) << 32);
-            let scores = left.saturating_sub(1);
-            let limit = threshold(&loss[..scores], ratio);
-            let (begin, stop) = (end - size, end - size + run[2] as usize);
-            let last_stays = scores > 0 && loss[0] > 0.0;
-            let mut to = begin;
-            for i in begin..left {
-                let exceeds = match i < scores {
-                    true => loss[i] > limit,
-                    false => last_stays,
-                };
-                if i >= stop || exceeds {
-                    (ids[to], from[to]) = (ids[i], from[i]);
-                    if i < scores {
-                        loss[to] = loss[i];
-                    }
-                    to += 1;
-                }
-            }
-            end = stop + size - (left - to);
-            left = to;
-            state.run += 1;
-            if run[3] == 1 {
-                break;
-            }
-        }
-        // The first pass is of the whole text, and nothing of it stays in the cache.
-        state.past = fresh.map_or(0, |_| state.end - state.size);
-        state.left = left as u32;
-        state.read = end as u32;
-        state.end = end as u32;
-        states[text * STATE..][..STATE]
-            .copy_from_slice(bytemuck::cast_ref::<_, [u32; STATE]>(&state));
-    }
-    let (count, past) = (state.reading(rows), state.past as usize);
-    for row in 0..rows {
-        let (here, at, to) = (row < count, past + row, text * rows + row);
-        texts.inputs[to] = if here { ids[at] } else { 0 };
-        texts.targets[to] = if row + 1 < count { ids[at + 1] } else { 0 };
-        texts.positions[to] = if here { at as u32 } else { 0 };
-        texts.places[to] = if here { (first + at) as u32 } else { NOWHERE };
-    }
-}
-
-/// What an nll must exceed.
-fn threshold(losses: &[f32], ratio: f64) -> f32 {
-    let n = losses.len();
-    if n == 0 || ratio == 1.0 {
-        return f32::NEG_INFINITY;
-    }
-    let rank = ((n as f64 * ratio) as usize).saturating_sub(1).min(n - 1);
-    let mut losses = losses.to_vec();
-    *losses.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1
 }

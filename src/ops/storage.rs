@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::{Checked, expect_len};
 use crate::error::Result;
 
 /// What a buffer may hold.
@@ -10,11 +11,22 @@ pub trait Elem: bytemuck::Pod + Default + Send + Sync {}
 impl Elem for f32 {}
 impl Elem for u32 {}
 
-/// A device's memory. Buffers know their length; ops read and write prefixes of them, so that a
-/// buffer made once serves batches of any size up to its own.
+/// A piece of a device's memory that knows its length.
+pub trait Buffer: Send + Sync {
+    /// Elements.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A device's memory. Ops read and write prefixes of buffers, so that a buffer made once serves
+/// batches of any size up to its own.
 pub trait Storage: Sized + Send + Sync + 'static {
     /// A buffer of this device.
-    type Buf<T: Elem>: Send + Sync;
+    type Buf<T: Elem>: Buffer;
 
     /// A buffer of `len` zeros.
     fn zeros<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
@@ -22,14 +34,21 @@ pub trait Storage: Sized + Send + Sync + 'static {
     /// A buffer with the content of `host`.
     fn upload<T: Elem>(&self, host: &[T]) -> Result<Self::Buf<T>>;
 
-    /// Overwrites the beginning of `buf` with `host`.
-    fn write<T: Elem>(&self, host: &[T], buf: &mut Self::Buf<T>) -> Result<()>;
-
-    /// The elements `range` of `buf`.
-    fn download<T: Elem>(&self, buf: &Self::Buf<T>, range: Range<usize>) -> Result<Vec<T>>;
-
     /// Makes `buf` `len` elements long; those that were there stay, new ones are zero.
     fn resize<T: Elem>(&self, buf: &mut Self::Buf<T>, len: usize) -> Result<()>;
+
+    /// Overwrites the beginning of `buf` with `host`.
+    fn write<T: Elem>(&self, host: &[T], buf: &mut Self::Buf<T>) -> Result<()> {
+        expect_len("write", "the buffer", host.len(), buf.len())?;
+        self.write_checked(Checked(()), host, buf)
+    }
+
+    /// The elements `range` of `buf`.
+    fn download<T: Elem>(&self, buf: &Self::Buf<T>, range: Range<usize>) -> Result<Vec<T>> {
+        let end = range.end.max(range.start);
+        expect_len("download", "the buffer", end, buf.len())?;
+        self.download_checked(Checked(()), buf, range)
+    }
 
     /// Copies the elements `from` to `to..` of the same buffer; the two may overlap.
     fn copy_within<T: Elem>(
@@ -37,7 +56,11 @@ pub trait Storage: Sized + Send + Sync + 'static {
         buf: &mut Self::Buf<T>,
         from: Range<usize>,
         to: usize,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let end = from.end.max(to.saturating_add(from.len())).max(from.start);
+        expect_len("copy_within", "the buffer", end, buf.len())?;
+        self.copy_within_checked(Checked(()), buf, from, to)
+    }
 
     /// Copies the elements `range` of `from` to `at..` of `to`.
     fn copy<T: Elem>(
@@ -46,8 +69,54 @@ pub trait Storage: Sized + Send + Sync + 'static {
         range: Range<usize>,
         to: &mut Self::Buf<T>,
         at: usize,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        let end = at.saturating_add(range.len());
+        expect_len("copy", "the source", range.end.max(range.start), from.len())?;
+        expect_len("copy", "the destination", end, to.len())?;
+        self.copy_checked(Checked(()), from, range, to, at)
+    }
 
     /// Sets the elements `range` of `buf` to zero.
-    fn clear<T: Elem>(&self, buf: &mut Self::Buf<T>, range: Range<usize>) -> Result<()>;
+    fn clear<T: Elem>(&self, buf: &mut Self::Buf<T>, range: Range<usize>) -> Result<()> {
+        expect_len("clear", "the buffer", range.end.max(range.start), buf.len())?;
+        self.clear_checked(Checked(()), buf, range)
+    }
+
+    /// [`Storage::write`], after its checks.
+    fn write_checked<T: Elem>(&self, _: Checked, host: &[T], buf: &mut Self::Buf<T>) -> Result<()>;
+
+    /// [`Storage::download`], after its checks.
+    fn download_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &Self::Buf<T>,
+        range: Range<usize>,
+    ) -> Result<Vec<T>>;
+
+    /// [`Storage::copy_within`], after its checks.
+    fn copy_within_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &mut Self::Buf<T>,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<()>;
+
+    /// [`Storage::copy`], after its checks.
+    fn copy_checked<T: Elem>(
+        &self,
+        _: Checked,
+        from: &Self::Buf<T>,
+        range: Range<usize>,
+        to: &mut Self::Buf<T>,
+        at: usize,
+    ) -> Result<()>;
+
+    /// [`Storage::clear`], after its checks.
+    fn clear_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &mut Self::Buf<T>,
+        range: Range<usize>,
+    ) -> Result<()>;
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kv_prefix::KvPrefix;
 use crate::model::decoder::{Hidden, Input, Model};
 use crate::model::kv::Kv;
-use crate::ops::{Backend, Pick};
+use crate::ops::{Backend, NllTarget};
 use crate::random::Random;
 
 /// How the next token is chosen, and when to stop.
@@ -301,7 +301,9 @@ impl<B: Backend> Sequence<B> {
 /// Nll of `targets` by the rows from `row` on.
 fn nll<B: Backend>(hidden: &mut Hidden<'_, B>, row: usize, targets: &[u32]) -> Result<Vec<f32>> {
     let picks = (row as u32..).zip(targets);
-    let picks: Vec<Pick> = picks.map(|(row, &target)| Pick { row, target }).collect();
+    let picks: Vec<NllTarget> = picks
+        .map(|(row, &target)| NllTarget { row, target })
+        .collect();
     match picks.is_empty() {
         true => Ok(Vec::new()),
         false => hidden.nll(&picks),

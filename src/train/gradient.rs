@@ -17,7 +17,7 @@ use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
 use crate::model::buffers::PooledBuffer;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
-use crate::ops::{Backend, Pick};
+use crate::ops::{Backend, NllTarget};
 
 /// A frozen model under training, with an adapter whose values are given step by step.
 pub struct TrainableModel<'m, B: Backend> {
@@ -75,14 +75,14 @@ impl Packed {
     }
 
     /// Targets of the last rows of each sequence.
-    fn picks(&self, exercises: &[TrainingExample<'_>]) -> Vec<Pick> {
+    fn picks(&self, exercises: &[TrainingExample<'_>]) -> Vec<NllTarget> {
         let mut picks = Vec::new();
         for (end, exercise) in self.ends().zip(exercises) {
             let first = end - exercise.targets.len();
             picks.extend(
                 (first..end)
                     .zip(&exercise.targets)
-                    .map(|(row, &target)| Pick {
+                    .map(|(row, &target)| NllTarget {
                         row: row as u32,
                         target,
                     }),

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use prefold::gpu::{Cuda, Emu, Gpu, Launch, Launcher, Precision, Product, Schedule};
+use prefold::gpu::{Cuda, Emu, Gpu, Launch, Launcher, Precision, Schedule};
 use prefold::{Error, Result};
 
 use super::emu::{SCHEDULES, launcher};
@@ -163,36 +163,27 @@ impl Launcher for Device {
         }
     }
 
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        params: &[u8],
-    ) -> Result<()> {
-        LOG.with_borrow_mut(|log| log.push(kernel));
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch> {
+        let by_library = matches!(self, Device::Cuda { library: true, .. });
+        let launch = match launch {
+            Launch::Product(product) if !by_library => Launch::Kernel(product.kernel()?),
+            launch => launch,
+        };
+        let name = match &launch {
+            Launch::Kernel(kernel) => kernel.name,
+            Launch::Product(_) => "product",
+        };
+        LOG.with_borrow_mut(|log| log.push(name));
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Device::Without(_, missing) if *missing == kernel => Ok(()),
-                Device::Failing(_, failing) if *failing == kernel => Err(mixed()),
+                Device::Without(_, missing) if *missing == name => Ok(launch),
+                Device::Failing(_, failing) if *failing == name => Err(mixed()),
                 Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _) => {
-                    emu.launch(kernel, grid, threads, shared, params)
+                    emu.submit(launch)
                 }
-                Device::Cuda { cuda, .. } => cuda.launch(kernel, grid, threads, shared, params),
+                Device::Cuda { cuda, .. } => cuda.submit(launch),
             }
-        }
-    }
-
-    unsafe fn product(&self, product: &Product) -> Option<Result<()>> {
-        match self {
-            // SAFETY: the caller's promise.
-            Device::Cuda {
-                cuda,
-                library: true,
-            } => unsafe { cuda.product(product) },
-            _ => None,
         }
     }
 

@@ -85,7 +85,7 @@ fn model(variable: &str, name: &str) -> Option<PathBuf> {
 }
 
 /// `path` where it is there, and otherwise a line that the test runner does not capture (as it does
-/// `eprintln!` in a test that passes), so that nobody takes what was skipped for tested.
+/// `eprintln!` in a test that passes), so that what was skipped is not taken for tested.
 fn existing(path: PathBuf) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);

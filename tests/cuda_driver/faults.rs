@@ -159,7 +159,7 @@ fn every_call_may_fail() {
 fn forget(device: usize) {
     use cudarc::driver::result;
     let device = result::device::get(device as i32).unwrap();
-    // SAFETY: nobody uses the context any more.
+    // SAFETY: the context is not used any more.
     while unsafe { result::primary_ctx::release(device) }.is_ok() {}
 }
 

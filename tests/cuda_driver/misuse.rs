@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
-use prefold::gpu::{Cuda, Launcher};
+use prefold::gpu::{Cuda, Kernel, Launch, LaunchConfig, Launcher, Params};
 
 use crate::place::Place;
 
@@ -19,8 +19,27 @@ struct ActivateParams {
     width: u32,
 }
 
+fn kernel(name: &'static str, config: LaunchConfig, params: &[u8]) -> Launch {
+    Launch::Kernel(Kernel {
+        name,
+        config,
+        params: Params::new(params),
+    })
+}
+
 /// Queues a kernel that reads and writes `width` floats.
 fn launch(cuda: &Cuda, x: u64, out: u64, width: u32, shared: usize) -> prefold::Result<()> {
+    let config = LaunchConfig::new([1; 3], 64).shared(shared);
+    launch_by(cuda, config, x, out, width)
+}
+
+fn launch_by(
+    cuda: &Cuda,
+    config: LaunchConfig,
+    x: u64,
+    out: u64,
+    width: u32,
+) -> prefold::Result<()> {
     let params = ActivateParams {
         x,
         out,
@@ -28,7 +47,8 @@ fn launch(cuda: &Cuda, x: u64, out: u64, width: u32, shared: usize) -> prefold::
         width,
     };
     // SAFETY: of its type; where addresses are wrong, that is what is tested, on no real device.
-    unsafe { cuda.launch("gelu", [1, 1, 1], 64, shared, bytemuck::bytes_of(&params)) }
+    unsafe { cuda.submit(kernel("gelu", config, bytemuck::bytes_of(&params)))? };
+    Ok(())
 }
 
 /// What the complaints of a place must contain, and nothing else is there.
@@ -52,7 +72,7 @@ fn error<T>(result: prefold::Result<T>) -> String {
 }
 
 #[test]
-fn work_is_done_when_somebody_waits() {
+fn work_is_done_when_the_host_waits() {
     let Some(place) = Place::new(90) else { return };
     let cuda = place.open().unwrap();
     let mut x = cuda.alloc(64, false).unwrap();
@@ -67,7 +87,7 @@ fn work_is_done_when_somebody_waits() {
         .unwrap();
     assert_eq!(place.count("launches"), 1);
     assert!(host.iter().all(|v| (v - 2.9964).abs() < 1e-3), "{host:?}");
-    // What nobody wrote is not a number.
+    // What was not written is not a number.
     let z = cuda.alloc(64, false).unwrap();
     cuda.read(&z, 0, bytemuck::cast_slice_mut(&mut host))
         .unwrap();
@@ -92,8 +112,12 @@ fn launches_beyond_the_limits_are_refused() {
             &["gelu asks for", "bytes of shared memory, more than sm_"],
         );
         let wrong = |grid: [u32; 3], threads: u32| {
+            let config = LaunchConfig {
+                grid,
+                ..LaunchConfig::new([1; 3], threads)
+            };
             // SAFETY: none of these is started.
-            error(unsafe { cuda.launch("gelu", grid, threads, 0, &params) })
+            error(unsafe { cuda.submit(kernel("gelu", config, &params)) })
         };
         for grid in [[0, 1, 1], [1, 65536, 1], [1, 1, 65536], [1 << 31, 1, 1]] {
             wrong(grid, 64);
@@ -106,6 +130,72 @@ fn launches_beyond_the_limits_are_refused() {
         // Its launch bound is less than what a block can have.
         wrong([1; 3], 1024);
         said(&place, &["where its launch bound is"]);
+    }
+}
+
+/// Clusters, programmatic dependent launch and the carve-out: the same results, recorded too, and the
+/// limits of the architecture.
+#[test]
+fn launches_with_attributes_compute_the_same() {
+    let plain = LaunchConfig::new([1, 8, 1], 64);
+    let of = |cluster, pdl, carveout| LaunchConfig {
+        cluster,
+        pdl,
+        carveout,
+        ..plain
+    };
+    let configs = [
+        plain,
+        of([1; 3], true, None),
+        of([1, 8, 1], false, None),
+        of([1, 4, 1], true, Some(100)),
+        of([1; 3], false, Some(0)),
+    ];
+    let Some(place) = Place::new(90) else { return };
+    let cuda = place.open().unwrap();
+    let mut x = cuda.alloc(64, true).unwrap();
+    cuda.write(&mut x, 0, bytemuck::cast_slice(&[3.0f32; 16]))
+        .unwrap();
+    let mut first = None;
+    for config in configs {
+        for recorded in [false, true] {
+            let y = cuda.alloc(64, false).unwrap();
+            let work = || launch_by(&cuda, config, cuda.address(&x), cuda.address(&y), 16);
+            if recorded {
+                let recording = cuda.record(work).unwrap();
+                // SAFETY: its memory is there.
+                unsafe { cuda.replay(&recording) }.unwrap();
+            } else {
+                work().unwrap();
+            }
+            let mut host = [0.0f32; 16];
+            cuda.read(&y, 0, bytemuck::cast_slice_mut(&mut host))
+                .unwrap();
+            assert_eq!(&host, first.get_or_insert(host), "{config:?}");
+        }
+    }
+    // The carve-out belongs to the kernel, and is set where it changes.
+    assert_eq!(place.count("clusters"), 4);
+    assert_eq!(place.count("dependent launches"), 4);
+    assert_eq!(place.count("carve-outs"), 2);
+    let at = cuda.address(&x);
+    for (cluster, words) in [
+        ([1, 3, 1], "a grid of 1 x 8 x 1 in clusters of 1 x 3 x 1"),
+        ([1, 16, 1], "a cluster of 16 blocks"),
+        ([1, 0, 1], "a cluster of 0 blocks"),
+    ] {
+        error(launch_by(&cuda, of(cluster, false, None), at, at, 16));
+        said(&place, &[words]);
+    }
+    error(launch_by(&cuda, of([1; 3], false, Some(101)), at, at, 16));
+    said(&place, &["gelu asks for a carve-out of 101 percent"]);
+    let Some(older) = Place::new(89) else { return };
+    let cuda = older.open().unwrap();
+    let x = cuda.alloc(64, true).unwrap();
+    let at = cuda.address(&x);
+    for config in [of([1, 2, 1], false, None), of([1; 3], true, None)] {
+        error(launch_by(&cuda, config, at, at, 16));
+        said(&older, &["which sm_89 does not have"]);
     }
 }
 
@@ -127,7 +217,7 @@ fn what_is_freed_is_gone() {
     let line = error(cuda.alloc(64, false));
     assert!(line.contains("illegal memory access"), "{line}");
     drop((x, cuda));
-    // Whoever opens the device anew has a new context.
+    // A device that is opened anew has a new context.
     place.open().unwrap().alloc(64, true).unwrap();
 }
 
@@ -219,7 +309,8 @@ fn a_recording_in_which_somebody_waits_is_broken() {
     let line = error(cuda.record(|| {
         let params = [0u8; 24];
         // SAFETY: it is not started.
-        unsafe { cuda.launch("swiglu", [1, 1, 1], 64, 0, &params) }
+        unsafe { cuda.submit(kernel("swiglu", LaunchConfig::new([1; 3], 64), &params))? };
+        Ok(())
     }));
     assert!(line.contains("swiglu") || line.contains("images"), "{line}");
     said(
@@ -239,7 +330,7 @@ fn a_recording_in_which_somebody_waits_is_broken() {
     );
 }
 
-/// The driver itself, as cudarc calls it: a context and two streams that wait for nobody.
+/// The driver itself, as cudarc calls it: a context and two streams that do not wait for others.
 struct Raw {
     context: sys::CUcontext,
     device: sys::CUdevice,
@@ -333,7 +424,7 @@ fn memory_is_used_by_its_rules() {
                 "a free of what is not",
             ],
         );
-        // Another stream knows nothing of the allocation yet, unless somebody says so.
+        // Another stream knows nothing of the allocation yet, until an event says so.
         let mut seen = [0, 0];
         for _ in 0..60 {
             let fresh = result::malloc_async(stream, 256).unwrap();
@@ -588,7 +679,7 @@ fn leaks_are_found() {
         "1 retained contexts, 1 streams, 1 pieces of memory"
     );
     let device = result::device::get(place.index as i32).unwrap();
-    // SAFETY: it is of no use to anybody any more.
+    // SAFETY: it is not used any more.
     unsafe { result::primary_ctx::release(device) }.unwrap();
     said(
         &place,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use prefold::Engine;
+use prefold::cpu::Cpu;
 use prefold::gpu::{Gpu, Launcher, Precision};
 use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::config::Family;
@@ -12,7 +13,6 @@ use prefold::model::decoder::Batch;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::Cpu;
 use prefold::prefix::Method;
 use prefold::soft::{EncodeOptions, PrefillOptions, Sampling, Source};
 use prefold::train::objective::{LoraShape, Objective, Sample};
@@ -86,7 +86,7 @@ fn a_device_of_every_architecture_passes_its_check() {
                 assert_eq!(place.count("products") > 0, library, "{what}");
                 assert!(place.count("launches") > 10, "{what}");
                 assert!(place.count("replays") > 0, "{what}");
-                // Memory stays where it is while somebody waits.
+                // Memory stays where it is while the host waits.
                 assert_eq!(place.count("released"), 0, "{what}");
             }
         }

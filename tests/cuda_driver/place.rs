@@ -42,7 +42,7 @@ fn build() -> Option<(PathBuf, PathBuf)> {
     Some((folder, kernels))
 }
 
-/// Loads the stand-in into this process. Whoever asks for libcuda.so from then on gets it, even where there is
+/// Loads the stand-in into this process. What asks for libcuda.so from then on gets it, even where there is
 /// another.
 fn driver() -> Option<&'static Library> {
     static LOADED: OnceLock<Option<Library>> = OnceLock::new();

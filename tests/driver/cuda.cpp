@@ -3,7 +3,7 @@
 // leaves open goes the least pleasant way here, and what the driver forbids fails as it does there, with a complaint
 // that a test can ask for even where the code was thrown away.
 //
-//  - What is queued is executed when somebody waits for it, not before; of other streams anything may be first, or
+//  - What is queued is executed when the host waits for it, not before; of other streams anything may be first, or
 //    nothing. Copies to the device take their bytes at the call (pageable memory is staged); copies to the host land
 //    when they are executed. Memory is there from its allocation's execution to its free's: see memory.cpp.
 //  - A thread needs a context. Handles are never given twice, so that stale ones are known. An error that a kernel
@@ -14,7 +14,7 @@
 //    the capture then in every mode), and the capturing thread may neither allocate, free, load nor copy. Captured
 //    launches hold their parameters. Allocations that would become nodes of a graph are refused, which the driver
 //    would not do: no code of ours means them.
-//  - A pool whose release threshold is below what it holds gives memory back whenever somebody waits ("released").
+//  - A pool whose release threshold is below what it holds gives memory back whenever the host waits ("released").
 //  - `stand_in_fail` makes a call fail; `stand_in_left` says what was never given back.
 //
 // What it cannot show: speed, real addresses' reuse, weak memory order, images that a driver does not take, what
@@ -67,6 +67,7 @@ SHARED int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> texts = {
       {SUCCESS, "no error"},
       {INVALID_VALUE, "invalid argument"},
+      {INVALID_CLUSTER_SIZE, "cluster misconfiguration"},
       {OUT_OF_MEMORY, "out of memory"},
       {NOT_INITIALIZED, "initialization error"},
       {100, "no CUDA-capable device is detected"},
@@ -217,6 +218,13 @@ SHARED int cuFuncSetAttribute(void *handle, int attribute, int value) {
   ENTER_CONTEXT("cuFuncSetAttribute");
   Function *const function = find(functions, handle);
   if (!function || function->context != context) return refuse(INVALID_HANDLE, "cuFuncSetAttribute of no function");
+  // The preferred carve-out: percent, or -1 for the driver's choice.
+  if (attribute == 9) {
+    if (value < -1 || value > 100)
+      return refuse(INVALID_VALUE, function->name + " asks for a carve-out of " + std::to_string(value) + " percent");
+    counts[context->device]["carve-outs"]++;
+    return SUCCESS;
+  }
   if (attribute != 8) return refuse(INVALID_VALUE, "cuFuncSetAttribute of another attribute");
   const int sm = properties[context->device].major * 10 + properties[context->device].minor;
   // CUDA C++ programming guide, technical specifications per compute capability.
@@ -228,9 +236,11 @@ SHARED int cuFuncSetAttribute(void *handle, int attribute, int value) {
   return SUCCESS;
 }
 
-SHARED int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned shared, void *stream_handle, void **params, void **extra) {
-  ENTER_CONTEXT("cuLaunchKernel");
+namespace {
+
+// What both calls that launch do once they hold the lock.
+int launch(Context *const context, void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+           unsigned bz, unsigned shared, void *stream_handle, void **params, void **extra) {
   Function *const function = find(functions, handle);
   if (!function || function->context != context) return refuse(INVALID_HANDLE, "a launch of no function");
   shared_ptr<Stream> stream;
@@ -268,6 +278,66 @@ SHARED int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, u
     return failed ? int(LAUNCH_FAILED) : int(SUCCESS);
   };
   return submit(stream, "a launch", run);
+}
+
+} // namespace
+
+SHARED int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                          unsigned shared, void *stream_handle, void **params, void **extra) {
+  ENTER_CONTEXT("cuLaunchKernel");
+  return launch(context, handle, gx, gy, gz, bx, by, bz, shared, stream_handle, params, extra);
+}
+
+// As in cuda.h.
+struct LaunchAttribute {
+  int id;
+  char pad[4];
+  union {
+    char bytes[64];
+    unsigned cluster[3];
+    int allowed;
+  } value;
+};
+
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  const LaunchAttribute *attributes;
+  unsigned count;
+};
+
+// Blocks of a cluster are executed like others, and a dependent launch waits for the whole kernel before it: both are
+// among what the driver may do.
+SHARED int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **params, void **extra) {
+  ENTER_CONTEXT("cuLaunchKernelEx");
+  const int sm = properties[context->device].major * 10 + properties[context->device].minor;
+  const auto &grid = config->grid;
+  auto text = [](const unsigned *sides) {
+    return std::to_string(sides[0]) + " x " + std::to_string(sides[1]) + " x " + std::to_string(sides[2]);
+  };
+  for (unsigned i = 0; i < config->count; i++) {
+    const LaunchAttribute &attribute = config->attributes[i];
+    const bool clusters = attribute.id == 4;
+    if (!clusters && attribute.id != 6) return refuse(INVALID_VALUE, "cuLaunchKernelEx with another attribute");
+    if (sm < 90)
+      return refuse(INVALID_VALUE, string(clusters ? "clusters" : "dependent launches") + ", which sm_" + std::to_string(sm) +
+                                       " does not have");
+    if (clusters) {
+      const unsigned *const cluster = attribute.value.cluster;
+      const uint64_t blocks = uint64_t(cluster[0]) * cluster[1] * cluster[2];
+      if (!blocks || blocks > 8)
+        return refuse(INVALID_CLUSTER_SIZE, "a cluster of " + std::to_string(blocks) + " blocks");
+      for (int side = 0; side < 3; side++)
+        if (grid[side] % cluster[side])
+          return refuse(INVALID_VALUE, "a grid of " + text(grid) + " in clusters of " + text(cluster));
+      counts[context->device]["clusters"]++;
+    } else if (attribute.value.allowed) {
+      counts[context->device]["dependent launches"]++;
+    }
+  }
+  const auto &block = config->block;
+  return launch(context, handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, config->stream,
+                params, extra);
 }
 
 SHARED int cuStreamCreate(void **out, unsigned flags) {

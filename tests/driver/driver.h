@@ -29,6 +29,7 @@ enum {
   CAPTURE_IMPLICIT = 906,
   CAPTURED_EVENT = 907,
   CAPTURE_WRONG_THREAD = 908,
+  INVALID_CLUSTER_SIZE = 912,
 };
 
 // The devices' memory: memory.cpp. Every piece has pages of its own, at addresses that are never given again: before
@@ -39,7 +40,7 @@ namespace memory {
 uint64_t reserve(int device, size_t size);
 // Execution reaches the allocation: the piece is full of 0xff.
 void appear(uint64_t address);
-// Nobody may use it in calls from now on; false if it is not a piece of that device, or given up already.
+// Calls may not use it from now on; false if it is not a piece of that device, or given up already.
 bool give_up(int device, uint64_t address);
 // Execution reaches the free. False if its guards are damaged.
 bool vanish(uint64_t address);

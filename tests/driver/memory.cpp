@@ -2,7 +2,7 @@
 //
 // Addresses come from one reserved range, and none is given twice. A piece ends where its last page ends, up to 256
 // bytes, and pages that cannot be touched follow it, so that a kernel that runs on hits them; within 256 bytes, and
-// in front of the piece, guards are compared when it goes and whenever somebody waits. Memory that appears is full of
+// in front of the piece, guards are compared when it goes and whenever the host waits. Memory that appears is full of
 // 0xff: NaN as bf16 and f32. A touch of what is not there ends the kernel, not the process (`guarded`).
 //
 // What it cannot show: reads of guards, and a pool that gives a freed address again at once.
@@ -40,7 +40,7 @@ uint64_t next = 0;
 
 unsigned char *at(uint64_t address) { return reinterpret_cast<unsigned char *>(address); }
 
-// A file full of 0xff, so long: what is mapped of it costs nothing until somebody touches it.
+// A file full of 0xff, so long: what is mapped of it costs nothing until it is touched.
 int poison(size_t bytes) {
   static const int file = memfd_create("poison", 0);
   static size_t length = 0;
@@ -83,7 +83,7 @@ void on_fault(int signal, siginfo_t *info, void *context) {
     touched = address;
     siglongjmp(*escape, 1);
   }
-  // Not ours: whoever was there before.
+  // Not ours: the handler that was there before.
   const auto &old = before[signal == SIGBUS];
   if (old.sa_flags & SA_SIGINFO) old.sa_sigaction(signal, info, context);
   else if (old.sa_handler == SIG_DFL || old.sa_handler == SIG_IGN) sigaction(signal, &old, nullptr);
@@ -110,7 +110,7 @@ uint64_t reserve(int device, size_t size) {
   const size_t room = (size + ALIGNED - 1) / ALIGNED * ALIGNED, pages = (room + PAGE - 1) / PAGE * PAGE;
   if (pages < size || next + pages + PAGE > BEGIN + LENGTH) return 0;
   const Piece piece = {next, pages, size, device, false, false};
-  // A page between pieces is nobody's.
+  // A page between pieces belongs to neither.
   next += pages + PAGE;
   const uint64_t address = piece.base + pages - room;
   all[address] = piece;

@@ -133,7 +133,7 @@ std::vector<shared_ptr<Stream>> streams_of(Context *context) {
   return all;
 }
 
-// Somebody waits: of the other streams a part is done first, or nothing.
+// The host waits: of the other streams a part is done first, or nothing.
 void disorder(Lock &hold, Context *context) {
   for (auto &stream : streams_of(context)) {
     const uint64_t left = stream->queued - stream->done, kind = roll(context) % 3;
@@ -141,7 +141,7 @@ void disorder(Lock &hold, Context *context) {
   }
 }
 
-// Somebody has waited.
+// The host has waited.
 void waited(Context *context) {
   for (auto &[_, pool] : pools)
     if (pool->device == context->device && pool->held > pool->threshold) {
@@ -259,7 +259,7 @@ static string left(int device) {
   return out;
 }
 
-// What the context takes with it. After an error of its own nobody could give anything back.
+// What the context takes with it. After an error of its own nothing can be freed.
 void destroy(Lock &hold, Context *context) {
   for (auto &stream : streams_of(context)) drain(hold, stream, stream->queued);
   const string rest = left(context->device);
@@ -350,7 +350,7 @@ SHARED int stand_in_kernels(const char *path) {
   return kernels.launch && kernels.find ? 0 : -1;
 }
 
-// What a device is, before anybody opens it.
+// What a device is, before it is opened.
 SHARED void stand_in_device(int device, int major, int minor, int processors, size_t bytes) {
   Lock hold(lock);
   properties[device] = {major, minor, processors, bytes};

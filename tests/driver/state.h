@@ -91,7 +91,7 @@ struct Graph {
 };
 
 struct Pool {
-  Context *context; // null: a device's own, which nobody destroys
+  Context *context; // null: a device's own, which is never destroyed
   int device;
   uint64_t threshold = 0;
   size_t used = 0, held = 0;
@@ -151,9 +151,9 @@ uint64_t roll(Context *context);
 // Executes a stream's work up to a number.
 void drain(Lock &hold, const shared_ptr<Stream> &stream, uint64_t upto);
 std::vector<shared_ptr<Stream>> streams_of(Context *context);
-// Somebody waits: of the other streams a part is done first, or nothing.
+// The host waits: of the other streams a part is done first, or nothing.
 void disorder(Lock &hold, Context *context);
-// Somebody has waited.
+// The host has waited.
 void waited(Context *context);
 void put(const shared_ptr<Stream> &stream, const char *what, std::function<int()> run);
 // Queues or records.

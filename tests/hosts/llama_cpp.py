@@ -264,7 +264,7 @@ def check_refusals(server, prefold, folder, prefix, other, exported, model):
             os.remove(os.path.join(folder, name))
     listed = sorted(os.listdir(folder))
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # Nobody listens: it refuses.
+        closed.bind(("127.0.0.1", 0))  # Without a listener it refuses.
         address = "127.0.0.1:{0}".format(closed.getsockname()[1])
         line = load(prefix, "http://" + address, 0, folder)
     assert address in line, line

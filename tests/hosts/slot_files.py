@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A program on libllama goes on behind prefold's prefixes, which it loads as sequence-state files.
+"""A program on libllama continues after prefold's prefixes, which it loads as sequence-state files.
 
     slot_files.py PREFOLD UNPACKED VERSION COMMAND...
 

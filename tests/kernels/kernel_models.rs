@@ -7,13 +7,14 @@ use crate::common::device::{self, Device, backends};
 use crate::common::emu::{SCHEDULES, launcher};
 use crate::common::encoders::agrees;
 use crate::common::tiny::byte_tokenizer;
+use prefold::cpu::Cpu;
 use prefold::gpu::{Gpu, Precision, Schedule};
 use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::decoder::{Batch, Input};
 use prefold::model::lora::{Lora, LoraWeights, Target};
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::{Backend, Cpu, Pick};
+use prefold::ops::{Backend, NllTarget};
 use prefold::prefix::Method;
 use prefold::train::objective::{LoraShape, Objective, Sample};
 use prefold::train::{MemoryStart, TrainableModel};
@@ -100,9 +101,9 @@ fn families_agree_with_the_reference() {
                 let logits = hidden.logits().unwrap();
                 let what = format!("{family}, {at}");
                 let worst = assert_close(&what, &logits, &floats(&golden, "logits"), logit, 0.0);
-                let picks: Vec<Pick> = (0..)
+                let picks: Vec<NllTarget> = (0..)
                     .zip(&ids[1..])
-                    .map(|(row, &target)| Pick { row, target })
+                    .map(|(row, &target)| NllTarget { row, target })
                     .collect();
                 let got = hidden.nll(&picks).unwrap();
                 let off = assert_close(&what, &got, &want, nll, 0.0);
@@ -236,15 +237,15 @@ fn adapters_agree_with_the_cpu() {
     };
     let weights = Weights::open(&folder.join("tiny")).unwrap();
     let ids: Vec<u32> = (0..50).map(|i| 3 + i * 37 % 60).collect();
-    let picks: Vec<Pick> = (0..)
+    let picks: Vec<NllTarget> = (0..)
         .zip(&ids[1..])
-        .map(|(row, &target)| Pick { row, target })
+        .map(|(row, &target)| NllTarget { row, target })
         .collect();
     fn nll<B: Backend>(
         model: &Model<B>,
         adapter: Option<&LoraWeights>,
         ids: &[u32],
-        picks: &[Pick],
+        picks: &[NllTarget],
     ) -> Vec<f32> {
         let lora = adapter.map(|a| Lora::load(model.backend(), model.config(), a).unwrap());
         let mut kv = model.kv().unwrap();

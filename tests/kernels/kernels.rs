@@ -11,10 +11,11 @@ use crate::common::emu::{SCHEDULES, launcher};
 use crate::common::oracle;
 use half::bf16;
 use prefold::Error;
+use prefold::cpu::Cpu;
 use prefold::gpu::{Gpu, Launcher, Precision, Schedule};
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, Keep, LayerOp, Linear, NllOp, Norm, NormKind, Pairing,
-    Pick, Rotate, Select, Selection, Storage, TopKOp,
+    Attention, AttentionOp, GemmOp, Keep, LayerOp, Linear, NllOp, NllTarget, Norm, NormKind,
+    Pairing, Rotate, Select, Storage, TopKOp, TopKOutput,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -143,8 +144,8 @@ fn check_nll<L: Launcher>(
     // Rows that are picked in another order, some of them twice.
     let x = floats((rows + 2) * width, 2.0, &mut random);
     let w = floats(vocab * width, 2.0, &mut random);
-    let picks: Vec<Pick> = (0..rows)
-        .map(|i| Pick {
+    let picks: Vec<NllTarget> = (0..rows)
+        .map(|i| NllTarget {
             row: random.below(rows + 2) as u32,
             target: match i {
                 0 => vocab as u32 - 1,
@@ -278,7 +279,7 @@ fn check_topk<B: TopKOp>(backend: &B, segments: &[Select], scores: &[f32], what:
     let ids: Vec<u32> = (0..n as u32).map(|i| i * 7 + 3).collect();
     let scores_on = backend.upload(scores).unwrap();
     let ids_on = backend.upload(&ids).unwrap();
-    let mut out = Selection::new(backend, n, segments.len()).unwrap();
+    let mut out = TopKOutput::new(backend, n, segments.len()).unwrap();
     for buf in [&mut out.mask, &mut out.ids, &mut out.rows] {
         backend.write(&vec![99; n], buf).unwrap();
     }
@@ -373,7 +374,7 @@ fn selections() {
         };
         let scores = gpu.upload(&[0.0; 300]).unwrap();
         let ids = gpu.upload(&[0; 300]).unwrap();
-        let mut out = Selection::new(gpu, 300, 1).unwrap();
+        let mut out = TopKOutput::new(gpu, 300, 1).unwrap();
         let error = gpu.topk(&[bad], &scores, &ids, &mut out).unwrap_err();
         assert!(matches!(error, Error::Input { .. }), "{error}");
         let long = Select {
@@ -617,7 +618,7 @@ fn attention() {
                 let mut cache = || {
                     let mut cache =
                         floats((shape.at + rows) * kv_heads * head_dim, 2.0, &mut random);
-                    // What lies between prefix and rows is nobody's.
+                    // What lies between prefix and rows belongs to neither.
                     let stride = kv_heads * head_dim;
                     cache[prefix * stride..shape.at * stride].fill(f32::NAN);
                     cache
@@ -644,7 +645,7 @@ fn operands_are_checked() {
     once(Precision::Bf16, SCHEDULES[0], |gpu, _| {
         let mut x = gpu.zeros::<f32>(8).unwrap();
         let w = gpu.matrix(4, 4, &[0.0; 16]).unwrap();
-        let picks = |row, target| [Pick { row, target }];
+        let picks = |row, target| [NllTarget { row, target }];
         let mut out = gpu.zeros::<f32>(1).unwrap();
         let error = gpu.nll(4, &x, &w, &picks(2, 0), &mut out).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }), "{error}");

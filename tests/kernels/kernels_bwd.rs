@@ -9,8 +9,8 @@ use crate::common::device::everywhere;
 use half::bf16;
 use prefold::gpu::Precision;
 use prefold::ops::{
-    Attended, Attention, AttentionOp, Dropout, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind,
-    Outer, Pairing, Pick, Rotate, Span, Storage,
+    Attended, Attention, AttentionOp, Dropout, GemmOp, LayerOp, Linear, NllOp, NllTarget, Norm,
+    NormKind, Outer, Pairing, Rotate, Span, Storage,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -343,8 +343,8 @@ fn likelihoods() {
             let x = floats((rows + 2) * width, 1.0, &mut random);
             let w = floats(vocab * width, 1.0, &mut random);
             let old = floats((rows + 2) * width, 0.5, &mut random);
-            let picks: Vec<Pick> = (0..rows)
-                .map(|i| Pick {
+            let picks: Vec<NllTarget> = (0..rows)
+                .map(|i| NllTarget {
                     row: if i == 3 { 0 } else { i as u32 },
                     target: if i == 0 {
                         vocab - 1
@@ -455,7 +455,7 @@ fn attention() {
     let cases: [Case; 6] = [
         (1, 1, 2, 0, &[], 0, &[1], None),
         (6, 2, 8, 40, &[], 43, &[5, 0, 37], None),
-        // Prefixes that are the same, that overlap, and that are somebody's own.
+        // Prefixes that are the same, that overlap, and that one sequence has alone.
         (4, 2, 16, 9, &[0, 0, 5, 20], 30, &[3, 4, 20, 1], None),
         (4, 4, 8, 10, &[], 10, &[40], Some(7)),
         (3, 1, 64, 33, &[], 33, &[12], Some(20)),

@@ -5,8 +5,9 @@ use crate::common::Random;
 use crate::common::compare::{assert_close, wide};
 use crate::common::device::everywhere;
 use half::bf16;
+use prefold::cpu::Cpu;
 use prefold::gpu::Precision;
-use prefold::ops::{Cpu, Dropout, LoraFactors, LoraOp, LoraPart, LoraUpdate};
+use prefold::ops::{Dropout, LoraFactors, LoraOp, LoraPart, LoraUpdate};
 use prefold::{Error, Result};
 
 /// Rows, inputs, outputs, and of each part its ranks, first output and outputs; the share that is dropped.

@@ -3,6 +3,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../ops/cases/mod.rs"]
+mod cases;
+
 mod device_parity;
 mod kernel_models;
 mod kernels;
@@ -10,3 +13,6 @@ mod kernels_bwd;
 mod lora;
 mod planted;
 mod prune;
+mod table;
+
+use common::oracle;

@@ -3,7 +3,7 @@
 use crate::common::emu::{launcher, schedule};
 use bytemuck::{Pod, Zeroable};
 use prefold::Error;
-use prefold::gpu::{Emu, Launcher, Order, Schedule};
+use prefold::gpu::{self, Emu, Kernel, Launch, LaunchConfig, Launcher, Order, Schedule};
 
 /// As in `kernels/host/planted.cu`.
 #[repr(C)]
@@ -39,6 +39,14 @@ fn x(i: usize) -> f32 {
     i as f32 + 0.5
 }
 
+fn kernel_of(name: &'static str, config: LaunchConfig, params: &[u8]) -> Launch {
+    Launch::Kernel(Kernel {
+        name,
+        config,
+        params: gpu::Params::new(params),
+    })
+}
+
 fn run(emu: &Emu, kernel: &'static str, which: u32) -> Result<Vec<f32>, Error> {
     let host: Vec<f32> = (0..256).map(x).collect();
     let mut from = emu.alloc(1024, false)?;
@@ -50,8 +58,9 @@ fn run(emu: &Emu, kernel: &'static str, which: u32) -> Result<Vec<f32>, Error> {
         which,
         unused: 0,
     };
+    let config = LaunchConfig::new([2, 1, 1], 64).shared(1024);
     // SAFETY: as the kernels demand, but for the mistakes, which stay within guards.
-    unsafe { emu.launch(kernel, [2, 1, 1], 64, 1024, bytemuck::bytes_of(&params))? };
+    unsafe { emu.submit(kernel_of(kernel, config, bytemuck::bytes_of(&params)))? };
     let mut got = vec![0.0; 64];
     emu.read(&to, 0, bytemuck::cast_slice_mut(&mut got))?;
     Ok(got)
@@ -183,10 +192,17 @@ fn launches_that_cuda_would_refuse_are_refused() {
         return;
     };
     let params = [0u8; 24];
-    let launch = |kernel, grid, threads, shared, params: &[u8]| {
+    let submit = |kernel, config, params: &[u8]| {
         // SAFETY: none of these is started.
-        let result = unsafe { emu.launch(kernel, grid, threads, shared, params) };
+        let result = unsafe { emu.submit(kernel_of(kernel, config, params)) };
         result.unwrap_err().to_string()
+    };
+    let launch = |kernel, grid, threads, shared, params: &[u8]| {
+        submit(
+            kernel,
+            LaunchConfig::new(grid, threads).shared(shared),
+            params,
+        )
     };
     let good = "planted_reverse";
     assert!(launch("planted_nothing", [1; 3], 64, 0, &params).contains("no such kernel"));
@@ -197,4 +213,15 @@ fn launches_that_cuda_would_refuse_are_refused() {
     assert!(launch(good, [1; 3], 128, 0, &params).contains("whole warps up to 64"));
     assert!(launch(good, [1, 70_000, 1], 64, 0, &params).contains("grid"));
     assert!(launch(good, [1; 3], 64, 300_000, &params).contains("shared memory"));
+    let config = LaunchConfig::new([6, 1, 1], 64);
+    for cluster in [[4, 1, 1], [1, 2, 1], [0, 1, 1]] {
+        let config = LaunchConfig { cluster, ..config };
+        assert!(submit(good, config, &params).contains("possible on no device"));
+    }
+    let (wide, cluster) = (LaunchConfig::new([16, 1, 1], 64), [16, 1, 1]);
+    let wide = LaunchConfig { cluster, ..wide };
+    assert!(submit(good, wide, &params).contains("possible on no device"));
+    let carveout = Some(101);
+    let config = LaunchConfig { carveout, ..config };
+    assert!(submit(good, config, &params).contains("possible on no device"));
 }

@@ -8,11 +8,12 @@ use crate::common::Random;
 use crate::common::device::{self, backends, everywhere};
 use crate::common::emu::SCHEDULES;
 use crate::common::tiny::byte_tokenizer;
+use prefold::cpu::Cpu;
 use prefold::gpu::Precision;
 use prefold::hard::{self, Compressed, Condition, Exact, LlmLingua, Mode, RankMethod, Request};
 use prefold::model::weights::Weights;
 use prefold::model::{Model, PrunedTokens, Scorer, Session, TokenPruning};
-use prefold::ops::{Capacity, Cpu, Limits, PruneBatch, PruneOp};
+use prefold::ops::{Capacity, Limits, PruneBatch, PruneOp};
 use prefold::text::Tokenizer;
 use serde_json::Value;
 

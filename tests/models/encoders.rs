@@ -4,9 +4,9 @@ use crate::common;
 
 use std::path::Path;
 
+use prefold::cpu::Cpu;
 use prefold::model::weights::Weights;
 use prefold::model::{Encoder, EncoderInput, Model, Pooling};
-use prefold::ops::Cpu;
 use prefold::{Control, Device, Engine};
 use safetensors::SafeTensors;
 use serde_json::Value;

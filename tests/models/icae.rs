@@ -8,10 +8,10 @@ use std::process::Command;
 
 use crate::common::TempDir;
 use crate::common::compare::assert_close;
+use prefold::cpu::Cpu;
 use prefold::model::Model;
 use prefold::model::decoder::Input;
 use prefold::model::weights::Weights;
-use prefold::ops::Cpu;
 use prefold::prefix::{KvPrefix, Method};
 use prefold::soft::{Adapter, Completion, EncodeOptions, Query, Sampling, Source};
 use prefold::train::TrainableModel;

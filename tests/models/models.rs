@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use crate::common::compare::{assert_close, wide};
 use crate::common::{Random, tiny};
 use prefold::Error;
+use prefold::cpu::{Cpu, Isa};
 use prefold::model::decoder::Batch;
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer};
-use prefold::ops::{Cpu, GemmOp, Isa, NllOp, Pick};
+use prefold::ops::{GemmOp, NllOp, NllTarget};
 use safetensors::SafeTensors;
 
 const FAMILIES: [&str; 5] = ["llama3", "mistral", "qwen2", "qwen3", "gpt2"];
@@ -52,10 +53,10 @@ fn ids(file: &SafeTensors<'_>) -> Vec<u32> {
     bytes.iter().map(|&b| u32::from_le_bytes(b)).collect()
 }
 
-fn picks(ids: &[u32]) -> Vec<Pick> {
+fn picks(ids: &[u32]) -> Vec<NllTarget> {
     (0..)
         .zip(&ids[1..])
-        .map(|(row, &target)| Pick { row, target })
+        .map(|(row, &target)| NllTarget { row, target })
         .collect()
 }
 
@@ -379,8 +380,8 @@ fn nll_does_not_depend_on_the_number_of_threads() {
     for (rows, width, vocab) in [(3, 40, 100), (19, 70, 1001), (64, 33, 5000)] {
         let mut floats = |len: usize| -> Vec<f32> { (0..len).map(|_| random.float()).collect() };
         let (x, head) = (floats(rows * width), floats(vocab * width));
-        let picks: Vec<Pick> = (0..rows as u32)
-            .map(|row| Pick {
+        let picks: Vec<NllTarget> = (0..rows as u32)
+            .map(|row| NllTarget {
                 row,
                 target: row * 331 % vocab as u32,
             })

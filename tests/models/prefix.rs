@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::common::TempDir;
 use crate::common::compare::assert_close;
+use prefold::cpu::Cpu;
 use prefold::model::Model;
 use prefold::model::config::Config;
 use prefold::model::decoder::Input;
 use prefold::model::lora::{Lora, LoraWeights};
 use prefold::model::weights::Weights;
-use prefold::ops::Cpu;
 use prefold::prefix::llama_cpp::{Layout, Slot};
 use prefold::prefix::{Dtype, KRope, KvPrefix, Method, Placeholder, transformers, vllm};
 use prefold::soft::{EncodeOptions, Finish, PrefillOptions, Sampling, Source};

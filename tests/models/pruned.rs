@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::common::compare::{assert_close, wide};
+use prefold::cpu::Cpu;
 use prefold::model::Model;
 use prefold::model::decoder::Input;
 use prefold::model::weights::Weights;
-use prefold::ops::Cpu;
 use prefold::prefix::{Dtype, KRope, KvPrefix, Method};
 use prefold::soft::{KeepBy, PrefillOptions, Sampling, Source};
 use prefold::{Control, Device, Engine, Error};

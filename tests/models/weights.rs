@@ -4,8 +4,9 @@ use crate::common;
 
 use std::path::Path;
 
-use prefold::model::config::{Config, Family, RopeScaling};
+use prefold::model::config::{Config, Family, Mlp, Positions, RopeScaling};
 use prefold::model::weights::{Access, DType, Weights};
+use prefold::ops::NormKind;
 use serde_json::{Value, json};
 
 use crate::common::tiny::{self, Tensors};
@@ -26,6 +27,9 @@ fn smollm2_opens() {
         *weights.config(),
         Config {
             family: Family::Llama,
+            norm: NormKind::Rms,
+            mlp: Mlp::SwiGlu,
+            positions: Positions::Rotary,
             vocab: 49152,
             hidden: 576,
             layers: 30,
@@ -65,10 +69,22 @@ fn smollm2_opens() {
     assert_eq!(tokens[1], "<|im_start|>");
 }
 
+/// What a decoder of a family computes.
+fn forward_of(family: Family) -> (NormKind, Mlp, Positions) {
+    match family {
+        Family::Gpt2 => (NormKind::Layer, Mlp::Gelu, Positions::Learned),
+        _ => (NormKind::Rms, Mlp::SwiGlu, Positions::Rotary),
+    }
+}
+
 /// Names and dimensions of the tiny models in `shared/golden/models`.
 fn shared_tiny(family: Family) -> Config {
+    let (norm, mlp, positions) = forward_of(family);
     Config {
         family,
+        norm,
+        mlp,
+        positions,
         vocab: 384,
         hidden: 48,
         layers: 2,
@@ -180,8 +196,12 @@ fn assert_holds(weights: &Weights, want: &Tensors, what: &str) {
 
 fn tiny_config(family: Family) -> Config {
     let gpt2 = family == Family::Gpt2;
+    let (norm, mlp, positions) = forward_of(family);
     Config {
         family,
+        norm,
+        mlp,
+        positions,
         vocab: tiny::VOCAB,
         hidden: tiny::HIDDEN,
         layers: tiny::LAYERS,

@@ -1,7 +1,8 @@
 //! Estimated products: as far from the real ones as their rounding allows, and no further.
 
 use crate::common::{Random, oracle};
-use prefold::ops::{Cpu, GemmOp, Isa, Linear, NllOp, Pick};
+use prefold::cpu::{Cpu, Isa};
+use prefold::ops::{GemmOp, Linear, NllOp, NllTarget};
 
 /// Rows, inputs and outputs around the sizes of blocks and tiles.
 const SHAPES: [(usize, usize, usize); 7] = [
@@ -254,8 +255,8 @@ fn nll_is_as_near_as_its_logits() {
     let (rows, width, vocab) = (19, 70, 1001);
     let x = floats(&mut random, rows * width);
     let head = floats(&mut random, vocab * width);
-    let picks: Vec<Pick> = (0..rows as u32)
-        .map(|row| Pick {
+    let picks: Vec<NllTarget> = (0..rows as u32)
+        .map(|row| NllTarget {
             row,
             target: (row * 331) % vocab as u32,
         })

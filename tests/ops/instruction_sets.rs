@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::{smollm2, tiny};
+use prefold::cpu::{Cpu, Isa};
 use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::Model;
 use prefold::model::weights::Weights;
-use prefold::ops::{Cpu, Isa};
 use prefold::text::Tokenizer;
 
 const TEXT: &str = "It chose the smaller of the two bridges, because the larger one would have cost \

@@ -3,7 +3,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cases;
 mod estimates;
 mod gradients;
 mod instruction_sets;
+mod model_gradients;
 mod ops;
+mod table;
+
+use common::oracle;

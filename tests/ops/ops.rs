@@ -4,8 +4,9 @@ use crate::common::Random;
 use crate::common::compare::{assert_close, wide};
 use crate::common::oracle;
 use prefold::Error;
+use prefold::cpu::Cpu;
 use prefold::ops::{
-    Attention, AttentionOp, Cpu, GemmOp, LayerOp, Linear, NllOp, Norm, NormKind, Pairing, Pick,
+    Attention, AttentionOp, GemmOp, LayerOp, Linear, NllOp, NllTarget, Norm, NormKind, Pairing,
     Rotate, Storage,
 };
 
@@ -441,8 +442,8 @@ fn nll() {
                 let head = floats(&mut random, vocab * width, 1.0);
                 let matrix = cpu.matrix(vocab, width, &head).unwrap();
                 // Rows in any order, some twice, some not at all.
-                let picks: Vec<Pick> = (0..rows)
-                    .map(|_| Pick {
+                let picks: Vec<NllTarget> = (0..rows)
+                    .map(|_| NllTarget {
                         row: random.below(rows) as u32,
                         target: random.below(vocab) as u32,
                     })
@@ -474,10 +475,10 @@ fn nll_over_real_vocabularies() {
             let matrix = cpu.matrix(vocab, width, &head).unwrap();
             let x = floats(&mut random, 9 * width, 1.0);
             let targets = [0, 47, 48, vocab / 2, vocab - 1];
-            let picks: Vec<Pick> = targets
+            let picks: Vec<NllTarget> = targets
                 .iter()
                 .enumerate()
-                .map(|(i, &target)| Pick {
+                .map(|(i, &target)| NllTarget {
                     row: 2 * i as u32,
                     target: target as u32,
                 })
@@ -506,7 +507,7 @@ fn nll_checks_its_operands() {
     let matrix = cpu.matrix(5, 4, &[1.0; 20]).unwrap();
     let x = vec![0.0; 8];
     let mut out = vec![0.0; 2];
-    let pick = |row, target| Pick { row, target };
+    let pick = |row, target| NllTarget { row, target };
     cpu.nll(4, &x, &matrix, &[], &mut out).unwrap();
     cpu.nll(4, &x, &matrix, &[pick(1, 4)], &mut out).unwrap();
     assert_close("nll", &out[..1], &[5f64.ln()], 1e-6, 0.0);

@@ -168,7 +168,7 @@ fn a_c_program_asks_for_a_text_by_an_embedding() {
     assert_eq!(made, format!("{want} all good\n"));
 }
 
-/// Whoever includes the header may write C++.
+/// The header can be included from C++.
 #[test]
 fn the_header_is_c_plus_plus_too() {
     let folder = common::TempDir::new();

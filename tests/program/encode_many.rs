@@ -701,7 +701,7 @@ fn what_makes_no_sense_is_said_before_anything_is_done() {
             &[&dir[..], &["missing.txt", "b.txt", "other/missing.txt"]].concat(),
             &["missing.txt", "other/missing.txt"],
         );
-        // What is no file has no name.
+        // What is not a file has no name.
         for texts in [&["-"][..], &["a.txt", "-"], &["-", "a.txt"], &[".."]] {
             refused(&[&dir[..], texts].concat(), &["--output-dir"]);
         }

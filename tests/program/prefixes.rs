@@ -622,12 +622,12 @@ fn a_store_that_may_only_be_read() {
         world
             .prefixes(&["gc", "--older-than", "0d"])
             .bad(1, &["store"]);
-        // What needs no writing goes on.
+        // What needs no writing continues.
         assert_eq!(world.listed(), [a.as_str()]);
         world.prefixes(&["pull", &a]).quiet();
         let (_, note) = world.prefixes(&["push", "a"]).noted();
         assert!(note.contains("already"), "{note}");
-        // A folder that is not a model's is nobody's business, as lost+found on a disk of its own.
+        // A folder that is not a model's is left alone, as lost+found on a disk of its own.
         allow(0o755);
         fs::create_dir(store.join("lost+found")).unwrap();
         let closed = fs::Permissions::from_mode(0o0);
@@ -715,7 +715,7 @@ fn what_cannot_be_loaded_into_a_slot() {
     let name = world.small("a");
     world.prefixes(&["push", "a"]).quiet();
     fs::create_dir(world.path("slots")).unwrap();
-    // Taken and given back: nobody listens there.
+    // Taken and given back: nothing listens there.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", closed.local_addr().unwrap());
     drop(closed);

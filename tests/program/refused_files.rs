@@ -247,7 +247,7 @@ fn a_large_file_that_is_no_prefix_or_slot_takes_no_memory() {
             "{args:?}: {said}"
         );
     }
-    // The limit itself hinders nobody.
+    // The limit itself is allowed.
     ok(&mut with_little_memory(&dir, &export));
 }
 

@@ -33,7 +33,7 @@ fn tokenizer() -> Option<&'static Tokenizer> {
 /// Real text in several scripts and forms.
 fn texts() -> Vec<(&'static str, String)> {
     let prose = include_str!("../../examples/peps/pep-0418.txt").to_string();
-    let code = include_str!("../../src/hard/exact/fit.rs").to_string();
+    let code = include_str!("../../src/hard/exact/budget_search.rs").to_string();
     let mixed = "東京タワーは1958年に完成した。高さは333メートルで、東京のシンボルです。\
         Привет, мир! Как дела? 한국어 텍스트입니다. नमस्ते दुनिया। สวัสดีชาวโลก 👩‍👩‍👧‍👦🏳️‍🌈🦀 \
         Ünïcödé naïve café — “quotes” … 1,234.5 kg\n"

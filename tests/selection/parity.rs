@@ -5,10 +5,10 @@ use crate::common;
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 
+use prefold::cpu::Cpu;
 use prefold::hard::{self, Compressed, Request};
 use prefold::model::weights::Weights;
 use prefold::model::{Model, Scorer, Session};
-use prefold::ops::Cpu;
 use prefold::{Control, Device, Engine};
 use serde_json::Value;
 

@@ -4,10 +4,10 @@ use crate::common;
 
 use std::path::{Path, PathBuf};
 
+use prefold::cpu::Cpu;
 use prefold::model::Model;
 use prefold::model::lora::Target;
 use prefold::model::weights::Weights;
-use prefold::ops::Cpu;
 use prefold::prefix::Method;
 use prefold::train::TrainableModel;
 use prefold::train::objective::{Gradient, LoraShape, Objective, Sample, Tensor};

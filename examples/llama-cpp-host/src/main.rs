@@ -1,4 +1,4 @@
-//! A Rust host on llama.cpp (crate `llama-cpp-2`) that goes on behind a prefix of prefold:
+//! A Rust host on llama.cpp (crate `llama-cpp-2`) that continues after a prefix of prefold:
 //!
 //! ```text
 //! prefold export --to llama.cpp prefix.safetensors -o slot.bin

@@ -7,9 +7,9 @@
 //! as far down as `granularity` says. The longest beginning of that order that fits is kept, then what
 //! else fits whole, then the beginning of one sentence ([`select`]). The budget is never passed.
 
+pub(super) mod budget_search;
 mod copies;
 mod finish;
-pub(super) mod fit;
 mod inputs;
 pub(crate) mod kinds;
 pub(crate) mod lexical;

@@ -2,7 +2,7 @@
 
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::fit::longest;
+use super::budget_search::longest;
 use super::kinds::Class;
 use super::order::{Plan, Step};
 use super::units::Parsed;

@@ -1,8 +1,8 @@
 //! The context level: whole contexts under the target and `context_budget`
 //! (`control_context_budget`; LongLLMLingua, section 4.1 and 4.2).
 
+use super::budget_expression;
 use crate::error::Result;
-use crate::hard::context_budget;
 use crate::hard::request::Request;
 use crate::hard::structured::Segment;
 
@@ -35,7 +35,7 @@ impl Reference<'_> {
         };
 
         let target = if target < 0.0 { 100.0 } else { target };
-        let mut left = context_budget::evaluate(target, &options.context_budget)?;
+        let mut left = budget_expression::evaluate(target, &options.context_budget)?;
         // Forced contexts cost nothing until the ranking comes to them.
         let mut used = options.force_context_ids.clone();
         used.retain(|&i| i < contexts.len());

@@ -4,6 +4,7 @@
 //! Its oddities are kept where they show in the result, and named where they are kept. What it would
 //! raise an exception for is an error here.
 
+mod budget_expression;
 mod contexts;
 mod ratios;
 mod sentences;

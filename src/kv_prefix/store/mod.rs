@@ -327,7 +327,7 @@ impl Store {
 
     /// The path of a prefix on this machine: in the store itself if that is a folder, otherwise in `cache`, a folder
     /// store, into which it is downloaded the first time. It is checked to be a sound and undamaged prefix of that name;
-    /// that nobody else may write to the store is for its owner to see to.
+    /// access rights of the store are its owner's concern.
     ///
     /// # Errors
     /// [`Error::Input`] where the store fails or does not have it, [`Error::Format`] where what came is not this prefix,

@@ -75,7 +75,7 @@ fn survives(rounds: u64, mut damage: impl FnMut(&mut Random) -> (PathBuf, usize)
             Err(_) => panic!("seed {seed} is not survived"),
         }
     }
-    // A damage may hit a weight, which nobody can tell; most must be noticed.
+    // A damage may hit a weight, which cannot be told; most must be noticed.
     assert!(refused > rounds / 3, "only {refused} of {rounds} noticed");
 }
 

@@ -141,7 +141,7 @@ fn gc_wants_to_know_what() {
     assert_eq!(world.files().len(), 1);
 }
 
-/// Whoever points a store at the wrong folder loses nothing.
+/// A store pointed at the wrong folder deletes nothing.
 #[test]
 fn files_of_other_names_are_not_touched() {
     let world = World::new();

@@ -60,7 +60,7 @@ fn a_program_keeps_prefixes_by_the_library() {
     );
     assert_eq!(store.entry(&second.name).unwrap().bytes, second.bytes);
     store.remove(&second.name).unwrap();
-    // Gone is gone, whoever removed it.
+    // Gone is gone, whatever removed it.
     store.remove(&second.name).unwrap();
     assert!(store.entry(&second.name).is_err());
     assert!(store.pull(&second.name, &cache).is_err());

@@ -5,13 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::expect_len;
 use super::gemm_int::dot::Kernel;
 use super::isa::Isa;
 use super::simd::TileOf;
-use super::storage::{Elem, Storage};
 use crate::control;
 use crate::error::{Error, Result};
+use crate::ops::Checked;
+use crate::ops::storage::{Buffer, Elem, Storage};
 
 impl Isa {
     /// Those that this machine has, the widest first.
@@ -128,7 +128,7 @@ impl Cpu {
         self.isa
     }
 
-    /// Whether [`GemmOp::estimate`](super::GemmOp::estimate) multiplies codes of 8 bits.
+    /// Whether [`GemmOp::estimate`](crate::ops::GemmOp::estimate) multiplies codes of 8 bits.
     pub fn estimates_in_8_bits(&self) -> bool {
         self.kernel.is_some()
     }
@@ -197,6 +197,12 @@ impl Drop for Scratch<'_> {
     }
 }
 
+impl<T: Elem> Buffer for Vec<T> {
+    fn len(&self) -> usize {
+        self.len()
+    }
+}
+
 impl Storage for Cpu {
     type Buf<T: Elem> = Vec<T>;
 
@@ -208,50 +214,54 @@ impl Storage for Cpu {
         Ok(host.to_vec())
     }
 
-    fn write<T: Elem>(&self, host: &[T], buf: &mut Vec<T>) -> Result<()> {
-        expect_len("write", "the buffer", host.len(), buf.len())?;
-        buf[..host.len()].copy_from_slice(host);
-        Ok(())
-    }
-
-    fn download<T: Elem>(&self, buf: &Vec<T>, range: Range<usize>) -> Result<Vec<T>> {
-        expect_len(
-            "download",
-            "the buffer",
-            range.end.max(range.start),
-            buf.len(),
-        )?;
-        Ok(buf[range].to_vec())
-    }
-
     fn resize<T: Elem>(&self, buf: &mut Vec<T>, len: usize) -> Result<()> {
         buf.resize(len, T::default());
         Ok(())
     }
 
-    fn copy_within<T: Elem>(&self, buf: &mut Vec<T>, from: Range<usize>, to: usize) -> Result<()> {
-        let want = from.end.max(to.saturating_add(from.len()));
-        expect_len("copy_within", "the buffer", want.max(from.start), buf.len())?;
+    fn write_checked<T: Elem>(&self, _: Checked, host: &[T], buf: &mut Vec<T>) -> Result<()> {
+        buf[..host.len()].copy_from_slice(host);
+        Ok(())
+    }
+
+    fn download_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &Vec<T>,
+        range: Range<usize>,
+    ) -> Result<Vec<T>> {
+        Ok(buf[range].to_vec())
+    }
+
+    fn copy_within_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &mut Vec<T>,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<()> {
         buf.copy_within(from, to);
         Ok(())
     }
 
-    fn copy<T: Elem>(
+    fn copy_checked<T: Elem>(
         &self,
+        _: Checked,
         from: &Vec<T>,
         range: Range<usize>,
         to: &mut Vec<T>,
         at: usize,
     ) -> Result<()> {
-        let end = at.saturating_add(range.len());
-        expect_len("copy", "the source", range.end.max(range.start), from.len())?;
-        expect_len("copy", "the destination", end, to.len())?;
-        to[at..end].copy_from_slice(&from[range]);
+        to[at..at + range.len()].copy_from_slice(&from[range]);
         Ok(())
     }
 
-    fn clear<T: Elem>(&self, buf: &mut Vec<T>, range: Range<usize>) -> Result<()> {
-        expect_len("clear", "the buffer", range.end.max(range.start), buf.len())?;
+    fn clear_checked<T: Elem>(
+        &self,
+        _: Checked,
+        buf: &mut Vec<T>,
+        range: Range<usize>,
+    ) -> Result<()> {
         buf[range].fill(T::default());
         Ok(())
     }

@@ -20,12 +20,13 @@ pub(super) mod dot;
 
 use rayon::prelude::*;
 
-use super::cpu::{Cpu, in_rounds};
-use super::gemm::{Linear, Split};
+use super::device::{Cpu, in_rounds};
+use super::gemm::Split;
 use super::pages::Pages;
 use super::panels::Panels;
 use super::simd::simd_fn;
 use crate::error::Result;
+use crate::ops::gemm::Linear;
 
 use codes::{Activations, BLOCK, CODES, SCALES, STARTS, WORDS};
 use dot::{Dot, Operands, Task, with_kernel};
@@ -92,7 +93,7 @@ impl Cpu {
         Ok(pages)
     }
 
-    /// [`super::GemmOp::estimate`]; the operands are checked already. False where it cannot be done.
+    /// [`crate::ops::GemmOp::estimate`]; the operands are checked already. False where it cannot be done.
     pub(super) fn linear_codes(
         &self,
         shape: Linear,

@@ -1,22 +1,13 @@
 //! Constant matrices as the CPU multiplies by them: laid out when they are first needed.
 
-use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
 use super::gemm_int::codes::Codes;
 use super::pages::Pages;
-use crate::error::{Error, Result};
-
-/// The rows of a constant matrix, wherever they lie and in whatever type.
-pub trait RowSource: Debug + Send + Sync {
-    /// Height and width, neither of them zero.
-    fn shape(&self) -> [usize; 2];
-
-    /// Writes row `row`, as many elements as the matrix is wide.
-    fn read(&self, row: usize, out: &mut [f32]);
-}
+use crate::error::Result;
+use crate::ops::gemm::{RowSource, Shaped};
 
 /// A matrix in panels of `width` rows of the matrix, which are columns of the product: element
 /// `(n, k)` lies at `[n / width][k][n % width]`. The last panel is filled up with zeros.
@@ -46,25 +37,24 @@ impl<'a> Values<'a> {
     }
 }
 
+impl Shaped for Panels {
+    fn shape(&self) -> [usize; 2] {
+        [self.outputs, self.inputs]
+    }
+}
+
 impl Panels {
     /// Lays out `values`, `[outputs, inputs]`.
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if there are not as many or none, [`Error::Device`] without memory.
+    /// [`Error::Device`](crate::Error::Device) without memory.
     pub(super) fn of_values(
         width: usize,
         outputs: usize,
         inputs: usize,
         values: &[f32],
     ) -> Result<Self> {
-        if outputs.checked_mul(inputs) != Some(values.len()) || values.is_empty() {
-            return Err(Error::Shape {
-                op: "matrix",
-                want: format!("{outputs} x {inputs} elements, and at least one"),
-                got: values.len().to_string(),
-            });
-        }
         let mut panels = Panels::empty(width, [outputs, inputs]);
         let len = width * inputs;
         let mut laid_out = Pages::zeros(panels.count() * len)?;
@@ -104,7 +94,7 @@ impl Panels {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] without memory.
+    /// [`Error::Device`](crate::Error::Device) without memory.
     pub(super) fn values(&self) -> Result<Values<'_>> {
         let panel = self.width * self.inputs;
         if self.values.get().is_none() {
@@ -164,11 +154,11 @@ impl Panels {
         }
     }
 
-    /// The matrix the other way round.
+    /// The matrix transposed.
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] without memory.
+    /// [`Error::Device`](crate::Error::Device) without memory.
     pub(super) fn transposed(&self) -> Result<Panels> {
         let width = self.width;
         let all = self.values()?.all;

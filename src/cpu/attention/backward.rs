@@ -6,11 +6,11 @@
 
 use pulp::Simd;
 
-use super::{Attention, CacheHead, Seen, columns_of, scores_of, segments, weighted};
-use crate::ops::gemm::{Rows, load, multiply, store};
-use crate::ops::panels::{LINE, to_line};
-
-use crate::ops::simd::{self, simd_fn, tiled};
+use super::cache::{CacheHead, Seen, columns_of, scores_of, segments, weighted};
+use crate::cpu::gemm::{Rows, load, multiply, store};
+use crate::cpu::panels::{LINE, to_line};
+use crate::cpu::simd::{self, simd_fn, tiled};
+use crate::ops::attention::Attention;
 
 /// The backward of one key head of one sequence.
 pub(super) struct BackwardTask<'a> {

@@ -5,7 +5,7 @@
 //! by multiplication and one by a fused multiply-add.
 
 use super::codes::{Activations, Block, CODES, SCALES, STARTS};
-use crate::ops::isa::Isa;
+use crate::cpu::isa::Isa;
 
 /// An instruction set that computes tiles of `R` rows by `C` columns. A value of such a type proves that
 /// the machine has it.
@@ -28,7 +28,7 @@ macro_rules! kernels {
     ($($(#[$meta:meta])* $name:ident = $type:ty, $rows:literal x $columns:literal;)*) => {
         /// The instruction set that computes estimates.
         #[derive(Debug, Clone, Copy)]
-        pub(in crate::ops) enum Kernel {
+        pub(in crate::cpu) enum Kernel {
             $($(#[$meta])* $name($type),)*
         }
 
@@ -72,10 +72,10 @@ kernels! {}
 macro_rules! with_kernel {
     ($kernel:expr, $dot:ident => $body:expr) => {
         match $kernel {
-            $crate::ops::gemm_int::dot::Kernel::Avx512Vnni($dot) => $body,
-            $crate::ops::gemm_int::dot::Kernel::Avx512($dot) => $body,
-            $crate::ops::gemm_int::dot::Kernel::AvxVnni($dot) => $body,
-            $crate::ops::gemm_int::dot::Kernel::Avx2($dot) => $body,
+            $crate::cpu::gemm_int::dot::Kernel::Avx512Vnni($dot) => $body,
+            $crate::cpu::gemm_int::dot::Kernel::Avx512($dot) => $body,
+            $crate::cpu::gemm_int::dot::Kernel::AvxVnni($dot) => $body,
+            $crate::cpu::gemm_int::dot::Kernel::Avx2($dot) => $body,
         }
     };
 }
@@ -83,7 +83,7 @@ macro_rules! with_kernel {
 macro_rules! with_kernel {
     ($kernel:expr, $dot:ident => $body:expr) => {
         match $kernel {
-            $crate::ops::gemm_int::dot::Kernel::DotProd($dot) => $body,
+            $crate::cpu::gemm_int::dot::Kernel::DotProd($dot) => $body,
         }
     };
 }
@@ -97,7 +97,7 @@ pub(super) use with_kernel;
 
 /// What a tile of a product is computed from.
 #[derive(Clone, Copy)]
-pub(in crate::ops) struct Operands<'a> {
+pub(in crate::cpu) struct Operands<'a> {
     pub kernel: Kernel,
     /// Blocks of panels as wide as the kernel's tile.
     pub weights: &'a [u32],
@@ -124,7 +124,7 @@ impl Operands<'_> {
     /// Writes the products of some rows with panel `p`, for vectors and tiles of the machine's own
     /// size: there are no operands for others.
     #[inline(always)]
-    pub(in crate::ops) fn tile_of<S: pulp::Simd, const N: usize, const M: usize>(
+    pub(in crate::cpu) fn tile_of<S: pulp::Simd, const N: usize, const M: usize>(
         &self,
         p: usize,
         rows: [usize; M],
@@ -215,7 +215,7 @@ macro_rules! dot {
     ($name:ident, [$($feature:tt),*], $enable:literal, $rows:literal x $vectors:literal x $lanes:literal) => {
         /// Proof that the machine has the instructions.
         #[derive(Debug, Clone, Copy)]
-        pub(in crate::ops) struct $name(());
+        pub(in crate::cpu) struct $name(());
 
         impl $name {
             pub fn detect() -> Option<Self> {
@@ -351,10 +351,10 @@ mod x86 {
         };
     }
 
-    pub(in crate::ops) use avx_vnni::AvxVnni;
-    pub(in crate::ops) use avx2::Avx2;
-    pub(in crate::ops) use avx512::Avx512;
-    pub(in crate::ops) use avx512_vnni::Avx512Vnni;
+    pub(in crate::cpu) use avx_vnni::AvxVnni;
+    pub(in crate::cpu) use avx2::Avx2;
+    pub(in crate::cpu) use avx512::Avx512;
+    pub(in crate::cpu) use avx512_vnni::Avx512Vnni;
 
     mod avx2 {
         use super::*;
