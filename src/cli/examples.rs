@@ -3,7 +3,7 @@
 use clap::Command;
 
 /// The path of a command, and its examples.
-const EXAMPLES: [(&str, [&str; 3]); 31] = [
+const EXAMPLES: [(&str, [&str; 3]); 32] = [
     (
         "compress",
         [
@@ -130,6 +130,14 @@ const EXAMPLES: [(&str, [&str; 3]); 31] = [
             "prefold eval rank --data questions.jsonl",
             "prefold eval rank --data questions.jsonl --ranker ranker.txt --every 10",
             "prefold eval rank --data questions.jsonl --rates 0.1,0.25 --json recall.json",
+        ],
+    ),
+    (
+        "import",
+        [
+            "prefold import --task qa mistral_7b_ft_icae.safetensors -o icae-qa",
+            "prefold import --task regen mistral_7b_pretrained_icae.safetensors -o icae",
+            "prefold import --task qa --decoder-begin '[1]' --alpha 64 own.safetensors -o own-icae",
         ],
     ),
     (
@@ -403,6 +411,7 @@ mod tests {
             "eval",
             "out",
             "steps",
+            "task",
             "init",
             "dtype",
             "k-rope",

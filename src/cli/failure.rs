@@ -100,6 +100,7 @@ fn flag(field: &str) -> Option<String> {
         | "batch"
         | "bos"
         | "clip"
+        | "compression"
         | "context_budget"
         | "data"
         | "dropout"

@@ -15,6 +15,7 @@ mod export;
 mod failure;
 mod files;
 mod generate;
+mod import;
 mod inspect;
 mod interrupt;
 mod log;
@@ -75,6 +76,7 @@ enum Command {
     Export(export::Args),
     Eval(eval::Args),
     Train(train::Args),
+    Import(import::Args),
     Merge(merge::Args),
     Plot(plot::Args),
     Models(models::Args),
@@ -155,6 +157,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
             Command::Export(args) => export::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Train(args) => train::run(args),
+            Command::Import(args) => import::run(args),
             Command::Merge(args) => merge::run(args),
             Command::Plot(args) => plot::run(args),
             Command::Models(args) => models::run(args),

@@ -13,7 +13,7 @@ pub mod lora;
 mod prefix;
 mod prune;
 pub mod quant;
-mod raw;
+pub(crate) mod raw;
 mod rows;
 pub(crate) mod safetensors;
 mod score;

@@ -25,6 +25,24 @@ pub enum NextPosition {
     Text,
 }
 
+/// How a text that is longer than a piece may be is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// Into as few pieces as can be, their lengths equal but for one token, the longer ones first.
+    #[default]
+    Even,
+    /// Into as many, each as long as the text through their number, rounded up, and the last one what is
+    /// left: as ICAE's published code cuts.
+    RoundedUp,
+}
+
+impl Cut {
+    fn is_default(&self) -> bool {
+        *self == Cut::default()
+    }
+}
+
 /// How an adapter was trained, from `prefold.json` beside it; the defaults are the paper's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -42,6 +60,16 @@ pub struct Settings {
     /// [`crate::ModelInfo::fingerprint`] of the model that it was trained with. Another quantisation
     /// of that model serves as well, hence it is not demanded; a default adapter is chosen by it.
     pub model: Option<String>,
+    /// How a text longer than `max_text_tokens` is cut.
+    #[serde(skip_serializing_if = "Cut::is_default")]
+    pub cut: Cut,
+    /// Id that the encoder reads before a text, unless the text begins with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_bos: Option<u32>,
+    /// Ids that the decoder reads before the memory tokens' states: those of a chat template, for an
+    /// adapter that was trained in one (ICAE only).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decoder_begin: Vec<u32>,
 }
 
 impl Default for Settings {
@@ -53,6 +81,9 @@ impl Default for Settings {
             pad_id: None,
             next_position: NextPosition::Memory,
             model: None,
+            cut: Cut::default(),
+            text_bos: None,
+            decoder_begin: Vec::new(),
         }
     }
 }
@@ -84,6 +115,7 @@ pub struct Adapter {
     pub(crate) memory: Vec<f32>,
     pub(crate) hidden: usize,
     begin: Option<Vec<f32>>,
+    after: Option<Vec<f32>>,
     settings: Settings,
     id: String,
 }
@@ -92,15 +124,17 @@ pub struct Adapter {
 const MEMORY: &str = "memory_embeddings";
 /// The file of what a text that is regenerated begins with, and the tensor in it.
 const BEGIN: &str = "ae_embedding";
+/// The file of what the decoder reads after memory tokens, and the tensor in it.
+const AFTER: &str = "after_memory";
 /// The file of settings.
-const SETTINGS: &str = "prefold.json";
+pub(crate) const SETTINGS: &str = "prefold.json";
 /// A handful of settings.
 const LONGEST_SETTINGS: u64 = 1 << 16;
 
 impl Adapter {
     /// Reads a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`,
     /// `memory_embeddings.safetensors` (`[num_mem, hidden]`), and perhaps `ae_embedding.safetensors`
-    /// (`[hidden]`) and `prefold.json`.
+    /// (`[hidden]`), `after_memory.safetensors` (`[hidden]`) and `prefold.json`.
     ///
     /// # Errors
     /// Those of [`LoraWeights::open`]; [`Error::Format`] for memory embeddings or settings that do not
@@ -108,7 +142,8 @@ impl Adapter {
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let lora = LoraWeights::open(folder, config)?;
         let memory = read_memory(folder, config)?;
-        let begin = read_begin(folder, config)?;
+        let begin = read_row(folder, BEGIN, config)?;
+        let after = read_row(folder, AFTER, config)?;
         let num_mem = memory.len() / config.hidden;
         let settings_path = folder.join(SETTINGS);
         let settings = Settings::open(folder)?.unwrap_or_default();
@@ -119,11 +154,19 @@ impl Adapter {
         if settings.pad_to > settings.max_text_tokens && settings.max_text_tokens.is_some() {
             return bad("pad_to is more than max_text_tokens");
         }
-        if settings
-            .pad_id
-            .is_some_and(|id| id as usize >= config.vocab)
-        {
+        let outside = |id: u32| id as usize >= config.vocab;
+        if settings.pad_id.is_some_and(outside) {
             return bad("pad_id is outside the vocabulary");
+        }
+        if settings.text_bos.is_some_and(outside) {
+            return bad("text_bos is outside the vocabulary");
+        }
+        if settings.decoder_begin.iter().copied().any(outside) {
+            return bad("decoder_begin holds an id outside the vocabulary");
+        }
+        let around = after.is_some() || !settings.decoder_begin.is_empty();
+        if around && settings.method != Method::Icae {
+            return bad("decoder_begin and after_memory are for the method icae");
         }
         if num_mem >= config.max_positions {
             let path = folder.join(format!("{MEMORY}.safetensors"));
@@ -140,11 +183,25 @@ impl Adapter {
         for value in memory.iter().chain(begin.iter().flatten()) {
             hash.update(value.to_le_bytes());
         }
+        // Only of those that have some of it, so that the ids of all others stay what they were.
+        if around || settings.text_bos.is_some() || settings.cut != Cut::default() {
+            for value in after.iter().flatten() {
+                hash.update(value.to_le_bytes());
+            }
+            let Settings {
+                cut,
+                text_bos,
+                decoder_begin,
+                ..
+            } = &settings;
+            hash.update(format!("{cut:?} {text_bos:?} {decoder_begin:?}"));
+        }
         Ok(Adapter {
             lora,
             memory,
             hidden: config.hidden,
             begin,
+            after,
             settings,
             id: hex(&hash.finalize()),
         })
@@ -159,6 +216,12 @@ impl Adapter {
     /// \[AE\] (arXiv 2307.06945, section 2.2). Without one, that is BOS.
     pub fn begin(&self) -> Option<&[f32]> {
         self.begin.as_deref()
+    }
+
+    /// The embedding, `[hidden]`, that the decoder reads after the memory tokens' states and before
+    /// anything else: \[FT\] or \[LM\] of ICAE's published weights. It is a row of the prefix.
+    pub fn after(&self) -> Option<&[f32]> {
+        self.after.as_deref()
     }
 
     /// An error unless it made the prefix.
@@ -205,26 +268,31 @@ pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
     }
 }
 
-/// Where an adapter's folder has what its texts begin with.
-pub(crate) fn begin_path(folder: &Path) -> PathBuf {
-    folder.join(format!("{BEGIN}.safetensors"))
+/// The files of an adapter's folder that training would have to go on with, and cannot.
+pub(crate) fn untrained_rows(folder: &Path) -> Option<&'static str> {
+    let mut names = [BEGIN, AFTER].into_iter();
+    names.find(|name| row_path(folder, name).exists())
 }
 
-/// That embedding, `[hidden]`, if there is one.
-fn read_begin(folder: &Path, config: &Config) -> Result<Option<Vec<f32>>> {
-    let path = begin_path(folder);
+fn row_path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.safetensors"))
+}
+
+/// An embedding, `[hidden]`, in the file of its name, if there is one.
+fn read_row(folder: &Path, name: &str, config: &Config) -> Result<Option<Vec<f32>>> {
+    let path = row_path(folder, name);
     if !path.exists() {
         return Ok(None);
     }
     let tensors = safetensors::read(&path, mapped::Access::Map)?;
     let tensor = tensors
-        .get(BEGIN)
-        .ok_or_else(|| Error::format(&path, format!("there is no tensor {BEGIN}")))?;
+        .get(name)
+        .ok_or_else(|| Error::format(&path, format!("there is no tensor {name}")))?;
     match tensor.shape[..] {
         [width] | [1, width] | [1, 1, width] if width == config.hidden => Ok(Some(floats(tensor)?)),
         _ => {
             let (got, hidden) = (&tensor.shape, config.hidden);
-            let reason = format!("{BEGIN} is {got:?}, expected [{hidden}]");
+            let reason = format!("{name} is {got:?}, expected [{hidden}]");
             Err(Error::format(&path, reason))
         }
     }

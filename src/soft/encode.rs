@@ -1,8 +1,9 @@
 //! 500xCompressor's encoder, and ICAE's.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Adapter, NextPosition, PASS, Source, advance, rope};
+use super::{Adapter, Cut, NextPosition, PASS, Source, advance, rope};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape, content_id};
@@ -34,6 +35,13 @@ pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// The same, where [`Cut::RoundedUp`] says how.
+fn pieces_rounded_up(len: usize, longest: usize) -> Vec<Range<usize>> {
+    let length = len.div_ceil(len.div_ceil(longest.max(1)).max(1)).max(1);
+    let starts = (0..len).step_by(length);
+    starts.map(|start| start..len.min(start + length)).collect()
+}
+
 /// The K and V of memory tokens that read a text: one run of them per piece, joined; for each of `sources`.
 ///
 /// Each piece goes through the encoder (the frozen model with the adapter on) by itself from position
@@ -43,7 +51,8 @@ pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
 /// forward passes of up to 1,024 rows.
 ///
 /// By ICAE's method the memory tokens' output states (after the last norm) are read by the decoder,
-/// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's.
+/// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's. Where the
+/// adapter has ids or an embedding to stand before and after them, their rows are a part of the prefix.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty text or one with ids outside the vocabulary; [`Error::Shape`] for
@@ -62,9 +71,10 @@ pub fn encode<B: Backend>(
     let mut layouts = Vec::new();
     for source in sources {
         source.check()?;
-        let layout = encoder.layout(source.ids.len());
+        let ids = encoder.text(&source.ids);
+        let layout = encoder.layout(ids.len());
         let pieces = layout.pieces.iter();
-        cut.extend(pieces.map(|piece| encoder.padded(&source.ids[piece.clone()])));
+        cut.extend(pieces.map(|piece| encoder.padded(&ids[piece.clone()])));
         layouts.push(layout);
     }
     let mut runs = Vec::with_capacity(cut.len());
@@ -111,7 +121,7 @@ pub fn encoded_id<B: Backend>(
 ) -> Result<String> {
     source.check()?;
     let encoder = Encoder::new(model, adapter, options)?;
-    let layout = encoder.layout(source.ids.len());
+    let layout = encoder.layout(encoder.text(&source.ids).len());
     let origin = encoder.origin(id, source, &layout);
     Ok(content_id(&origin, &layout.positions, layout.next_pos))
 }
@@ -179,10 +189,32 @@ impl<'a, B: Backend> Encoder<'a, B> {
         })
     }
 
+    /// What is read of a text.
+    fn text<'t>(&self, ids: &'t [u32]) -> Cow<'t, [u32]> {
+        match self.adapter.settings().text_bos {
+            Some(bos) if ids.first() != Some(&bos) => Cow::Owned([&[bos], ids].concat()),
+            _ => Cow::Borrowed(ids),
+        }
+    }
+
+    /// Rows of a prefix that stand around those of memory tokens.
+    fn around(&self) -> usize {
+        match self.method {
+            Method::Icae => {
+                let begin = self.adapter.settings().decoder_begin.len();
+                begin + usize::from(self.adapter.after().is_some())
+            }
+            _ => 0,
+        }
+    }
+
     fn layout(&self, tokens: usize) -> Layout {
         let num_mem = self.adapter.num_mem();
-        let pieces = pieces(tokens, self.longest);
-        let rows = pieces.len() * num_mem;
+        let pieces = match self.adapter.settings().cut {
+            Cut::Even => pieces(tokens, self.longest),
+            Cut::RoundedUp => pieces_rounded_up(tokens, self.longest),
+        };
+        let rows = pieces.len() * num_mem + self.around();
         let positions: Vec<u32> = match self.method {
             // The decoder reads the states from its own beginning on.
             Method::Icae => (0..rows as u32).collect(),
@@ -299,8 +331,15 @@ impl<'a, B: Backend> Encoder<'a, B> {
         if self.method != Method::Icae {
             return Ok(layers);
         }
-        let input = Input::Embeddings(&states);
+        let mut embeddings = match &self.adapter.settings().decoder_begin[..] {
+            [] => Vec::new(),
+            begin => self.model.embeddings(begin)?,
+        };
+        embeddings.extend(states);
+        embeddings.extend_from_slice(self.adapter.after().unwrap_or_default());
+        let input = Input::Embeddings(&embeddings);
         let tokens = input.rows(self.model.config().hidden);
+        self.model.check_positions(0, tokens)?;
         let mut kv = self.model.kv()?;
         drop(self.model.forward_adapted(input, None, &mut kv)?);
         kv.commit(tokens)?;
@@ -343,6 +382,22 @@ mod tests {
                 assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start));
                 let (max, min) = (cut[0].len(), cut[cut.len() - 1].len());
                 assert!(max <= longest && min + 1 >= max);
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_that_are_rounded_up_are_equal_but_for_the_last() {
+        assert_eq!(pieces_rounded_up(10, 4), [0..4, 4..8, 8..10]);
+        assert_eq!(pieces_rounded_up(34, 16), [0..12, 12..24, 24..34]);
+        assert!(pieces_rounded_up(0, 4).is_empty());
+        for len in 1..60 {
+            for longest in 1..20 {
+                let cut = pieces_rounded_up(len, longest);
+                assert_eq!(cut.len(), pieces(len, longest).len());
+                assert!(cut.iter().all(|piece| !piece.is_empty()));
+                assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start));
+                assert!(cut[0].len() <= longest && cut[cut.len() - 1].end == len);
             }
         }
     }

@@ -10,8 +10,10 @@ mod generate;
 mod prefill;
 mod prune;
 
-pub use adapter::{Adapter, NextPosition, Settings};
-pub(crate) use adapter::{begin_path, read_memory};
+#[cfg(feature = "train")]
+pub(crate) use adapter::SETTINGS;
+pub use adapter::{Adapter, Cut, NextPosition, Settings};
+pub(crate) use adapter::{read_memory, untrained_rows};
 pub use encode::{EncodeOptions, encode, encoded_id, pieces};
 pub use generate::{Completion, Finish, Generated, Query, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};

@@ -13,6 +13,9 @@ pub mod data;
 #[cfg(feature = "train")]
 mod folder;
 mod gradient;
+#[cfg(feature = "train")]
+#[doc(hidden)]
+pub mod import;
 #[doc(hidden)]
 pub mod log;
 #[cfg(feature = "train")]

@@ -7,7 +7,7 @@ use super::start::MEMORY;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, Family};
 use crate::model::lora::{self, LoraWeights, Target};
-use crate::soft::{begin_path, read_memory};
+use crate::soft::{read_memory, untrained_rows};
 
 /// An adapter as it is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,9 +76,9 @@ impl Parameters {
             });
         }
         if with_memory {
-            if begin_path(folder).exists() {
+            if let Some(name) = untrained_rows(folder) {
                 return Err(Error::Unsupported {
-                    what: format!("{}: training on with an ae_embedding", folder.display()),
+                    what: format!("{}: training on with an {name}", folder.display()),
                     have: "adapters whose texts begin with BOS".into(),
                 });
             }
@@ -131,6 +131,6 @@ pub fn target(name: &str) -> Option<Target> {
 }
 
 /// `q_proj` of `self_attn.q_proj`.
-fn short(module: &'static str) -> &'static str {
+pub(super) fn short(module: &'static str) -> &'static str {
     module.rsplit('.').next().unwrap_or(module)
 }
