@@ -54,6 +54,9 @@ pub struct Args {
     /// adapter was trained]
     #[arg(long, value_enum)]
     method: Option<Method>,
+    /// Only the first so many memory tokens, of an adapter that was trained by --nested [default: all]
+    #[arg(long, value_name = "K")]
+    memory_tokens: Option<usize>,
     /// Longest piece of text, in tokens [default: as the adapter was trained]. A longer text is cut into
     /// as few pieces of equal length as fit; each gets its own memory tokens, joined in order
     #[arg(long, value_name = "N")]
@@ -113,7 +116,10 @@ fn open(args: &Args) -> Outcome<(model::Model, Adapter)> {
         Some(folder) => folder.clone(),
         None => default_adapter(&model.engine)?,
     };
-    let adapter = model.engine.prefixes().adapter(&folder)?;
+    let mut adapter = model.engine.prefixes().adapter(&folder)?;
+    if let Some(count) = args.memory_tokens {
+        adapter = adapter.first(count)?;
+    }
     Ok((model, adapter))
 }
 

@@ -32,7 +32,7 @@ const EXAMPLES: [(&str, [&str; 3]); 32] = [
         "encode",
         [
             "prefold encode report.txt -o report.safetensors",
-            "prefold encode --adapter trained --dtype f16 report.txt -o report.safetensors",
+            "prefold encode --adapter nested --memory-tokens 4 report.txt -o report.safetensors",
             "prefold encode --output-dir prefixes notes/*.txt",
         ],
     ),
@@ -89,7 +89,7 @@ const EXAMPLES: [(&str, [&str; 3]); 32] = [
         [
             "prefold train regen --data corpus.jsonl.xz --steps 20000 --out pretrained",
             "prefold train regen --data corpus.jsonl.xz --steps 20000 --out pretrained --resume",
-            "prefold train regen --data a.jsonl b.jsonl --eval dev.jsonl --steps 500 --out small",
+            "prefold train regen --nested --data a.jsonl b.jsonl --eval dev.jsonl --steps 5000 --out nested",
         ],
     ),
     (

@@ -116,6 +116,7 @@ fn flag(field: &str) -> Option<String> {
         | "max_text_tokens"
         | "memory_tokens"
         | "method"
+        | "nested"
         | "out"
         | "output"
         | "overlap"

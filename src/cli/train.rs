@@ -86,6 +86,10 @@ struct RunArgs {
     /// Memory tokens
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = ADAPTER)]
     memory_tokens: usize,
+    /// One adapter for any number of memory tokens up to all: for each sample as many are drawn, and
+    /// `encode --memory-tokens` takes the first. An --adapter that was trained so goes on so
+    #[arg(long, help_heading = ADAPTER)]
+    nested: bool,
     /// Where memory embeddings begin: at random, or at the mean of the model's embeddings
     #[arg(long, value_enum, default_value = "normal", help_heading = ADAPTER)]
     init: MemoryStart,
@@ -223,6 +227,7 @@ impl RunArgs {
             },
         };
         plan.method = self.method;
+        plan.nested = self.nested;
         plan.bos = self.bos;
         plan.eos = self.eos;
         plan.dev = self.eval.clone();

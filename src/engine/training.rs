@@ -105,6 +105,7 @@ impl<'e> Training<'e> {
             method: objective.method,
             max_text_tokens: Some(max_text_tokens),
             model: Some(info.fingerprint.clone()),
+            nested: objective.nested,
             ..Settings::default()
         });
         let mut options = plan.options();

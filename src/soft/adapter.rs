@@ -70,6 +70,13 @@ pub struct Settings {
     /// adapter that was trained in one (ICAE only).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub decoder_begin: Vec<u32>,
+    /// The first memory tokens were trained to stand alone, whatever their number: see
+    /// [`Adapter::first`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
+    /// How many memory tokens are read, the first ones; `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_tokens: Option<usize>,
 }
 
 impl Default for Settings {
@@ -84,6 +91,8 @@ impl Default for Settings {
             cut: Cut::default(),
             text_bos: None,
             decoder_begin: Vec::new(),
+            nested: false,
+            memory_tokens: None,
         }
     }
 }
@@ -113,6 +122,8 @@ pub struct Adapter {
     pub(crate) lora: LoraWeights,
     /// `[num_mem, hidden]`.
     pub(crate) memory: Vec<f32>,
+    /// Memory tokens that it was trained with.
+    trained: usize,
     pub(crate) hidden: usize,
     begin: Option<Vec<f32>>,
     after: Option<Vec<f32>>,
@@ -196,18 +207,57 @@ impl Adapter {
             } = &settings;
             hash.update(format!("{cut:?} {text_bos:?} {decoder_begin:?}"));
         }
-        Ok(Adapter {
+        let first = settings.memory_tokens;
+        let adapter = Adapter {
             lora,
             memory,
+            trained: num_mem,
             hidden: config.hidden,
             begin,
             after,
             settings,
             id: hex(&hash.finalize()),
-        })
+        };
+        match first {
+            Some(count) => adapter.first(count).map_err(|error| match error {
+                Error::Input { what, reason } => {
+                    Error::format(&settings_path, format!("{what}: {reason}"))
+                }
+                other => other,
+            }),
+            None => Ok(adapter),
+        }
     }
 
-    /// Number of memory tokens.
+    /// The same adapter with its first `count` memory tokens, from 1 to as many as it has: what
+    /// `train --nested` trains, in the manner of Matryoshka representations (arXiv 2205.13147).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for another number, or for fewer than all of an adapter that was trained with all
+    /// of them only.
+    pub fn first(mut self, count: usize) -> Result<Self> {
+        let (what, have) = (format!("memory_tokens {count}"), self.num_mem());
+        if !(1..=have).contains(&count) {
+            return Err(Error::input(what, format!("the adapter has 1 to {have}")));
+        }
+        if count < have && !self.settings.nested {
+            let reason = format!(
+                "the adapter was trained with all of its {have} memory tokens; one that takes fewer is \
+                 trained by --nested"
+            );
+            return Err(Error::input(what, reason));
+        }
+        self.memory.truncate(count * self.hidden);
+        self.settings.memory_tokens = Some(count);
+        Ok(self)
+    }
+
+    /// Memory tokens that it was trained with, those included that [`Adapter::first`] left out.
+    pub fn trained_memory_tokens(&self) -> usize {
+        self.trained
+    }
+
+    /// Number of memory tokens that are read.
     pub fn num_mem(&self) -> usize {
         self.memory.len() / self.hidden
     }

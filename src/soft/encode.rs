@@ -245,7 +245,14 @@ impl<'a, B: Backend> Encoder<'a, B> {
             model: id.clone(),
             method: self.method,
             adapter: Some(self.adapter.id().into()),
-            kept_by: None,
+            // A part of the prefix's id: without it one piece of 8 memory tokens and two of 4 would have the
+            // same.
+            kept_by: match self.adapter.num_mem() {
+                count if count < self.adapter.trained_memory_tokens() => {
+                    Some(format!("first {count}"))
+                }
+                _ => None,
+            },
             source_tokens: source.ids.len(),
             source_sha256: source.sha256.clone(),
             pieces: layout.pieces.len(),

@@ -6,6 +6,12 @@
 //! Its backward gives the gradients of those K and V in every layer, which the encoder's backward begins
 //! with. By ICAE's method the decoder reads the memory tokens' last hidden states as embeddings, and the
 //! gradient goes back by them alone.
+//!
+//! Where memory tokens are nested, each sample has a number of its own of them, and the samples of one
+//! number go through the model together. The encoder is causal, so that the first `k` of its memory
+//! tokens are what they are whether or not others follow: leaving these out is the same and costs less.
+
+use std::collections::BTreeMap;
 
 use super::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
 use super::parameters;
@@ -18,6 +24,7 @@ use crate::model::buffers::PooledBuffer;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, Pick};
+use crate::random::Random;
 
 /// A frozen model under training, with an adapter whose values are given step by step.
 pub struct TrainableModel<'m, B: Backend> {
@@ -123,7 +130,8 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         start::initial(self.backward.model, &self.lora, num_mem, start, seed)
     }
 
-    /// The loss of a batch and its gradients; `seed` chooses what is dropped.
+    /// The loss of a batch and its gradients; `seed` chooses what is dropped, and how many memory tokens
+    /// a sample has where they are nested.
     ///
     /// # Errors
     /// [`Error::Shape`] for parameters that do not fit the model and the adapter's shape;
@@ -136,8 +144,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         objective: &Objective,
         seed: u64,
     ) -> Result<Gradient> {
-        let dropout = (objective.dropout > 0.0).then_some((objective.dropout, seed));
-        self.run(parameters, batch, objective, dropout, true)
+        self.run(parameters, batch, objective, Some(seed))
     }
 
     /// The loss alone, without dropout.
@@ -150,7 +157,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         batch: &[Sample],
         objective: &Objective,
     ) -> Result<Gradient> {
-        self.run(parameters, batch, objective, None, false)
+        self.run(parameters, batch, objective, None)
     }
 
     fn run(
@@ -158,55 +165,74 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         parameters: &[Tensor],
         batch: &[Sample],
         objective: &Objective,
-        dropout: Option<(f32, u64)>,
-        wanted: bool,
+        seed: Option<u64>,
     ) -> Result<Gradient> {
         let model = self.backward.model;
         let sorted = self.sort(parameters)?;
         let scale = self.lora.alpha / self.lora.rank as f32;
         let trained = Trained::load(model.backend(), model.config(), scale, &sorted.factors)?;
-        let exercises: Vec<TrainingExample> = batch
-            .iter()
-            .map(|sample| exercise(sample, objective))
-            .collect::<Result<_>>()?;
         let aligned = batch
             .iter()
             .filter(|sample| matches!(sample, Sample::Align { .. }))
             .count();
-        let step = Step {
-            trainee: self,
-            trained: &trained,
-            exercises: &exercises,
-            dropout,
-            wanted,
-        };
-        let done = match (aligned, sorted.memory, objective.method) {
-            _ if batch.is_empty() => Done::default(),
-            (n, _, _) if n == batch.len() => step.align()?,
-            (0, Some((_, memory)), Method::FiveHundredX) => step.by_keys(memory)?,
-            (0, Some((_, memory)), Method::Icae) => step.by_states(memory)?,
-            (0, None, _) => {
-                return Err(Error::input("parameters", "there is no memory_embeddings"));
-            }
-            (0, _, method) => {
-                let reason = "neither 500xcompressor nor icae";
-                return Err(Error::input(format!("method {method:?}"), reason));
-            }
-            _ => {
-                let reason = "samples with memory tokens and without in one";
-                return Err(Error::input("batch", reason));
-            }
-        };
-        let mut gradients = Vec::new();
-        if wanted {
-            gradients = self.collect(parameters, &sorted, scale, done.lora, done.memory)?;
+        let hidden = model.config().hidden;
+        let all = sorted.memory.map_or(0, |(_, memory)| memory.len() / hidden);
+        let nested = seed.filter(|_| objective.nested);
+        let mut groups: BTreeMap<usize, Vec<TrainingExample>> = BTreeMap::new();
+        for (number, sample) in batch.iter().enumerate() {
+            let count = nested.map_or(all, |seed| first(seed, number, all));
+            let group = groups.entry(count).or_default();
+            group.push(exercise(sample, objective)?);
         }
-        Ok(Gradient {
-            nll: done.nll,
-            targets: exercises.iter().map(|e| e.targets.len()).sum(),
-            tokens: done.tokens,
-            gradients,
-        })
+        if groups.is_empty() {
+            groups.insert(all, Vec::new());
+        }
+        let mut total = Gradient {
+            nll: 0.0,
+            targets: 0,
+            tokens: 0,
+            gradients: Vec::new(),
+        };
+        for (count, exercises) in &groups {
+            // Groups do not drop the same.
+            let apart = nested.map_or(0, |_| (*count as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let dropout = seed
+                .filter(|_| objective.dropout > 0.0)
+                .map(|seed| (objective.dropout, seed ^ apart));
+            let step = Step {
+                trainee: self,
+                trained: &trained,
+                exercises,
+                dropout,
+                wanted: seed.is_some(),
+            };
+            let memory = sorted.memory.map(|(_, memory)| &memory[..count * hidden]);
+            let done = match (aligned, memory, objective.method) {
+                _ if batch.is_empty() => Done::default(),
+                (n, _, _) if n == batch.len() => step.align()?,
+                (0, Some(memory), Method::FiveHundredX) => step.by_keys(memory)?,
+                (0, Some(memory), Method::Icae) => step.by_states(memory)?,
+                (0, None, _) => {
+                    return Err(Error::input("parameters", "there is no memory_embeddings"));
+                }
+                (0, _, method) => {
+                    let reason = "neither 500xcompressor nor icae";
+                    return Err(Error::input(format!("method {method:?}"), reason));
+                }
+                _ => {
+                    let reason = "samples with memory tokens and without in one";
+                    return Err(Error::input("batch", reason));
+                }
+            };
+            total.nll += done.nll;
+            total.tokens += done.tokens;
+            total.targets += exercises.iter().map(|e| e.targets.len()).sum::<usize>();
+            if seed.is_some() {
+                let more = self.collect(parameters, &sorted, scale, done.lora, done.memory)?;
+                add(&mut total.gradients, more);
+            }
+        }
+        Ok(total)
     }
 
     /// Finds out what each parameter is.
@@ -293,10 +319,38 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 *value *= scale;
             }
         }
-        if let Some((name, _)) = sorted.memory {
+        if let Some((name, values)) = sorted.memory {
+            // Those that were left out have none.
+            let mut memory = memory;
+            if !memory.is_empty() {
+                memory.resize(values.len(), 0.0);
+            }
             gradients[name].values = memory;
         }
         Ok(gradients)
+    }
+}
+
+/// How many memory tokens a sample of a batch has where they are nested: from 1 to `all`.
+pub(crate) fn first(seed: u64, number: usize, all: usize) -> usize {
+    // Not the numbers that dropout is made of.
+    let uses = [0x6e65_7374_6564, number as u64];
+    (1 + Random::of(seed, &uses).below(all)).min(all)
+}
+
+/// Adds one group's gradients to those of others; what a loss does not depend on has no values.
+fn add(sum: &mut Vec<Tensor>, more: Vec<Tensor>) {
+    if sum.is_empty() {
+        *sum = more;
+        return;
+    }
+    for (sum, more) in sum.iter_mut().zip(more) {
+        if sum.values.is_empty() {
+            sum.values = more.values;
+            continue;
+        }
+        let values = sum.values.iter_mut().zip(&more.values);
+        values.for_each(|(sum, more)| *sum += more);
     }
 }
 

@@ -66,6 +66,9 @@ pub struct Objective {
     pub eos: u32,
     /// Share of LoRA's inputs that are dropped.
     pub dropout: f32,
+    /// Each sample is read by the first memory tokens, of which a number from 1 to all is drawn for it,
+    /// each as likely. A loss without gradients is by all of them.
+    pub nested: bool,
 }
 
 /// What a batch gives, summed over its targets: divide by `targets` for the mean.

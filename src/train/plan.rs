@@ -59,6 +59,10 @@ pub struct Plan {
     /// What the decoder reads of memory tokens. `None`: as the given adapter was trained, or
     /// [`Method::FiveHundredX`].
     pub method: Option<Method>,
+    /// The first memory tokens are trained to stand alone: for each sample their number is drawn from 1 to
+    /// all, and [`Adapter::first`](crate::Adapter::first) takes as many. What begins with an adapter that
+    /// was trained so goes on so.
+    pub nested: bool,
     /// Begins what the decoder gives back. `None`: the model's.
     pub bos: Option<u32>,
     /// Ends every target. `None`: the model's.
@@ -138,6 +142,7 @@ impl Plan {
                 start: MemoryStart::default(),
             },
             method: None,
+            nested: false,
             bos: None,
             eos: None,
             data: data.into_iter().map(Into::into).collect(),
@@ -185,6 +190,9 @@ impl Plan {
                 let reason = "expected {} once, where the text goes";
                 return Err(Error::input(name, reason));
             }
+        }
+        if self.nested && self.task == Task::Align {
+            return Err(Error::input("nested", "alignment has no memory tokens"));
         }
         match self.begin {
             Begin::New {
@@ -275,6 +283,8 @@ impl Plan {
                 bos,
                 eos,
                 dropout: self.dropout,
+                nested: self.task != Task::Align
+                    && (self.nested || given.is_some_and(|settings| settings.nested)),
             },
             max_text_tokens,
             room,
@@ -319,6 +329,10 @@ impl Plan {
             "precision": precision,
             "seed": self.seed,
         });
+        // Runs of before there was a choice have none to compare.
+        if objective.nested {
+            identity["nested"] = true.into();
+        }
         if self.schedule != Schedule::Constant {
             identity["steps"] = self.steps.into();
         }

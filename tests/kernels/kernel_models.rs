@@ -314,6 +314,7 @@ fn gradients_agree_with_the_cpu() {
                 bos: 1,
                 eos: 2,
                 dropout: 0.3,
+                nested: false,
             };
             let want = trainee
                 .gradient(&parameters, &batch, &objective, 5)

@@ -761,6 +761,7 @@ fn objective(method: Method, dropout: f32) -> Objective {
         bos: 1,
         eos: 2,
         dropout,
+        nested: false,
     }
 }
 
@@ -773,7 +774,8 @@ fn check_directions(
     objective: &Objective,
     what: &str,
 ) {
-    let parameters = parameters(trainee, 2);
+    // Of so many some samples have fewer.
+    let parameters = parameters(trainee, if objective.nested { 4 } else { 2 });
     let got = trainee.gradient(&parameters, batch, objective, 5).unwrap();
     let mut random = Random(10);
     for (i, tensor) in parameters.iter().enumerate() {
@@ -820,6 +822,13 @@ fn models_of_every_family() {
                 let what = format!("{family:?}, {method:?}, {dropout}");
                 check_directions(&trainee, &memory, &objective(method, dropout), &what);
             }
+            for method in [Method::FiveHundredX, Method::Icae] {
+                let how = Objective {
+                    nested: true,
+                    ..objective(method, 0.3)
+                };
+                check_directions(&trainee, &memory, &how, &format!("{family:?}, nested"));
+            }
             let how = objective(Method::FiveHundredX, 0.3);
             check_directions(&trainee, &align, &how, &format!("{family:?}, align"));
         }
@@ -858,6 +867,88 @@ fn a_batch_is_the_sum_of_its_samples() {
                 .for_each(|g| add(&mut want, &g.gradients[i].values));
             assert_close(&tensor.name, &tensor.values, &want, 2e-5, 1e-4);
         }
+    }
+}
+
+#[test]
+fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
+    let model = model(Family::Llama);
+    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
+    let parameters = parameters(&trainee, 4);
+    let truncated = |count: usize| {
+        let mut few = parameters.clone();
+        let memory = few.last_mut().unwrap();
+        memory.shape[0] = count;
+        memory.values.truncate(count * tiny::HIDDEN);
+        few
+    };
+    let [batch, align] = batches();
+    for method in [Method::FiveHundredX, Method::Icae] {
+        let plain = objective(method, 0.0);
+        let nested = Objective {
+            nested: true,
+            ..plain.clone()
+        };
+        // By sample and number of memory tokens.
+        let each: Vec<Vec<Gradient>> = batch
+            .iter()
+            .map(|sample| {
+                let sample = std::slice::from_ref(sample);
+                let of = |count| trainee.gradient(&truncated(count), sample, &plain, 0);
+                (1..=4).map(|count| of(count).unwrap()).collect()
+            })
+            .collect();
+        let mut seen = [0; 4];
+        for seed in 0..40 {
+            let got = trainee
+                .gradient(&parameters, &batch[..1], &nested, seed)
+                .unwrap();
+            let same = |one: &&Gradient| (one.nll - got.nll).abs() < 1e-9;
+            let found: Vec<usize> = (0..4).filter(|&k| same(&&each[0][k])).collect();
+            assert_eq!(found.len(), 1, "{method:?}, seed {seed}");
+            seen[found[0]] += 1;
+            let want = &each[0][found[0]];
+            assert_eq!((got.tokens, got.targets), (want.tokens, want.targets));
+            for (got, want) in got.gradients.iter().zip(&want.gradients) {
+                let mut values = want.values.clone();
+                // Those that were left out have none.
+                values.resize(got.values.len(), 0.0);
+                assert_eq!(got.values, values, "{}", got.name);
+            }
+        }
+        assert!(seen.iter().all(|&n| n > 2), "{seen:?}");
+
+        // A batch is the sum of its samples, each with a number of its own.
+        for seed in 0..5 {
+            let got = trainee
+                .gradient(&parameters, &batch, &nested, seed)
+                .unwrap();
+            let near = |counts: &[usize]| {
+                let sum: f64 = counts.iter().zip(&each).map(|(&k, of)| of[k].nll).sum();
+                (sum - got.nll).abs() < 1e-4
+            };
+            let all = (0..64).map(|i| [i % 4, i / 4 % 4, i / 16]);
+            let found: Vec<[usize; 3]> = all.filter(|counts| near(counts)).collect();
+            let [counts] = found[..] else {
+                panic!("{method:?}, seed {seed}: {found:?}")
+            };
+            let tokens = counts.iter().zip(&each).map(|(&k, of)| of[k].tokens);
+            assert_eq!(got.tokens, tokens.sum::<usize>());
+            for (i, tensor) in got.gradients.iter().enumerate() {
+                let mut want = vec![0.0; tensor.values.len()];
+                for (&k, of) in counts.iter().zip(&each) {
+                    let mut values = of[k].gradients[i].values.clone();
+                    values.resize(want.len(), 0.0);
+                    add(&mut want, &values);
+                }
+                assert_close(&tensor.name, &tensor.values, &want, 2e-5, 1e-4);
+            }
+        }
+        // The loss is that of all.
+        let loss = |how| trainee.loss(&parameters, &batch, how).unwrap().nll;
+        assert_eq!(loss(&nested), loss(&plain));
+        let aligned = |how| trainee.gradient(&parameters, &align, how, 3).unwrap().nll;
+        assert!((aligned(&nested) - aligned(&plain)).abs() < 1e-4);
     }
 }
 

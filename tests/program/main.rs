@@ -14,6 +14,7 @@ mod eval;
 mod hub;
 #[cfg(target_os = "linux")]
 mod kill_sweep;
+mod nested;
 mod prefixes;
 mod refused_files;
 mod soft_cli;

@@ -102,6 +102,7 @@ impl Golden {
             bos: self.facts["bos"].as_u64().unwrap() as u32,
             eos: self.facts["eos"].as_u64().unwrap() as u32,
             dropout: 0.0,
+            nested: false,
         }
     }
 }
