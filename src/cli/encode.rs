@@ -19,7 +19,7 @@ use super::soft::{FormArgs, Given, parse_ids};
 /// Folder of the sample adapter, for the default model: in a checkout, and in prefold's cache folder.
 const SAMPLE: &str = "smollm2-135m-instruct-16";
 
-/// Soft compression: texts as KV prefixes of a few memory tokens (500xCompressor, ICAE)
+/// Soft compression: texts as KV prefixes of a few memory tokens (500xCompressor, ICAE, pooled states)
 ///
 /// Several files go to --output-dir, each as NAME.safetensors, and share forward passes. A prefix that is there
 /// already and of the same text, model, adapter and form stays, so that a run that was cut short is taken up
@@ -50,8 +50,8 @@ pub struct Args {
     output_dir: Option<PathBuf>,
     #[command(flatten)]
     form: FormArgs,
-    /// What the decoder reads: the memory tokens' K and V, or their output states [default: as the
-    /// adapter was trained]
+    /// What the decoder reads: the memory tokens' K and V, their output states, or means of the text's
+    /// [default: as the adapter was trained]
     #[arg(long, value_enum)]
     method: Option<Method>,
     /// Only the first so many memory tokens, of an adapter that was trained by --nested [default: all]

@@ -56,6 +56,9 @@ struct Common {
     /// An adapter for a row of ICAE
     #[arg(long, value_name = "DIR")]
     icae: Option<PathBuf>,
+    /// An adapter for a row of pooled states
+    #[arg(long, value_name = "DIR")]
+    pooled: Option<PathBuf>,
     /// Write the report as JSON too; `-` is standard output, in place of the table
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -277,6 +280,7 @@ impl Common {
         let folders = [
             (&self.adapter, Method::FiveHundredX),
             (&self.icae, Method::Icae),
+            (&self.pooled, Method::Pooled),
         ];
         let mut adapters = Vec::new();
         for (folder, method) in folders {

@@ -405,6 +405,7 @@ mod tests {
             "template",
             "to",
             "icae",
+            "pooled",
             "json",
             "log",
             "data",

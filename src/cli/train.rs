@@ -83,7 +83,7 @@ struct RunArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "q,v",
         help_heading = ADAPTER)]
     targets: Vec<String>,
-    /// Memory tokens
+    /// Memory tokens, or with --method pooled the vectors that a text becomes
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = ADAPTER)]
     memory_tokens: usize,
     /// One adapter for any number of memory tokens up to all: for each sample as many are drawn, and
@@ -93,8 +93,8 @@ struct RunArgs {
     /// Where memory embeddings begin: at random, or at the mean of the model's embeddings
     #[arg(long, value_enum, default_value = "normal", help_heading = ADAPTER)]
     init: MemoryStart,
-    /// What the decoder reads: the memory tokens' K and V, or their output states [default:
-    /// 500xcompressor, or as the given adapter was trained]
+    /// What the decoder reads: the memory tokens' K and V, their output states, or without memory tokens
+    /// means of the text's own output states [default: 500xcompressor, or as the given adapter was trained]
     #[arg(long, value_enum, help_heading = ADAPTER)]
     method: Option<Method>,
 

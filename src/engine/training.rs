@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::control::{Call, Control};
 use crate::error::Result;
+use crate::kv_prefix::Method;
 use crate::model::config::Config;
 use crate::soft::Settings;
 use crate::train::checkpoint::AdapterMetadata;
@@ -80,11 +81,12 @@ impl<'e> Training<'e> {
         plan.check()?;
         let engine = self.engine;
         let (config, info) = (engine.config(), engine.info());
-        let parameters = self.parameters(plan, config)?;
         let given = match &plan.begin {
             Begin::Adapter(folder) => Settings::open(folder)?,
             Begin::New { .. } => None,
         };
+        plan.check_given(given.as_ref())?;
+        let parameters = self.parameters(plan, plan.method(given.as_ref()), config)?;
         let settled = plan.settle(config, &parameters, given.as_ref())?;
         let Settled {
             objective,
@@ -106,6 +108,7 @@ impl<'e> Training<'e> {
             max_text_tokens: Some(max_text_tokens),
             model: Some(info.fingerprint.clone()),
             nested: objective.nested,
+            memory_tokens: (objective.method == Method::Pooled).then_some(objective.vectors),
             ..Settings::default()
         });
         let mut options = plan.options();
@@ -164,8 +167,8 @@ impl<'e> Training<'e> {
         self.run_on(&mut *source, start, data, &options, control, watch)
     }
 
-    fn parameters(&self, plan: &Plan, config: &Config) -> Result<Parameters> {
-        let with_memory = plan.task != Task::Align;
+    fn parameters(&self, plan: &Plan, method: Method, config: &Config) -> Result<Parameters> {
+        let with_memory = plan.task != Task::Align && method != Method::Pooled;
         match &plan.begin {
             Begin::Adapter(folder) => Parameters::open(folder, config, with_memory),
             Begin::New {

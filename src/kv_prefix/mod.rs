@@ -57,6 +57,9 @@ pub enum Method {
     FiveHundredX,
     /// The memory tokens' output states, read by the decoder as embeddings (arXiv 2307.06945).
     Icae,
+    /// Means of the text's output states over equal windows, read by the decoder as embeddings (arXiv
+    /// 2510.20797).
+    Pooled,
     /// K and V of the text itself.
     #[cfg_attr(feature = "cli", value(skip))]
     Prefill,
@@ -66,11 +69,22 @@ pub enum Method {
 }
 
 impl Method {
+    /// Whether it is an adapter's.
+    pub(crate) const fn is_adapters(self) -> bool {
+        matches!(self, Method::FiveHundredX | Method::Icae | Method::Pooled)
+    }
+
+    /// Whether the decoder reads states as embeddings.
+    pub(crate) const fn reads_states(self) -> bool {
+        matches!(self, Method::Icae | Method::Pooled)
+    }
+
     /// Its name in files.
     pub const fn name(self) -> &'static str {
         match self {
             Method::FiveHundredX => "500xcompressor",
             Method::Icae => "icae",
+            Method::Pooled => "pooled",
             Method::Prefill => "prefill",
             Method::Pruned => "pruned",
         }

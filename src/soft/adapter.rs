@@ -47,7 +47,7 @@ impl Cut {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// 500xCompressor or ICAE.
+    /// 500xCompressor, ICAE, or pooled states.
     pub method: Method,
     /// Longest text, in tokens; `None`: as many as the model has positions for.
     pub max_text_tokens: Option<usize>,
@@ -74,7 +74,8 @@ pub struct Settings {
     /// [`Adapter::first`].
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub nested: bool,
-    /// How many memory tokens are read, the first ones; `None`: all.
+    /// How many memory tokens are read, the first ones; `None`: all. Of an adapter that pools, which has
+    /// none, the vectors that a piece becomes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_tokens: Option<usize>,
 }
@@ -108,8 +109,8 @@ impl Settings {
             return Ok(None);
         }
         let settings: Settings = mapped::read_json(&path, LONGEST_SETTINGS)?;
-        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
-            let reason = "method is neither 500xcompressor nor icae";
+        if !settings.method.is_adapters() {
+            let reason = "method is none of 500xcompressor, icae and pooled";
             return Err(Error::format(&path, reason));
         }
         Ok(Some(settings))
@@ -120,11 +121,12 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     pub(crate) lora: LoraWeights,
-    /// `[num_mem, hidden]`.
+    /// `[num_mem, hidden]`; empty for one that pools.
     pub(crate) memory: Vec<f32>,
+    count: usize,
     /// Memory tokens that it was trained with.
     trained: usize,
-    pub(crate) hidden: usize,
+    hidden: usize,
     begin: Option<Vec<f32>>,
     after: Option<Vec<f32>>,
     settings: Settings,
@@ -152,13 +154,21 @@ impl Adapter {
     /// fit.
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let lora = LoraWeights::open(folder, config)?;
-        let memory = read_memory(folder, config)?;
-        let begin = read_row(folder, BEGIN, config)?;
-        let after = read_row(folder, AFTER, config)?;
-        let num_mem = memory.len() / config.hidden;
         let settings_path = folder.join(SETTINGS);
         let settings = Settings::open(folder)?.unwrap_or_default();
         let bad = |reason: &str| Err(Error::format(&settings_path, reason));
+        let pools = settings.method == Method::Pooled;
+        let memory = match pools {
+            true => Vec::new(),
+            false => read_memory(folder, config)?,
+        };
+        let begin = read_row(folder, BEGIN, config)?;
+        let after = read_row(folder, AFTER, config)?;
+        let num_mem = match (pools, settings.memory_tokens) {
+            (true, Some(count)) if count > 0 => count,
+            (true, _) => return bad("an adapter that pools says how many vectors: memory_tokens"),
+            (false, _) => memory.len() / config.hidden,
+        };
         if settings.max_text_tokens == Some(0) {
             return bad("max_text_tokens is 0");
         }
@@ -180,16 +190,22 @@ impl Adapter {
             return bad("decoder_begin and after_memory are for the method icae");
         }
         if num_mem >= config.max_positions {
-            let path = folder.join(format!("{MEMORY}.safetensors"));
+            let path = match pools {
+                true => settings_path,
+                false => folder.join(format!("{MEMORY}.safetensors")),
+            };
             return Err(Error::format(
                 path,
-                "more rows than the model has positions",
+                "more memory tokens than the model has positions",
             ));
         }
         let mut hash = Sha256::new();
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let path = folder.join(name);
             hash.update(Mapped::open(&path, Access::Map)?.bytes());
+        }
+        if pools {
+            hash.update(format!("pooled {num_mem}"));
         }
         for value in memory.iter().chain(begin.iter().flatten()) {
             hash.update(value.to_le_bytes());
@@ -211,6 +227,7 @@ impl Adapter {
         let adapter = Adapter {
             lora,
             memory,
+            count: num_mem,
             trained: num_mem,
             hidden: config.hidden,
             begin,
@@ -248,6 +265,7 @@ impl Adapter {
             return Err(Error::input(what, reason));
         }
         self.memory.truncate(count * self.hidden);
+        self.count = count;
         self.settings.memory_tokens = Some(count);
         Ok(self)
     }
@@ -257,9 +275,9 @@ impl Adapter {
         self.trained
     }
 
-    /// Number of memory tokens that are read.
+    /// Number of memory tokens that are read, or of vectors that a piece of text becomes at most.
     pub fn num_mem(&self) -> usize {
-        self.memory.len() / self.hidden
+        self.count
     }
 
     /// The embedding, `[hidden]`, that it was trained to begin a text that is regenerated with: ICAE's

@@ -1,4 +1,4 @@
-//! 500xCompressor's encoder, and ICAE's.
+//! 500xCompressor's encoder, ICAE's, and one that pools.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::ops::Backend;
 /// How a text is encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// 500xCompressor or ICAE; `None`: as the adapter was trained.
+    /// 500xCompressor, ICAE or pooled states; `None`: as the adapter was trained.
     pub method: Option<Method>,
     /// Longest piece of text, in tokens, at least 1; `None`: as the adapter was trained.
     pub piece_tokens: Option<usize>,
@@ -24,15 +24,36 @@ pub struct EncodeOptions {
 /// The pieces of a text of `len` tokens of which none may have more than `longest`: as few as can be,
 /// their lengths equal but for one token, the longer ones first.
 pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
-    let count = len.div_ceil(longest.max(1));
+    parts(len, len.div_ceil(longest.max(1)))
+}
+
+/// `len` rows in `count` parts, or in `len` where these are fewer, their lengths equal but for one, the
+/// longer ones first.
+pub(crate) fn parts(len: usize, count: usize) -> Vec<Range<usize>> {
+    let count = count.min(len);
     let mut start = 0;
     (0..count)
         .map(|i| {
-            let piece = len / count + usize::from(i < len % count);
-            start += piece;
-            start - piece..start
+            let part = len / count + usize::from(i < len % count);
+            start += part;
+            start - part..start
         })
         .collect()
+}
+
+/// The mean of each of `windows` of `rows`, `[rows, width]`, in f64 on its way: `[windows, width]`.
+pub(crate) fn means(rows: &[f32], width: usize, windows: &[Range<usize>]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(windows.len() * width);
+    for window in windows {
+        let mut sums = vec![0.0f64; width];
+        for row in rows[window.start * width..window.end * width].chunks_exact(width) {
+            let pairs = sums.iter_mut().zip(row);
+            pairs.for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        let share = 1.0 / window.len() as f64;
+        out.extend(sums.iter().map(|sum| (sum * share) as f32));
+    }
+    out
 }
 
 /// The same, where [`Cut::RoundedUp`] says how.
@@ -53,6 +74,8 @@ fn pieces_rounded_up(len: usize, longest: usize) -> Vec<Range<usize>> {
 /// By ICAE's method the memory tokens' output states (after the last norm) are read by the decoder,
 /// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's. Where the
 /// adapter has ids or an embedding to stand before and after them, their rows are a part of the prefix.
+/// An adapter that pools has no memory tokens: the text's own output states, in as many windows as there
+/// would be memory tokens (or one a token where the piece is shorter), are averaged and read so.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty text or one with ids outside the vocabulary; [`Error::Shape`] for
@@ -159,6 +182,16 @@ type Layers = Vec<[Vec<f32>; 2]>;
 impl<'a, B: Backend> Encoder<'a, B> {
     fn new(model: &'a Model<B>, adapter: &'a Adapter, options: &EncodeOptions) -> Result<Self> {
         let (c, settings) = (model.config(), adapter.settings());
+        let method = options.method.unwrap_or(settings.method);
+        if !method.is_adapters() {
+            let what = format!("method {}", method.name());
+            return Err(Error::input(what, "no adapter makes that"));
+        }
+        if (method == Method::Pooled) != (settings.method == Method::Pooled) {
+            let what = format!("method {}", method.name());
+            let reason = format!("the adapter was trained by {}", settings.method.name());
+            return Err(Error::input(what, reason));
+        }
         let room = c.max_positions.saturating_sub(adapter.num_mem());
         let longest = match options.piece_tokens.or(settings.max_text_tokens) {
             Some(tokens) if tokens > 0 && tokens <= room => tokens,
@@ -183,7 +216,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
         Ok(Encoder {
             model,
             adapter,
-            method: options.method.unwrap_or(settings.method),
+            method,
             longest,
             pad,
         })
@@ -208,21 +241,38 @@ impl<'a, B: Backend> Encoder<'a, B> {
         }
     }
 
+    /// Rows that a piece of so many tokens becomes.
+    fn rows(&self, tokens: usize) -> usize {
+        match self.method {
+            Method::Pooled => self.adapter.num_mem().min(tokens),
+            _ => self.adapter.num_mem(),
+        }
+    }
+
+    /// Memory tokens that are read after a piece.
+    fn appended(&self) -> usize {
+        match self.method {
+            Method::Pooled => 0,
+            _ => self.adapter.num_mem(),
+        }
+    }
+
     fn layout(&self, tokens: usize) -> Layout {
-        let num_mem = self.adapter.num_mem();
         let pieces = match self.adapter.settings().cut {
             Cut::Even => pieces(tokens, self.longest),
             Cut::RoundedUp => pieces_rounded_up(tokens, self.longest),
         };
-        let rows = pieces.len() * num_mem + self.around();
+        let padded = |piece: &Range<usize>| piece.len().max(self.pad.map_or(0, |(to, _)| to));
+        let count = |piece: &Range<usize>| self.rows(padded(piece));
+        let rows = pieces.iter().map(count).sum::<usize>() + self.around();
         let positions: Vec<u32> = match self.method {
             // The decoder reads the states from its own beginning on.
-            Method::Icae => (0..rows as u32).collect(),
+            method if method.reads_states() => (0..rows as u32).collect(),
             _ => pieces
                 .iter()
                 .flat_map(|piece| {
-                    let at = piece.len().max(self.pad.map_or(0, |(to, _)| to));
-                    (at..at + num_mem).map(|position| position as u32)
+                    let at = padded(piece);
+                    (at..at + count(piece)).map(|position| position as u32)
                 })
                 .collect(),
         };
@@ -269,7 +319,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
 
     /// Reads the first pieces, as many as share a pass, at least one.
     fn read(&self, lora: &Lora<B>, pieces: &[Vec<u32>]) -> Result<Vec<Run>> {
-        let (model, num_mem) = (self.model, self.adapter.num_mem());
+        let (model, num_mem) = (self.model, self.appended());
         let mut rows = 0;
         let together = pieces
             .iter()
@@ -281,6 +331,10 @@ impl<'a, B: Backend> Encoder<'a, B> {
         let mut kv = model.kv()?;
         if together < 2 {
             let ids = pieces.first().map_or(&[][..], Vec::as_slice);
+            if self.method == Method::Pooled {
+                let states = self.states(lora, ids, &mut kv)?;
+                return Ok(vec![Run::States(self.pooled(&states))]);
+            }
             drop(advance(model, ids, Some(lora), &mut kv)?);
             let memory = Input::Embeddings(&self.adapter.memory);
             let hidden = model.forward_adapted(memory, Some(lora), &mut kv)?;
@@ -302,19 +356,46 @@ impl<'a, B: Backend> Encoder<'a, B> {
         }
         let hidden = model.forward_separate(&embeddings, &lengths, Some(lora), &mut kv)?;
         kv.commit(lengths.iter().sum())?;
-        let states = match self.method {
-            Method::Icae => hidden.states()?,
-            _ => Vec::new(),
+        let states = match self.method.reads_states() {
+            true => hidden.states()?,
+            false => Vec::new(),
         };
         let (width, mut end) = (model.config().hidden, 0);
         let mut runs = Vec::with_capacity(together);
         for length in &lengths {
             end += length;
+            if self.method == Method::Pooled {
+                let own = states.get((end - length) * width..end * width);
+                runs.push(Run::States(self.pooled(own.unwrap_or_default())));
+                continue;
+            }
             let first = end - num_mem;
             let own = states.get(first * width..end * width).unwrap_or_default();
             runs.push(self.run(&kv, own.to_vec(), first)?);
         }
         Ok(runs)
+    }
+
+    /// The output states of all of a text, `[ids, hidden]`.
+    fn states(&self, lora: &Lora<B>, ids: &[u32], kv: &mut Kv<B>) -> Result<Vec<f32>> {
+        self.model.check_positions(0, ids.len())?;
+        let mut states = Vec::with_capacity(ids.len() * self.model.config().hidden);
+        for pass in ids.chunks(PASS) {
+            let input = Input::Ids(pass);
+            let hidden = self.model.forward_adapted(input, Some(lora), kv)?;
+            states.extend(hidden.states()?);
+            drop(hidden);
+            kv.commit(pass.len())?;
+            control::report(kv.len(), ids.len());
+        }
+        Ok(states)
+    }
+
+    /// What a piece's output states become.
+    fn pooled(&self, states: &[f32]) -> Vec<f32> {
+        let width = self.model.config().hidden;
+        let tokens = states.len() / width;
+        means(states, width, &parts(tokens, self.rows(tokens)))
     }
 
     /// What the memory tokens hold whose rows begin at `row`.
@@ -335,7 +416,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
                 Run::Rows(more) => join(&mut layers, more, self.model.config().kv_heads),
             }
         }
-        if self.method != Method::Icae {
+        if !self.method.reads_states() {
             return Ok(layers);
         }
         let mut embeddings = match &self.adapter.settings().decoder_begin[..] {
@@ -407,6 +488,14 @@ mod tests {
                 assert!(cut[0].len() <= longest && cut[cut.len() - 1].end == len);
             }
         }
+    }
+
+    #[test]
+    fn windows_are_averaged() {
+        let rows = [1.0, 10.0, 3.0, 30.0, 8.0, 80.0];
+        assert_eq!(means(&rows, 2, &parts(3, 2)), [2.0, 20.0, 8.0, 80.0]);
+        assert_eq!(means(&rows, 2, &parts(3, 5)), rows);
+        assert!(means(&[], 2, &parts(0, 5)).is_empty());
     }
 
     #[test]

@@ -5,13 +5,15 @@
 //! off, reads the rest after the K and V of these, at positions from the number of memory tokens on.
 //! Its backward gives the gradients of those K and V in every layer, which the encoder's backward begins
 //! with. By ICAE's method the decoder reads the memory tokens' last hidden states as embeddings, and the
-//! gradient goes back by them alone.
+//! gradient goes back by them alone. Pooled states are read the same way; their means, a few rows, are
+//! taken in the host's memory.
 //!
 //! Where memory tokens are nested, each sample has a number of its own of them, and the samples of one
 //! number go through the model together. The encoder is causal, so that the first `k` of its memory
 //! tokens are what they are whether or not others follow: leaving these out is the same and costs less.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
 use super::parameters;
@@ -25,6 +27,7 @@ use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, Pick};
 use crate::random::Random;
+use crate::soft::{means, parts};
 
 /// A frozen model under training, with an adapter whose values are given step by step.
 pub struct TrainableModel<'m, B: Backend> {
@@ -176,7 +179,10 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             .filter(|sample| matches!(sample, Sample::Align { .. }))
             .count();
         let hidden = model.config().hidden;
-        let all = sorted.memory.map_or(0, |(_, memory)| memory.len() / hidden);
+        let all = match (objective.method, sorted.memory) {
+            (Method::Pooled, _) => objective.vectors,
+            (_, memory) => memory.map_or(0, |(_, memory)| memory.len() / hidden),
+        };
         let nested = seed.filter(|_| objective.nested);
         let mut groups: BTreeMap<usize, Vec<TrainingExample>> = BTreeMap::new();
         for (number, sample) in batch.iter().enumerate() {
@@ -206,17 +212,20 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 dropout,
                 wanted: seed.is_some(),
             };
-            let memory = sorted.memory.map(|(_, memory)| &memory[..count * hidden]);
+            let memory = sorted
+                .memory
+                .map(|(_, memory)| memory.get(..count * hidden).unwrap_or(memory));
             let done = match (aligned, memory, objective.method) {
                 _ if batch.is_empty() => Done::default(),
                 (n, _, _) if n == batch.len() => step.align()?,
+                (0, None, Method::Pooled) => step.by_means(*count)?,
                 (0, Some(memory), Method::FiveHundredX) => step.by_keys(memory)?,
                 (0, Some(memory), Method::Icae) => step.by_states(memory)?,
                 (0, None, _) => {
                     return Err(Error::input("parameters", "there is no memory_embeddings"));
                 }
                 (0, _, method) => {
-                    let reason = "neither 500xcompressor nor icae";
+                    let reason = "it does not train these parameters";
                     return Err(Error::input(format!("method {method:?}"), reason));
                 }
                 _ => {
@@ -612,6 +621,83 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             let gradients = backward.backward(&encoder, encoded, Some(dstates), None)?;
             done.memory = self.of_memory(&texts, &gradients, count)?;
             done.lora = gradients.lora;
+        }
+        Ok(done)
+    }
+
+    /// Pooled: the decoder reads means of the text's own last hidden states as embeddings.
+    fn by_means(&self, count: usize) -> Result<Done<'a, B>> {
+        let (backward, hidden) = (self.backward(), self.hidden());
+        let b = backward.model.backend();
+        if self.exercises.iter().any(|e| e.text.is_empty()) || count == 0 {
+            return Err(Error::input("text", "there is nothing to pool"));
+        }
+        let texts = Packed::new(0, self.exercises.iter().map(|e| e.text.to_vec()));
+        let encoder = Pass {
+            lora: Some(self.trained),
+            dropout: self.dropout,
+            ..self.pass(&texts, Role::States)
+        };
+        let keep = self.keep(texts.ids.len(), 2);
+        let encoded = backward.forward(self.embed(&texts)?, &encoder, keep)?;
+        let len = texts.ids.len() * hidden;
+        let states = b.download(&encoded.hidden, 0..len)?;
+        // Of each text its first row and its windows.
+        let windows: Vec<(usize, Vec<Range<usize>>)> = texts
+            .ends()
+            .zip(&texts.lengths)
+            .map(|(end, &length)| (end - length, parts(length, count)))
+            .collect();
+        // Any id: the first rows of each sequence are overwritten.
+        let read = self.exercises.iter().zip(&windows);
+        let reads = Packed::new(
+            0,
+            read.map(|(e, (_, windows))| [&vec![0; windows.len()][..], &e.reads].concat()),
+        );
+        let mut x = self.embed(&reads)?;
+        let starts: Vec<usize> = reads
+            .ends()
+            .zip(&reads.lengths)
+            .map(|(end, length)| end - length)
+            .collect();
+        for ((first, windows), start) in windows.iter().zip(&starts) {
+            let pooled = means(&states[first * hidden..], hidden, windows);
+            let rows = b.upload(&pooled)?;
+            b.copy(&rows, 0..pooled.len(), &mut x, start * hidden)?;
+        }
+        let decoder = Pass {
+            wants_inputs: true,
+            ..self.pass(&reads, Role::States)
+        };
+        let acts = backward.forward(x, &decoder, self.keep(reads.ids.len(), 2))?;
+        let (nll, dh) = self.nll(&reads, &acts)?;
+        let mut done = Done {
+            nll,
+            tokens: texts.ids.len() + reads.ids.len(),
+            ..Done::default()
+        };
+        if let Some(dh) = dh {
+            let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+            let mut dstates = vec![0.0f32; len];
+            if let Some(dinputs) = &decoded.inputs {
+                for ((first, windows), start) in windows.iter().zip(&starts) {
+                    let rows = start * hidden..(start + windows.len()) * hidden;
+                    let dmeans = b.download(dinputs, rows)?;
+                    for (window, dmean) in windows.iter().zip(dmeans.chunks_exact(hidden)) {
+                        let share = 1.0 / window.len() as f32;
+                        let rows = (first + window.start) * hidden..(first + window.end) * hidden;
+                        for row in dstates[rows].chunks_exact_mut(hidden) {
+                            let pairs = row.iter_mut().zip(dmean);
+                            pairs.for_each(|(to, from)| *to = from * share);
+                        }
+                    }
+                }
+            }
+            let mut given = backward.take(len)?;
+            b.write(&dstates, &mut given)?;
+            done.lora = backward
+                .backward(&encoder, encoded, Some(given), None)?
+                .lora;
         }
         Ok(done)
     }

@@ -229,6 +229,31 @@ impl Plan {
         }
     }
 
+    /// What the decoder reads.
+    ///
+    /// An adapter that pools has no memory embeddings and the others have: those do not change over.
+    pub(crate) fn method(&self, given: Option<&Settings>) -> Method {
+        match (self.method, given) {
+            (Some(method), _) => method,
+            (None, Some(settings)) => settings.method,
+            (None, None) => Method::FiveHundredX,
+        }
+    }
+
+    /// An error where an adapter cannot be trained on by the method.
+    pub(crate) fn check_given(&self, given: Option<&Settings>) -> Result<()> {
+        let (method, was) = (self.method(given), given.map(|settings| settings.method));
+        let was = was.unwrap_or(Method::FiveHundredX);
+        let pools = |method| method == Method::Pooled;
+        let begins = matches!(self.begin, Begin::Adapter(_)) && self.task != Task::Align;
+        if begins && pools(method) != pools(was) {
+            let what = format!("method {}", method.name());
+            let reason = format!("the given adapter was trained by {}", was.name());
+            return Err(Error::input(what, reason));
+        }
+        Ok(())
+    }
+
     /// What depends on the model and on the adapter that it begins with.
     pub(crate) fn settle(
         &self,
@@ -236,12 +261,14 @@ impl Plan {
         parameters: &Parameters,
         given: Option<&Settings>,
     ) -> Result<Settled> {
-        let method = match (self.method, given) {
-            (Some(method), _) => method,
-            (None, Some(settings)) => settings.method,
-            (None, None) => Method::FiveHundredX,
+        let method = self.method(given);
+        let memory_tokens = match (method, &self.begin) {
+            (Method::Pooled, Begin::New { memory_tokens, .. }) => *memory_tokens,
+            (Method::Pooled, Begin::Adapter(_)) => given
+                .and_then(|settings| settings.memory_tokens)
+                .unwrap_or(0),
+            _ => parameters.memory_tokens(),
         };
-        let memory_tokens = parameters.memory_tokens();
         let room = config.max_positions.saturating_sub(memory_tokens);
         let max = room.saturating_sub(1);
         let kept = given.and_then(|settings| settings.max_text_tokens);
@@ -285,6 +312,7 @@ impl Plan {
                 dropout: self.dropout,
                 nested: self.task != Task::Align
                     && (self.nested || given.is_some_and(|settings| settings.nested)),
+                vectors: memory_tokens,
             },
             max_text_tokens,
             room,
@@ -314,7 +342,10 @@ impl Plan {
             "rank": parameters.lora.rank,
             "alpha": parameters.lora.alpha,
             "targets": parameters.targets(),
-            "memory-tokens": parameters.memory_tokens(),
+            "memory-tokens": match objective.method {
+                Method::Pooled => objective.vectors,
+                _ => parameters.memory_tokens(),
+            },
             "data": files,
             "max-text-tokens": max_text_tokens,
             "shuffle-buffer": self.shuffle_buffer.max(1),

@@ -14,7 +14,8 @@ the last norm are the slots. The decoder without LoRA reads, as embeddings from 
     continue  slots, LM                                         (training_utils.py, add_special_token_for_lm)
     qa        template head, slots, FT, prompt, template tail   (fine_tuned_inference.py)
 
-and continues greedily.
+and continues greedily. `pooled` is not theirs: the encoder reads the text alone, without BOS, its states are averaged over 5 windows
+(arXiv 2510.20797) of equal length but for one token, the longer ones first, and the decoder reads the means from position 0.
 """
 
 import json
@@ -30,6 +31,7 @@ THETA, EPS = 10000.0, 1e-5
 MEMORY, RATE, RANK, ALPHA = 4, 4, 3, 6.0
 BOS, EOS = 1, 2
 HEAD, TAIL = [1, 7, 9], [8, 10]
+WINDOWS = 5
 
 
 def make():
@@ -204,6 +206,10 @@ def main(folder):
         _, cache = decoder.forward(prefix, False)
         layers = [[rounded(k), rounded(v)] for k, v in cache]
         out[name] = {"rows": len(prefix), "layers": layers, "greedy": greedy(decoder, np.concatenate([prefix, then]), 12)}
+    states, _ = decoder.forward(decoder.embed(text), True)
+    means = np.stack([part.mean(0) for part in np.array_split(states, WINDOWS)])
+    _, cache = decoder.forward(means, False)
+    out["pooled"] = {"rows": WINDOWS, "layers": [[rounded(k), rounded(v)] for k, v in cache]}
     with open(os.path.join(folder, "golden.json"), "w") as file:
         json.dump(out, file, separators=(",", ":"))
         file.write("\n")

@@ -315,6 +315,7 @@ fn gradients_agree_with_the_cpu() {
                 eos: 2,
                 dropout: 0.3,
                 nested: false,
+                vectors: 0,
             };
             let want = trainee
                 .gradient(&parameters, &batch, &objective, 5)

@@ -137,6 +137,90 @@ fn prefixes_and_continuations_are_those_of_the_published_code() {
     eprintln!("values differ by at most {worst:.1e}");
 }
 
+#[test]
+fn pooled_states_are_the_means_of_windows() {
+    let (golden, engine) = (golden(), engine());
+    let (_dir, out) = imported("regen", &golden);
+    let settings = |text: &str| std::fs::write(out.join("prefold.json"), text).unwrap();
+    for name in ["ae_embedding", "memory_embeddings"] {
+        std::fs::remove_file(out.join(format!("{name}.safetensors"))).unwrap();
+    }
+    settings("{\"method\": \"pooled\", \"memory_tokens\": 5, \"nested\": true}");
+    let adapter = engine.prefixes().adapter(&out).unwrap();
+    let prefixes = engine.prefixes();
+    let encode = |adapter: &prefold::Adapter, text: Vec<u32>| {
+        let made = prefixes.encode(adapter, &Source::ids(text), &EncodeOptions::default());
+        made.unwrap()
+    };
+    let text = ids(&golden["text"]);
+    let prefix = encode(&adapter, text.clone());
+    assert_eq!(prefix.origin().method, Method::Pooled);
+    assert_eq!((prefix.shape().tokens, prefix.next_pos()), (5, 5));
+    for (i, sides) in golden["pooled"]["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        for (side, got) in prefix.layer(i).unwrap().iter().enumerate() {
+            let list = sides[side].as_array().unwrap();
+            let want: Vec<f64> = list.iter().map(|x| x.as_f64().unwrap()).collect();
+            let what = format!("{} of layer {i}", ["k", "v"][side]);
+            assert_close(&what, got, &want, 2e-5, 1e-5);
+        }
+    }
+
+    // A vector a token where there are fewer of these; several texts and pieces in one pass are the same.
+    assert_eq!(encode(&adapter, vec![3, 4]).shape().tokens, 2);
+    let options = EncodeOptions {
+        piece_tokens: Some(7),
+        ..EncodeOptions::default()
+    };
+    let sources = [Source::ids(text), Source::ids(vec![9, 8, 7, 6])];
+    let together = prefixes.encode_many(&adapter, &sources, &options).unwrap();
+    assert_eq!(together[0].shape().tokens, 5 * 5);
+    assert_eq!(together[1].shape().tokens, 4);
+    for (source, made) in sources.iter().zip(&together) {
+        let alone = prefixes.encode(&adapter, source, &options).unwrap();
+        for i in 0..alone.shape().layers {
+            let sides = alone.layer(i).unwrap().iter().zip(made.layer(i).unwrap());
+            for (alone, made) in sides {
+                let want: Vec<f64> = alone.iter().map(|&x| f64::from(x)).collect();
+                assert_close("together", made, &want, 1e-5, 1e-5);
+            }
+        }
+        let foretold = prefixes.encoded_id(&adapter, source, &options).unwrap();
+        assert_eq!(foretold, made.content_id());
+    }
+    let few = adapter.clone().first(2).unwrap();
+    let id = adapter.id().to_owned();
+    assert_eq!((few.num_mem(), few.id()), (2, id.as_str()));
+    assert_eq!(encode(&few, vec![3, 4, 5]).shape().tokens, 2);
+
+    // It is no other method's, and says how many vectors there are.
+    for method in [Method::Icae, Method::Prefill] {
+        let options = EncodeOptions {
+            method: Some(method),
+            ..EncodeOptions::default()
+        };
+        let error = prefixes
+            .encode(&adapter, &sources[0], &options)
+            .unwrap_err();
+        assert!(error.to_string().starts_with("method"), "{error}");
+    }
+    for count in ["", ", \"memory_tokens\": 0", ", \"memory_tokens\": 9999"] {
+        settings(&format!("{{\"method\": \"pooled\"{count}}}"));
+        let error = engine.prefixes().adapter(&out).unwrap_err().to_string();
+        assert!(
+            error.contains("prefold.json") && error.contains("memory"),
+            "{error}"
+        );
+    }
+    settings("{\"method\": \"prefill\"}");
+    let error = engine.prefixes().adapter(&out).unwrap_err().to_string();
+    assert!(error.contains("none of 500xcompressor"), "{error}");
+}
+
 fn engine_config() -> &'static prefold::model::config::Config {
     use std::sync::OnceLock;
     static CONFIG: OnceLock<prefold::model::config::Config> = OnceLock::new();

@@ -762,6 +762,7 @@ fn objective(method: Method, dropout: f32) -> Objective {
         eos: 2,
         dropout,
         nested: false,
+        vectors: 0,
     }
 }
 
@@ -774,8 +775,12 @@ fn check_directions(
     objective: &Objective,
     what: &str,
 ) {
-    // Of so many some samples have fewer.
-    let parameters = parameters(trainee, if objective.nested { 4 } else { 2 });
+    let parameters = match (objective.method, objective.nested) {
+        (Method::Pooled, _) => parameters(trainee, 0),
+        // Of so many some samples have fewer.
+        (_, true) => parameters(trainee, 4),
+        (_, false) => parameters(trainee, 2),
+    };
     let got = trainee.gradient(&parameters, batch, objective, 5).unwrap();
     let mut random = Random(10);
     for (i, tensor) in parameters.iter().enumerate() {
@@ -821,6 +826,17 @@ fn models_of_every_family() {
             ] {
                 let what = format!("{family:?}, {method:?}, {dropout}");
                 check_directions(&trainee, &memory, &objective(method, dropout), &what);
+            }
+            // A text without tokens cannot be pooled.
+            let texts: Vec<Sample> = memory[..2].to_vec();
+            for (nested, dropout) in [(false, 0.0), (false, 0.3), (true, 0.3)] {
+                let how = Objective {
+                    nested,
+                    vectors: 3,
+                    ..objective(Method::Pooled, dropout)
+                };
+                let what = format!("{family:?}, pooled, {nested}, {dropout}");
+                check_directions(&trainee, &texts, &how, &what);
             }
             for method in [Method::FiveHundredX, Method::Icae] {
                 let how = Objective {
@@ -1069,6 +1085,12 @@ fn what_does_not_fit_is_refused() {
     wrong[0].values.push(0.0);
     wrong[0].name = "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight".into();
     assert!(refused(&wrong, &memory, &how).contains("layers.9"));
+    let pooled = Objective {
+        vectors: 2,
+        ..objective(Method::Pooled, 0.0)
+    };
+    assert!(refused(&parameters, &memory, &pooled).contains("method"));
+    assert!(refused(without, &memory, &pooled).contains("nothing to pool"));
     let other = objective(Method::Prefill, 0.0);
     assert!(refused(&parameters, &memory, &other).contains("method"));
     assert!(refused(&parameters, &memory, &objective(Method::Icae, 1.0)).contains("dropout"));

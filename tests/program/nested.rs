@@ -71,18 +71,24 @@ fn the_first_memory_tokens_are_read_as_they_were_trained() {
         .unwrap();
     let model = Model::load(Cpu::new(), &Weights::open(dir.path()).unwrap()).unwrap();
     let text: Vec<u32> = vec![5, 12, 19, 7, 33, 21];
-    for method in [Method::FiveHundredX, Method::Icae] {
+    for method in [Method::FiveHundredX, Method::Icae, Method::Pooled] {
+        let pools = method == Method::Pooled;
         let folder = dir.path().join(method.name());
         nested(&dir, method.name(), method.name());
         assert_eq!(settings(&folder)["nested"], true);
-        let parameters = Parameters::open(&folder, model.config(), true).unwrap();
+        let parameters = Parameters::open(&folder, model.config(), !pools).unwrap();
+        assert_eq!(
+            folder.join("memory_embeddings.safetensors").exists(),
+            !pools
+        );
         let trainee = TrainableModel::new(&model, parameters.lora.clone(), 0).unwrap();
-        let objective = Objective {
+        let mut objective = Objective {
             method,
             bos: 1,
             eos: 2,
             dropout: 0.0,
             nested: false,
+            vectors: 0,
         };
         let source = Source::ids(text.clone());
         let prefixes = engine.prefixes();
@@ -109,7 +115,7 @@ fn the_first_memory_tokens_are_read_as_they_were_trained() {
             }
             // A causal encoder: the first rows of all.
             let width = prefix.shape().head_dim;
-            for i in 0..prefix.shape().layers {
+            for i in 0..if pools { 0 } else { prefix.shape().layers } {
                 for (few, all) in prefix.layer(i).unwrap().iter().zip(whole.layer(i).unwrap()) {
                     let heads = few.chunks_exact(count * width);
                     for (few, all) in heads.zip(all.chunks_exact(4 * width)) {
@@ -121,9 +127,11 @@ fn the_first_memory_tokens_are_read_as_they_were_trained() {
             }
             // The nll of the text behind it is the loss of a step with as many.
             let mut few = parameters.tensors.clone();
-            let memory = few.last_mut().unwrap();
-            memory.shape[0] = count;
-            memory.values.truncate(count * memory.shape[1]);
+            objective.vectors = count;
+            if let Some(memory) = few.last_mut().filter(|_| !pools) {
+                memory.shape[0] = count;
+                memory.values.truncate(count * memory.shape[1]);
+            }
             let sample = Sample::Regenerate { text: text.clone() };
             let loss = trainee.loss(&few, &[sample], &objective).unwrap();
             let gold = [&text[..], &[2]].concat();
@@ -177,9 +185,36 @@ fn by_the_program() {
         "--memory-tokens 5: the adapter has 1 to 4",
     );
 
+    // One that pools goes on pooling, the others do not begin to.
+    nested(&dir, "pooled", "pooled");
+    assert_eq!(settings(&dir.path().join("pooled"))["memory_tokens"], 4);
+    ok(&mut encode("pooled", "2"));
     let more = |adapter: &str, out: &str, more: &[&str]| {
         train(&dir, "qa", out, &[&["--adapter", adapter], more].concat())
     };
+    ok(&mut more("pooled", "pooled-qa", &["--steps", "1"]));
+    let tuned = settings(&dir.path().join("pooled-qa"));
+    assert_eq!(
+        (&tuned["memory_tokens"], &tuned["nested"]),
+        (&4.into(), &true.into())
+    );
+    ok(&mut more(
+        "pooled",
+        "pooled-qa",
+        &["--steps", "2", "--resume"],
+    ));
+    let one = ["--steps", "1", "--method"];
+    let mut icae = more("pooled", "no", &[&one[..], &["icae"]].concat());
+    refused(1, &mut icae, "--method icae: the given");
+    let mut pooled = more("nested", "no", &[&one[..], &["pooled"]].concat());
+    refused(1, &mut pooled, "--method pooled: the given");
+    let score = ["score", "-m", ".", "--adapter", "pooled", "texts.jsonl"];
+    refused(
+        1,
+        prefold().current_dir(dir.path()).args(score),
+        "an encoder's adapter",
+    );
+
     // The others take all or nothing.
     let plain = [
         "--memory-tokens",

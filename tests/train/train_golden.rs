@@ -103,6 +103,7 @@ impl Golden {
             eos: self.facts["eos"].as_u64().unwrap() as u32,
             dropout: 0.0,
             nested: false,
+            vectors: 0,
         }
     }
 }
