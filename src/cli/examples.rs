@@ -3,7 +3,7 @@
 use clap::Command;
 
 /// The path of a command, and its examples.
-const EXAMPLES: [(&str, [&str; 3]); 32] = [
+const EXAMPLES: [(&str, [&str; 3]); 33] = [
     (
         "compress",
         [
@@ -106,6 +106,14 @@ const EXAMPLES: [(&str, [&str; 3]); 32] = [
             "prefold train align --data pairs.jsonl --steps 1000 --out aligned",
             "prefold train align --data pairs.jsonl --steps 1000 --out aligned --resume",
             "prefold train align --data pairs.jsonl --rank 16 --steps 1000 --out aligned",
+        ],
+    ),
+    (
+        "train prefix",
+        [
+            "prefold train prefix --corpus manual.txt --steps 500 --out manual",
+            "prefold train prefix --corpus manual.txt --tokens 128 --questions 1000 --steps 2000 --out manual",
+            "prefold train prefix --corpus a.txt b.txt --data qa.jsonl --steps 500 --out ab --resume",
         ],
     ),
     (

@@ -41,6 +41,7 @@ mod serve_settings;
 mod slot;
 mod soft;
 mod train;
+mod train_prefix;
 mod train_progress;
 mod train_rank;
 mod train_tokens;

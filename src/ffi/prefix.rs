@@ -369,6 +369,7 @@ pub extern "C" fn prefold_prefix_info(handle: u64, out: *mut PrefoldPrefixInfo) 
                 Method::Prefill => 3,
                 Method::Pruned => 4,
                 Method::Pooled => 5,
+                Method::Trained => 6,
             },
         };
         let known = size.min(size_of::<PrefoldPrefixInfo>());

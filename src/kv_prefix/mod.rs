@@ -66,6 +66,9 @@ pub enum Method {
     /// Those of some of its tokens.
     #[cfg_attr(feature = "cli", value(skip))]
     Pruned,
+    /// Rows of K and V that were trained for the text (arXiv 2506.06266).
+    #[cfg_attr(feature = "cli", value(skip))]
+    Trained,
 }
 
 impl Method {
@@ -87,6 +90,7 @@ impl Method {
             Method::Pooled => "pooled",
             Method::Prefill => "prefill",
             Method::Pruned => "pruned",
+            Method::Trained => "trained",
         }
     }
 }
@@ -100,7 +104,8 @@ pub struct Origin {
     pub method: Method,
     /// Hash of the adapter, if one was on.
     pub adapter: Option<String>,
-    /// By what the kept tokens were chosen and how many, as `snapkv 0.5`.
+    /// By what the kept tokens were chosen and how many, as `snapkv 0.5`; the first of memory tokens, as
+    /// `first 4`; of trained rows the steps and a hash of their values.
     pub kept_by: Option<String>,
     /// Tokens of the text.
     pub source_tokens: usize,

@@ -10,7 +10,7 @@ pub mod gguf;
 pub mod kv;
 pub(crate) mod layout;
 pub mod lora;
-mod prefix;
+pub(crate) mod prefix;
 mod prune;
 pub mod quant;
 pub(crate) mod raw;

@@ -21,8 +21,9 @@ use super::start::{self, MEMORY, MemoryStart};
 use crate::error::{Error, Result};
 use crate::kv_prefix::Method;
 use crate::model::Model;
-use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
+use crate::model::backward::{Acts, Backward, Gradients, Memory, Pass, Role};
 use crate::model::buffers::PooledBuffer;
+use crate::model::config::Family;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, Pick};
@@ -46,11 +47,16 @@ struct TrainingExample<'a> {
     targets: Vec<u32>,
 }
 
+/// Which parameter it is, and its values.
+type Named<'a> = (usize, &'a [f32]);
+
 /// Parameters, sorted out.
 struct Parameters<'a> {
+    /// Of each layer K and V of a prefix, if that is what is trained.
+    prefix: Vec<[Named<'a>; 2]>,
     factors: Vec<Factor<'a>>,
     /// Which they are, and their values.
-    memory: Option<(usize, &'a [f32])>,
+    memory: Option<Named<'a>>,
 }
 
 /// Sequences of ids as one.
@@ -115,6 +121,25 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         Ok(TrainableModel {
             backward: Backward::new(model)?,
             lora,
+            activations,
+        })
+    }
+
+    /// A model before which stand rows of K and V that are trained, without an adapter; `activations` as in
+    /// [`TrainableModel::new`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for GPT-2; those of the device.
+    pub fn for_prefix(model: &'m Model<B>, activations: usize) -> Result<Self> {
+        if model.config().family == Family::Gpt2 {
+            return Err(Error::Unsupported {
+                what: "training a prefix for GPT-2".into(),
+                have: "Llama, Mistral, Qwen2, Qwen3".into(),
+            });
+        }
+        Ok(TrainableModel {
+            backward: Backward::new(model)?,
+            lora: parameters::no_lora(),
             activations,
         })
     }
@@ -217,6 +242,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 .map(|(_, memory)| memory.get(..count * hidden).unwrap_or(memory));
             let done = match (aligned, memory, objective.method) {
                 _ if batch.is_empty() => Done::default(),
+                _ if !sorted.prefix.is_empty() => step.by_prefix(&sorted.prefix)?,
                 (n, _, _) if n == batch.len() => step.align()?,
                 (0, None, Method::Pooled) => step.by_means(*count)?,
                 (0, Some(memory), Method::FiveHundredX) => step.by_keys(memory)?,
@@ -237,7 +263,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             total.tokens += done.tokens;
             total.targets += exercises.iter().map(|e| e.targets.len()).sum::<usize>();
             if seed.is_some() {
-                let more = self.collect(parameters, &sorted, scale, done.lora, done.memory)?;
+                let more = self.collect(parameters, &sorted, scale, done)?;
                 add(&mut total.gradients, more);
             }
         }
@@ -249,6 +275,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         let c = self.backward.model.config();
         let rank = self.lora.rank;
         let mut memory = None;
+        let mut rows: Vec<[Option<Named>; 2]> = vec![[None; 2]; c.layers];
         let mut halves = std::collections::BTreeMap::new();
         for (i, tensor) in parameters.iter().enumerate() {
             let wrong = |want: String| Error::Shape {
@@ -259,6 +286,12 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             let want = if tensor.name == MEMORY {
                 memory = Some((i, &tensor.values[..]));
                 [tensor.shape[0].max(1), c.hidden]
+            } else if let Some((layer, side)) = parameters::prefix_part(&tensor.name) {
+                let pair = rows
+                    .get_mut(layer)
+                    .ok_or_else(|| wrong(format!("one of {} layers", c.layers)))?;
+                pair[side] = Some((i, &tensor.values[..]));
+                [parameters[0].shape[0].max(1), c.kv_heads * c.head_dim]
             } else {
                 let found = parse(&tensor.name)
                     .filter(|(layer, target, _)| {
@@ -267,8 +300,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                     .ok_or_else(|| wrong("a factor of the adapter, or memory_embeddings".into()))?;
                 let (layer, target, side) = found;
                 let (outputs, inputs) = target.shape(c);
-                let pair: &mut [Option<(usize, &[f32])>; 2] =
-                    halves.entry((layer, target)).or_default();
+                let pair: &mut [Option<Named>; 2] = halves.entry((layer, target)).or_default();
                 pair[side] = Some((i, &tensor.values[..]));
                 [[rank, inputs], [outputs, rank]][side]
             };
@@ -298,7 +330,20 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 names: [a_name, b_name],
             });
         }
-        Ok(Parameters { factors, memory })
+        let prefix: Vec<[Named; 2]> = rows.iter().filter_map(|&[k, v]| Some([k?, v?])).collect();
+        let parts = rows.iter().flatten().flatten().count();
+        if parts > 0 && (parts != parameters.len() || prefix.len() != c.layers) {
+            return Err(Error::Shape {
+                op: "parameters",
+                want: format!("K and V of {} layers, and nothing else", c.layers),
+                got: format!("{parts} of them among {} tensors", parameters.len()),
+            });
+        }
+        Ok(Parameters {
+            prefix,
+            factors,
+            memory,
+        })
     }
 
     /// Brings gradients back, in the order of the parameters.
@@ -307,9 +352,14 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         parameters: &[Tensor],
         sorted: &Parameters<'_>,
         scale: f32,
-        lora: Vec<(usize, PooledBuffer<'_, B>)>,
-        memory: Vec<f32>,
+        done: Done<'_, B>,
     ) -> Result<Vec<Tensor>> {
+        let Done {
+            lora,
+            memory,
+            prefix,
+            ..
+        } = done;
         let mut gradients: Vec<Tensor> = parameters
             .iter()
             .map(|tensor| Tensor {
@@ -326,6 +376,11 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             // B was scaled on its way to the device.
             for value in &mut gradients[factor.names[1]].values {
                 *value *= scale;
+            }
+        }
+        for (names, pair) in sorted.prefix.iter().zip(prefix) {
+            for ((name, _), values) in names.iter().zip(pair) {
+                gradients[*name].values = values;
             }
         }
         if let Some((name, values)) = sorted.memory {
@@ -389,6 +444,8 @@ struct Done<'p, B: Backend> {
     tokens: usize,
     lora: Vec<(usize, PooledBuffer<'p, B>)>,
     memory: Vec<f32>,
+    /// Of each layer K and V.
+    prefix: Vec<[Vec<f32>; 2]>,
 }
 
 impl<B: Backend> Default for Done<'_, B> {
@@ -398,6 +455,7 @@ impl<B: Backend> Default for Done<'_, B> {
             tokens: 0,
             lora: Vec::new(),
             memory: Vec::new(),
+            prefix: Vec::new(),
         }
     }
 }
@@ -487,7 +545,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             nll,
             tokens: packed.ids.len(),
             lora,
-            memory: Vec::new(),
+            ..Done::default()
         })
     }
 
@@ -621,6 +679,53 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             let gradients = backward.backward(&encoder, encoded, Some(dstates), None)?;
             done.memory = self.of_memory(&texts, &gradients, count)?;
             done.lora = gradients.lora;
+        }
+        Ok(done)
+    }
+
+    /// A prefix by itself: the decoder reads after rows of K and V that are the parameters.
+    ///
+    /// Its first row stays as it is: it is what attention rests on that looks for nothing, and training
+    /// is steadier without its gradient (arXiv 2506.06266, section 3).
+    fn by_prefix(&self, prefix: &[[Named; 2]]) -> Result<Done<'a, B>> {
+        let backward = self.backward();
+        let (b, c) = (backward.model.backend(), backward.model.config());
+        let (kv, count) = (c.kv_heads * c.head_dim, self.exercises.len());
+        let len = prefix.first().map_or(0, |[(_, k), _]| k.len());
+        let rows = len / kv;
+        // Each sequence has the rows for itself, as those of memory tokens are.
+        let load = |values: &[f32]| -> Result<PooledBuffer<'a, B>> {
+            let mut buf = backward.take(count * len)?;
+            b.write(&values.repeat(count), &mut buf)?;
+            Ok(buf)
+        };
+        let layers = prefix
+            .iter()
+            .map(|[(_, k), (_, v)]| Ok([load(k)?, load(v)?]))
+            .collect::<Result<_>>()?;
+        let memory = Memory::new(rows, layers);
+        let reads = Packed::new(rows, self.exercises.iter().map(|e| e.reads.clone()));
+        let decoder = self.pass(&reads, Role::Decode(&memory));
+        let keep = self.keep(reads.ids.len(), 1);
+        let acts = backward.forward(self.embed(&reads)?, &decoder, keep)?;
+        let (nll, dh) = self.nll(&reads, &acts)?;
+        let mut done = Done {
+            nll,
+            tokens: reads.ids.len(),
+            ..Done::default()
+        };
+        let Some(dh) = dh else { return Ok(done) };
+        let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+        let sum = |buf: &B::Buf<f32>| -> Result<Vec<f32>> {
+            let mut sum = vec![0.0f32; len];
+            for part in b.download(buf, 0..count * len)?.chunks_exact(len) {
+                sum.iter_mut().zip(part).for_each(|(to, from)| *to += from);
+            }
+            sum[..kv.min(len)].fill(0.0);
+            Ok(sum)
+        };
+        for [dk, dv] in decoded.memory.iter().flat_map(Memory::layers) {
+            done.prefix.push([sum(dk)?, sum(dv)?]);
         }
         Ok(done)
     }

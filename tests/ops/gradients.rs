@@ -969,6 +969,86 @@ fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
 }
 
 #[test]
+fn rows_of_a_prefix_have_gradients() {
+    for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
+        let model = model(family);
+        let mut random = Random(3);
+        let width = tiny::KV_HEADS * tiny::HEAD_DIM;
+        let parameters: Vec<Tensor> = (0..tiny::LAYERS)
+            .flat_map(|i| ["k", "v"].map(|side| format!("layers.{i}.{side}")))
+            .map(|name| Tensor {
+                name,
+                shape: [3, width],
+                values: floats(&mut random, 3 * width, 1.0),
+            })
+            .collect();
+        let batch = [
+            Sample::Align {
+                question: vec![3, 4],
+                answer: vec![5, 6, 7],
+            },
+            Sample::Align {
+                question: vec![8],
+                answer: vec![],
+            },
+            Sample::Regenerate { text: vec![9, 10] },
+        ];
+        let how = objective(Method::FiveHundredX, 0.0);
+        let mut first = None;
+        for activations in [0, 1 << 30] {
+            let trainee = TrainableModel::for_prefix(&model, activations).unwrap();
+            let got = trainee.gradient(&parameters, &batch, &how, 0).unwrap();
+            assert_eq!((got.targets, got.tokens), (4 + 1 + 3, 5 + 1 + 3));
+            for (i, tensor) in parameters.iter().enumerate() {
+                let mut direction = floats(&mut random, tensor.values.len(), 1.0);
+                // The first row is not trained.
+                assert!(got.gradients[i].values[..width].iter().all(|&g| g == 0.0));
+                direction[..width].fill(0.0);
+                let step = 4e-3;
+                let moved = |sign: f32| {
+                    let mut moved = parameters.clone();
+                    for (value, d) in moved[i].values.iter_mut().zip(&direction) {
+                        *value += sign * step * d;
+                    }
+                    trainee.loss(&moved, &batch, &how).unwrap().nll
+                };
+                let want = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
+                let values: Vec<f64> = got.gradients[i].values.iter().map(|&g| g.into()).collect();
+                let along = dot(&values, &direction);
+                let bound = 2e-3 + 1e-2 * want.abs();
+                let name = &tensor.name;
+                assert!(
+                    (along - want).abs() < bound,
+                    "{family:?}, {name}: {want}, got {along}"
+                );
+                assert!(values.iter().any(|g| g.abs() > 1e-4), "{family:?}, {name}");
+            }
+            let same = first.get_or_insert(got.clone());
+            assert_eq!(
+                *same, got,
+                "what is kept and what is made again is the same"
+            );
+        }
+        let trainee = TrainableModel::for_prefix(&model, 0).unwrap();
+        let refused = |parameters: &[Tensor]| {
+            let error = trainee.gradient(parameters, &batch, &how, 0).unwrap_err();
+            assert_eq!(error.to_string().lines().count(), 1);
+            error.to_string()
+        };
+        assert!(refused(&parameters[1..]).contains("K and V"));
+        let mut wrong = parameters.clone();
+        wrong[1].shape = [2, width];
+        assert!(refused(&wrong).contains("layers.0.v"));
+        wrong[1].shape = [3, width];
+        wrong[1].name = "layers.7.v".into();
+        assert!(refused(&wrong).contains("layers.7.v"));
+    }
+    let gpt2 = model(Family::Gpt2);
+    let error = TrainableModel::for_prefix(&gpt2, 0).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+}
+
+#[test]
 fn steps_are_reproducible() {
     let model = model(Family::Qwen3);
     let [memory, _] = batches();

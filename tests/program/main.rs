@@ -19,4 +19,5 @@ mod prefixes;
 mod refused_files;
 mod soft_cli;
 mod train_cli;
+mod train_prefix;
 mod train_tokens;
