@@ -133,6 +133,8 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         bos: c.bos.unwrap_or(0),
         eos: c.eos.unwrap_or(0),
         dropout: 0.0,
+        nested: false,
+        vectors: 0,
     };
     let start_values = trainee.initial(arguments.memory, MemoryStart::Mean, 1)?;
     let batch: Vec<Sample> = (0..arguments.batch)

@@ -131,7 +131,7 @@ int32_t prefold_adapter_open(prefold_handle engine, const char *folder, prefold_
 
 typedef struct {
     size_t struct_size;
-    uint32_t method;      /* 0: the adapter's own; 1: 500xCompressor; 2: ICAE */
+    uint32_t method;      /* 0: the adapter's own; 1: 500xCompressor; 2: ICAE; 5: pooled */
     size_t piece_tokens;  /* longest piece of text; 0: the adapter's own */
 } prefold_encode_options;
 
@@ -193,7 +193,8 @@ typedef struct {
     size_t source_tokens; /* tokens of the text */
     size_t positions;     /* tokens, or layers * kv_heads * tokens where heads keep different ones */
     uint32_t k_rope;      /* 1: K is stored rotated */
-    uint32_t method;      /* 1: 500xCompressor; 2: ICAE; 3: prefill; 4: pruned */
+    uint32_t method;      /* 1: 500xCompressor; 2: ICAE; 3: prefill; 4: pruned; 5: pooled;
+                          * 6: trained */
 } prefold_prefix_info_t;
 
 /* What a prefix holds. *out is yours; nothing to free. Any thread. */

@@ -19,7 +19,7 @@ use super::soft::{FormArgs, Given, parse_ids};
 /// Folder of the sample adapter, for the default model: in a checkout, and in prefold's cache folder.
 const SAMPLE: &str = "smollm2-135m-instruct-16";
 
-/// Soft compression: texts as KV prefixes of a few memory tokens (500xCompressor, ICAE)
+/// Soft compression: texts as KV prefixes of a few memory tokens (500xCompressor, ICAE, pooled states)
 ///
 /// Several files go to --output-dir, each as NAME.safetensors, and share forward passes. A prefix that is there
 /// already and of the same text, model, adapter and form stays, so that a run that was cut short is taken up
@@ -50,10 +50,13 @@ pub struct Args {
     output_dir: Option<PathBuf>,
     #[command(flatten)]
     form: FormArgs,
-    /// What the decoder reads: the memory tokens' K and V, or their output states [default: as the
-    /// adapter was trained]
+    /// What the decoder reads: the memory tokens' K and V, their output states, or means of the text's
+    /// [default: as the adapter was trained]
     #[arg(long, value_enum)]
     method: Option<Method>,
+    /// Only the first so many memory tokens, of an adapter that was trained by --nested [default: all]
+    #[arg(long, value_name = "K")]
+    memory_tokens: Option<usize>,
     /// Longest piece of text, in tokens [default: as the adapter was trained]. A longer text is cut into
     /// as few pieces of equal length as fit; each gets its own memory tokens, joined in order
     #[arg(long, value_name = "N")]
@@ -113,7 +116,10 @@ fn open(args: &Args) -> Outcome<(model::Model, Adapter)> {
         Some(folder) => folder.clone(),
         None => default_adapter(&model.engine)?,
     };
-    let adapter = model.engine.prefixes().adapter(&folder)?;
+    let mut adapter = model.engine.prefixes().adapter(&folder)?;
+    if let Some(count) = args.memory_tokens {
+        adapter = adapter.first(count)?;
+    }
     Ok((model, adapter))
 }
 

@@ -50,9 +50,15 @@ struct Common {
     /// An adapter of the model that reads the prefixes, for a row of 500xCompressor
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Only the first so many memory tokens, of adapters that were trained by --nested [default: all]
+    #[arg(long, value_name = "K")]
+    memory_tokens: Option<usize>,
     /// An adapter for a row of ICAE
     #[arg(long, value_name = "DIR")]
     icae: Option<PathBuf>,
+    /// An adapter for a row of pooled states
+    #[arg(long, value_name = "DIR")]
+    pooled: Option<PathBuf>,
     /// Write the report as JSON too; `-` is standard output, in place of the table
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -274,6 +280,7 @@ impl Common {
         let folders = [
             (&self.adapter, Method::FiveHundredX),
             (&self.icae, Method::Icae),
+            (&self.pooled, Method::Pooled),
         ];
         let mut adapters = Vec::new();
         for (folder, method) in folders {
@@ -285,7 +292,11 @@ impl Common {
                 let reason = format!("it was trained by {is}, and this row is {row}'s");
                 return Err(bad("adapter", folder.display(), &reason));
             }
-            adapters.push((engine.prefixes().adapter(folder)?, method));
+            let mut adapter = engine.prefixes().adapter(folder)?;
+            if let Some(count) = self.memory_tokens {
+                adapter = adapter.first(count)?;
+            }
+            adapters.push((adapter, method));
         }
         Ok(adapters)
     }

@@ -3,7 +3,7 @@
 use clap::Command;
 
 /// The path of a command, and its examples.
-const EXAMPLES: [(&str, [&str; 3]); 31] = [
+const EXAMPLES: [(&str, [&str; 3]); 33] = [
     (
         "compress",
         [
@@ -32,7 +32,7 @@ const EXAMPLES: [(&str, [&str; 3]); 31] = [
         "encode",
         [
             "prefold encode report.txt -o report.safetensors",
-            "prefold encode --adapter trained --dtype f16 report.txt -o report.safetensors",
+            "prefold encode --adapter nested --memory-tokens 4 report.txt -o report.safetensors",
             "prefold encode --output-dir prefixes notes/*.txt",
         ],
     ),
@@ -89,7 +89,7 @@ const EXAMPLES: [(&str, [&str; 3]); 31] = [
         [
             "prefold train regen --data corpus.jsonl.xz --steps 20000 --out pretrained",
             "prefold train regen --data corpus.jsonl.xz --steps 20000 --out pretrained --resume",
-            "prefold train regen --data a.jsonl b.jsonl --eval dev.jsonl --steps 500 --out small",
+            "prefold train regen --nested --data a.jsonl b.jsonl --eval dev.jsonl --steps 5000 --out nested",
         ],
     ),
     (
@@ -106,6 +106,14 @@ const EXAMPLES: [(&str, [&str; 3]); 31] = [
             "prefold train align --data pairs.jsonl --steps 1000 --out aligned",
             "prefold train align --data pairs.jsonl --steps 1000 --out aligned --resume",
             "prefold train align --data pairs.jsonl --rank 16 --steps 1000 --out aligned",
+        ],
+    ),
+    (
+        "train prefix",
+        [
+            "prefold train prefix --corpus manual.txt --steps 500 --out manual",
+            "prefold train prefix --corpus manual.txt --tokens 128 --questions 1000 --steps 2000 --out manual",
+            "prefold train prefix --corpus a.txt b.txt --data qa.jsonl --steps 500 --out ab --resume",
         ],
     ),
     (
@@ -130,6 +138,14 @@ const EXAMPLES: [(&str, [&str; 3]); 31] = [
             "prefold eval rank --data questions.jsonl",
             "prefold eval rank --data questions.jsonl --ranker ranker.txt --every 10",
             "prefold eval rank --data questions.jsonl --rates 0.1,0.25 --json recall.json",
+        ],
+    ),
+    (
+        "import",
+        [
+            "prefold import --task qa mistral_7b_ft_icae.safetensors -o icae-qa",
+            "prefold import --task regen mistral_7b_pretrained_icae.safetensors -o icae",
+            "prefold import --task qa --decoder-begin '[1]' --alpha 64 own.safetensors -o own-icae",
         ],
     ),
     (
@@ -397,12 +413,14 @@ mod tests {
             "template",
             "to",
             "icae",
+            "pooled",
             "json",
             "log",
             "data",
             "eval",
             "out",
             "steps",
+            "task",
             "init",
             "dtype",
             "k-rope",

@@ -15,6 +15,7 @@ mod export;
 mod failure;
 mod files;
 mod generate;
+mod import;
 mod inspect;
 mod interrupt;
 mod log;
@@ -40,6 +41,7 @@ mod serve_settings;
 mod slot;
 mod soft;
 mod train;
+mod train_prefix;
 mod train_progress;
 mod train_rank;
 mod train_tokens;
@@ -75,6 +77,7 @@ enum Command {
     Export(export::Args),
     Eval(eval::Args),
     Train(train::Args),
+    Import(import::Args),
     Merge(merge::Args),
     Plot(plot::Args),
     Models(models::Args),
@@ -155,6 +158,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
             Command::Export(args) => export::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Train(args) => train::run(args),
+            Command::Import(args) => import::run(args),
             Command::Merge(args) => merge::run(args),
             Command::Plot(args) => plot::run(args),
             Command::Models(args) => models::run(args),

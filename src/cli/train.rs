@@ -45,6 +45,7 @@ enum TaskArgs {
     /// Rows: `question` and `answer`, or `question_ids` and `answer_ids`. The adapter is for `compress
     /// --adapter`, or for `merge`.
     Align(Box<RunArgs>),
+    Prefix(Box<super::train_prefix::Args>),
     Rank(Box<super::train_rank::Args>),
     Tokens(Box<super::train_tokens::Args>),
 }
@@ -84,14 +85,18 @@ struct RunArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "q,v",
         help_heading = ADAPTER)]
     targets: Vec<String>,
-    /// Memory tokens
+    /// Memory tokens, or with --method pooled the vectors that a text becomes
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = ADAPTER)]
     memory_tokens: usize,
+    /// One adapter for any number of memory tokens up to all: for each sample as many are drawn, and
+    /// `encode --memory-tokens` takes the first. An --adapter that was trained so goes on so
+    #[arg(long, help_heading = ADAPTER)]
+    nested: bool,
     /// Where memory embeddings begin: at random, or at the mean of the model's embeddings
     #[arg(long, value_enum, default_value = "normal", help_heading = ADAPTER)]
     init: MemoryStart,
-    /// What the decoder reads: the memory tokens' K and V, or their output states [default:
-    /// 500xcompressor, or as the given adapter was trained]
+    /// What the decoder reads: the memory tokens' K and V, their output states, or without memory tokens
+    /// means of the text's own output states [default: 500xcompressor, or as the given adapter was trained]
     #[arg(long, value_enum, help_heading = ADAPTER)]
     method: Option<Method>,
 
@@ -183,28 +188,76 @@ pub fn run(args: Args) -> Outcome {
         TaskArgs::Regen(args) => (Task::Regen, args),
         TaskArgs::Qa(args) => (Task::Qa, args),
         TaskArgs::Align(args) => (Task::Align, args),
+        TaskArgs::Prefix(args) => return super::train_prefix::run(*args),
         TaskArgs::Rank(args) => return super::train_rank::run(*args),
         TaskArgs::Tokens(args) => return super::train_tokens::run(*args),
     };
     let plan = args.plan(task)?;
     usage(plan.check())?;
-    let path = args.model.path()?;
+    let engine = open_to_train(&args.model, &args.device, args.precision)?;
+    let mut progress = Progress::new(plan.steps);
+    let control = interrupt::control();
+    let mut watch = |event: Event<'_>| progress.hear(&event);
+    let done = engine.training().run(&plan, &control, &mut watch);
+    progress.end();
+    let what = format!("the adapter is in {}", args.out.display());
+    report(&plan, done?, interrupt::told(), args.json, &what)
+}
+
+/// Opens a model at the precision that was asked for, or not at all.
+pub fn open_to_train(
+    model: &model::PathArgs,
+    device: &model::DeviceArgs,
+    precision: Precision,
+) -> Outcome<Engine> {
+    let path = model.path()?;
     let builder = Engine::builder(&path)
-        .device(args.device.device()?)
-        .precision(args.precision);
-    let model = model::open(&path, builder)?;
-    if model.engine.info().precision != args.precision {
+        .device(device.device()?)
+        .precision(precision);
+    let engine = model::open(&path, builder)?.engine;
+    if engine.info().precision != precision {
         return Err(Failure::Failed(Error::Unsupported {
             what: "--precision bf16 on a CPU".into(),
             have: "--precision f32 there, and bf16 on a CUDA device".into(),
         }));
     }
-    let mut progress = Progress::new(plan.steps);
-    let control = interrupt::control();
-    let mut watch = |event: Event<'_>| progress.hear(&event);
-    let done = model.engine.training().run(&plan, &control, &mut watch);
-    progress.end();
-    args.report(done?, interrupt::told())
+    Ok(engine)
+}
+
+/// Says how a run ended, and where what it made is.
+pub fn report(plan: &Plan, done: Summary, told: bool, as_json: bool, what: &str) -> Outcome {
+    let out = plan.out.display();
+    if as_json {
+        let report = json!({
+            "step": done.step,
+            "stopped": done.stopped,
+            "loss": done.loss,
+            "dev_loss": done.dev_loss,
+            "tokens": done.tokens,
+            "seconds": done.seconds,
+            "out": plan.out.to_string_lossy(),
+        });
+        write_stdout(&format!("{report}\n"))?;
+    }
+    if done.stopped && told {
+        return Err(Failure::Interrupted(format!(
+            "stopped after step {} of {}, which is saved in {out}; --resume continues",
+            done.step, plan.steps
+        )));
+    }
+    let loss = |name: &str, loss: Option<f64>| match loss {
+        Some(loss) => format!(", {name} {loss:.4}"),
+        None => String::new(),
+    };
+    say(&format!(
+        "{} steps{}{}, {} tokens in {:.0} s; {what}",
+        done.step,
+        loss("loss", done.loss),
+        loss("dev loss", done.dev_loss),
+        done.tokens,
+        done.seconds,
+    ));
+    Ok(())
 }
 
 impl RunArgs {
@@ -224,6 +277,7 @@ impl RunArgs {
             },
         };
         plan.method = self.method;
+        plan.nested = self.nested;
         plan.bos = self.bos;
         plan.eos = self.eos;
         plan.dev = self.eval.clone();
@@ -248,40 +302,5 @@ impl RunArgs {
         plan.save_every = self.save_every;
         plan.activation_bytes = self.activation_mb.saturating_mul(1 << 20);
         Ok(plan)
-    }
-
-    fn report(&self, done: Summary, told: bool) -> Outcome {
-        let out = self.out.display();
-        if self.json {
-            let report = json!({
-                "step": done.step,
-                "stopped": done.stopped,
-                "loss": done.loss,
-                "dev_loss": done.dev_loss,
-                "tokens": done.tokens,
-                "seconds": done.seconds,
-                "out": self.out.to_string_lossy(),
-            });
-            write_stdout(&format!("{report}\n"))?;
-        }
-        if done.stopped && told {
-            return Err(Failure::Interrupted(format!(
-                "stopped after step {} of {}, which is saved in {out}; --resume continues",
-                done.step, self.steps
-            )));
-        }
-        let loss = |name: &str, loss: Option<f64>| match loss {
-            Some(loss) => format!(", {name} {loss:.4}"),
-            None => String::new(),
-        };
-        say(&format!(
-            "{} steps{}{}, {} tokens in {:.0} s; the adapter is in {out}",
-            done.step,
-            loss("loss", done.loss),
-            loss("dev loss", done.dev_loss),
-            done.tokens,
-            done.seconds,
-        ));
-        Ok(())
     }
 }

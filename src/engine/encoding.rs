@@ -120,6 +120,14 @@ impl<B: Backend> Runtime for LoadedEncoder<B> {
         self.decoder_only("training an adapter")
     }
 
+    fn prefix_source(
+        &self,
+        _: Objective,
+        _: usize,
+    ) -> Result<Box<dyn train::run::Source + Send + '_>> {
+        self.decoder_only("training a prefix")
+    }
+
     fn encode(&self, _: &Adapter, _: &[Source], _: &EncodeOptions) -> Result<Vec<KvPrefix>> {
         self.decoder_only("a KV prefix")
     }

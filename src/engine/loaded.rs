@@ -272,6 +272,17 @@ impl<B: Backend> Runtime for Loaded<B> {
         }))
     }
 
+    fn prefix_source(
+        &self,
+        objective: Objective,
+        activations: usize,
+    ) -> Result<Box<dyn train::run::Source + Send + '_>> {
+        Ok(Box::new(Trained {
+            trainee: TrainableModel::for_prefix(&self.model, activations)?,
+            objective,
+        }))
+    }
+
     fn encode(
         &self,
         adapter: &Adapter,

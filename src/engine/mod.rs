@@ -5,6 +5,7 @@ mod info;
 mod loaded;
 mod prefixes;
 mod runtime;
+mod study;
 mod text_encoder;
 mod training;
 

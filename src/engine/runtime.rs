@@ -52,6 +52,11 @@ pub(super) trait Runtime: Send + Sync {
         objective: Objective,
         activations: usize,
     ) -> Result<Box<dyn train::run::Source + Send + '_>>;
+    fn prefix_source(
+        &self,
+        objective: Objective,
+        activations: usize,
+    ) -> Result<Box<dyn train::run::Source + Send + '_>>;
     fn encode(
         &self,
         adapter: &Adapter,

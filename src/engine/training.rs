@@ -7,10 +7,11 @@ use super::Engine;
 use serde_json::json;
 
 use crate::control::{Call, Control};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kv_prefix::{Method, Origin};
 use crate::model::config::Config;
-use crate::soft::Settings;
-use crate::train::checkpoint::AdapterMetadata;
+use crate::soft::{self, Settings};
+use crate::train::checkpoint::{AdapterMetadata, PrefixMetadata};
 use crate::train::data::{self, Order, Reading, Task};
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
 use crate::train::parameters::Parameters;
@@ -80,11 +81,12 @@ impl<'e> Training<'e> {
         plan.check()?;
         let engine = self.engine;
         let (config, info) = (engine.config(), engine.info());
-        let parameters = self.parameters(plan, config)?;
         let given = match &plan.begin {
             Begin::Adapter(folder) => Settings::open(folder)?,
             Begin::New { .. } => None,
         };
+        plan.check_given(given.as_ref())?;
+        let parameters = self.parameters(plan, plan.method(given.as_ref()), config)?;
         let settled = plan.settle(config, &parameters, given.as_ref())?;
         let Settled {
             objective,
@@ -105,6 +107,8 @@ impl<'e> Training<'e> {
             method: objective.method,
             max_text_tokens: Some(max_text_tokens),
             model: Some(info.fingerprint.clone()),
+            nested: objective.nested,
+            memory_tokens: (objective.method == Method::Pooled).then_some(objective.vectors),
             ..Settings::default()
         });
         let mut options = plan.options();
@@ -127,44 +131,170 @@ impl<'e> Training<'e> {
                 folder.display()
             )));
         }
-        let dev = match &plan.dev {
-            Some(path) => Call::current().under(control).enter(|| {
-                data::read_all(
-                    path,
-                    &reading,
-                    tokenizer,
-                    plan.bad_rows,
-                    plan.dev_rows,
-                    &mut |line| watch(Event::Note(line)),
-                )
-            })?,
-            None => Vec::new(),
-        };
+        let dev = self.dev(plan, &reading, control, watch)?;
         let start = Start {
             config,
             card: AdapterMetadata {
                 model: info.name.clone(),
                 dropout: plan.dropout,
                 settings,
+                prefix: None,
             },
             parameters,
         };
         let data = Data {
             reading,
-            order: Order {
-                paths: plan.data.clone(),
-                seed: plan.seed,
-                buffer: plan.shuffle_buffer,
-                bad_rows: plan.bad_rows,
-            },
+            order: order(plan),
             tokenizer,
             dev: &dev,
         };
         self.run_on(&mut *source, start, data, &options, control, watch)
     }
 
-    fn parameters(&self, plan: &Plan, config: &Config) -> Result<Parameters> {
-        let with_memory = plan.task != Task::Align;
+    /// Trains `rows` rows of K and V for one text, `corpus`, from questions and answers about it
+    /// (arXiv 2506.06266): the K and V that the model has for the corpus' first tokens are the beginning,
+    /// and what is trained; the model stays as it is. Rows of the plan's data have a question and an answer,
+    /// as those of [`Task::Align`], which is the plan's task; [`Training::questions`] makes some. The run's
+    /// folder holds `prefix.safetensors`, a prefix at any time. What the plan says of an adapter, dropout
+    /// and weight decay is not heeded: there is none.
+    ///
+    /// # Errors
+    /// Those of [`Training::run`]; [`Error::Input`](crate::Error::Input) for another task, or rows that are
+    /// fewer than 2, more than the corpus has tokens, or leave the model no room.
+    pub fn prefix(
+        &self,
+        corpus: &soft::Source,
+        rows: usize,
+        plan: &Plan,
+        control: &Control,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Summary> {
+        plan.check()?;
+        if plan.task != Task::Align {
+            let what = format!("task {}", plan.task.name());
+            return Err(Error::input(what, "expected questions and answers: align"));
+        }
+        let engine = self.engine;
+        let (config, info) = (engine.config(), engine.info());
+        let most = corpus.ids.len().min(config.max_positions.saturating_sub(2));
+        if !(2..=most).contains(&rows) {
+            let reason = format!(
+                "expected 2 to {most}: the corpus has {} tokens, the model {} positions",
+                corpus.ids.len(),
+                config.max_positions
+            );
+            return Err(Error::input(format!("tokens {rows}"), reason));
+        }
+        let first = soft::Source {
+            ids: corpus.ids[..rows].to_vec(),
+            sha256: corpus.sha256.clone(),
+        };
+        let prefixes = engine.prefixes().with(control);
+        let begin = prefixes.prefill(&first, &soft::PrefillOptions::default())?;
+        let parameters = Parameters::of_prefix(&begin)?;
+        let objective = Objective {
+            dropout: 0.0,
+            ..plan.settle(config, &parameters, None)?.objective
+        };
+        let reading = Reading {
+            task: plan.task,
+            max_text_tokens: rows,
+            question: plan.question_template.clone(),
+            answer: plan.answer_template.clone(),
+            vocab: config.vocab,
+            room: config.max_positions - rows,
+        };
+        let mut options = plan.options();
+        options.adamw.weight_decay = 0.0;
+        options.identity = plan.identity(
+            &info.fingerprint,
+            json!(info.precision),
+            &objective,
+            &parameters,
+            rows,
+        )?;
+        for unused in [
+            "rank",
+            "alpha",
+            "targets",
+            "method",
+            "dropout",
+            "weight-decay",
+            "memory-tokens",
+            "max-text-tokens",
+        ] {
+            options.identity.remove(unused);
+        }
+        let identity = [
+            ("task", json!("prefix")),
+            ("tokens", json!(rows)),
+            ("corpus", json!(corpus.sha256)),
+        ];
+        let own = identity.map(|(name, value)| (name.to_owned(), value));
+        options.identity.extend(own);
+        let runtime = &engine.runtime;
+        let mut source = OnThreads {
+            engine,
+            source: runtime.prefix_source(objective, plan.activation_bytes)?,
+        };
+        let tokenizer = engine.tokenizer().ok();
+        let dev = self.dev(plan, &reading, control, watch)?;
+        let origin = Origin {
+            method: Method::Trained,
+            source_tokens: corpus.ids.len(),
+            ..begin.origin().clone()
+        };
+        let start = Start {
+            config,
+            card: AdapterMetadata {
+                model: info.name.clone(),
+                dropout: 0.0,
+                settings: None,
+                prefix: Some(PrefixMetadata {
+                    origin,
+                    rope: begin.rope().cloned(),
+                    kv_heads: config.kv_heads,
+                }),
+            },
+            parameters,
+        };
+        let data = Data {
+            reading,
+            order: order(plan),
+            tokenizer,
+            dev: &dev,
+        };
+        self.run_on(&mut source, start, data, &options, control, watch)
+    }
+
+    /// The rows that the loss is measured on.
+    fn dev(
+        &self,
+        plan: &Plan,
+        reading: &Reading,
+        control: &Control,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Sample>> {
+        let Some(path) = &plan.dev else {
+            return Ok(Vec::new());
+        };
+        // Rows of ids need none, and a row of text says that there is none.
+        let tokenizer = self.engine.tokenizer().ok();
+        let mut skipped = |line: &str| watch(Event::Note(line));
+        Call::current().under(control).enter(|| {
+            data::read_all(
+                path,
+                reading,
+                tokenizer,
+                plan.bad_rows,
+                plan.dev_rows,
+                &mut skipped,
+            )
+        })
+    }
+
+    fn parameters(&self, plan: &Plan, method: Method, config: &Config) -> Result<Parameters> {
+        let with_memory = plan.task != Task::Align && method != Method::Pooled;
         match &plan.begin {
             Begin::Adapter(folder) => Parameters::open(folder, config, with_memory),
             Begin::New {
@@ -216,6 +346,16 @@ impl<'e> Training<'e> {
         self.engine.call(control, || {
             run::run(source, start, data, options, control, watch)
         })
+    }
+}
+
+/// In which order a plan's rows are drawn.
+fn order(plan: &Plan) -> Order {
+    Order {
+        paths: plan.data.clone(),
+        seed: plan.seed,
+        buffer: plan.shuffle_buffer,
+        bad_rows: plan.bad_rows,
     }
 }
 

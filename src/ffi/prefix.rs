@@ -177,6 +177,7 @@ pub extern "C" fn prefold_encode(
                 0 => None,
                 1 => Some(Method::FiveHundredX),
                 2 => Some(Method::Icae),
+                5 => Some(Method::Pooled),
                 other => return Err(argument(format!("method {other}"))),
             },
             piece_tokens: (options.piece_tokens > 0).then_some(options.piece_tokens),
@@ -367,6 +368,8 @@ pub extern "C" fn prefold_prefix_info(handle: u64, out: *mut PrefoldPrefixInfo) 
                 Method::Icae => 2,
                 Method::Prefill => 3,
                 Method::Pruned => 4,
+                Method::Pooled => 5,
+                Method::Trained => 6,
             },
         };
         let known = size.min(size_of::<PrefoldPrefixInfo>());

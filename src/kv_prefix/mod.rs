@@ -57,22 +57,40 @@ pub enum Method {
     FiveHundredX,
     /// The memory tokens' output states, read by the decoder as embeddings (arXiv 2307.06945).
     Icae,
+    /// Means of the text's output states over equal windows, read by the decoder as embeddings (arXiv
+    /// 2510.20797).
+    Pooled,
     /// K and V of the text itself.
     #[cfg_attr(feature = "cli", value(skip))]
     Prefill,
     /// Those of some of its tokens.
     #[cfg_attr(feature = "cli", value(skip))]
     Pruned,
+    /// Rows of K and V that were trained for the text (arXiv 2506.06266).
+    #[cfg_attr(feature = "cli", value(skip))]
+    Trained,
 }
 
 impl Method {
+    /// Whether it is an adapter's.
+    pub(crate) const fn is_adapters(self) -> bool {
+        matches!(self, Method::FiveHundredX | Method::Icae | Method::Pooled)
+    }
+
+    /// Whether the decoder reads states as embeddings.
+    pub(crate) const fn reads_states(self) -> bool {
+        matches!(self, Method::Icae | Method::Pooled)
+    }
+
     /// Its name in files.
     pub const fn name(self) -> &'static str {
         match self {
             Method::FiveHundredX => "500xcompressor",
             Method::Icae => "icae",
+            Method::Pooled => "pooled",
             Method::Prefill => "prefill",
             Method::Pruned => "pruned",
+            Method::Trained => "trained",
         }
     }
 }
@@ -86,7 +104,8 @@ pub struct Origin {
     pub method: Method,
     /// Hash of the adapter, if one was on.
     pub adapter: Option<String>,
-    /// By what the kept tokens were chosen and how many, as `snapkv 0.5`.
+    /// By what the kept tokens were chosen and how many, as `snapkv 0.5`; the first of memory tokens, as
+    /// `first 4`; of trained rows the steps and a hash of their values.
     pub kept_by: Option<String>,
     /// Tokens of the text.
     pub source_tokens: usize,

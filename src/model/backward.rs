@@ -61,6 +61,18 @@ pub(crate) struct Memory<'p, B: Backend> {
     layers: Vec<[PooledBuffer<'p, B>; 2]>,
 }
 
+impl<'p, B: Backend> Memory<'p, B> {
+    /// `rows` of each sequence: K, rotated, and V by layer, `[sequences, rows, kv_heads, head_dim]`.
+    pub fn new(rows: usize, layers: Vec<[PooledBuffer<'p, B>; 2]>) -> Self {
+        Memory { rows, layers }
+    }
+
+    /// See [`Memory::new`].
+    pub fn layers(&self) -> &[[PooledBuffer<'p, B>; 2]] {
+        &self.layers
+    }
+}
+
 /// What a pass leaves for its backward.
 pub(crate) struct Acts<'p, B: Backend> {
     angles: PooledBuffer<'p, B>,

@@ -389,10 +389,12 @@ pub(crate) type RawFactor = ((usize, Target, usize), String, [usize; 2], Vec<f32
 
 /// Refuses an encoder's adapter, which is of use only with its memory embeddings.
 pub(crate) fn refuse_memory(folder: &Path) -> Result<()> {
-    match folder.join("memory_embeddings.safetensors").exists() {
+    // One that pools has no memory embeddings, but says how it reads.
+    let files = ["memory_embeddings.safetensors", "prefold.json"];
+    match files.iter().any(|name| folder.join(name).exists()) {
         true => Err(Error::format(
             folder,
-            "is an encoder's adapter, with memory embeddings; take one that was trained to align, or make \
+            "is an encoder's adapter; take one that was trained to align, or make \
              prefixes with this one",
         )),
         false => Ok(()),

@@ -76,7 +76,7 @@ impl<B: Backend> Model<B> {
 }
 
 /// `[a, b, width]` to `[b, a, width]`.
-fn exchange(values: &[f32], a: usize, b: usize, width: usize) -> Vec<f32> {
+pub(crate) fn exchange(values: &[f32], a: usize, b: usize, width: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(values.len());
     for j in 0..b {
         for i in 0..a {

@@ -25,11 +25,29 @@ pub enum NextPosition {
     Text,
 }
 
+/// How a text that is longer than a piece may be is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// Into as few pieces as can be, their lengths equal but for one token, the longer ones first.
+    #[default]
+    Even,
+    /// Into as many, each as long as the text through their number, rounded up, and the last one what is
+    /// left: as ICAE's published code cuts.
+    RoundedUp,
+}
+
+impl Cut {
+    fn is_default(&self) -> bool {
+        *self == Cut::default()
+    }
+}
+
 /// How an adapter was trained, from `prefold.json` beside it; the defaults are the paper's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// 500xCompressor or ICAE.
+    /// 500xCompressor, ICAE, or pooled states.
     pub method: Method,
     /// Longest text, in tokens; `None`: as many as the model has positions for.
     pub max_text_tokens: Option<usize>,
@@ -42,6 +60,24 @@ pub struct Settings {
     /// [`crate::ModelInfo::fingerprint`] of the model that it was trained with. Another quantisation
     /// of that model serves as well, hence it is not demanded; a default adapter is chosen by it.
     pub model: Option<String>,
+    /// How a text longer than `max_text_tokens` is cut.
+    #[serde(skip_serializing_if = "Cut::is_default")]
+    pub cut: Cut,
+    /// Id that the encoder reads before a text, unless the text begins with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_bos: Option<u32>,
+    /// Ids that the decoder reads before the memory tokens' states: those of a chat template, for an
+    /// adapter that was trained in one (ICAE only).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decoder_begin: Vec<u32>,
+    /// The first memory tokens were trained to stand alone, whatever their number: see
+    /// [`Adapter::first`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
+    /// How many memory tokens are read, the first ones; `None`: all. Of an adapter that pools, which has
+    /// none, the vectors that a piece becomes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_tokens: Option<usize>,
 }
 
 impl Default for Settings {
@@ -53,6 +89,11 @@ impl Default for Settings {
             pad_id: None,
             next_position: NextPosition::Memory,
             model: None,
+            cut: Cut::default(),
+            text_bos: None,
+            decoder_begin: Vec::new(),
+            nested: false,
+            memory_tokens: None,
         }
     }
 }
@@ -68,8 +109,8 @@ impl Settings {
             return Ok(None);
         }
         let settings: Settings = mapped::read_json(&path, LONGEST_SETTINGS)?;
-        if !matches!(settings.method, Method::FiveHundredX | Method::Icae) {
-            let reason = "method is neither 500xcompressor nor icae";
+        if !settings.method.is_adapters() {
+            let reason = "method is none of 500xcompressor, icae and pooled";
             return Err(Error::format(&path, reason));
         }
         Ok(Some(settings))
@@ -80,10 +121,14 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     pub(crate) lora: LoraWeights,
-    /// `[num_mem, hidden]`.
+    /// `[num_mem, hidden]`; empty for one that pools.
     pub(crate) memory: Vec<f32>,
-    pub(crate) hidden: usize,
+    count: usize,
+    /// Memory tokens that it was trained with.
+    trained: usize,
+    hidden: usize,
     begin: Option<Vec<f32>>,
+    after: Option<Vec<f32>>,
     settings: Settings,
     id: String,
 }
@@ -92,44 +137,66 @@ pub struct Adapter {
 const MEMORY: &str = "memory_embeddings";
 /// The file of what a text that is regenerated begins with, and the tensor in it.
 const BEGIN: &str = "ae_embedding";
+/// The file of what the decoder reads after memory tokens, and the tensor in it.
+const AFTER: &str = "after_memory";
 /// The file of settings.
-const SETTINGS: &str = "prefold.json";
+pub(crate) const SETTINGS: &str = "prefold.json";
 /// A handful of settings.
 const LONGEST_SETTINGS: u64 = 1 << 16;
 
 impl Adapter {
     /// Reads a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`,
     /// `memory_embeddings.safetensors` (`[num_mem, hidden]`), and perhaps `ae_embedding.safetensors`
-    /// (`[hidden]`) and `prefold.json`.
+    /// (`[hidden]`), `after_memory.safetensors` (`[hidden]`) and `prefold.json`.
     ///
     /// # Errors
     /// Those of [`LoraWeights::open`]; [`Error::Format`] for memory embeddings or settings that do not
     /// fit.
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let lora = LoraWeights::open(folder, config)?;
-        let memory = read_memory(folder, config)?;
-        let begin = read_begin(folder, config)?;
-        let num_mem = memory.len() / config.hidden;
         let settings_path = folder.join(SETTINGS);
         let settings = Settings::open(folder)?.unwrap_or_default();
         let bad = |reason: &str| Err(Error::format(&settings_path, reason));
+        let pools = settings.method == Method::Pooled;
+        let memory = match pools {
+            true => Vec::new(),
+            false => read_memory(folder, config)?,
+        };
+        let begin = read_row(folder, BEGIN, config)?;
+        let after = read_row(folder, AFTER, config)?;
+        let num_mem = match (pools, settings.memory_tokens) {
+            (true, Some(count)) if count > 0 => count,
+            (true, _) => return bad("an adapter that pools says how many vectors: memory_tokens"),
+            (false, _) => memory.len() / config.hidden,
+        };
         if settings.max_text_tokens == Some(0) {
             return bad("max_text_tokens is 0");
         }
         if settings.pad_to > settings.max_text_tokens && settings.max_text_tokens.is_some() {
             return bad("pad_to is more than max_text_tokens");
         }
-        if settings
-            .pad_id
-            .is_some_and(|id| id as usize >= config.vocab)
-        {
+        let outside = |id: u32| id as usize >= config.vocab;
+        if settings.pad_id.is_some_and(outside) {
             return bad("pad_id is outside the vocabulary");
         }
+        if settings.text_bos.is_some_and(outside) {
+            return bad("text_bos is outside the vocabulary");
+        }
+        if settings.decoder_begin.iter().copied().any(outside) {
+            return bad("decoder_begin holds an id outside the vocabulary");
+        }
+        let around = after.is_some() || !settings.decoder_begin.is_empty();
+        if around && settings.method != Method::Icae {
+            return bad("decoder_begin and after_memory are for the method icae");
+        }
         if num_mem >= config.max_positions {
-            let path = folder.join(format!("{MEMORY}.safetensors"));
+            let path = match pools {
+                true => settings_path,
+                false => folder.join(format!("{MEMORY}.safetensors")),
+            };
             return Err(Error::format(
                 path,
-                "more rows than the model has positions",
+                "more memory tokens than the model has positions",
             ));
         }
         let mut hash = Sha256::new();
@@ -137,28 +204,92 @@ impl Adapter {
             let path = folder.join(name);
             hash.update(Mapped::open(&path, Access::Map)?.bytes());
         }
+        if pools {
+            hash.update(format!("pooled {num_mem}"));
+        }
         for value in memory.iter().chain(begin.iter().flatten()) {
             hash.update(value.to_le_bytes());
         }
-        Ok(Adapter {
+        // Only of those that have some of it, so that the ids of all others stay what they were.
+        if around || settings.text_bos.is_some() || settings.cut != Cut::default() {
+            for value in after.iter().flatten() {
+                hash.update(value.to_le_bytes());
+            }
+            let Settings {
+                cut,
+                text_bos,
+                decoder_begin,
+                ..
+            } = &settings;
+            hash.update(format!("{cut:?} {text_bos:?} {decoder_begin:?}"));
+        }
+        let first = settings.memory_tokens;
+        let adapter = Adapter {
             lora,
             memory,
+            count: num_mem,
+            trained: num_mem,
             hidden: config.hidden,
             begin,
+            after,
             settings,
             id: hex(&hash.finalize()),
-        })
+        };
+        match first {
+            Some(count) => adapter.first(count).map_err(|error| match error {
+                Error::Input { what, reason } => {
+                    Error::format(&settings_path, format!("{what}: {reason}"))
+                }
+                other => other,
+            }),
+            None => Ok(adapter),
+        }
     }
 
-    /// Number of memory tokens.
+    /// The same adapter with its first `count` memory tokens, from 1 to as many as it has: what
+    /// `train --nested` trains, in the manner of Matryoshka representations (arXiv 2205.13147).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for another number, or for fewer than all of an adapter that was trained with all
+    /// of them only.
+    pub fn first(mut self, count: usize) -> Result<Self> {
+        let (what, have) = (format!("memory_tokens {count}"), self.num_mem());
+        if !(1..=have).contains(&count) {
+            return Err(Error::input(what, format!("the adapter has 1 to {have}")));
+        }
+        if count < have && !self.settings.nested {
+            let reason = format!(
+                "the adapter was trained with all of its {have} memory tokens; one that takes fewer is \
+                 trained by --nested"
+            );
+            return Err(Error::input(what, reason));
+        }
+        self.memory.truncate(count * self.hidden);
+        self.count = count;
+        self.settings.memory_tokens = Some(count);
+        Ok(self)
+    }
+
+    /// Memory tokens that it was trained with, those included that [`Adapter::first`] left out.
+    pub fn trained_memory_tokens(&self) -> usize {
+        self.trained
+    }
+
+    /// Number of memory tokens that are read, or of vectors that a piece of text becomes at most.
     pub fn num_mem(&self) -> usize {
-        self.memory.len() / self.hidden
+        self.count
     }
 
     /// The embedding, `[hidden]`, that it was trained to begin a text that is regenerated with: ICAE's
     /// \[AE\] (arXiv 2307.06945, section 2.2). Without one, that is BOS.
     pub fn begin(&self) -> Option<&[f32]> {
         self.begin.as_deref()
+    }
+
+    /// The embedding, `[hidden]`, that the decoder reads after the memory tokens' states and before
+    /// anything else: \[FT\] or \[LM\] of ICAE's published weights. It is a row of the prefix.
+    pub fn after(&self) -> Option<&[f32]> {
+        self.after.as_deref()
     }
 
     /// An error unless it made the prefix.
@@ -205,26 +336,31 @@ pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
     }
 }
 
-/// Where an adapter's folder has what its texts begin with.
-pub(crate) fn begin_path(folder: &Path) -> PathBuf {
-    folder.join(format!("{BEGIN}.safetensors"))
+/// The files of an adapter's folder that training would have to go on with, and cannot.
+pub(crate) fn untrained_rows(folder: &Path) -> Option<&'static str> {
+    let mut names = [BEGIN, AFTER].into_iter();
+    names.find(|name| row_path(folder, name).exists())
 }
 
-/// That embedding, `[hidden]`, if there is one.
-fn read_begin(folder: &Path, config: &Config) -> Result<Option<Vec<f32>>> {
-    let path = begin_path(folder);
+fn row_path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.safetensors"))
+}
+
+/// An embedding, `[hidden]`, in the file of its name, if there is one.
+fn read_row(folder: &Path, name: &str, config: &Config) -> Result<Option<Vec<f32>>> {
+    let path = row_path(folder, name);
     if !path.exists() {
         return Ok(None);
     }
     let tensors = safetensors::read(&path, mapped::Access::Map)?;
     let tensor = tensors
-        .get(BEGIN)
-        .ok_or_else(|| Error::format(&path, format!("there is no tensor {BEGIN}")))?;
+        .get(name)
+        .ok_or_else(|| Error::format(&path, format!("there is no tensor {name}")))?;
     match tensor.shape[..] {
         [width] | [1, width] | [1, 1, width] if width == config.hidden => Ok(Some(floats(tensor)?)),
         _ => {
             let (got, hidden) = (&tensor.shape, config.hidden);
-            let reason = format!("{BEGIN} is {got:?}, expected [{hidden}]");
+            let reason = format!("{name} is {got:?}, expected [{hidden}]");
             Err(Error::format(&path, reason))
         }
     }

@@ -1,8 +1,9 @@
-//! 500xCompressor's encoder, and ICAE's.
+//! 500xCompressor's encoder, ICAE's, and one that pools.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Adapter, NextPosition, PASS, Source, advance, rope};
+use super::{Adapter, Cut, NextPosition, PASS, Source, advance, rope};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape, content_id};
@@ -14,7 +15,7 @@ use crate::ops::Backend;
 /// How a text is encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// 500xCompressor or ICAE; `None`: as the adapter was trained.
+    /// 500xCompressor, ICAE or pooled states; `None`: as the adapter was trained.
     pub method: Option<Method>,
     /// Longest piece of text, in tokens, at least 1; `None`: as the adapter was trained.
     pub piece_tokens: Option<usize>,
@@ -23,15 +24,43 @@ pub struct EncodeOptions {
 /// The pieces of a text of `len` tokens of which none may have more than `longest`: as few as can be,
 /// their lengths equal but for one token, the longer ones first.
 pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
-    let count = len.div_ceil(longest.max(1));
+    parts(len, len.div_ceil(longest.max(1)))
+}
+
+/// `len` rows in `count` parts, or in `len` where these are fewer, their lengths equal but for one, the
+/// longer ones first.
+pub(crate) fn parts(len: usize, count: usize) -> Vec<Range<usize>> {
+    let count = count.min(len);
     let mut start = 0;
     (0..count)
         .map(|i| {
-            let piece = len / count + usize::from(i < len % count);
-            start += piece;
-            start - piece..start
+            let part = len / count + usize::from(i < len % count);
+            start += part;
+            start - part..start
         })
         .collect()
+}
+
+/// The mean of each of `windows` of `rows`, `[rows, width]`, in f64 on its way: `[windows, width]`.
+pub(crate) fn means(rows: &[f32], width: usize, windows: &[Range<usize>]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(windows.len() * width);
+    for window in windows {
+        let mut sums = vec![0.0f64; width];
+        for row in rows[window.start * width..window.end * width].chunks_exact(width) {
+            let pairs = sums.iter_mut().zip(row);
+            pairs.for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        let share = 1.0 / window.len() as f64;
+        out.extend(sums.iter().map(|sum| (sum * share) as f32));
+    }
+    out
+}
+
+/// The same, where [`Cut::RoundedUp`] says how.
+fn pieces_rounded_up(len: usize, longest: usize) -> Vec<Range<usize>> {
+    let length = len.div_ceil(len.div_ceil(longest.max(1)).max(1)).max(1);
+    let starts = (0..len).step_by(length);
+    starts.map(|start| start..len.min(start + length)).collect()
 }
 
 /// The K and V of memory tokens that read a text: one run of them per piece, joined; for each of `sources`.
@@ -43,7 +72,10 @@ pub fn pieces(len: usize, longest: usize) -> Vec<Range<usize>> {
 /// forward passes of up to 1,024 rows.
 ///
 /// By ICAE's method the memory tokens' output states (after the last norm) are read by the decoder,
-/// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's.
+/// the adapter off, as embeddings at positions from 0, and the K and V are the decoder's. Where the
+/// adapter has ids or an embedding to stand before and after them, their rows are a part of the prefix.
+/// An adapter that pools has no memory tokens: the text's own output states, in as many windows as there
+/// would be memory tokens (or one a token where the piece is shorter), are averaged and read so.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty text or one with ids outside the vocabulary; [`Error::Shape`] for
@@ -62,9 +94,10 @@ pub fn encode<B: Backend>(
     let mut layouts = Vec::new();
     for source in sources {
         source.check()?;
-        let layout = encoder.layout(source.ids.len());
+        let ids = encoder.text(&source.ids);
+        let layout = encoder.layout(ids.len());
         let pieces = layout.pieces.iter();
-        cut.extend(pieces.map(|piece| encoder.padded(&source.ids[piece.clone()])));
+        cut.extend(pieces.map(|piece| encoder.padded(&ids[piece.clone()])));
         layouts.push(layout);
     }
     let mut runs = Vec::with_capacity(cut.len());
@@ -111,7 +144,7 @@ pub fn encoded_id<B: Backend>(
 ) -> Result<String> {
     source.check()?;
     let encoder = Encoder::new(model, adapter, options)?;
-    let layout = encoder.layout(source.ids.len());
+    let layout = encoder.layout(encoder.text(&source.ids).len());
     let origin = encoder.origin(id, source, &layout);
     Ok(content_id(&origin, &layout.positions, layout.next_pos))
 }
@@ -149,6 +182,16 @@ type Layers = Vec<[Vec<f32>; 2]>;
 impl<'a, B: Backend> Encoder<'a, B> {
     fn new(model: &'a Model<B>, adapter: &'a Adapter, options: &EncodeOptions) -> Result<Self> {
         let (c, settings) = (model.config(), adapter.settings());
+        let method = options.method.unwrap_or(settings.method);
+        if !method.is_adapters() {
+            let what = format!("method {}", method.name());
+            return Err(Error::input(what, "no adapter makes that"));
+        }
+        if (method == Method::Pooled) != (settings.method == Method::Pooled) {
+            let what = format!("method {}", method.name());
+            let reason = format!("the adapter was trained by {}", settings.method.name());
+            return Err(Error::input(what, reason));
+        }
         let room = c.max_positions.saturating_sub(adapter.num_mem());
         let longest = match options.piece_tokens.or(settings.max_text_tokens) {
             Some(tokens) if tokens > 0 && tokens <= room => tokens,
@@ -173,24 +216,63 @@ impl<'a, B: Backend> Encoder<'a, B> {
         Ok(Encoder {
             model,
             adapter,
-            method: options.method.unwrap_or(settings.method),
+            method,
             longest,
             pad,
         })
     }
 
+    /// What is read of a text.
+    fn text<'t>(&self, ids: &'t [u32]) -> Cow<'t, [u32]> {
+        match self.adapter.settings().text_bos {
+            Some(bos) if ids.first() != Some(&bos) => Cow::Owned([&[bos], ids].concat()),
+            _ => Cow::Borrowed(ids),
+        }
+    }
+
+    /// Rows of a prefix that stand around those of memory tokens.
+    fn around(&self) -> usize {
+        match self.method {
+            Method::Icae => {
+                let begin = self.adapter.settings().decoder_begin.len();
+                begin + usize::from(self.adapter.after().is_some())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Rows that a piece of so many tokens becomes.
+    fn rows(&self, tokens: usize) -> usize {
+        match self.method {
+            Method::Pooled => self.adapter.num_mem().min(tokens),
+            _ => self.adapter.num_mem(),
+        }
+    }
+
+    /// Memory tokens that are read after a piece.
+    fn appended(&self) -> usize {
+        match self.method {
+            Method::Pooled => 0,
+            _ => self.adapter.num_mem(),
+        }
+    }
+
     fn layout(&self, tokens: usize) -> Layout {
-        let num_mem = self.adapter.num_mem();
-        let pieces = pieces(tokens, self.longest);
-        let rows = pieces.len() * num_mem;
+        let pieces = match self.adapter.settings().cut {
+            Cut::Even => pieces(tokens, self.longest),
+            Cut::RoundedUp => pieces_rounded_up(tokens, self.longest),
+        };
+        let padded = |piece: &Range<usize>| piece.len().max(self.pad.map_or(0, |(to, _)| to));
+        let count = |piece: &Range<usize>| self.rows(padded(piece));
+        let rows = pieces.iter().map(count).sum::<usize>() + self.around();
         let positions: Vec<u32> = match self.method {
             // The decoder reads the states from its own beginning on.
-            Method::Icae => (0..rows as u32).collect(),
+            method if method.reads_states() => (0..rows as u32).collect(),
             _ => pieces
                 .iter()
                 .flat_map(|piece| {
-                    let at = piece.len().max(self.pad.map_or(0, |(to, _)| to));
-                    (at..at + num_mem).map(|position| position as u32)
+                    let at = padded(piece);
+                    (at..at + count(piece)).map(|position| position as u32)
                 })
                 .collect(),
         };
@@ -213,7 +295,14 @@ impl<'a, B: Backend> Encoder<'a, B> {
             model: id.clone(),
             method: self.method,
             adapter: Some(self.adapter.id().into()),
-            kept_by: None,
+            // A part of the prefix's id: without it one piece of 8 memory tokens and two of 4 would have the
+            // same.
+            kept_by: match self.adapter.num_mem() {
+                count if count < self.adapter.trained_memory_tokens() => {
+                    Some(format!("first {count}"))
+                }
+                _ => None,
+            },
             source_tokens: source.ids.len(),
             source_sha256: source.sha256.clone(),
             pieces: layout.pieces.len(),
@@ -230,7 +319,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
 
     /// Reads the first pieces, as many as share a pass, at least one.
     fn read(&self, lora: &Lora<B>, pieces: &[Vec<u32>]) -> Result<Vec<Run>> {
-        let (model, num_mem) = (self.model, self.adapter.num_mem());
+        let (model, num_mem) = (self.model, self.appended());
         let mut rows = 0;
         let together = pieces
             .iter()
@@ -242,6 +331,10 @@ impl<'a, B: Backend> Encoder<'a, B> {
         let mut kv = model.kv()?;
         if together < 2 {
             let ids = pieces.first().map_or(&[][..], Vec::as_slice);
+            if self.method == Method::Pooled {
+                let states = self.states(lora, ids, &mut kv)?;
+                return Ok(vec![Run::States(self.pooled(&states))]);
+            }
             drop(advance(model, ids, Some(lora), &mut kv)?);
             let memory = Input::Embeddings(&self.adapter.memory);
             let hidden = model.forward_adapted(memory, Some(lora), &mut kv)?;
@@ -263,19 +356,46 @@ impl<'a, B: Backend> Encoder<'a, B> {
         }
         let hidden = model.forward_separate(&embeddings, &lengths, Some(lora), &mut kv)?;
         kv.commit(lengths.iter().sum())?;
-        let states = match self.method {
-            Method::Icae => hidden.states()?,
-            _ => Vec::new(),
+        let states = match self.method.reads_states() {
+            true => hidden.states()?,
+            false => Vec::new(),
         };
         let (width, mut end) = (model.config().hidden, 0);
         let mut runs = Vec::with_capacity(together);
         for length in &lengths {
             end += length;
+            if self.method == Method::Pooled {
+                let own = states.get((end - length) * width..end * width);
+                runs.push(Run::States(self.pooled(own.unwrap_or_default())));
+                continue;
+            }
             let first = end - num_mem;
             let own = states.get(first * width..end * width).unwrap_or_default();
             runs.push(self.run(&kv, own.to_vec(), first)?);
         }
         Ok(runs)
+    }
+
+    /// The output states of all of a text, `[ids, hidden]`.
+    fn states(&self, lora: &Lora<B>, ids: &[u32], kv: &mut Kv<B>) -> Result<Vec<f32>> {
+        self.model.check_positions(0, ids.len())?;
+        let mut states = Vec::with_capacity(ids.len() * self.model.config().hidden);
+        for pass in ids.chunks(PASS) {
+            let input = Input::Ids(pass);
+            let hidden = self.model.forward_adapted(input, Some(lora), kv)?;
+            states.extend(hidden.states()?);
+            drop(hidden);
+            kv.commit(pass.len())?;
+            control::report(kv.len(), ids.len());
+        }
+        Ok(states)
+    }
+
+    /// What a piece's output states become.
+    fn pooled(&self, states: &[f32]) -> Vec<f32> {
+        let width = self.model.config().hidden;
+        let tokens = states.len() / width;
+        means(states, width, &parts(tokens, self.rows(tokens)))
     }
 
     /// What the memory tokens hold whose rows begin at `row`.
@@ -296,11 +416,18 @@ impl<'a, B: Backend> Encoder<'a, B> {
                 Run::Rows(more) => join(&mut layers, more, self.model.config().kv_heads),
             }
         }
-        if self.method != Method::Icae {
+        if !self.method.reads_states() {
             return Ok(layers);
         }
-        let input = Input::Embeddings(&states);
+        let mut embeddings = match &self.adapter.settings().decoder_begin[..] {
+            [] => Vec::new(),
+            begin => self.model.embeddings(begin)?,
+        };
+        embeddings.extend(states);
+        embeddings.extend_from_slice(self.adapter.after().unwrap_or_default());
+        let input = Input::Embeddings(&embeddings);
         let tokens = input.rows(self.model.config().hidden);
+        self.model.check_positions(0, tokens)?;
         let mut kv = self.model.kv()?;
         drop(self.model.forward_adapted(input, None, &mut kv)?);
         kv.commit(tokens)?;
@@ -345,6 +472,30 @@ mod tests {
                 assert!(max <= longest && min + 1 >= max);
             }
         }
+    }
+
+    #[test]
+    fn pieces_that_are_rounded_up_are_equal_but_for_the_last() {
+        assert_eq!(pieces_rounded_up(10, 4), [0..4, 4..8, 8..10]);
+        assert_eq!(pieces_rounded_up(34, 16), [0..12, 12..24, 24..34]);
+        assert!(pieces_rounded_up(0, 4).is_empty());
+        for len in 1..60 {
+            for longest in 1..20 {
+                let cut = pieces_rounded_up(len, longest);
+                assert_eq!(cut.len(), pieces(len, longest).len());
+                assert!(cut.iter().all(|piece| !piece.is_empty()));
+                assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start));
+                assert!(cut[0].len() <= longest && cut[cut.len() - 1].end == len);
+            }
+        }
+    }
+
+    #[test]
+    fn windows_are_averaged() {
+        let rows = [1.0, 10.0, 3.0, 30.0, 8.0, 80.0];
+        assert_eq!(means(&rows, 2, &parts(3, 2)), [2.0, 20.0, 8.0, 80.0]);
+        assert_eq!(means(&rows, 2, &parts(3, 5)), rows);
+        assert!(means(&[], 2, &parts(0, 5)).is_empty());
     }
 
     #[test]

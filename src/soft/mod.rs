@@ -1,7 +1,7 @@
 //! Soft compression: KV prefixes made from text, and generation after them.
 //!
 //! [`encode`](encode()) is 500xCompressor's encoder (arXiv 2408.03094, section 3) or, after one
-//! switch, ICAE's; [`prefill`](prefill()) is the model's own cache, whole or pruned;
+//! switch, ICAE's or one that pools; [`prefill`](prefill()) is the model's own cache, whole or pruned;
 //! [`generate`](generate()) is the frozen decoder after any of them.
 
 mod adapter;
@@ -10,9 +10,12 @@ mod generate;
 mod prefill;
 mod prune;
 
-pub use adapter::{Adapter, NextPosition, Settings};
-pub(crate) use adapter::{begin_path, read_memory};
+#[cfg(feature = "train")]
+pub(crate) use adapter::SETTINGS;
+pub use adapter::{Adapter, Cut, NextPosition, Settings};
+pub(crate) use adapter::{read_memory, untrained_rows};
 pub use encode::{EncodeOptions, encode, encoded_id, pieces};
+pub(crate) use encode::{means, parts};
 pub use generate::{Completion, Finish, Generated, Query, Sampling, answer, generate};
 pub use prefill::{PrefillOptions, prefill};
 pub use prune::KeepBy;

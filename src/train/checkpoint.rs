@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
+use hmac_sha256::Hash as Sha256;
 use safetensors::tensor::View;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -22,6 +22,7 @@ use super::parameters::Parameters;
 use super::start::MEMORY;
 use crate::error::{Error, Result};
 use crate::files::link_target;
+use crate::kv_prefix::{Dtype, KRope, KvPrefix, Origin, Parts, Rope, Shape, hex};
 use crate::mapped;
 use crate::model::config::Config;
 use crate::model::lora::floats;
@@ -30,6 +31,8 @@ use crate::soft::Settings;
 
 /// What marks a folder as a run's, and its version.
 const STATE: &str = "trainer.json";
+/// The file of a trained prefix.
+pub const PREFIX: &str = "prefix.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const VERSION: u32 = 1;
 /// Options have a kilobyte or two.
@@ -75,6 +78,56 @@ pub struct AdapterMetadata {
     pub dropout: f32,
     /// How its encoder reads; `None` for an adapter without memory tokens.
     pub settings: Option<Settings>,
+    /// What the file of a prefix says, where that is what is trained.
+    pub prefix: Option<PrefixMetadata>,
+}
+
+/// What the file of a trained prefix says beside its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PrefixMetadata {
+    /// Model and text.
+    pub origin: Origin,
+    /// How its keys are rotated.
+    pub rope: Option<Rope>,
+    /// Key and value heads.
+    pub kv_heads: usize,
+}
+
+impl PrefixMetadata {
+    /// The prefix after so many steps.
+    ///
+    /// # Errors
+    /// Those of [`KvPrefix::new`].
+    pub fn prefix(&self, parameters: &Parameters, step: u64) -> Result<KvPrefix> {
+        let layers = parameters.prefix_layers(self.kv_heads);
+        let [rows, width] = parameters.tensors.first().map_or([0; 2], |t| t.shape);
+        let mut hash = Sha256::new();
+        for value in parameters.tensors.iter().flat_map(|t| &t.values) {
+            hash.update(value.to_le_bytes());
+        }
+        let mut origin = self.origin.clone();
+        // Without it the prefixes of all steps would have one id.
+        let digest = hex(&hash.finalize());
+        origin.kept_by = Some(format!(
+            "step {step}, {}",
+            digest.get(..16).unwrap_or(&digest)
+        ));
+        KvPrefix::new(Parts {
+            origin,
+            shape: Shape {
+                layers: layers.len(),
+                kv_heads: self.kv_heads,
+                tokens: rows,
+                head_dim: width / self.kv_heads.max(1),
+            },
+            layers,
+            k_rope: KRope::Applied,
+            rope: self.rope.clone(),
+            positions: (0..rows as u32).collect(),
+            next_pos: rows,
+            source_ids: Vec::new(),
+        })
+    }
 }
 
 /// Writes a run's folder whole or not at all: beside it, synced, and then in its place.
@@ -120,11 +173,19 @@ fn write_fresh(
     let (memory, factors): (Vec<&Tensor>, Vec<&Tensor>) =
         parameters.tensors.iter().partition(|t| t.name == MEMORY);
     let file = |name: &str, bytes: &[u8]| write_synced(&fresh.join(name), bytes);
-    file("adapter_config.json", &pretty(&peft(parameters, card))?)?;
-    let named = factors
-        .iter()
-        .map(|t| (t.name.clone(), &t.shape, &t.values));
-    file("adapter_model.safetensors", &pack(named)?)?;
+    match &card.prefix {
+        Some(prefix) => {
+            let prefix = prefix.prefix(parameters, state.step)?;
+            file(PREFIX, &prefix.to_bytes(Dtype::F32)?)?;
+        }
+        None => {
+            file("adapter_config.json", &pretty(&peft(parameters, card))?)?;
+            let named = factors
+                .iter()
+                .map(|t| (t.name.clone(), &t.shape, &t.values));
+            file("adapter_model.safetensors", &pack(named)?)?;
+        }
+    }
     if !memory.is_empty() {
         let named = memory.iter().map(|t| (t.name.clone(), &t.shape, &t.values));
         file("memory_embeddings.safetensors", &pack(named)?)?;
@@ -240,8 +301,14 @@ pub fn read_state(folder: &Path) -> Result<State> {
 /// # Errors
 /// Those of [`Parameters::open`], and [`Error::Format`] for moments that are not the parameters'.
 pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters, Moments)> {
-    let with_memory = folder.join("memory_embeddings.safetensors").exists();
-    let parameters = Parameters::open(folder, config, with_memory)?;
+    let prefix = folder.join(PREFIX);
+    let parameters = match prefix.exists() {
+        true => Parameters::of_prefix(&KvPrefix::read(&prefix)?.0)?,
+        false => {
+            let with_memory = folder.join("memory_embeddings.safetensors").exists();
+            Parameters::open(folder, config, with_memory)?
+        }
+    };
     let path = folder.join(OPTIMIZER);
     let tensors = files::read(&path, mapped::Access::Map)?;
     let side = |side: &str| -> Result<Vec<Vec<f32>>> {
@@ -316,8 +383,8 @@ struct Floats<'a> {
 }
 
 impl View for Floats<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+    fn dtype(&self) -> safetensors::Dtype {
+        safetensors::Dtype::F32
     }
 
     fn shape(&self) -> &[usize] {

@@ -77,8 +77,17 @@ impl Folder {
         &self,
         tensors: impl IntoIterator<Item = (N, V)>,
     ) -> Result<()> {
+        self.tensors_to("model.safetensors", tensors)
+    }
+
+    /// Writes a safetensors file.
+    pub(super) fn tensors_to<N: AsRef<str> + Ord + std::fmt::Display, V: View>(
+        &self,
+        file: &str,
+        tensors: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<()> {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = self.path.join("model.safetensors");
+        let path = self.path.join(file);
         safetensors::serialize_to_file(tensors, Some(metadata), &path)
             .map_err(|error| Error::io(&path)(std::io::Error::other(error)))
     }

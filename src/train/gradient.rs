@@ -5,7 +5,15 @@
 //! off, reads the rest after the K and V of these, at positions from the number of memory tokens on.
 //! Its backward gives the gradients of those K and V in every layer, which the encoder's backward begins
 //! with. By ICAE's method the decoder reads the memory tokens' last hidden states as embeddings, and the
-//! gradient goes back by them alone.
+//! gradient goes back by them alone. Pooled states are read the same way; their means, a few rows, are
+//! taken in the host's memory.
+//!
+//! Where memory tokens are nested, each sample has a number of its own of them, and the samples of one
+//! number go through the model together. The encoder is causal, so that the first `k` of its memory
+//! tokens are what they are whether or not others follow: leaving these out is the same and costs less.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::objective::{Gradient, LoraShape, Objective, Sample, Tensor};
 use super::parameters;
@@ -13,11 +21,14 @@ use super::start::{self, MEMORY, MemoryStart};
 use crate::error::{Error, Result};
 use crate::kv_prefix::Method;
 use crate::model::Model;
-use crate::model::backward::{Acts, Backward, Gradients, Pass, Role};
+use crate::model::backward::{Acts, Backward, Gradients, Memory, Pass, Role};
 use crate::model::buffers::PooledBuffer;
+use crate::model::config::Family;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, NllTarget};
+use crate::random::Random;
+use crate::soft::{means, parts};
 
 /// A frozen model under training, with an adapter whose values are given step by step.
 pub struct TrainableModel<'m, B: Backend> {
@@ -36,11 +47,16 @@ struct TrainingExample<'a> {
     targets: Vec<u32>,
 }
 
+/// Which parameter it is, and its values.
+type Named<'a> = (usize, &'a [f32]);
+
 /// Parameters, sorted out.
 struct Parameters<'a> {
+    /// Of each layer K and V of a prefix, if that is what is trained.
+    prefix: Vec<[Named<'a>; 2]>,
     factors: Vec<Factor<'a>>,
     /// Which they are, and their values.
-    memory: Option<(usize, &'a [f32])>,
+    memory: Option<Named<'a>>,
 }
 
 /// Sequences of ids as one.
@@ -109,6 +125,25 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         })
     }
 
+    /// A model before which stand rows of K and V that are trained, without an adapter; `activations` as in
+    /// [`TrainableModel::new`].
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for GPT-2; those of the device.
+    pub fn for_prefix(model: &'m Model<B>, activations: usize) -> Result<Self> {
+        if model.config().family == Family::Gpt2 {
+            return Err(Error::Unsupported {
+                what: "training a prefix for GPT-2".into(),
+                have: "Llama, Mistral, Qwen2, Qwen3".into(),
+            });
+        }
+        Ok(TrainableModel {
+            backward: Backward::new(model)?,
+            lora: parameters::no_lora(),
+            activations,
+        })
+    }
+
     /// The adapter's shape.
     pub fn lora(&self) -> &LoraShape {
         &self.lora
@@ -123,7 +158,8 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         start::initial(self.backward.model, &self.lora, num_mem, start, seed)
     }
 
-    /// The loss of a batch and its gradients; `seed` chooses what is dropped.
+    /// The loss of a batch and its gradients; `seed` chooses what is dropped, and how many memory tokens
+    /// a sample has where they are nested.
     ///
     /// # Errors
     /// [`Error::Shape`] for parameters that do not fit the model and the adapter's shape;
@@ -136,8 +172,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         objective: &Objective,
         seed: u64,
     ) -> Result<Gradient> {
-        let dropout = (objective.dropout > 0.0).then_some((objective.dropout, seed));
-        self.run(parameters, batch, objective, dropout, true)
+        self.run(parameters, batch, objective, Some(seed))
     }
 
     /// The loss alone, without dropout.
@@ -150,7 +185,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         batch: &[Sample],
         objective: &Objective,
     ) -> Result<Gradient> {
-        self.run(parameters, batch, objective, None, false)
+        self.run(parameters, batch, objective, None)
     }
 
     fn run(
@@ -158,55 +193,81 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         parameters: &[Tensor],
         batch: &[Sample],
         objective: &Objective,
-        dropout: Option<(f32, u64)>,
-        wanted: bool,
+        seed: Option<u64>,
     ) -> Result<Gradient> {
         let model = self.backward.model;
         let sorted = self.sort(parameters)?;
         let scale = self.lora.alpha / self.lora.rank as f32;
         let trained = Trained::load(model.backend(), model.config(), scale, &sorted.factors)?;
-        let exercises: Vec<TrainingExample> = batch
-            .iter()
-            .map(|sample| exercise(sample, objective))
-            .collect::<Result<_>>()?;
         let aligned = batch
             .iter()
             .filter(|sample| matches!(sample, Sample::Align { .. }))
             .count();
-        let step = Step {
-            trainee: self,
-            trained: &trained,
-            exercises: &exercises,
-            dropout,
-            wanted,
+        let hidden = model.config().hidden;
+        let all = match (objective.method, sorted.memory) {
+            (Method::Pooled, _) => objective.vectors,
+            (_, memory) => memory.map_or(0, |(_, memory)| memory.len() / hidden),
         };
-        let done = match (aligned, sorted.memory, objective.method) {
-            _ if batch.is_empty() => Done::default(),
-            (n, _, _) if n == batch.len() => step.align()?,
-            (0, Some((_, memory)), Method::FiveHundredX) => step.by_keys(memory)?,
-            (0, Some((_, memory)), Method::Icae) => step.by_states(memory)?,
-            (0, None, _) => {
-                return Err(Error::input("parameters", "there is no memory_embeddings"));
-            }
-            (0, _, method) => {
-                let reason = "neither 500xcompressor nor icae";
-                return Err(Error::input(format!("method {method:?}"), reason));
-            }
-            _ => {
-                let reason = "samples with memory tokens and without in one";
-                return Err(Error::input("batch", reason));
-            }
-        };
-        let mut gradients = Vec::new();
-        if wanted {
-            gradients = self.collect(parameters, &sorted, scale, done.lora, done.memory)?;
+        let nested = seed.filter(|_| objective.nested);
+        let mut groups: BTreeMap<usize, Vec<TrainingExample>> = BTreeMap::new();
+        for (number, sample) in batch.iter().enumerate() {
+            let count = nested.map_or(all, |seed| first(seed, number, all));
+            let group = groups.entry(count).or_default();
+            group.push(exercise(sample, objective)?);
         }
-        Ok(Gradient {
-            nll: done.nll,
-            targets: exercises.iter().map(|e| e.targets.len()).sum(),
-            tokens: done.tokens,
-            gradients,
-        })
+        if groups.is_empty() {
+            groups.insert(all, Vec::new());
+        }
+        let mut total = Gradient {
+            nll: 0.0,
+            targets: 0,
+            tokens: 0,
+            gradients: Vec::new(),
+        };
+        for (count, exercises) in &groups {
+            // Groups do not drop the same.
+            let apart = nested.map_or(0, |_| (*count as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let dropout = seed
+                .filter(|_| objective.dropout > 0.0)
+                .map(|seed| (objective.dropout, seed ^ apart));
+            let step = Step {
+                trainee: self,
+                trained: &trained,
+                exercises,
+                dropout,
+                wanted: seed.is_some(),
+            };
+            let memory = sorted
+                .memory
+                .map(|(_, memory)| memory.get(..count * hidden).unwrap_or(memory));
+            let done = match (aligned, memory, objective.method) {
+                _ if batch.is_empty() => Done::default(),
+                _ if !sorted.prefix.is_empty() => step.by_prefix(&sorted.prefix)?,
+                (n, _, _) if n == batch.len() => step.align()?,
+                (0, None, Method::Pooled) => step.by_means(*count)?,
+                (0, Some(memory), Method::FiveHundredX) => step.by_keys(memory)?,
+                (0, Some(memory), Method::Icae) => step.by_states(memory)?,
+                (0, None, _) => {
+                    return Err(Error::input("parameters", "there is no memory_embeddings"));
+                }
+                (0, _, method) => {
+                    let reason = "it does not train these parameters";
+                    return Err(Error::input(format!("method {method:?}"), reason));
+                }
+                _ => {
+                    let reason = "samples with memory tokens and without in one";
+                    return Err(Error::input("batch", reason));
+                }
+            };
+            total.nll += done.nll;
+            total.tokens += done.tokens;
+            total.targets += exercises.iter().map(|e| e.targets.len()).sum::<usize>();
+            if seed.is_some() {
+                let more = self.collect(parameters, &sorted, scale, done)?;
+                add(&mut total.gradients, more);
+            }
+        }
+        Ok(total)
     }
 
     /// Finds out what each parameter is.
@@ -214,6 +275,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         let c = self.backward.model.config();
         let rank = self.lora.rank;
         let mut memory = None;
+        let mut rows: Vec<[Option<Named>; 2]> = vec![[None; 2]; c.layers];
         let mut halves = std::collections::BTreeMap::new();
         for (i, tensor) in parameters.iter().enumerate() {
             let wrong = |want: String| Error::Shape {
@@ -224,6 +286,12 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             let want = if tensor.name == MEMORY {
                 memory = Some((i, &tensor.values[..]));
                 [tensor.shape[0].max(1), c.hidden]
+            } else if let Some((layer, side)) = parameters::prefix_part(&tensor.name) {
+                let pair = rows
+                    .get_mut(layer)
+                    .ok_or_else(|| wrong(format!("one of {} layers", c.layers)))?;
+                pair[side] = Some((i, &tensor.values[..]));
+                [parameters[0].shape[0].max(1), c.kv_heads * c.head_dim]
             } else {
                 let found = parse(&tensor.name)
                     .filter(|(layer, target, _)| {
@@ -232,8 +300,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                     .ok_or_else(|| wrong("a factor of the adapter, or memory_embeddings".into()))?;
                 let (layer, target, side) = found;
                 let (outputs, inputs) = target.shape(c);
-                let pair: &mut [Option<(usize, &[f32])>; 2] =
-                    halves.entry((layer, target)).or_default();
+                let pair: &mut [Option<Named>; 2] = halves.entry((layer, target)).or_default();
                 pair[side] = Some((i, &tensor.values[..]));
                 [[rank, inputs], [outputs, rank]][side]
             };
@@ -263,7 +330,20 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 names: [a_name, b_name],
             });
         }
-        Ok(Parameters { factors, memory })
+        let prefix: Vec<[Named; 2]> = rows.iter().filter_map(|&[k, v]| Some([k?, v?])).collect();
+        let parts = rows.iter().flatten().flatten().count();
+        if parts > 0 && (parts != parameters.len() || prefix.len() != c.layers) {
+            return Err(Error::Shape {
+                op: "parameters",
+                want: format!("K and V of {} layers, and nothing else", c.layers),
+                got: format!("{parts} of them among {} tensors", parameters.len()),
+            });
+        }
+        Ok(Parameters {
+            prefix,
+            factors,
+            memory,
+        })
     }
 
     /// Brings gradients back, in the order of the parameters.
@@ -272,9 +352,14 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         parameters: &[Tensor],
         sorted: &Parameters<'_>,
         scale: f32,
-        lora: Vec<(usize, PooledBuffer<'_, B>)>,
-        memory: Vec<f32>,
+        done: Done<'_, B>,
     ) -> Result<Vec<Tensor>> {
+        let Done {
+            lora,
+            memory,
+            prefix,
+            ..
+        } = done;
         let mut gradients: Vec<Tensor> = parameters
             .iter()
             .map(|tensor| Tensor {
@@ -293,10 +378,43 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 *value *= scale;
             }
         }
-        if let Some((name, _)) = sorted.memory {
+        for (names, pair) in sorted.prefix.iter().zip(prefix) {
+            for ((name, _), values) in names.iter().zip(pair) {
+                gradients[*name].values = values;
+            }
+        }
+        if let Some((name, values)) = sorted.memory {
+            // Those that were left out have none.
+            let mut memory = memory;
+            if !memory.is_empty() {
+                memory.resize(values.len(), 0.0);
+            }
             gradients[name].values = memory;
         }
         Ok(gradients)
+    }
+}
+
+/// How many memory tokens a sample of a batch has where they are nested: from 1 to `all`.
+pub(crate) fn first(seed: u64, number: usize, all: usize) -> usize {
+    // Not the numbers that dropout is made of.
+    let uses = [0x6e65_7374_6564, number as u64];
+    (1 + Random::of(seed, &uses).below(all)).min(all)
+}
+
+/// Adds one group's gradients to those of others; what a loss does not depend on has no values.
+fn add(sum: &mut Vec<Tensor>, more: Vec<Tensor>) {
+    if sum.is_empty() {
+        *sum = more;
+        return;
+    }
+    for (sum, more) in sum.iter_mut().zip(more) {
+        if sum.values.is_empty() {
+            sum.values = more.values;
+            continue;
+        }
+        let values = sum.values.iter_mut().zip(&more.values);
+        values.for_each(|(sum, more)| *sum += more);
     }
 }
 
@@ -326,6 +444,8 @@ struct Done<'p, B: Backend> {
     tokens: usize,
     lora: Vec<(usize, PooledBuffer<'p, B>)>,
     memory: Vec<f32>,
+    /// Of each layer K and V.
+    prefix: Vec<[Vec<f32>; 2]>,
 }
 
 impl<B: Backend> Default for Done<'_, B> {
@@ -335,6 +455,7 @@ impl<B: Backend> Default for Done<'_, B> {
             tokens: 0,
             lora: Vec::new(),
             memory: Vec::new(),
+            prefix: Vec::new(),
         }
     }
 }
@@ -424,7 +545,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             nll,
             tokens: packed.ids.len(),
             lora,
-            memory: Vec::new(),
+            ..Done::default()
         })
     }
 
@@ -558,6 +679,130 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             let gradients = backward.backward(&encoder, encoded, Some(dstates), None)?;
             done.memory = self.of_memory(&texts, &gradients, count)?;
             done.lora = gradients.lora;
+        }
+        Ok(done)
+    }
+
+    /// A prefix by itself: the decoder reads after rows of K and V that are the parameters.
+    ///
+    /// Its first row stays as it is: it is what attention rests on that looks for nothing, and training
+    /// is steadier without its gradient (arXiv 2506.06266, section 3).
+    fn by_prefix(&self, prefix: &[[Named; 2]]) -> Result<Done<'a, B>> {
+        let backward = self.backward();
+        let (b, c) = (backward.model.backend(), backward.model.config());
+        let (kv, count) = (c.kv_heads * c.head_dim, self.exercises.len());
+        let len = prefix.first().map_or(0, |[(_, k), _]| k.len());
+        let rows = len / kv;
+        // Each sequence has the rows for itself, as those of memory tokens are.
+        let load = |values: &[f32]| -> Result<PooledBuffer<'a, B>> {
+            let mut buf = backward.take(count * len)?;
+            b.write(&values.repeat(count), &mut buf)?;
+            Ok(buf)
+        };
+        let layers = prefix
+            .iter()
+            .map(|[(_, k), (_, v)]| Ok([load(k)?, load(v)?]))
+            .collect::<Result<_>>()?;
+        let memory = Memory::new(rows, layers);
+        let reads = Packed::new(rows, self.exercises.iter().map(|e| e.reads.clone()));
+        let decoder = self.pass(&reads, Role::Decode(&memory));
+        let keep = self.keep(reads.ids.len(), 1);
+        let acts = backward.forward(self.embed(&reads)?, &decoder, keep)?;
+        let (nll, dh) = self.nll(&reads, &acts)?;
+        let mut done = Done {
+            nll,
+            tokens: reads.ids.len(),
+            ..Done::default()
+        };
+        let Some(dh) = dh else { return Ok(done) };
+        let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+        let sum = |buf: &B::Buf<f32>| -> Result<Vec<f32>> {
+            let mut sum = vec![0.0f32; len];
+            for part in b.download(buf, 0..count * len)?.chunks_exact(len) {
+                sum.iter_mut().zip(part).for_each(|(to, from)| *to += from);
+            }
+            sum[..kv.min(len)].fill(0.0);
+            Ok(sum)
+        };
+        for [dk, dv] in decoded.memory.iter().flat_map(Memory::layers) {
+            done.prefix.push([sum(dk)?, sum(dv)?]);
+        }
+        Ok(done)
+    }
+
+    /// Pooled: the decoder reads means of the text's own last hidden states as embeddings.
+    fn by_means(&self, count: usize) -> Result<Done<'a, B>> {
+        let (backward, hidden) = (self.backward(), self.hidden());
+        let b = backward.model.backend();
+        if self.exercises.iter().any(|e| e.text.is_empty()) || count == 0 {
+            return Err(Error::input("text", "there is nothing to pool"));
+        }
+        let texts = Packed::new(0, self.exercises.iter().map(|e| e.text.to_vec()));
+        let encoder = Pass {
+            lora: Some(self.trained),
+            dropout: self.dropout,
+            ..self.pass(&texts, Role::States)
+        };
+        let keep = self.keep(texts.ids.len(), 2);
+        let encoded = backward.forward(self.embed(&texts)?, &encoder, keep)?;
+        let len = texts.ids.len() * hidden;
+        let states = b.download(&encoded.hidden, 0..len)?;
+        // Of each text its first row and its windows.
+        let windows: Vec<(usize, Vec<Range<usize>>)> = texts
+            .ends()
+            .zip(&texts.lengths)
+            .map(|(end, &length)| (end - length, parts(length, count)))
+            .collect();
+        // Any id: the first rows of each sequence are overwritten.
+        let read = self.exercises.iter().zip(&windows);
+        let reads = Packed::new(
+            0,
+            read.map(|(e, (_, windows))| [&vec![0; windows.len()][..], &e.reads].concat()),
+        );
+        let mut x = self.embed(&reads)?;
+        let starts: Vec<usize> = reads
+            .ends()
+            .zip(&reads.lengths)
+            .map(|(end, length)| end - length)
+            .collect();
+        for ((first, windows), start) in windows.iter().zip(&starts) {
+            let pooled = means(&states[first * hidden..], hidden, windows);
+            let rows = b.upload(&pooled)?;
+            b.copy(&rows, 0..pooled.len(), &mut x, start * hidden)?;
+        }
+        let decoder = Pass {
+            wants_inputs: true,
+            ..self.pass(&reads, Role::States)
+        };
+        let acts = backward.forward(x, &decoder, self.keep(reads.ids.len(), 2))?;
+        let (nll, dh) = self.nll(&reads, &acts)?;
+        let mut done = Done {
+            nll,
+            tokens: texts.ids.len() + reads.ids.len(),
+            ..Done::default()
+        };
+        if let Some(dh) = dh {
+            let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+            let mut dstates = vec![0.0f32; len];
+            if let Some(dinputs) = &decoded.inputs {
+                for ((first, windows), start) in windows.iter().zip(&starts) {
+                    let rows = start * hidden..(start + windows.len()) * hidden;
+                    let dmeans = b.download(dinputs, rows)?;
+                    for (window, dmean) in windows.iter().zip(dmeans.chunks_exact(hidden)) {
+                        let share = 1.0 / window.len() as f32;
+                        let rows = (first + window.start) * hidden..(first + window.end) * hidden;
+                        for row in dstates[rows].chunks_exact_mut(hidden) {
+                            let pairs = row.iter_mut().zip(dmean);
+                            pairs.for_each(|(to, from)| *to = from * share);
+                        }
+                    }
+                }
+            }
+            let mut given = backward.take(len)?;
+            b.write(&dstates, &mut given)?;
+            done.lora = backward
+                .backward(&encoder, encoded, Some(given), None)?
+                .lora;
         }
         Ok(done)
     }

@@ -13,6 +13,9 @@ pub mod data;
 #[cfg(feature = "train")]
 mod folder;
 mod gradient;
+#[cfg(feature = "train")]
+#[doc(hidden)]
+pub mod import;
 #[doc(hidden)]
 pub mod log;
 #[cfg(feature = "train")]
@@ -37,6 +40,7 @@ pub mod run;
 #[doc(hidden)]
 pub mod schedule;
 mod start;
+mod study;
 #[cfg(feature = "train")]
 #[doc(hidden)]
 pub mod tokens;
@@ -52,3 +56,6 @@ pub use run::{Event, Summary};
 pub use schedule::Schedule;
 pub use start::MemoryStart;
 pub(crate) use start::initial;
+#[cfg(feature = "cli")]
+pub(crate) use study::QUESTION;
+pub use study::Study;

@@ -58,7 +58,7 @@ pub enum Sample {
 /// How samples are read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Objective {
-    /// 500xCompressor or ICAE.
+    /// 500xCompressor, ICAE, or pooled states.
     pub method: Method,
     /// Begins what the decoder gives back.
     pub bos: u32,
@@ -66,6 +66,12 @@ pub struct Objective {
     pub eos: u32,
     /// Share of LoRA's inputs that are dropped.
     pub dropout: f32,
+    /// Each sample is read by the first memory tokens, of which a number from 1 to all is drawn for it,
+    /// each as likely. A loss without gradients is by all of them.
+    pub nested: bool,
+    /// Vectors that a text becomes at most where states are pooled, at least 1; of no use for the others,
+    /// whose parameters have memory embeddings.
+    pub vectors: usize,
 }
 
 /// What a batch gives, summed over its targets: divide by `targets` for the mean.

@@ -5,9 +5,11 @@ use std::path::Path;
 use super::objective::{LoraShape, Tensor};
 use super::start::MEMORY;
 use crate::error::{Error, Result};
+use crate::kv_prefix::{KRope, KvPrefix};
 use crate::model::config::{Config, Family};
 use crate::model::lora::{self, LoraWeights, Target};
-use crate::soft::{begin_path, read_memory};
+use crate::model::prefix::exchange;
+use crate::soft::{read_memory, untrained_rows};
 
 /// An adapter as it is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +50,57 @@ pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
     Ok(())
 }
 
+/// No adapter at all.
+pub(crate) fn no_lora() -> LoraShape {
+    LoraShape {
+        rank: 1,
+        alpha: 1.0,
+        targets: Vec::new(),
+    }
+}
+
+/// Layer and side (0: K, 1: V) of a tensor of a prefix, as `layers.3.k`.
+pub(crate) fn prefix_part(name: &str) -> Option<(usize, usize)> {
+    let (layer, side) = name.strip_prefix("layers.")?.split_once('.')?;
+    let side = ["k", "v"].iter().position(|&name| name == side)?;
+    Some((layer.parse().ok()?, side))
+}
+
 impl Parameters {
+    /// K, rotated, and V of a prefix, layer by layer, as `[rows, kv_heads * head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for keys that cannot be rotated.
+    pub fn of_prefix(prefix: &KvPrefix) -> Result<Self> {
+        let shape = prefix.shape();
+        let mut tensors = Vec::with_capacity(2 * shape.layers);
+        for i in 0..shape.layers {
+            let k = prefix.key_layer(i, KRope::Applied)?;
+            let v = prefix.layer(i).map_or(&[][..], |[_, v]| v);
+            for (side, values) in [("k", &k[..]), ("v", v)] {
+                tensors.push(Tensor {
+                    name: format!("layers.{i}.{side}"),
+                    shape: [shape.tokens, shape.kv_heads * shape.head_dim],
+                    values: exchange(values, shape.kv_heads, shape.tokens, shape.head_dim),
+                });
+            }
+        }
+        Ok(Parameters {
+            lora: no_lora(),
+            tensors,
+        })
+    }
+
+    /// The reverse of [`Parameters::of_prefix`]: of each layer K and V, `[kv_heads, rows, head_dim]`.
+    pub(crate) fn prefix_layers(&self, kv_heads: usize) -> Vec<[Vec<f32>; 2]> {
+        let back = |tensor: &Tensor| {
+            let [rows, width] = tensor.shape;
+            exchange(&tensor.values, rows, kv_heads, width / kv_heads.max(1))
+        };
+        let pairs = self.tensors.as_chunks::<2>().0;
+        pairs.iter().map(|[k, v]| [back(k), back(v)]).collect()
+    }
+
     /// Those of an adapter's folder, its memory embeddings only where they are asked for.
     ///
     /// # Errors
@@ -76,9 +128,9 @@ impl Parameters {
             });
         }
         if with_memory {
-            if begin_path(folder).exists() {
+            if let Some(name) = untrained_rows(folder) {
                 return Err(Error::Unsupported {
-                    what: format!("{}: training on with an ae_embedding", folder.display()),
+                    what: format!("{}: training on with an {name}", folder.display()),
                     have: "adapters whose texts begin with BOS".into(),
                 });
             }
@@ -131,6 +183,6 @@ pub fn target(name: &str) -> Option<Target> {
 }
 
 /// `q_proj` of `self_attn.q_proj`.
-fn short(module: &'static str) -> &'static str {
+pub(super) fn short(module: &'static str) -> &'static str {
     module.rsplit('.').next().unwrap_or(module)
 }

@@ -59,6 +59,10 @@ pub struct Plan {
     /// What the decoder reads of memory tokens. `None`: as the given adapter was trained, or
     /// [`Method::FiveHundredX`].
     pub method: Option<Method>,
+    /// The first memory tokens are trained to stand alone: for each sample their number is drawn from 1 to
+    /// all, and [`Adapter::first`](crate::Adapter::first) takes as many. What begins with an adapter that
+    /// was trained so goes on so.
+    pub nested: bool,
     /// Begins what the decoder gives back. `None`: the model's.
     pub bos: Option<u32>,
     /// Ends every target. `None`: the model's.
@@ -138,6 +142,7 @@ impl Plan {
                 start: MemoryStart::default(),
             },
             method: None,
+            nested: false,
             bos: None,
             eos: None,
             data: data.into_iter().map(Into::into).collect(),
@@ -186,6 +191,9 @@ impl Plan {
                 return Err(Error::input(name, reason));
             }
         }
+        if self.nested && self.task == Task::Align {
+            return Err(Error::input("nested", "alignment has no memory tokens"));
+        }
         match self.begin {
             Begin::New {
                 memory_tokens: 0, ..
@@ -221,6 +229,31 @@ impl Plan {
         }
     }
 
+    /// What the decoder reads.
+    ///
+    /// An adapter that pools has no memory embeddings and the others have: those do not change over.
+    pub(crate) fn method(&self, given: Option<&Settings>) -> Method {
+        match (self.method, given) {
+            (Some(method), _) => method,
+            (None, Some(settings)) => settings.method,
+            (None, None) => Method::FiveHundredX,
+        }
+    }
+
+    /// An error where an adapter cannot be trained on by the method.
+    pub(crate) fn check_given(&self, given: Option<&Settings>) -> Result<()> {
+        let (method, was) = (self.method(given), given.map(|settings| settings.method));
+        let was = was.unwrap_or(Method::FiveHundredX);
+        let pools = |method| method == Method::Pooled;
+        let begins = matches!(self.begin, Begin::Adapter(_)) && self.task != Task::Align;
+        if begins && pools(method) != pools(was) {
+            let what = format!("method {}", method.name());
+            let reason = format!("the given adapter was trained by {}", was.name());
+            return Err(Error::input(what, reason));
+        }
+        Ok(())
+    }
+
     /// What depends on the model and on the adapter that it begins with.
     pub(crate) fn settle(
         &self,
@@ -228,12 +261,14 @@ impl Plan {
         parameters: &Parameters,
         given: Option<&Settings>,
     ) -> Result<Settled> {
-        let method = match (self.method, given) {
-            (Some(method), _) => method,
-            (None, Some(settings)) => settings.method,
-            (None, None) => Method::FiveHundredX,
+        let method = self.method(given);
+        let memory_tokens = match (method, &self.begin) {
+            (Method::Pooled, Begin::New { memory_tokens, .. }) => *memory_tokens,
+            (Method::Pooled, Begin::Adapter(_)) => given
+                .and_then(|settings| settings.memory_tokens)
+                .unwrap_or(0),
+            _ => parameters.memory_tokens(),
         };
-        let memory_tokens = parameters.memory_tokens();
         let room = config.max_positions.saturating_sub(memory_tokens);
         let max = room.saturating_sub(1);
         let kept = given.and_then(|settings| settings.max_text_tokens);
@@ -275,6 +310,9 @@ impl Plan {
                 bos,
                 eos,
                 dropout: self.dropout,
+                nested: self.task != Task::Align
+                    && (self.nested || given.is_some_and(|settings| settings.nested)),
+                vectors: memory_tokens,
             },
             max_text_tokens,
             room,
@@ -304,7 +342,10 @@ impl Plan {
             "rank": parameters.lora.rank,
             "alpha": parameters.lora.alpha,
             "targets": parameters.targets(),
-            "memory-tokens": parameters.memory_tokens(),
+            "memory-tokens": match objective.method {
+                Method::Pooled => objective.vectors,
+                _ => parameters.memory_tokens(),
+            },
             "data": files,
             "max-text-tokens": max_text_tokens,
             "shuffle-buffer": self.shuffle_buffer.max(1),
@@ -319,6 +360,10 @@ impl Plan {
             "precision": precision,
             "seed": self.seed,
         });
+        // Runs of before there was a choice have none to compare.
+        if objective.nested {
+            identity["nested"] = true.into();
+        }
         if self.schedule != Schedule::Constant {
             identity["steps"] = self.steps.into();
         }

@@ -253,6 +253,8 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
         bos: 1,
         eos: 2,
         dropout: 0.3,
+        nested: false,
+        vectors: 0,
     };
     let weights = weights(Family::Qwen3);
     let cpu = Model::load(Cpu::new(), &weights).unwrap();

@@ -315,6 +315,8 @@ fn gradients_agree_with_the_cpu() {
                 bos: 1,
                 eos: 2,
                 dropout: 0.3,
+                nested: false,
+                vectors: 0,
             };
             let want = trainee
                 .gradient(&parameters, &batch, &objective, 5)

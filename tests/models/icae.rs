@@ -143,6 +143,8 @@ fn the_loss_and_its_gradients_are_the_references() {
         bos: 1,
         eos: 2,
         dropout: 0.0,
+        nested: false,
+        vectors: 0,
     };
     let got = trainee
         .gradient(&parameters.tensors, &batch, &objective, 0)

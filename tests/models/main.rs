@@ -6,6 +6,7 @@ mod common;
 mod encoders;
 mod hostile_files;
 mod icae;
+mod icae_public;
 mod models;
 mod prefix;
 mod pruned;

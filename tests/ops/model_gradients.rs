@@ -76,6 +76,8 @@ fn objective(method: Method, dropout: f32) -> Objective {
         bos: 1,
         eos: 2,
         dropout,
+        nested: false,
+        vectors: 0,
     }
 }
 
@@ -88,7 +90,12 @@ fn check_directions(
     objective: &Objective,
     what: &str,
 ) {
-    let parameters = parameters(trainee, 2);
+    let parameters = match (objective.method, objective.nested) {
+        (Method::Pooled, _) => parameters(trainee, 0),
+        // Of so many some samples have fewer.
+        (_, true) => parameters(trainee, 4),
+        (_, false) => parameters(trainee, 2),
+    };
     let got = trainee.gradient(&parameters, batch, objective, 5).unwrap();
     let mut random = Random(10);
     for (i, tensor) in parameters.iter().enumerate() {
@@ -135,6 +142,24 @@ fn models_of_every_family() {
                 let what = format!("{family:?}, {method:?}, {dropout}");
                 check_directions(&trainee, &memory, &objective(method, dropout), &what);
             }
+            // A text without tokens cannot be pooled.
+            let texts: Vec<Sample> = memory[..2].to_vec();
+            for (nested, dropout) in [(false, 0.0), (false, 0.3), (true, 0.3)] {
+                let how = Objective {
+                    nested,
+                    vectors: 3,
+                    ..objective(Method::Pooled, dropout)
+                };
+                let what = format!("{family:?}, pooled, {nested}, {dropout}");
+                check_directions(&trainee, &texts, &how, &what);
+            }
+            for method in [Method::FiveHundredX, Method::Icae] {
+                let how = Objective {
+                    nested: true,
+                    ..objective(method, 0.3)
+                };
+                check_directions(&trainee, &memory, &how, &format!("{family:?}, nested"));
+            }
             let how = objective(Method::FiveHundredX, 0.3);
             check_directions(&trainee, &align, &how, &format!("{family:?}, align"));
         }
@@ -174,6 +199,168 @@ fn a_batch_is_the_sum_of_its_samples() {
             assert_close(&tensor.name, &tensor.values, &want, 2e-5, 1e-4);
         }
     }
+}
+
+#[test]
+fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
+    let model = model(Family::Llama);
+    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
+    let parameters = parameters(&trainee, 4);
+    let truncated = |count: usize| {
+        let mut few = parameters.clone();
+        let memory = few.last_mut().unwrap();
+        memory.shape[0] = count;
+        memory.values.truncate(count * tiny::HIDDEN);
+        few
+    };
+    let [batch, align] = batches();
+    for method in [Method::FiveHundredX, Method::Icae] {
+        let plain = objective(method, 0.0);
+        let nested = Objective {
+            nested: true,
+            ..plain.clone()
+        };
+        // By sample and number of memory tokens.
+        let each: Vec<Vec<Gradient>> = batch
+            .iter()
+            .map(|sample| {
+                let sample = std::slice::from_ref(sample);
+                let of = |count| trainee.gradient(&truncated(count), sample, &plain, 0);
+                (1..=4).map(|count| of(count).unwrap()).collect()
+            })
+            .collect();
+        let mut seen = [0; 4];
+        for seed in 0..40 {
+            let got = trainee
+                .gradient(&parameters, &batch[..1], &nested, seed)
+                .unwrap();
+            let same = |one: &&Gradient| (one.nll - got.nll).abs() < 1e-9;
+            let found: Vec<usize> = (0..4).filter(|&k| same(&&each[0][k])).collect();
+            assert_eq!(found.len(), 1, "{method:?}, seed {seed}");
+            seen[found[0]] += 1;
+            let want = &each[0][found[0]];
+            assert_eq!((got.tokens, got.targets), (want.tokens, want.targets));
+            for (got, want) in got.gradients.iter().zip(&want.gradients) {
+                let mut values = want.values.clone();
+                // Those that were left out have none.
+                values.resize(got.values.len(), 0.0);
+                assert_eq!(got.values, values, "{}", got.name);
+            }
+        }
+        assert!(seen.iter().all(|&n| n > 2), "{seen:?}");
+
+        // A batch is the sum of its samples, each with a number of its own.
+        for seed in 0..5 {
+            let got = trainee
+                .gradient(&parameters, &batch, &nested, seed)
+                .unwrap();
+            let near = |counts: &[usize]| {
+                let sum: f64 = counts.iter().zip(&each).map(|(&k, of)| of[k].nll).sum();
+                (sum - got.nll).abs() < 1e-4
+            };
+            let all = (0..64).map(|i| [i % 4, i / 4 % 4, i / 16]);
+            let found: Vec<[usize; 3]> = all.filter(|counts| near(counts)).collect();
+            let [counts] = found[..] else {
+                panic!("{method:?}, seed {seed}: {found:?}")
+            };
+            let tokens = counts.iter().zip(&each).map(|(&k, of)| of[k].tokens);
+            assert_eq!(got.tokens, tokens.sum::<usize>());
+            for (i, tensor) in got.gradients.iter().enumerate() {
+                let mut want = vec![0.0; tensor.values.len()];
+                for (&k, of) in counts.iter().zip(&each) {
+                    let mut values = of[k].gradients[i].values.clone();
+                    values.resize(want.len(), 0.0);
+                    add(&mut want, &values);
+                }
+                assert_close(&tensor.name, &tensor.values, &want, 2e-5, 1e-4);
+            }
+        }
+        // The loss is that of all.
+        let loss = |how| trainee.loss(&parameters, &batch, how).unwrap().nll;
+        assert_eq!(loss(&nested), loss(&plain));
+        let aligned = |how| trainee.gradient(&parameters, &align, how, 3).unwrap().nll;
+        assert!((aligned(&nested) - aligned(&plain)).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn rows_of_a_prefix_have_gradients() {
+    for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
+        let model = model(family);
+        let mut random = Random(3);
+        let width = tiny::KV_HEADS * tiny::HEAD_DIM;
+        let parameters: Vec<Tensor> = (0..tiny::LAYERS)
+            .flat_map(|i| ["k", "v"].map(|side| format!("layers.{i}.{side}")))
+            .map(|name| Tensor {
+                name,
+                shape: [3, width],
+                values: floats(&mut random, 3 * width, 1.0),
+            })
+            .collect();
+        let batch = [
+            Sample::Align {
+                question: vec![3, 4],
+                answer: vec![5, 6, 7],
+            },
+            Sample::Align {
+                question: vec![8],
+                answer: vec![],
+            },
+            Sample::Regenerate { text: vec![9, 10] },
+        ];
+        let how = objective(Method::FiveHundredX, 0.0);
+        let mut first = None;
+        for activations in [0, 1 << 30] {
+            let trainee = TrainableModel::for_prefix(&model, activations).unwrap();
+            let got = trainee.gradient(&parameters, &batch, &how, 0).unwrap();
+            assert_eq!((got.targets, got.tokens), (4 + 1 + 3, 5 + 1 + 3));
+            for (i, tensor) in parameters.iter().enumerate() {
+                let mut direction = floats(&mut random, tensor.values.len(), 1.0);
+                // The first row is not trained.
+                assert!(got.gradients[i].values[..width].iter().all(|&g| g == 0.0));
+                direction[..width].fill(0.0);
+                let step = 4e-3;
+                let moved = |sign: f32| {
+                    let mut moved = parameters.clone();
+                    for (value, d) in moved[i].values.iter_mut().zip(&direction) {
+                        *value += sign * step * d;
+                    }
+                    trainee.loss(&moved, &batch, &how).unwrap().nll
+                };
+                let want = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
+                let values: Vec<f64> = got.gradients[i].values.iter().map(|&g| g.into()).collect();
+                let along = dot(&values, &direction);
+                let bound = 2e-3 + 1e-2 * want.abs();
+                let name = &tensor.name;
+                assert!(
+                    (along - want).abs() < bound,
+                    "{family:?}, {name}: {want}, got {along}"
+                );
+                assert!(values.iter().any(|g| g.abs() > 1e-4), "{family:?}, {name}");
+            }
+            let same = first.get_or_insert(got.clone());
+            assert_eq!(
+                *same, got,
+                "what is kept and what is made again is the same"
+            );
+        }
+        let trainee = TrainableModel::for_prefix(&model, 0).unwrap();
+        let refused = |parameters: &[Tensor]| {
+            let error = trainee.gradient(parameters, &batch, &how, 0).unwrap_err();
+            assert_eq!(error.to_string().lines().count(), 1);
+            error.to_string()
+        };
+        assert!(refused(&parameters[1..]).contains("K and V"));
+        let mut wrong = parameters.clone();
+        wrong[1].shape = [2, width];
+        assert!(refused(&wrong).contains("layers.0.v"));
+        wrong[1].shape = [3, width];
+        wrong[1].name = "layers.7.v".into();
+        assert!(refused(&wrong).contains("layers.7.v"));
+    }
+    let gpt2 = model(Family::Gpt2);
+    let error = TrainableModel::for_prefix(&gpt2, 0).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
 }
 
 #[test]
@@ -293,6 +480,12 @@ fn what_does_not_fit_is_refused() {
     wrong[0].values.push(0.0);
     wrong[0].name = "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight".into();
     assert!(refused(&wrong, &memory, &how).contains("layers.9"));
+    let pooled = Objective {
+        vectors: 2,
+        ..objective(Method::Pooled, 0.0)
+    };
+    assert!(refused(&parameters, &memory, &pooled).contains("method"));
+    assert!(refused(without, &memory, &pooled).contains("nothing to pool"));
     let other = objective(Method::Prefill, 0.0);
     assert!(refused(&parameters, &memory, &other).contains("method"));
     assert!(refused(&parameters, &memory, &objective(Method::Icae, 1.0)).contains("dropout"));

@@ -14,8 +14,10 @@ mod eval;
 mod hub;
 #[cfg(target_os = "linux")]
 mod kill_sweep;
+mod nested;
 mod prefixes;
 mod refused_files;
 mod soft_cli;
 mod train_cli;
+mod train_prefix;
 mod train_tokens;

@@ -102,6 +102,8 @@ impl Golden {
             bos: self.facts["bos"].as_u64().unwrap() as u32,
             eos: self.facts["eos"].as_u64().unwrap() as u32,
             dropout: 0.0,
+            nested: false,
+            vectors: 0,
         }
     }
 }

@@ -148,6 +148,7 @@ impl Setting {
                     model: "tiny".into(),
                     dropout: 0.05,
                     settings: Some(Settings::default()),
+                    prefix: None,
                 },
             },
             Data {
@@ -339,6 +340,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
                 model: "tiny".into(),
                 dropout: 0.0,
                 settings: None,
+                prefix: None,
             },
         },
         Data {

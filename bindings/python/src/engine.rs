@@ -231,18 +231,22 @@ impl Engine {
         released(py, || self.0.detokenize(&ids)).map_err(native)
     }
 
-    #[pyo3(signature = (text, adapter, piece_tokens=None))]
+    #[pyo3(signature = (text, adapter, piece_tokens=None, memory_tokens=None))]
     fn encode(
         &self,
         py: Python<'_>,
         text: String,
         adapter: PathBuf,
         piece_tokens: Option<usize>,
+        memory_tokens: Option<usize>,
     ) -> PyResult<Prefix> {
         let engine = self.0.clone();
         let prefix = run(py, Watch::default(), move |control| {
             let prefixes = engine.prefixes().with(control);
-            let adapter = prefixes.adapter(Path::new(&adapter))?;
+            let mut adapter = prefixes.adapter(Path::new(&adapter))?;
+            if let Some(count) = memory_tokens {
+                adapter = adapter.first(count)?;
+            }
             let options = EncodeOptions {
                 piece_tokens,
                 ..EncodeOptions::default()

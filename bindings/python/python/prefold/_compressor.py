@@ -560,7 +560,9 @@ class Compressor:
             return len(self.tokenize(text))
         return count_tokens(text, count)
 
-    def encode(self, text: str, adapter: Path, piece_tokens: int | None = None) -> Prefix:
+    def encode(
+        self, text: str, adapter: Path, piece_tokens: int | None = None, memory_tokens: int | None = None
+    ) -> Prefix:
         """Encodes a text as the keys and values of a few memory tokens (500xCompressor, ICAE).
 
         Parameters
@@ -571,6 +573,8 @@ class Compressor:
             The folder of the encoder's adapter, in PEFT's layout.
         piece_tokens : int, optional
             Longest piece of text, each of which gets memory tokens of its own.
+        memory_tokens : int, optional
+            Only the first so many, of an adapter that was trained by ``--nested``; at least 1.
 
         Returns
         -------
@@ -579,7 +583,7 @@ class Compressor:
         from prefold._prefix import Prefix
 
         engine = self._open()
-        return Prefix(translated(engine.encode, text, os.fspath(adapter), piece_tokens))
+        return Prefix(translated(engine.encode, text, os.fspath(adapter), piece_tokens, memory_tokens))
 
     def prefill(
         self, text: str, keep: float | None = None, by: str = "expected-attention"

@@ -428,7 +428,9 @@ mod tests {
     #[test]
     fn marks_that_make_a_pair_by_chance_join_no_sentences() {
         let filler = "Nothing of note is said here. ".repeat(40);
-        let text = format!("It takes *args first. {filler}Then *kwargs and ` follow. {filler}The ` ends.\n");
+        let text = format!(
+            "It takes *args first. {filler}Then *kwargs and ` follow. {filler}The ` ends.\n"
+        );
         let all = units(&text);
         assert!(all.len() > 80, "{} units", all.len());
         // What is long is cut where it must be.

@@ -1,0 +1,69 @@
+//! How questions about a text are made.
+
+use crate::error::{Error, Result};
+
+/// What a question stands in after rows of K and V, which end with no line.
+pub(crate) const QUESTION: &str = "\n\nQuestion: {}\nAnswer:";
+
+/// What [`Training::questions`](crate::Training::questions) makes.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Study {
+    /// Questions, at least 1.
+    pub questions: usize,
+    /// Longest piece of the corpus that a question is about, in tokens, at least 1.
+    pub piece_tokens: usize,
+    /// Most tokens of a question, at least 1.
+    pub question_tokens: usize,
+    /// Most tokens of an answer, at least 1.
+    pub answer_tokens: usize,
+    /// Of the questions; the likeliest answer is taken. 0 or more; 0 gives each piece one question a seed.
+    pub temperature: f32,
+    /// What a question stands in when it is answered, at `{}`: as in the run that follows.
+    pub question_template: String,
+    /// Decides the questions.
+    pub seed: u64,
+}
+
+impl Default for Study {
+    fn default() -> Self {
+        Study {
+            questions: 256,
+            piece_tokens: 512,
+            question_tokens: 48,
+            answer_tokens: 96,
+            temperature: 0.7,
+            question_template: QUESTION.into(),
+            seed: 0,
+        }
+    }
+}
+
+impl Study {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the field.
+    pub fn check(&self) -> Result<()> {
+        for (name, value) in [
+            ("questions", self.questions),
+            ("piece_tokens", self.piece_tokens),
+            ("question_tokens", self.question_tokens),
+            ("answer_tokens", self.answer_tokens),
+        ] {
+            if !(1..=1 << 24).contains(&value) {
+                let what = format!("{name} {value}");
+                return Err(Error::input(what, "expected 1 to 16777216"));
+            }
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let what = format!("temperature {}", self.temperature);
+            return Err(Error::input(what, "expected 0 or more"));
+        }
+        if self.question_template.matches("{}").count() != 1 {
+            let reason = "expected {} once, where the text goes";
+            return Err(Error::input("question_template", reason));
+        }
+        Ok(())
+    }
+}
