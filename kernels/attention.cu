@@ -10,8 +10,15 @@
 // too, and attention_merge adds up what the splits found.
 //
 // FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 64 query
-// rows a tile that is 32 FLOP a byte: bound by L2 and, where few tiles run, by latency; by tensor cores
-// only if the cache's f32 were halved.
+// rows a tile that is 32 FLOP a byte of L2. Of a tile of 64 keys with heads of 64 an SM has to do: 144 KB
+// through shared memory, of which the raw copy is 32 and its rounding to bf16 48 (1152 cycles at 128 bytes);
+// 509 instructions of each of four warps, one a cycle and scheduler (509 cycles); 1 MFLOP by mma.sync (403
+// cycles at the 2600 FLOP a cycle published for Hopper). Bound by shared memory, and where few tiles run by
+// latency.
+//
+// sass attention_bf16_32: 364 a tile of 64 keys
+// sass attention_bf16_64: 509 a tile of 64 keys
+// sass attention_bf16_128: 887 a tile of 64 keys
 #include "arch/copy.cuh"
 #include "arch/mma.cuh"
 
@@ -40,6 +47,10 @@ struct Keys {
     const int own = position + offset;
     return key - own <= ahead && own - key < window && key < last;
   }
+  // Whether each of `count` positions sees each of `keys` keys from `start` on.
+  DEVICE bool all_see(int count, int start, int keys) const {
+    return start + keys <= last && start + keys - 1 - position <= ahead && position + count - 1 - start < window;
+  }
 };
 
 // Where a query row's result goes: `sums` in units of 2^max, in `parts` or, divided, in `out`.
@@ -66,6 +77,8 @@ struct Result {
 
 // ---- tensor cores ------------------------------------------------------------------------------------
 
+constexpr int ATTENTION_THREADS = 128;
+
 // Four warps of 16 query rows, 64 keys at a time, as in FlashAttention-2: scores stay in registers and
 // are, packed to bf16, the left operand of the second product. Keys and values come as f32 by
 // asynchronous copies into a buffer of their own while the tile before is worked on, and are then
@@ -88,32 +101,45 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
   const int d = p.head_dim, stride = (p.heads + 2 * p.kv_heads) * d;
   const Keys keys(p, tile, KEYS);
 
-  // Pieces of four elements, f32: what lies outside becomes zero.
+  // A thread moves the same four columns of every SUBS-th row. The strides are constants and not
+  // blockDim.x, so that these loops unroll and their offsets in shared memory become immediates.
+  constexpr int ROW = D / 4, SUBS = ATTENTION_THREADS / ROW;
+  const int sub = threadIdx.x / ROW, column = threadIdx.x % ROW * 4;
+  const bool has_column = column < d;
+  // In bytes: one multiplication to an address.
+  const unsigned key_bytes = p.kv_heads * d * sizeof(float);
+  const unsigned char *const k_from = reinterpret_cast<const unsigned char *>(p.k + (has_column ? kv * d + column : 0));
+  const unsigned char *const v_from = reinterpret_cast<const unsigned char *>(p.v + (has_column ? kv * d + column : 0));
+  // f32: what lies outside becomes zero.
   auto copy = [&](int start) {
-    for (int i = threadIdx.x; i < 2 * KEYS * D / 4; i += blockDim.x) {
-      const int which = i / (KEYS * D / 4), row = i / (D / 4) % KEYS, column = i % (D / 4) * 4;
-      const int key = start + row;
-      const bool in = key < keys.last && column < d;
-      const float *cache = which ? p.v : p.k;
-      const size_t from = in ? (cache_row(p, tile, key) * p.kv_heads + kv) * d + column : 0;
-      copy_async_16(raw + (which * KEYS + row) * D + column, cache + from, in ? 16 : 0);
+    UNROLL
+    for (int i = 0; i < KEYS / SUBS; i++) {
+      const int row = i * SUBS + sub, key = start + row;
+      const bool in = key < keys.last && has_column;
+      const size_t from = static_cast<size_t>(in ? cache_row(p, tile, key) : 0) * key_bytes;
+      copy_async_16(raw + row * D + column, k_from + from, in ? 16 : 0);
+      copy_async_16(raw + (KEYS + row) * D + column, v_from + from, in ? 16 : 0);
     }
     copy_commit();
   };
   copy(keys.first);
 
+  // The position of a query row, counted from the tile's first: row / group, exact for up to 64 of both.
+  const unsigned reciprocal = 65536 / group + 1;
+  auto position = [&](int row) { return static_cast<int>(row * reciprocal >> 16); };
+
   // Queries: rounded with the scale in them, by way of shared memory into registers.
-  for (int i = threadIdx.x; i < 64 * D / 2; i += blockDim.x) {
-    const int row = i / (D / 2), column = i % (D / 2) * 2;
-    float low = 0.0f, high = 0.0f;
-    if (row < queries && column < d) {
-      const float *q = p.qkv + static_cast<size_t>(tile.row + row / group) * stride +
-                       (kv * group + row % group) * d + column;
-      low = q[0] * p.scale;
-      high = q[1] * p.scale;
+  UNROLL
+  for (int i = 0; i < 64 / SUBS; i++) {
+    const int row = i * SUBS + sub;
+    Float4 v = {};
+    if (row < queries && has_column) {
+      const int at = position(row);
+      v = *reinterpret_cast<const Float4 *>(p.qkv + static_cast<size_t>(tile.row + at) * stride +
+                                            (kv * group + row - at * group) * d + column);
     }
-    const int at = row * D + swizzled(row, column / 8) * 8 + column % 8;
-    *reinterpret_cast<unsigned *>(k_tile + at) = to_bf16x2(low, high);
+    *reinterpret_cast<FourBf16 *>(k_tile + row * D + swizzled(row, column / 8) * 8 + column % 8) = {
+        to_bf16x2(v.x * p.scale, v.y * p.scale), to_bf16x2(v.z * p.scale, v.w * p.scale)};
   }
   __syncthreads();
   unsigned q[D / 16][4];
@@ -127,18 +153,18 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
   float max[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
   int offset[2];
   UNROLL
-  for (int i = 0; i < 2; i++) offset[i] = (warp * 16 + i * 8 + g) / group;
+  for (int i = 0; i < 2; i++) offset[i] = position(warp * 16 + i * 8 + g);
 
   for (int start = keys.first; start < keys.last; start += KEYS) {
     copy_wait<0>();
     // All copies are there; all have read the operands of before.
     __syncthreads();
-    for (int i = threadIdx.x; i < 2 * KEYS * D / 4; i += blockDim.x) {
-      const int row = i / (D / 4), column = i % (D / 4) * 4;
+    UNROLL
+    for (int i = 0; i < 2 * KEYS / SUBS; i++) {
+      const int row = i * SUBS + sub;
       const Float4 v = *reinterpret_cast<const Float4 *>(raw + row * D + column);
-      auto to = reinterpret_cast<unsigned *>(operands + row * D + swizzled(row, column / 8) * 8 + column % 8);
-      to[0] = to_bf16x2(v.x, v.y);
-      to[1] = to_bf16x2(v.z, v.w);
+      *reinterpret_cast<FourBf16 *>(operands + row * D + swizzled(row, column / 8) * 8 + column % 8) =
+          {to_bf16x2(v.x, v.y), to_bf16x2(v.z, v.w)};
     }
     __syncthreads();
     if (start + KEYS < keys.last) copy(start + KEYS);
@@ -155,20 +181,26 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
         mma_bf16(scores[2 * j + 1], q[k], b[2], b[3]);
       }
     }
+    // Most tiles of keys are seen whole.
+    if (!keys.all_see(tile.count, start, KEYS)) {
+      UNROLL
+      for (int j = 0; j < KEYS / 8; j++) {
+        UNROLL
+        for (int i = 0; i < 4; i++)
+          if (!keys.sees(offset[i / 2], start + j * 8 + 2 * t + i % 2)) scores[j][i] = -INFINITE;
+      }
+    }
     float top[2] = {max[0], max[1]};
     UNROLL
     for (int j = 0; j < KEYS / 8; j++) {
       UNROLL
-      for (int i = 0; i < 4; i++) {
-        if (!keys.sees(offset[i / 2], start + j * 8 + 2 * t + i % 2)) scores[j][i] = -INFINITE;
-        top[i / 2] = most(top[i / 2], scores[j][i]);
-      }
+      for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], scores[j][i]);
     }
     float base[2];
     UNROLL
     for (int i = 0; i < 2; i++) {
-      top[i] = most(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
-      top[i] = most(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
+      top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
+      top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
       // A row that has seen no key yet: anything but -inf, which would make inf - inf.
       base[i] = top[i] > -INFINITE ? top[i] : 0.0f;
       const float scale = exp2_fast(max[i] - base[i]);
@@ -209,7 +241,7 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
     sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], 2);
     const int row = warp * 16 + i * 8 + g;
     if (row < queries) {
-      const Result result(p, tile.row + row / group, kv * group + row % group, max[i], sum[i], t == 0);
+      const Result result(p, tile.row + offset[i], kv * group + row - offset[i] * group, max[i], sum[i], t == 0);
       UNROLL
       for (int j = 0; j < D / 8; j++) {
         const int column = j * 8 + 2 * t;
@@ -222,9 +254,9 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
   }
 }
 
-KERNEL(attention_bf16_32, AttentionParams, 128) { attention_mma<32>(p); }
-KERNEL(attention_bf16_64, AttentionParams, 128) { attention_mma<64>(p); }
-KERNEL(attention_bf16_128, AttentionParams, 128) { attention_mma<128>(p); }
+KERNEL_BLOCKS(attention_bf16_32, AttentionParams, ATTENTION_THREADS, 4) { attention_mma<32>(p); }
+KERNEL_BLOCKS(attention_bf16_64, AttentionParams, ATTENTION_THREADS, 3) { attention_mma<64>(p); }
+KERNEL_BLOCKS(attention_bf16_128, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<128>(p); }
 
 // ---- f32 ---------------------------------------------------------------------------------------------
 
