@@ -360,6 +360,6 @@ impl<L: Launcher> Gpu<L> {
             splits: size("nll", splits)?,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch("nll_merge", [rows.div_ceil(256), 1, 1], 256, 0, &params) }
+        unsafe { self.launch("nll_merge", [rows.div_ceil(8), 1, 1], 256, 0, &params) }
     }
 }
