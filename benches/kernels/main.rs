@@ -12,7 +12,9 @@ mod clock;
 #[allow(dead_code)]
 #[path = "../../tests/common/emu.rs"]
 mod emu;
+mod expected;
 mod tape;
+mod whole;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

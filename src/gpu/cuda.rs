@@ -17,6 +17,8 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// What a block may have without asking for more.
 const SHARED: usize = 48 * 1024;
+/// With more than this in a block, the multiprocessor's memory serves better as shared memory than as cache.
+const CACHED: usize = 24 * 1024;
 
 /// A CUDA device with our kernels on it, and one stream.
 pub struct Cuda {
@@ -295,7 +297,7 @@ impl Cuda {
             .unwrap_or_else(PoisonError::into_inner);
         let found = match functions.get(kernel) {
             Some(&found) => Some(found),
-            None => self.find(kernel)?.map(|function| (function, SHARED)),
+            None => self.find(kernel)?.map(|function| (function, CACHED)),
         };
         let Some((function, allowed)) = found else {
             return Err(Error::Launch {
@@ -304,13 +306,17 @@ impl Cuda {
             });
         };
         if shared > allowed {
-            let attribute =
-                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a loaded module.
-            let result = unsafe {
-                result::function::set_function_attribute(function, attribute, shared as i32)
-            };
-            self.done(kernel, result)?;
+            use sys::CUfunction_attribute_enum as Of;
+            // Left to itself the driver may reserve what one block needs, where several would fit.
+            let carve_out = Of::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            let most = Of::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let values = [(carve_out, 100), (most, shared.max(SHARED) as i32)];
+            for (attribute, value) in values {
+                // SAFETY: the function is of a loaded module.
+                let result =
+                    unsafe { result::function::set_function_attribute(function, attribute, value) };
+                self.done(kernel, result)?;
+            }
         }
         functions.insert(kernel, (function, allowed.max(shared)));
         Ok(function)

@@ -217,6 +217,11 @@ SHARED int cuFuncSetAttribute(void *handle, int attribute, int value) {
   ENTER_CONTEXT("cuFuncSetAttribute");
   Function *const function = find(functions, handle);
   if (!function || function->context != context) return refuse(INVALID_HANDLE, "cuFuncSetAttribute of no function");
+  // CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: a hint, in percent; -1 is the default.
+  if (attribute == 9) {
+    if (value < -1 || value > 100) return refuse(INVALID_VALUE, "a carve-out of " + std::to_string(value) + " percent");
+    return SUCCESS;
+  }
   if (attribute != 8) return refuse(INVALID_VALUE, "cuFuncSetAttribute of another attribute");
   const int sm = properties[context->device].major * 10 + properties[context->device].minor;
   // CUDA C++ programming guide, technical specifications per compute capability.
