@@ -16,9 +16,9 @@
 // cycles at the 2600 FLOP a cycle published for Hopper). Bound by shared memory, and where few tiles run by
 // latency.
 //
-// sass attention_bf16_32: 364 a tile of 64 keys
+// sass attention_bf16_32: 365 a tile of 64 keys
 // sass attention_bf16_64: 509 a tile of 64 keys
-// sass attention_bf16_128: 887 a tile of 64 keys
+// sass attention_bf16_128: 882 a tile of 64 keys
 #include "arch/copy.cuh"
 #include "arch/mma.cuh"
 
@@ -75,6 +75,17 @@ struct Result {
   }
 };
 
+// The tile and key head of a block. Tiles of all key heads stand on one side of the grid, the last first: the later
+// a causal tile, the more keys it has, and what is long must not begin last.
+struct Place {
+  int tile, kv;
+  DEVICE Place(const AttentionParams &p) {
+    const unsigned index = gridDim.x - 1 - blockIdx.x;
+    tile = index / p.kv_heads;
+    kv = index % p.kv_heads;
+  }
+};
+
 // ---- tensor cores ------------------------------------------------------------------------------------
 
 constexpr int ATTENTION_THREADS = 128;
@@ -96,8 +107,9 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
     return PIECES >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
   };
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const int kv = blockIdx.y, group = p.heads / p.kv_heads, queries = tile.count * group;
+  const Place place(p);
+  const AttentionTile tile = p.tiles[place.tile];
+  const int kv = place.kv, group = p.heads / p.kv_heads, queries = tile.count * group;
   const int d = p.head_dim, stride = (p.heads + 2 * p.kv_heads) * d;
   const Keys keys(p, tile, KEYS);
 
@@ -263,14 +275,14 @@ KERNEL_BLOCKS(attention_bf16_128, AttentionParams, ATTENTION_THREADS, 2) { atten
 // Keys and values of positions `start` up to `last` of a tile's sequence, for this block's key head: 32
 // rows, of which those that are not there become zeros.
 template <class P>
-DEVICE void load_keys(const P &p, const AttentionTile &tile, int start, int last, float *k_tile, float *v_tile,
-                      int pitch) {
+DEVICE void load_keys(const P &p, const AttentionTile &tile, int kv, int start, int last, float *k_tile,
+                      float *v_tile, int pitch) {
   const int d = p.head_dim;
   for (int i = threadIdx.x; i < 32 * d; i += blockDim.x) {
     const int row = i / d, column = i % d;
     float k = 0.0f, v = 0.0f;
     if (start + row < last) {
-      const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + blockIdx.y) * d + column;
+      const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + kv) * d + column;
       k = p.k[at];
       v = p.v[at];
     }
@@ -312,8 +324,9 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
   auto k_tile = reinterpret_cast<float *>(memory);
   float *const v_tile = k_tile + KEYS * pitch, *const q_tile = v_tile + KEYS * pitch;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const int kv = blockIdx.y, group = p.heads / p.kv_heads, queries = tile.count * group;
+  const Place place(p);
+  const AttentionTile tile = p.tiles[place.tile];
+  const int kv = place.kv, group = p.heads / p.kv_heads, queries = tile.count * group;
   const int stride = (p.heads + 2 * p.kv_heads) * d;
   const Keys keys(p, tile, KEYS);
 
@@ -331,7 +344,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
   for (int start = keys.first; start < keys.last; start += KEYS) {
     // All are done with the tile of before.
     __syncthreads();
-    load_keys(p, tile, start, keys.last, k_tile, v_tile, pitch);
+    load_keys(p, tile, kv, start, keys.last, k_tile, v_tile, pitch);
     __syncthreads();
     float scores[ROWS] = {};
     for (int column = 0; column < d; column++) {
@@ -488,7 +501,7 @@ template <int CHUNKS> DEVICE void attention_bwd_q(const AttentionBwdParams &p) {
   for (int start = keys.first; start < keys.last; start += KEYS) {
     // All are done with the tile of before.
     __syncthreads();
-    load_keys(p, tile, start, keys.last, k_tile, v_tile, pitch);
+    load_keys(p, tile, kv, start, keys.last, k_tile, v_tile, pitch);
     __syncthreads();
     float s[ROWS], dp[ROWS];
     two_products(queries, k_tile, v_tile, d, s, dp);

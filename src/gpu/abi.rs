@@ -299,12 +299,10 @@ pub struct TopkParams {
     pub kept_ids: u64,
     pub kept_rows: u64,
     pub kept: u64,
-    pub cached: u32,
-    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TopkParams"][::std::mem::size_of::<TopkParams>() - 64usize];
+    ["Size of TopkParams"][::std::mem::size_of::<TopkParams>() - 56usize];
     ["Alignment of TopkParams"][::std::mem::align_of::<TopkParams>() - 8usize];
     ["Offset of field: TopkParams::scores"][::std::mem::offset_of!(TopkParams, scores) - 0usize];
     ["Offset of field: TopkParams::ids"][::std::mem::offset_of!(TopkParams, ids) - 8usize];
@@ -316,8 +314,6 @@ const _: () = {
     ["Offset of field: TopkParams::kept_rows"]
         [::std::mem::offset_of!(TopkParams, kept_rows) - 40usize];
     ["Offset of field: TopkParams::kept"][::std::mem::offset_of!(TopkParams, kept) - 48usize];
-    ["Offset of field: TopkParams::cached"][::std::mem::offset_of!(TopkParams, cached) - 56usize];
-    ["Offset of field: TopkParams::unused"][::std::mem::offset_of!(TopkParams, unused) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -370,10 +366,10 @@ pub struct NormParams {
     pub weight: u64,
     pub bias: u64,
     pub y: u64,
+    pub rows: u32,
     pub width: u32,
     pub layer: u32,
     pub eps: f32,
-    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -383,10 +379,10 @@ const _: () = {
     ["Offset of field: NormParams::weight"][::std::mem::offset_of!(NormParams, weight) - 8usize];
     ["Offset of field: NormParams::bias"][::std::mem::offset_of!(NormParams, bias) - 16usize];
     ["Offset of field: NormParams::y"][::std::mem::offset_of!(NormParams, y) - 24usize];
-    ["Offset of field: NormParams::width"][::std::mem::offset_of!(NormParams, width) - 32usize];
-    ["Offset of field: NormParams::layer"][::std::mem::offset_of!(NormParams, layer) - 36usize];
-    ["Offset of field: NormParams::eps"][::std::mem::offset_of!(NormParams, eps) - 40usize];
-    ["Offset of field: NormParams::unused"][::std::mem::offset_of!(NormParams, unused) - 44usize];
+    ["Offset of field: NormParams::rows"][::std::mem::offset_of!(NormParams, rows) - 32usize];
+    ["Offset of field: NormParams::width"][::std::mem::offset_of!(NormParams, width) - 36usize];
+    ["Offset of field: NormParams::layer"][::std::mem::offset_of!(NormParams, layer) - 40usize];
+    ["Offset of field: NormParams::eps"][::std::mem::offset_of!(NormParams, eps) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -1034,7 +1030,7 @@ pub struct PruneParams {
     pub capacity: u32,
     pub rows: u32,
     pub tile: u32,
-    pub cached: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1058,6 +1054,6 @@ const _: () = {
         [::std::mem::offset_of!(PruneParams, capacity) - 96usize];
     ["Offset of field: PruneParams::rows"][::std::mem::offset_of!(PruneParams, rows) - 100usize];
     ["Offset of field: PruneParams::tile"][::std::mem::offset_of!(PruneParams, tile) - 104usize];
-    ["Offset of field: PruneParams::cached"]
-        [::std::mem::offset_of!(PruneParams, cached) - 108usize];
+    ["Offset of field: PruneParams::unused"]
+        [::std::mem::offset_of!(PruneParams, unused) - 108usize];
 };

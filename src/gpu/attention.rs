@@ -11,6 +11,8 @@ use crate::ops::expect_len;
 
 /// Keys that a split has at least: less is not worth the merge.
 const KEYS: usize = 128;
+/// Keys that the forward takes at a time, of which whole numbers go to a split.
+const KEY_TILE: usize = 64;
 /// Keys that a query sees after itself, at most: more than any text has, and sums of two fit an `int`.
 const FARTHEST: usize = 1 << 30;
 /// Splits, at most.
@@ -313,6 +315,9 @@ impl<L: Launcher> Gpu<L> {
         let splits = (2 * self.launcher.processors() as usize / blocks.max(1))
             .min(keys / KEYS)
             .clamp(1, SPLITS);
+        // As many as have something to do.
+        let tiles_of_keys = keys.div_ceil(KEY_TILE).max(1);
+        let splits = tiles_of_keys.div_ceil(tiles_of_keys.div_ceil(splits));
         let parts = match splits {
             1 => 0,
             _ => {
@@ -342,7 +347,7 @@ impl<L: Launcher> Gpu<L> {
             ahead: ahead.min(FARTHEST) as u32,
             unused: 0,
         };
-        let grid = [tiles.count, kv_heads, splits];
+        let grid = [blocks, 1, splits];
         // SAFETY: the caller's promise.
         unsafe {
             self.launch(

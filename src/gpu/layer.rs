@@ -202,14 +202,21 @@ impl<L: Launcher> LayerOp for Gpu<L> {
             weight: self.at(weight),
             bias: bias.map_or(0, |bias| self.at(bias)),
             y: self.at(y),
+            rows: size("norm", rows)?,
             width: size("norm", width)?,
             layer: u32::from(shape.kind == NormKind::Layer),
             eps: shape.eps,
-            unused: 0,
         };
-        let shared = THREADS as usize / 32 * size_of::<f32>();
+        // A warp a row, or a block.
+        let (kernel, blocks, threads, shared) = match width {
+            0..=1024 => ("norm_rows", rows.div_ceil(4), 128, 0),
+            _ => {
+                let warps = THREADS as usize / 32;
+                ("norm_wide", rows, THREADS, warps * size_of::<f32>())
+            }
+        };
         // SAFETY: lengths were checked.
-        unsafe { self.launch("norm_rows", [rows, 1, 1], THREADS, shared, &params) }
+        unsafe { self.launch(kernel, [blocks, 1, 1], threads, shared, &params) }
     }
 
     fn rotate(

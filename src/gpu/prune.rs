@@ -6,7 +6,7 @@ use super::gemm::Matrix;
 use super::launch::Launcher;
 use super::nll::ROWS;
 use super::tape::taped;
-use super::topk::{CACHED, FIXED};
+use super::topk::{SHARED, threads};
 use super::{Buf, Gpu, abi, size};
 use crate::error::{Error, Result};
 use crate::ops::prune::{self, RUN, State, TILE, expect_cache};
@@ -87,7 +87,6 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         }
         let states = self.at(&texts.table);
         let from = states + (capacity.texts * size_of::<State>()) as u64;
-        let cached = capacity.tokens.min(CACHED);
         let params = PruneParams {
             ids: self.at(&texts.ids),
             from,
@@ -104,14 +103,12 @@ impl<L: Launcher> PruneOp for Gpu<L> {
             capacity: size("prune", capacity.tokens)?,
             rows: size("prune", capacity.rows)?,
             tile: size("prune", texts.tile)?,
-            cached: size("prune", cached)?,
+            unused: 0,
         };
-        // Short texts need no large block: its barriers cost more.
-        let threads = (capacity.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [capacity.texts, 1, 1];
         // SAFETY: `PruneBatch` made the buffers for its room and checked what it wrote into them; they
         // have no other writer.
-        unsafe { self.launch("prune", grid, threads, FIXED + 4 * (cached + 1), &params) }
+        unsafe { self.launch("prune", grid, threads(capacity.tokens), SHARED, &params) }
     }
 
     fn embed_staged(
