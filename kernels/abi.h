@@ -163,6 +163,7 @@ typedef struct NormParams {
   ADDRESS(const float) weight; ///< [width]
   ADDRESS(const float) bias;   ///< [width], or null
   ADDRESS(float) y;            ///< [rows, width]
+  ADDRESS(uint16_t) packed;    ///< [rows, width up to a multiple of 8]: y in bf16, then zeros; or null
   uint32_t rows, width;
   uint32_t layer; ///< take off the mean
   float eps;
@@ -188,6 +189,7 @@ typedef struct RotateParams {
 typedef struct ActivateParams {
   ADDRESS(const float) x;
   ADDRESS(float) y;
+  ADDRESS(uint16_t) packed; ///< [rows, width up to a multiple of 8]: y in bf16, then zeros; or null
   uint32_t rows, width;
 } ActivateParams;
 
@@ -323,6 +325,7 @@ typedef struct AttentionParams {
   ADDRESS(float) out;                 ///< [.., heads, head_dim]
   ADDRESS(float) parts;               ///< [splits, rows, heads, head_dim + 2]: sums, max in log2, sum
   ADDRESS(float) lse;                 ///< [rows, heads]: ln of the sum of exponentials; or null
+  ADDRESS(uint16_t) packed;           ///< as out: the same in bf16; or null
   uint32_t rows, heads, kv_heads, head_dim;
   uint32_t prefix, splits;
   uint32_t window; ///< keys that a query sees up to itself, itself included; 0: all
@@ -335,7 +338,8 @@ typedef struct AttentionParams {
 typedef struct AttentionMergeParams {
   ADDRESS(const float) parts;
   ADDRESS(float) out;
-  ADDRESS(float) lse; ///< [rows, heads], or null
+  ADDRESS(float) lse;       ///< [rows, heads], or null
+  ADDRESS(uint16_t) packed; ///< as out: the same in bf16; or null
   uint32_t rows, heads, head_dim, splits;
 } AttentionMergeParams;
 

@@ -12,12 +12,12 @@
 // FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 64 query
 // rows a tile that is 32 FLOP a byte of L2. Of a tile of 64 keys with heads of 64 an SM has to do: 144 KB
 // through shared memory, of which the raw copy is 32 and its rounding to bf16 48 (1152 cycles at 128 bytes);
-// 509 instructions of each of four warps, one a cycle and scheduler (509 cycles); 1 MFLOP by mma.sync (403
+// 511 instructions of each of four warps, one a cycle and scheduler (511 cycles); 1 MFLOP by mma.sync (403
 // cycles at the 2600 FLOP a cycle published for Hopper). Bound by shared memory, and where few tiles run by
 // latency.
 //
 // sass attention_bf16_32: 365 a tile of 64 keys
-// sass attention_bf16_64: 509 a tile of 64 keys
+// sass attention_bf16_64: 511 a tile of 64 keys
 // sass attention_bf16_128: 882 a tile of 64 keys
 #include "arch/copy.cuh"
 #include "arch/mma.cuh"
@@ -53,14 +53,17 @@ struct Keys {
   }
 };
 
-// Where a query row's result goes: `sums` in units of 2^max, in `parts` or, divided, in `out`.
+// Where a query row's result goes: `sums` in units of 2^max, in `parts` or, divided, in `out` and in the operand.
 struct Result {
   float *to;
+  uint16_t *packed = nullptr;
   float scale;
 
   DEVICE Result(const AttentionParams &p, size_t row, size_t head, float max, float sum, bool writes) {
     if (p.splits == 1) {
-      to = p.out + (row * p.heads + head) * p.head_dim;
+      const size_t at = (row * p.heads + head) * p.head_dim;
+      to = p.out + at;
+      if (p.packed) packed = p.packed + at;
       scale = 1.0f / sum;
       if (writes && p.lse) p.lse[row * p.heads + head] = (max + log2f(sum)) * LN_2;
     } else {
@@ -72,6 +75,15 @@ struct Result {
         to[p.head_dim + 1] = sum;
       }
     }
+  }
+  DEVICE void put(int column, float v) const {
+    to[column] = v * scale;
+    if (packed) packed[column] = to_bf16(v * scale);
+  }
+  // Of an even column and the next.
+  DEVICE void put(int column, float a, float b) const {
+    *reinterpret_cast<Float2 *>(to + column) = {a * scale, b * scale};
+    if (packed) *reinterpret_cast<unsigned *>(packed + column) = to_bf16x2(a * scale, b * scale);
   }
 };
 
@@ -257,10 +269,7 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
       UNROLL
       for (int j = 0; j < D / 8; j++) {
         const int column = j * 8 + 2 * t;
-        if (column < d) {
-          result.to[column] = out[j][2 * i] * result.scale;
-          result.to[column + 1] = out[j][2 * i + 1] * result.scale;
-        }
+        if (column < d) result.put(column, out[j][2 * i], out[j][2 * i + 1]);
       }
     }
   }
@@ -373,7 +382,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
       const Result result(p, tile.row + row / group, kv * group + row % group, max[r], total, lane == 0);
       UNROLL
       for (int c = 0; c < CHUNKS; c++)
-        if (c * 32 + lane < d) result.to[c * 32 + lane] = out[r][c] * result.scale;
+        if (c * 32 + lane < d) result.put(c * 32 + lane, out[r][c]);
     }
   }
 }
@@ -402,6 +411,7 @@ KERNEL(attention_merge, AttentionMergeParams, 256) {
       v += part[column] * exp2_fast(part[p.head_dim] - max);
     }
     p.out[index * p.head_dim + column] = v / sum;
+    if (p.packed) p.packed[index * p.head_dim + column] = to_bf16(v / sum);
   }
   if (lane == 0 && p.lse) p.lse[index] = (max + log2f(sum)) * LN_2;
 }

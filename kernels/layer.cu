@@ -1,5 +1,7 @@
 // What stands between the products of a decoder layer. Everything here moves each byte once and is
-// bound by memory; the residual is added by the product that makes it (gemm.cu).
+// bound by memory; the residual is added by the product that makes it (gemm.cu). What a product may read next
+// is also written as its left operand, in bf16, so that it need not be packed (gemm.cu): 2 bytes more an element
+// instead of a launch, 4 bytes in and 2 out.
 #include "arch/convert.cuh"
 #include "dropout.cuh"
 
@@ -22,6 +24,20 @@ template <int W> struct alignas(4 * W) Piece {
 };
 template <int W> DEVICE Piece<W> piece(const float *row, unsigned i) {
   return reinterpret_cast<const Piece<W> *>(row)[i];
+}
+
+// Piece number i of row `row` as bf16; rows are `width` up to a multiple of 8.
+template <int W> DEVICE void put_packed(uint16_t *packed, unsigned row, unsigned width, unsigned i, const Piece<W> &v) {
+  uint16_t *to = packed + static_cast<size_t>(row) * ((width + 7) / 8 * 8) + i * W;
+  if constexpr (W == 4)
+    *reinterpret_cast<FourBf16 *>(to) = {to_bf16x2(v.v[0], v.v[1]), to_bf16x2(v.v[2], v.v[3])};
+  else to[0] = to_bf16(v.v[0]);
+}
+// What follows a row of `pieces` of them: zeros. Of `lanes` threads this is number `lane`.
+template <int W>
+DEVICE void fill_packed(uint16_t *packed, unsigned row, unsigned width, unsigned lane, unsigned lanes) {
+  for (unsigned i = width / W + lane; i < (width + 7) / 8 * 8 / W; i += lanes)
+    put_packed<W>(packed, row, width, i, {});
 }
 
 // out[i] = table[ids[i]] (+ out[i]). One block per row; 2 or 4 bytes in, 4 (or 8) out an element. `read(at)` gives
@@ -107,7 +123,9 @@ DEVICE void norm(const NormParams &p, unsigned row, unsigned lane, unsigned lane
     UNROLL
     for (int k = 0; k < W; k++) out.v[k] = (from.v[k] - mean) * scale * weight.v[k] + bias.v[k];
     y[i] = out;
+    if (p.packed) put_packed(p.packed, row, p.width, i, out);
   });
+  if (p.packed) fill_packed<W>(p.packed, row, p.width, lane, lanes);
 }
 
 // A warp per row: no barrier, no shared memory. For rows of up to some thousand columns.
@@ -275,7 +293,9 @@ template <int W, class F> DEVICE void gated(const ActivateParams &p, F f) {
     UNROLL
     for (int k = 0; k < W; k++) out.v[k] = f(a.v[k]) * b.v[k];
     y[i] = out;
+    if (p.packed) put_packed(p.packed, blockIdx.x, p.width, i, out);
   }
+  if (p.packed && blockIdx.y == 0) fill_packed<W>(p.packed, blockIdx.x, p.width, threadIdx.x, blockDim.x);
 }
 template <int W, class F> DEVICE void activated(const ActivateParams &p, F f) {
   const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
@@ -286,7 +306,9 @@ template <int W, class F> DEVICE void activated(const ActivateParams &p, F f) {
     UNROLL
     for (int k = 0; k < W; k++) out.v[k] = f(from.v[k]);
     y[i] = out;
+    if (p.packed) put_packed(p.packed, blockIdx.x, p.width, i, out);
   }
+  if (p.packed && blockIdx.y == 0) fill_packed<W>(p.packed, blockIdx.x, p.width, threadIdx.x, blockDim.x);
 }
 
 // BERT's gelu: x/2 · (1 + erf(x / sqrt(2))), from the complement, so that the negative tail is precise.

@@ -136,16 +136,17 @@ void layers() {
          EmbedParams{ids.data(), table_bf16.data(), x.data(), rows, width, 40, 0});
   launch("embed_bf16", rows, 1, 1, 64, 0,
          EmbedParams{ids.data(), table_bf16.data(), x.data(), rows, 36, 40, 0});
+  std::vector<uint16_t> packed(rows * 40);
   // By fours too, and with more columns than registers hold.
   for (unsigned columns : {width, 36u}) {
     launch("norm_rows", 2, 1, 1, 64, 0,
-           NormParams{x.data(), weight.data(), weight.data(), y.data(), rows, columns, 1, 1e-5f});
+           NormParams{x.data(), weight.data(), weight.data(), y.data(), packed.data(), rows, columns, 1, 1e-5f});
     launch("norm_wide", rows, 1, 1, 64, 8,
-           NormParams{x.data(), weight.data(), nullptr, y.data(), rows, columns, 0, 1e-5f});
+           NormParams{x.data(), weight.data(), nullptr, y.data(), packed.data(), rows, columns, 0, 1e-5f});
   }
   auto wide = floats(2 * 2052), wide_weight = floats(2052);
   launch("norm_rows", 1, 1, 1, 64, 0,
-         NormParams{wide.data(), wide_weight.data(), nullptr, wide.data(), 2, 2052, 1, 1e-5f});
+         NormParams{wide.data(), wide_weight.data(), nullptr, wide.data(), nullptr, 2, 2052, 1, 1e-5f});
   auto qkv = floats(rows * all * d), angles = floats(rows * d), k = floats((rows + 2) * d), v = k;
   for (unsigned interleaved : {0u, 1u})
     launch("rotate", rows, 1, 1, 256, 0,
@@ -156,14 +157,14 @@ void layers() {
          RotateParams{qkv.data(), nullptr, nullptr, angles.data(), k.data(), v.data(), places.data(), rows,
                       heads, kv_heads, d, 0, 1e-5f, 0, 0});
   auto gates = floats(rows * 2 * width);
-  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
-  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, 36});
-  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
-  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, 36});
-  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
-  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, 36});
-  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
-  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, 36});
+  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, width});
+  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, 36});
+  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, width});
+  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, 36});
+  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, width});
+  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, 36});
+  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, width});
+  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, 36});
 
   auto dy = floats(rows * 2 * width), dx = dy;
   launch("norm_rows_bwd", rows, 1, 1, 64, 8,
@@ -221,6 +222,7 @@ void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) 
   auto qkv = floats(rows * (heads + 2 * kv_heads) * d);
   auto k = floats((prefix + rows) * kv_heads * d), v = k;
   auto out = floats(rows * heads * d), parts = floats(splits * rows * heads * (d + 2));
+  std::vector<uint16_t> packed(rows * heads * d);
   // Two sequences.
   const std::vector<AttentionTile> tiles = {{0, 5, prefix, 0, prefix, prefix + 5},
                                             {5, 4, prefix, 0, prefix + 5, prefix + 4}};
@@ -228,10 +230,10 @@ void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) 
   for (unsigned ahead : {0u, 2u})
     for (unsigned s = 1; s <= splits; s++)
       launch(kernel, 2 * kv_heads, 1, s, threads, shared,
-             AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr, rows, heads,
-                             kv_heads, d, prefix, s, 100, 0.3f, ahead, 0});
+             AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr,
+                             packed.data(), rows, heads, kv_heads, d, prefix, s, 100, 0.3f, ahead, 0});
   launch("attention_merge", 3, 1, 1, 256, 0,
-         AttentionMergeParams{parts.data(), out.data(), nullptr, rows, heads, d, splits});
+         AttentionMergeParams{parts.data(), out.data(), nullptr, packed.data(), rows, heads, d, splits});
 }
 
 void attention_backward(const char *of_queries, const char *of_keys, unsigned d) {

@@ -4,7 +4,7 @@ use super::abi::{
     AttentionBwdParams, AttentionDeltaParams, AttentionMergeParams, AttentionParams, AttentionTile,
     KeyTile, Visit,
 };
-use super::{Buf, Gpu, Launcher, Precision, Slot, size};
+use super::{Buf, Gpu, Launcher, Precision, Scratch, size};
 use crate::error::{Error, Result};
 use crate::ops::attention::{Attended, Attention, AttentionOp};
 use crate::ops::expect_len;
@@ -255,7 +255,7 @@ impl<L: Launcher> Gpu<L> {
             keys,
         };
         // SAFETY: lengths were checked, and every tile lies within them.
-        unsafe { self.attend_tiles(shape, tiles, &mut scratch.parts, qkv, [k, v], out, lse) }
+        unsafe { self.attend_tiles(shape, tiles, scratch, qkv, [k, v], out, lse) }
     }
 
     /// Positions of a tile of the forward.
@@ -288,7 +288,7 @@ impl<L: Launcher> Gpu<L> {
         &self,
         shape: &Attention<'_>,
         tiles: Tiles,
-        parts: &mut Slot<L>,
+        scratch: &mut Scratch<L>,
         qkv: &Buf<L, f32>,
         [k, v]: [&Buf<L, f32>; 2],
         out: &mut Buf<L, f32>,
@@ -322,8 +322,15 @@ impl<L: Launcher> Gpu<L> {
             1 => 0,
             _ => {
                 let bytes = splits * rows * heads * (head_dim + 2) * size_of::<f32>();
-                parts.reserve(&self.launcher, bytes)?
+                scratch.parts.reserve(&self.launcher, bytes)?
             }
+        };
+        // Rows of heads are rows of the operand where nothing is to be filled up.
+        let width = heads * head_dim;
+        let fits = self.precision.padded(width) == width;
+        let packed = match fits {
+            true => self.leave(scratch, rows, width)?,
+            false => 0,
         };
         let params = AttentionParams {
             qkv: self.at(qkv),
@@ -333,6 +340,7 @@ impl<L: Launcher> Gpu<L> {
             out: self.at(out),
             parts,
             lse,
+            packed,
             rows: size("attention", rows)?,
             heads: size("attention", heads)?,
             kv_heads: size("attention", kv_heads)?,
@@ -358,21 +366,25 @@ impl<L: Launcher> Gpu<L> {
                 &params,
             )?
         };
-        if splits == 1 {
-            return Ok(());
+        if splits > 1 {
+            let params = AttentionMergeParams {
+                parts,
+                out: self.at(out),
+                lse,
+                packed,
+                rows: size("attention", rows)?,
+                heads: size("attention", heads)?,
+                head_dim: size("attention", head_dim)?,
+                splits: size("attention", splits)?,
+            };
+            let grid = [(rows * heads).div_ceil(8), 1, 1];
+            // SAFETY: as above; the parts were made for these splits.
+            unsafe { self.launch("attention_merge", grid, 256, 0, &params)? };
         }
-        let params = AttentionMergeParams {
-            parts,
-            out: self.at(out),
-            lse,
-            rows: size("attention", rows)?,
-            heads: size("attention", heads)?,
-            head_dim: size("attention", head_dim)?,
-            splits: size("attention", splits)?,
-        };
-        let grid = [(rows * heads).div_ceil(8), 1, 1];
-        // SAFETY: as above; the parts were made for these splits.
-        unsafe { self.launch("attention_merge", grid, 256, 0, &params) }
+        if fits {
+            self.left(scratch, out, rows, width);
+        }
+        Ok(())
     }
 }
 

@@ -146,9 +146,14 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             return Ok(());
         }
         let mut scratch = self.scratch();
-        // SAFETY: x has the rows.
-        let (operand, ld) =
-            unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? };
+        let (operand, ld) = if scratch.packed == Some(self.now(x, rows, inputs)) {
+            let ld = self.precision.padded(inputs);
+            let bytes = rows * ld * self.precision.bytes();
+            (scratch.operand.reserve(&self.launcher, bytes)?, ld)
+        } else {
+            // SAFETY: x has the rows.
+            unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? }
+        };
         let product = Product {
             x: Operand { at: operand, ld },
             w: w.operand(self),
@@ -270,6 +275,7 @@ impl<L: Launcher> Gpu<L> {
     /// Addresses point to memory as large as the shapes say; `inner` and both leading dimensions are
     /// multiples of 16 bytes.
     pub(super) unsafe fn product(&self, product: &Product) -> Result<()> {
+        self.event();
         // SAFETY: the caller's promise.
         if let Some(done) = unsafe { self.launcher.product(product) } {
             tape::note(|| Launch::Product(*product));

@@ -124,14 +124,18 @@ impl<L: Launcher> Gpu<L> {
     ) -> Result<()> {
         expect_len(op, "x", rows * width * 2, x.len)?;
         expect_len(op, "y", rows * width, y.len)?;
+        let mut scratch = self.scratch();
         let params = ActivateParams {
             x: self.at(x),
             y: self.at(y),
+            packed: self.leave(&mut scratch, rows, width)?,
             rows: size(op, rows)?,
             width: size(op, width)?,
         };
-        // SAFETY: lengths were checked.
-        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params) }
+        // SAFETY: lengths were checked, and the operand was made for these rows.
+        unsafe { self.launch(op, [rows, shares(width), 1], THREADS, 0, &params)? };
+        self.left(&mut scratch, y, rows, width);
+        Ok(())
     }
 
     /// `y = f(x)`, element by element.
@@ -144,16 +148,20 @@ impl<L: Launcher> Gpu<L> {
     ) -> Result<()> {
         expect_len(kernel, "x", len, x.len)?;
         expect_len(kernel, "y", len, y.len)?;
+        let mut scratch = self.scratch();
         let params = ActivateParams {
             x: self.at(x),
             y: self.at(y),
+            packed: self.leave(&mut scratch, 1, len)?,
             rows: 1,
             width: size(kernel, len)?,
         };
         // One row; the grid's second side has an end, and a thread takes several elements where there are more.
         let grid = [1, shares(len).min(4096), 1];
-        // SAFETY: lengths were checked.
-        unsafe { self.launch(kernel, grid, THREADS, 0, &params) }
+        // SAFETY: lengths were checked, and the operand was made for them.
+        unsafe { self.launch(kernel, grid, THREADS, 0, &params)? };
+        self.left(&mut scratch, y, 1, len);
+        Ok(())
     }
 }
 
@@ -197,11 +205,13 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         if let Some(bias) = bias {
             expect_len("norm", "the bias", width, bias.len)?;
         }
+        let mut scratch = self.scratch();
         let params = NormParams {
             x: self.at(x),
             weight: self.at(weight),
             bias: bias.map_or(0, |bias| self.at(bias)),
             y: self.at(y),
+            packed: self.leave(&mut scratch, rows, width)?,
             rows: size("norm", rows)?,
             width: size("norm", width)?,
             layer: u32::from(shape.kind == NormKind::Layer),
@@ -215,8 +225,10 @@ impl<L: Launcher> LayerOp for Gpu<L> {
                 ("norm_wide", rows, THREADS, warps * size_of::<f32>())
             }
         };
-        // SAFETY: lengths were checked.
-        unsafe { self.launch(kernel, [blocks, 1, 1], threads, shared, &params) }
+        // SAFETY: lengths were checked, and the operand was made for these rows.
+        unsafe { self.launch(kernel, [blocks, 1, 1], threads, shared, &params)? };
+        self.left(&mut scratch, y, rows, width);
+        Ok(())
     }
 
     fn rotate(

@@ -35,6 +35,7 @@ pub use prune::Recorded;
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
@@ -74,6 +75,8 @@ pub struct Gpu<L: Launcher> {
     launcher: L,
     precision: Precision,
     scratch: Mutex<Scratch<L>>,
+    /// Counts whatever may have changed a buffer.
+    events: AtomicU64,
 }
 
 /// Memory that ops share. An op holds the lock while it puts its launches into the one queue, so that
@@ -83,6 +86,8 @@ struct Scratch<L: Launcher> {
     table: Slot<L>,
     /// The left operand of a product.
     operand: Slot<L>,
+    /// What an op has left there.
+    packed: Option<Packed>,
     /// What blocks of one row found out.
     parts: Slot<L>,
     /// What `table` holds, if it is attention's tiles: they are the same in every layer.
@@ -94,6 +99,16 @@ impl<L: Launcher> Scratch<L> {
     fn grown(&self) -> u64 {
         self.table.grown + self.operand.grown + self.parts.grown
     }
+}
+
+/// Rows of a buffer that lie packed in `Scratch::operand`, as long as nothing has happened since.
+#[derive(Clone, Copy, PartialEq)]
+struct Packed {
+    /// The buffer's address.
+    of: u64,
+    rows: usize,
+    width: usize,
+    event: u64,
 }
 
 struct Slot<L: Launcher> {
@@ -158,9 +173,11 @@ impl<L: Launcher> Gpu<L> {
             scratch: Mutex::new(Scratch {
                 table: Slot::new(),
                 operand: Slot::new(),
+                packed: None,
                 parts: Slot::new(),
                 tiles: Vec::new(),
             }),
+            events: AtomicU64::new(0),
         }
     }
 
@@ -180,6 +197,45 @@ impl<L: Launcher> Gpu<L> {
 
     fn scratch(&self) -> MutexGuard<'_, Scratch<L>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that some buffer may have changed: the operand that an op left may be out of date.
+    fn event(&self) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Where an op may leave its result as the left operand of the product that follows; 0 where products are
+    /// of f32.
+    fn leave(&self, scratch: &mut Scratch<L>, rows: usize, width: usize) -> Result<u64> {
+        scratch.packed = None;
+        match self.precision {
+            Precision::Bf16 => {
+                let bytes = rows * self.precision.padded(width) * self.precision.bytes();
+                scratch.operand.reserve(&self.launcher, bytes)
+            }
+            Precision::F32 => Ok(0),
+        }
+    }
+
+    /// The op that asked with [`Gpu::leave`] was launched, and wrote the same to `out`.
+    fn left(&self, scratch: &mut Scratch<L>, out: &Buf<L, f32>, rows: usize, width: usize) {
+        if self.precision == Precision::Bf16 {
+            scratch.packed = Some(self.now(out, rows, width));
+        }
+    }
+
+    /// These rows as they are now. Rows of whole 16 bytes lie one after the other, whatever their width.
+    fn now(&self, of: &Buf<L, f32>, rows: usize, width: usize) -> Packed {
+        let (rows, width) = match width % (16 / self.precision.bytes()) {
+            0 => (1, rows * width),
+            _ => (rows, width),
+        };
+        Packed {
+            of: self.at(of),
+            rows,
+            width,
+            event: self.events.load(Ordering::Relaxed),
+        }
     }
 
     /// See [`Launcher::launch`]. An empty grid is nothing to do.
@@ -207,6 +263,7 @@ impl<L: Launcher> Gpu<L> {
             shared,
             params: params.to_vec(),
         });
+        self.event();
         // SAFETY: the caller's promise.
         unsafe { self.launcher.launch(kernel, dims, threads, shared, params) }
     }
@@ -252,6 +309,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     type Buf<T: Elem> = Buf<L, T>;
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<Buf<L, T>> {
+        self.event();
         Ok(Buf {
             memory: self.launcher.alloc(len * size_of::<T>(), true)?,
             len,
@@ -260,6 +318,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn upload<T: Elem>(&self, host: &[T]) -> Result<Buf<L, T>> {
+        self.event();
         let mut memory = self.launcher.alloc(size_of_val(host), false)?;
         self.launcher
             .write(&mut memory, 0, bytemuck::cast_slice(host))?;
@@ -271,6 +330,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn write<T: Elem>(&self, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
+        self.event();
         expect_len("write", "the buffer", host.len(), buf.len)?;
         self.launcher
             .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
@@ -287,6 +347,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn resize<T: Elem>(&self, buf: &mut Buf<L, T>, len: usize) -> Result<()> {
+        self.event();
         let mut memory = self.launcher.alloc(len * size_of::<T>(), true)?;
         let bytes = len.min(buf.len) * size_of::<T>();
         self.launcher.copy(&buf.memory, 0, &mut memory, 0, bytes)?;
@@ -301,6 +362,7 @@ impl<L: Launcher> Storage for Gpu<L> {
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
+        self.event();
         let end = from.end.max(to.saturating_add(from.len())).max(from.start);
         expect_len("copy_within", "the buffer", end, buf.len)?;
         let size = size_of::<T>();
@@ -320,6 +382,7 @@ impl<L: Launcher> Storage for Gpu<L> {
         to: &mut Buf<L, T>,
         at: usize,
     ) -> Result<()> {
+        self.event();
         let end = at.saturating_add(range.len());
         expect_len("copy", "the source", range.end.max(range.start), from.len)?;
         expect_len("copy", "the destination", end, to.len)?;
@@ -334,6 +397,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn clear<T: Elem>(&self, buf: &mut Buf<L, T>, range: Range<usize>) -> Result<()> {
+        self.event();
         expect_len("clear", "the buffer", range.end.max(range.start), buf.len)?;
         let size = size_of::<T>();
         let zeros = self.launcher.alloc(range.len() * size, true)?;

@@ -46,6 +46,8 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         recorded: &mut Recorded<L>,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
+        // What is replayed finds no operand that was left before it, and leaves none.
+        self.event();
         let before = {
             let scratch = self.scratch();
             let now = scratch.grown();
@@ -226,7 +228,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         };
         let mut scratch = self.scratch();
         // SAFETY: tiles lie within the room, whose rows all buffers have.
-        unsafe { self.attend_tiles(&shape, tiles, &mut scratch.parts, qkv, [k, v], out, 0) }
+        unsafe { self.attend_tiles(&shape, tiles, &mut scratch, qkv, [k, v], out, 0) }
     }
 
     fn nll_staged(

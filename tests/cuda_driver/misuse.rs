@@ -15,6 +15,7 @@ use crate::place::Place;
 struct ActivateParams {
     x: u64,
     out: u64,
+    packed: u64,
     rows: u32,
     width: u32,
 }
@@ -24,6 +25,7 @@ fn launch(cuda: &Cuda, x: u64, out: u64, width: u32, shared: usize) -> prefold::
     let params = ActivateParams {
         x,
         out,
+        packed: 0,
         rows: 1,
         width,
     };
@@ -76,7 +78,7 @@ fn work_is_done_when_somebody_waits() {
 
 #[test]
 fn launches_beyond_the_limits_are_refused() {
-    let params = [0u8; 24];
+    let params = [0u8; 32];
     for (architecture, max) in [(80, 163), (89, 99), (90, 227), (100, 227), (120, 99)] {
         let Some(place) = Place::new(architecture) else {
             return;
@@ -217,7 +219,7 @@ fn a_recording_in_which_somebody_waits_is_broken() {
     assert_eq!(place.left().matches("pieces").count(), 1);
     // The first use of a kernel loads it.
     let line = error(cuda.record(|| {
-        let params = [0u8; 24];
+        let params = [0u8; 32];
         // SAFETY: it is not started.
         unsafe { cuda.launch("swiglu", [1, 1, 1], 64, 0, &params) }
     }));

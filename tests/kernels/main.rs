@@ -8,5 +8,6 @@ mod kernel_models;
 mod kernels;
 mod kernels_bwd;
 mod lora;
+mod operands;
 mod planted;
 mod prune;
