@@ -9,16 +9,16 @@
 // all share them), the others in the sequence's own rows. When tiles are fewer than SMs the keys are cut into `splits`
 // too, and attention_merge adds up what the splits found.
 //
-// FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 64 query
-// rows a tile that is 32 FLOP a byte of L2. Of a tile of 64 keys with heads of 64 an SM has to do: 144 KB
-// through shared memory, of which the raw copy is 32 and its rounding to bf16 48 (1152 cycles at 128 bytes);
-// 511 instructions of each of four warps, one a cycle and scheduler (511 cycles); 1 MFLOP by mma.sync (403
-// cycles at the 2600 FLOP a cycle published for Hopper). Bound by shared memory, and where few tiles run by
-// latency.
+// FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 128 query rows a
+// tile (64 where heads are wider than 64) that is 64 FLOP a byte of L2. Of a tile of 64 keys with heads of 64 an
+// SM has to do: 32 KB from L2 (1050 to 1300 cycles at the 25 to 31 bytes a cycle published for the H100); 144 KB
+// through shared memory, of which the raw copy is 32 and its rounding to bf16 48 (1152 cycles at 128 bytes); 797
+// instructions of each of four warps, one a cycle and scheduler (797 cycles); 2.1 MFLOP by mma.sync (807 cycles at
+// the 2600 FLOP a cycle published for Hopper). Bound by L2 and shared memory, and where few tiles run by latency.
 //
-// sass attention_bf16_32: 365 a tile of 64 keys
-// sass attention_bf16_64: 511 a tile of 64 keys
-// sass attention_bf16_128: 882 a tile of 64 keys
+// sass attention_bf16_32: 575 a tile of 64 keys
+// sass attention_bf16_64: 797 a tile of 64 keys
+// sass attention_bf16_128: 887 a tile of 64 keys
 #include "arch/copy.cuh"
 #include "arch/mma.cuh"
 
@@ -102,15 +102,15 @@ struct Place {
 
 constexpr int ATTENTION_THREADS = 128;
 
-// Four warps of 16 query rows, 64 keys at a time, as in FlashAttention-2: scores stay in registers and
-// are, packed to bf16, the left operand of the second product. Keys and values come as f32 by
-// asynchronous copies into a buffer of their own while the tile before is worked on, and are then
-// rounded into the operands. D: head_dim, or more (filled up with zeros).
+// Four warps of M times 16 query rows, 64 keys at a time, as in FlashAttention-2: scores stay in registers and
+// are, packed to bf16, the left operand of the second product. What a warp loads of K and V serves all its rows.
+// Keys and values come as f32 by asynchronous copies into a buffer of their own while the tile before is worked
+// on, and are then rounded into the operands. D: head_dim, or more (filled up with zeros).
 //
-// Shared memory: 64 · D · (2·4 raw + 2·2 operands) bytes; the queries pass through the operand of K.
-template <int D> DEVICE void attention_mma(const AttentionParams &p) {
+// Shared memory: 64 · D · (2·4 raw + 2·2 operands) bytes; the queries pass through the operands.
+template <int D, int M> DEVICE void attention_mma(const AttentionParams &p) {
   DYNAMIC_SHARED(memory);
-  constexpr int KEYS = 64, PIECES = D / 8;
+  constexpr int KEYS = 64, PIECES = D / 8, QUERIES = 64 * M;
   auto raw = reinterpret_cast<float *>(memory); // K, then V
   auto operands = reinterpret_cast<uint16_t *>(raw + 2 * KEYS * D);
   uint16_t *const k_tile = operands, *const v_tile = operands + KEYS * D;
@@ -148,13 +148,13 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
   };
   copy(keys.first);
 
-  // The position of a query row, counted from the tile's first: row / group, exact for up to 64 of both.
+  // The position of a query row, counted from the tile's first: row / group, exact for up to 128 of both.
   const unsigned reciprocal = 65536 / group + 1;
   auto position = [&](int row) { return static_cast<int>(row * reciprocal >> 16); };
 
   // Queries: rounded with the scale in them, by way of shared memory into registers.
   UNROLL
-  for (int i = 0; i < 64 / SUBS; i++) {
+  for (int i = 0; i < QUERIES / SUBS; i++) {
     const int row = i * SUBS + sub;
     Float4 v = {};
     if (row < queries && has_column) {
@@ -162,22 +162,27 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
       v = *reinterpret_cast<const Float4 *>(p.qkv + static_cast<size_t>(tile.row + at) * stride +
                                             (kv * group + row - at * group) * d + column);
     }
-    *reinterpret_cast<FourBf16 *>(k_tile + row * D + swizzled(row, column / 8) * 8 + column % 8) = {
+    *reinterpret_cast<FourBf16 *>(operands + row * D + swizzled(row, column / 8) * 8 + column % 8) = {
         to_bf16x2(v.x * p.scale, v.y * p.scale), to_bf16x2(v.z * p.scale, v.w * p.scale)};
   }
   __syncthreads();
-  unsigned q[D / 16][4];
+  unsigned q[M][D / 16][4];
   UNROLL
-  for (int k = 0; k < D / 16; k++) {
-    const int row = warp * 16 + lane % 16;
-    load_matrix_x4(q[k], k_tile + row * D + swizzled(row, k * 2 + lane / 16) * 8);
+  for (int m = 0; m < M; m++) {
+    UNROLL
+    for (int k = 0; k < D / 16; k++) {
+      const int row = (warp * M + m) * 16 + lane % 16;
+      load_matrix_x4(q[m][k], operands + row * D + swizzled(row, k * 2 + lane / 16) * 8);
+    }
   }
 
-  float out[D / 8][4] = {};
-  float max[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
-  int offset[2];
+  // Of two rows to each m: g and g + 8 of its 16.
+  float out[M][D / 8][4] = {};
+  float max[M][2], sum[M][2] = {};
   UNROLL
-  for (int i = 0; i < 2; i++) offset[i] = position(warp * 16 + i * 8 + g);
+  for (int m = 0; m < M; m++) max[m][0] = max[m][1] = -INFINITE;
+  // Derived where it is wanted: registers are full.
+  auto query = [&](int m, int i) { return (warp * M + m) * 16 + i * 8 + g; };
 
   for (int start = keys.first; start < keys.last; start += KEYS) {
     copy_wait<0>();
@@ -193,7 +198,7 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
     __syncthreads();
     if (start + KEYS < keys.last) copy(start + KEYS);
 
-    float scores[KEYS / 8][4] = {};
+    float scores[M][KEYS / 8][4] = {};
     UNROLL
     for (int k = 0; k < D / 16; k++) {
       UNROLL
@@ -201,51 +206,60 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
         unsigned b[4];
         const int row = j * 16 + lane / 16 * 8 + lane % 8;
         load_matrix_x4(b, k_tile + row * D + swizzled(row, k * 2 + lane / 8 % 2) * 8);
-        mma_bf16(scores[2 * j], q[k], b[0], b[1]);
-        mma_bf16(scores[2 * j + 1], q[k], b[2], b[3]);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+          mma_bf16(scores[m][2 * j], q[m][k], b[0], b[1]);
+          mma_bf16(scores[m][2 * j + 1], q[m][k], b[2], b[3]);
+        }
       }
     }
     // Most tiles of keys are seen whole.
     if (!keys.all_see(tile.count, start, KEYS)) {
       UNROLL
+      for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int j = 0; j < KEYS / 8; j++) {
+          UNROLL
+          for (int i = 0; i < 4; i++)
+            if (!keys.sees(position(query(m, i / 2)), start + j * 8 + 2 * t + i % 2)) scores[m][j][i] = -INFINITE;
+        }
+      }
+    }
+    unsigned weights[M][KEYS / 16][4];
+    UNROLL
+    for (int m = 0; m < M; m++) {
+      float top[2] = {max[m][0], max[m][1]};
+      UNROLL
       for (int j = 0; j < KEYS / 8; j++) {
         UNROLL
-        for (int i = 0; i < 4; i++)
-          if (!keys.sees(offset[i / 2], start + j * 8 + 2 * t + i % 2)) scores[j][i] = -INFINITE;
+        for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], scores[m][j][i]);
       }
-    }
-    float top[2] = {max[0], max[1]};
-    UNROLL
-    for (int j = 0; j < KEYS / 8; j++) {
+      float base[2];
       UNROLL
-      for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], scores[j][i]);
-    }
-    float base[2];
-    UNROLL
-    for (int i = 0; i < 2; i++) {
-      top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
-      top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
-      // A row that has seen no key yet: anything but -inf, which would make inf - inf.
-      base[i] = top[i] > -INFINITE ? top[i] : 0.0f;
-      const float scale = exp2_fast(max[i] - base[i]);
-      sum[i] *= scale;
-      UNROLL
-      for (int j = 0; j < D / 8; j++) {
-        out[j][2 * i] *= scale;
-        out[j][2 * i + 1] *= scale;
+      for (int i = 0; i < 2; i++) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
+        // A row that has seen no key yet: anything but -inf, which would make inf - inf.
+        base[i] = top[i] > -INFINITE ? top[i] : 0.0f;
+        const float scale = exp2_fast(max[m][i] - base[i]);
+        sum[m][i] *= scale;
+        UNROLL
+        for (int j = 0; j < D / 8; j++) {
+          out[m][j][2 * i] *= scale;
+          out[m][j][2 * i + 1] *= scale;
+        }
+        max[m][i] = top[i];
       }
-      max[i] = top[i];
-    }
-    unsigned weights[KEYS / 16][4];
-    UNROLL
-    for (int j = 0; j < KEYS / 8; j++) {
       UNROLL
-      for (int i = 0; i < 4; i++) {
-        scores[j][i] = exp2_fast(scores[j][i] - base[i / 2]);
-        sum[i / 2] += scores[j][i];
+      for (int j = 0; j < KEYS / 8; j++) {
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+          scores[m][j][i] = exp2_fast(scores[m][j][i] - base[i / 2]);
+          sum[m][i / 2] += scores[m][j][i];
+        }
+        weights[m][j / 2][j % 2 * 2] = to_bf16x2(scores[m][j][0], scores[m][j][1]);
+        weights[m][j / 2][j % 2 * 2 + 1] = to_bf16x2(scores[m][j][2], scores[m][j][3]);
       }
-      weights[j / 2][j % 2 * 2] = to_bf16x2(scores[j][0], scores[j][1]);
-      weights[j / 2][j % 2 * 2 + 1] = to_bf16x2(scores[j][2], scores[j][3]);
     }
     UNROLL
     for (int k = 0; k < KEYS / 16; k++) {
@@ -254,30 +268,36 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
         unsigned b[4];
         const int row = k * 16 + lane / 8 % 2 * 8 + lane % 8;
         load_matrix_x4_transposed(b, v_tile + row * D + swizzled(row, j * 2 + lane / 16) * 8);
-        mma_bf16(out[2 * j], weights[k], b[0], b[1]);
-        mma_bf16(out[2 * j + 1], weights[k], b[2], b[3]);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+          mma_bf16(out[m][2 * j], weights[m][k], b[0], b[1]);
+          mma_bf16(out[m][2 * j + 1], weights[m][k], b[2], b[3]);
+        }
       }
     }
   }
   UNROLL
-  for (int i = 0; i < 2; i++) {
-    sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], 1);
-    sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], 2);
-    const int row = warp * 16 + i * 8 + g;
-    if (row < queries) {
-      const Result result(p, tile.row + offset[i], kv * group + row - offset[i] * group, max[i], sum[i], t == 0);
-      UNROLL
-      for (int j = 0; j < D / 8; j++) {
-        const int column = j * 8 + 2 * t;
-        if (column < d) result.put(column, out[j][2 * i], out[j][2 * i + 1]);
+  for (int m = 0; m < M; m++) {
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+      sum[m][i] += __shfl_xor_sync(FULL_WARP, sum[m][i], 1);
+      sum[m][i] += __shfl_xor_sync(FULL_WARP, sum[m][i], 2);
+      const int row = query(m, i), at = position(row);
+      if (row < queries) {
+        const Result result(p, tile.row + at, kv * group + row - at * group, max[m][i], sum[m][i], t == 0);
+        UNROLL
+        for (int j = 0; j < D / 8; j++) {
+          const int column = j * 8 + 2 * t;
+          if (column < d) result.put(column, out[m][j][2 * i], out[m][j][2 * i + 1]);
+        }
       }
     }
   }
 }
 
-KERNEL_BLOCKS(attention_bf16_32, AttentionParams, ATTENTION_THREADS, 4) { attention_mma<32>(p); }
-KERNEL_BLOCKS(attention_bf16_64, AttentionParams, ATTENTION_THREADS, 3) { attention_mma<64>(p); }
-KERNEL_BLOCKS(attention_bf16_128, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<128>(p); }
+KERNEL_BLOCKS(attention_bf16_32, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<32, 2>(p); }
+KERNEL_BLOCKS(attention_bf16_64, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<64, 2>(p); }
+KERNEL_BLOCKS(attention_bf16_128, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<128, 1>(p); }
 
 // ---- f32 ---------------------------------------------------------------------------------------------
 

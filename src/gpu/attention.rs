@@ -49,7 +49,8 @@ impl Variant {
         let mma = |kernel, width: usize| Variant {
             kernel,
             threads: 128,
-            rows: 64,
+            // Of wider heads a warp's registers hold half as many.
+            rows: if width > 64 { 64 } else { 128 },
             shared: 64 * width * (2 * 4 + 2 * 2),
         };
         let fma = |kernel| Variant {
