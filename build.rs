@@ -142,7 +142,7 @@ fn compile(nvcc: &Path, out: &Path) -> Result<Vec<(String, String)>, String> {
         .into_iter()
         .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
         .map(|entry| entry.path())
-        .filter(|path| path.is_file() && path.extension().is_some_and(|e| e != "cu"))
+        .filter(|path| path.is_file() && path.extension().is_some_and(|e| e == "h" || e == "cuh"))
         .collect();
     headers.sort();
     let (mut images, mut running) = (Vec::new(), Vec::new());
