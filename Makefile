@@ -27,7 +27,7 @@ LLAMA_CPP := $(HOSTS)/llama.cpp
 CUDA_VENV := .venv-cuda
 NVCC      ?= $(firstword $(wildcard $(CUDA_VENV)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) nvcc)
 
-.PHONY: cuda-toolkit kernels test-kernels kernels-sanitize abi abi-check gpu-bundle
+.PHONY: cuda-toolkit kernels kernels-table test-kernels kernels-sanitize abi abi-check gpu-bundle
 .PHONY: test-hosts
 all: build
 
@@ -154,18 +154,22 @@ test-kernels:
 kernels-sanitize:
 	tools/sanitize.sh
 
-# nvcc from Python wheels, one minor version of all; `make build` finds it there.
+# nvcc from Python wheels, one minor version of all, which has no nvdisasm; `make build` finds it there.
 cuda-toolkit: $(CUDA_VENV)/pyvenv.cfg
 $(CUDA_VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(CUDA_VENV).new
 	$(CUDA_VENV).new/bin/pip install --quiet nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 \
-	  nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 libclang==18.1.1
+	  nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 \
+	  nvidia-cuda-nvdisasm==13.5.37 libclang==18.1.1
 	mv $(CUDA_VENV).new $(CUDA_VENV)
 	touch build.rs
 
-# Registers, shared memory and spills of every kernel; fails on a spill.
+# Registers and machine code of every kernel beside what its head promises; fails on a spill, and where kernels/sass.md
+# says something else, which `make kernels-table` writes anew.
 kernels:
 	$(PYTHON) tools/kernel_table.py $(NVCC)
+kernels-table:
+	$(PYTHON) tools/kernel_table.py --write $(NVCC)
 
 # One folder for a GPU machine without Rust and without a network: run.sh there checks and measures the kernels,
 # train.sh trains an adapter. The model and the rows to train on, CORPUS, are cut into parts beside it.

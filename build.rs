@@ -101,10 +101,12 @@ fn major(version: &str) -> Option<u32> {
 /// Options for this nvcc, and the names of the architectures.
 fn options(nvcc: &Path, version: &str) -> Result<(Vec<String>, Vec<String>), String> {
     let listed = ask(nvcc, "--list-gpu-code")?;
+    // Those of one architecture alone (sm_90a) are in no list, but named in the help.
+    let help = ask(nvcc, "--help")?;
     let known = |name: &str| {
-        listed
-            .split_whitespace()
-            .any(|code| code == format!("sm_{name}"))
+        let code = format!("sm_{name}");
+        listed.split_whitespace().any(|listed| listed == code)
+            || help.contains(&format!("'{code}'"))
     };
     let names: Vec<&str> = ARCHITECTURES
         .iter()
@@ -120,7 +122,7 @@ fn options(nvcc: &Path, version: &str) -> Result<(Vec<String>, Vec<String>), Str
     };
     let mut options = ["-std=c++17", "-O3", "-fatbin"].map(String::from).to_vec();
     // Drivers before 12.4 cannot unpack such images; those that take images of CUDA 13 all can.
-    if major(version) >= Some(13) && ask(nvcc, "--help")?.contains("-compress-mode") {
+    if major(version) >= Some(13) && help.contains("-compress-mode") {
         options.push("-compress-mode=size".into());
     }
     for name in &names {
@@ -140,7 +142,7 @@ fn compile(nvcc: &Path, out: &Path) -> Result<Vec<(String, String)>, String> {
         .into_iter()
         .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
         .map(|entry| entry.path())
-        .filter(|path| path.is_file() && path.extension().is_some_and(|e| e != "cu"))
+        .filter(|path| path.is_file() && path.extension().is_some_and(|e| e == "h" || e == "cuh"))
         .collect();
     headers.sort();
     let (mut images, mut running) = (Vec::new(), Vec::new());
@@ -182,6 +184,11 @@ fn compile(nvcc: &Path, out: &Path) -> Result<Vec<(String, String)>, String> {
                     "{} failed on kernels/{file}.cu: {said}",
                     nvcc.display()
                 ));
+            }
+            // To ptxas these are remarks: setmaxnreg ignored, products of a warpgroup one after the other.
+            let said = String::from_utf8_lossy(&output.stderr);
+            if let Some(line) = said.lines().find(|line| line.contains("(C75")) {
+                return Err(format!("kernels/{file}.cu: {}", line.trim()));
             }
             fs::rename(&partial, &image).map_err(|error| format!("{}: {error}", image.display()))
         });

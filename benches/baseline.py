@@ -344,10 +344,12 @@ SENTENCE = ("On the {}th day the committee of the harbour met in the old customs
 TEXT = "".join(SENTENCE.format(i + 1, 7 + i * 5 % 31, 1800 + i * 13 % 97, 3 + i * 17 % 89) for i in range(40))
 
 
-def end_to_end(args, torch):
-    """A prompt of about 2000 tokens compressed to half: prefold in its two precisions, and llmlingua."""
+CASE = {"context": [TEXT], "rate": 0.5}
+
+
+def own_prompt(args):
+    """A prompt of about 2000 tokens compressed to half, in both precisions."""
     rows = []
-    case = {"context": [TEXT], "rate": 0.5}
     for precision in ("bf16", "f32"):
         process = subprocess.Popen(
             [args.prefold, "batch", "-", "--model", args.model, "--device", "cuda", "--precision", precision],
@@ -356,7 +358,7 @@ def end_to_end(args, torch):
         for _ in range(1 + 10):
             try:
                 start = time.perf_counter()
-                process.stdin.write(json.dumps({"name": "x", "call": "compress_prompt", "args": case}) + "\n")
+                process.stdin.write(json.dumps({"name": "x", "call": "compress_prompt", "args": CASE}) + "\n")
                 process.stdin.flush()
                 row = json.loads(process.stdout.readline() or "{}")
                 times.append(time.perf_counter() - start)
@@ -375,6 +377,12 @@ def end_to_end(args, torch):
         else:
             found["error"] = row.get("error") or said
         rows.append(found)
+    return rows
+
+
+def end_to_end(args, torch):
+    """The same beside llmlingua."""
+    rows = own_prompt(args)
     found = {"who": "llmlingua", "op": "compress", "rows": 2000, "model": "smollm2", "detail": ""}
     try:
         import os
@@ -394,7 +402,7 @@ def end_to_end(args, torch):
         for _ in range(1 + 5):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            result = compressor.compress_prompt(**case)
+            result = compressor.compress_prompt(**CASE)
             torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         found["seconds"], found["text"] = statistics.median(times[1:]), result["compressed_prompt"]
@@ -411,14 +419,16 @@ def table(ours, theirs, whole):
         if row["op"] == "ceilings":
             best = [(row.get("bytes_per_second"), "copy {:.2f} TB/s"), (row.get("flops_per_second"), "cublasLt {:.0f} TFLOP/s")]
             lines.append("; ".join([row["device"]] + [text.format(value / 1e12) for value, text in best if value]))
-    lines.append(f"{'model':<10} {'op':<14} {'':<12} {'rows':>5} {'ours µs':>10} {'of best':>8}  {'theirs µs':>10} {'ratio':>7}  who")
+    lines.append(f"{'model':<10} {'op':<14} {'':<12} {'rows':>5} {'ours µs':>10} {'expected':>12} {'of best':>8}  {'theirs µs':>10} {'ratio':>7}  who")
     for row in ours:
         if row["op"] == "ceilings":
             continue
         seconds = row.get("seconds")
         us = f"{seconds * 1e6:.1f}" if seconds else "-"
         best = f"{100 * row['of_ceiling']:.0f} %" if row.get("of_ceiling") else "-"
-        head = f"{row['model']:<10} {row['op']:<14} {row['detail']:<12} {row['rows']:>5} {us:>10} {best:>8}"
+        said = row.get("expected_seconds")
+        said = f"{said[0] * 1e6:.0f}-{said[1] * 1e6:.0f}" if said else "-"
+        head = f"{row['model']:<10} {row['op']:<14} {row['detail']:<12} {row['rows']:>5} {us:>10} {said:>12} {best:>8}"
         if not row["right"]:
             head += "  WRONG"
         key = (row["model"], row["op"].removesuffix(" (own)"), row["detail"], row["rows"])
@@ -451,20 +461,32 @@ def main():
     kernel.add_argument("--model", help="SmolLM2 as GGUF, for the same")
     kernel.add_argument("--reference-model", help="the same as a Hugging Face folder, for llmlingua")
     kernel.add_argument("--cpu", action="store_true", help="on the CPU, to try this script with tiny shapes")
+    kernel.add_argument("--no-others", action="store_true", help="the table of ours alone")
     kernel.add_argument("--limit", type=float, default=240, help="seconds for the cases")
+    prompt = what.add_parser("prompt", help="one prompt by prefold alone")
+    prompt.add_argument("--prefold", required=True)
+    prompt.add_argument("--model", required=True)
+    prompt.add_argument("--out")
     training = optional("baseline_train")
     if training:
         training.options(what.add_parser("train", help="the loop of training"))
     args = parser.parse_args()
     if args.what == "train":
         training.compare(args)
+    elif args.what == "prompt":
+        rows = own_prompt(args)
+        lines = [json.dumps(row) + "\n" for row in rows]
+        print("".join(lines), end="")
+        if args.out:
+            pathlib.Path(args.out).write_text("".join(lines))
+        sys.exit(any("seconds" not in row for row in rows))
     else:
         compare_kernels(args)
 
 
 def compare_kernels(args):
     ours = [json.loads(line) for line in open(args.ours)] if args.ours else []
-    torch = optional("torch")
+    torch = None if args.no_others else optional("torch")
     theirs, whole = [], []
     missing = None if torch else "no PyTorch"
     if args.cpu:

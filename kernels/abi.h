@@ -134,8 +134,6 @@ typedef struct TopkParams {
   ADDRESS(uint32_t) kept_ids;      ///< as scores: a segment's kept ids, in order, from `first` on
   ADDRESS(uint32_t) kept_rows;     ///< as scores: the same of their indices
   ADDRESS(uint32_t) kept;          ///< [grid]: how many
-  uint32_t cached;                 ///< keys that fit in shared memory after the histogram
-  uint32_t unused;
 } TopkParams;
 
 /// gather: out[to + i] = x[rows[i]] for i < *count: kept rows of a KV cache, moved together.
@@ -159,15 +157,16 @@ typedef struct EmbedParams {
   uint32_t rows, width, ld, add;
 } EmbedParams;
 
-/// norm_rows: RMSNorm or LayerNorm, one block per row.
+/// norm_rows, norm_wide: RMSNorm or LayerNorm, a warp or a block per row.
 typedef struct NormParams {
-  ADDRESS(const float) x;      ///< [grid, width]
+  ADDRESS(const float) x;      ///< [rows, width]
   ADDRESS(const float) weight; ///< [width]
   ADDRESS(const float) bias;   ///< [width], or null
-  ADDRESS(float) y;            ///< [grid, width]
-  uint32_t width, layer;       ///< layer: take off the mean
+  ADDRESS(float) y;            ///< [rows, width]
+  ADDRESS(uint16_t) packed;    ///< [rows, width up to a multiple of 8]: y in bf16, then zeros; or null
+  uint32_t rows, width;
+  uint32_t layer; ///< take off the mean
   float eps;
-  uint32_t unused;
 } NormParams;
 
 /// rotate: QK-norm, rotary positions and the append to the cache, one warp per head.
@@ -190,6 +189,7 @@ typedef struct RotateParams {
 typedef struct ActivateParams {
   ADDRESS(const float) x;
   ADDRESS(float) y;
+  ADDRESS(uint16_t) packed; ///< [rows, width up to a multiple of 8]: y in bf16, then zeros; or null
   uint32_t rows, width;
 } ActivateParams;
 
@@ -325,6 +325,7 @@ typedef struct AttentionParams {
   ADDRESS(float) out;                 ///< [.., heads, head_dim]
   ADDRESS(float) parts;               ///< [splits, rows, heads, head_dim + 2]: sums, max in log2, sum
   ADDRESS(float) lse;                 ///< [rows, heads]: ln of the sum of exponentials; or null
+  ADDRESS(uint16_t) packed;           ///< as out: the same in bf16; or null
   uint32_t rows, heads, kv_heads, head_dim;
   uint32_t prefix, splits;
   uint32_t window; ///< keys that a query sees up to itself, itself included; 0: all
@@ -337,7 +338,8 @@ typedef struct AttentionParams {
 typedef struct AttentionMergeParams {
   ADDRESS(const float) parts;
   ADDRESS(float) out;
-  ADDRESS(float) lse; ///< [rows, heads], or null
+  ADDRESS(float) lse;       ///< [rows, heads], or null
+  ADDRESS(uint16_t) packed; ///< as out: the same in bf16; or null
   uint32_t rows, heads, head_dim, splits;
 } AttentionMergeParams;
 
@@ -419,7 +421,7 @@ typedef struct PruneParams {
   ADDRESS(AttentionTile) tiles;  ///< [grid, rows / tile, rounded up]
   uint32_t capacity, rows;
   uint32_t tile;   ///< positions of a tile of attention
-  uint32_t cached; ///< keys that fit in shared memory after the histogram
+  uint32_t unused;
 } PruneParams;
 
 #ifdef __cplusplus

@@ -9,9 +9,16 @@
 // all share them), the others in the sequence's own rows. When tiles are fewer than SMs the keys are cut into `splits`
 // too, and attention_merge adds up what the splits found.
 //
-// FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 64 query
-// rows a tile that is 32 FLOP a byte: bound by L2 and, where few tiles run, by latency; by tensor cores
-// only if the cache's f32 were halved.
+// FLOP: 4 · head_dim per query head and visible key. Bytes: 8 · head_dim per key and tile. With 128 query rows a
+// tile (64 where heads are wider than 64) that is 64 FLOP a byte of L2. Of a tile of 64 keys with heads of 64 an
+// SM has to do: 32 KB from L2 (1050 to 1300 cycles at the 25 to 31 bytes a cycle published for the H100); 144 KB
+// through shared memory, of which the raw copy is 32 and its rounding to bf16 48 (1152 cycles at 128 bytes); 797
+// instructions of each of four warps, one a cycle and scheduler (797 cycles); 2.1 MFLOP by mma.sync (807 cycles at
+// the 2600 FLOP a cycle published for Hopper). Bound by L2 and shared memory, and where few tiles run by latency.
+//
+// sass attention_bf16_32: 575 a tile of 64 keys
+// sass attention_bf16_64: 797 a tile of 64 keys
+// sass attention_bf16_128: 887 a tile of 64 keys
 #include "arch/copy.cuh"
 #include "arch/mma.cuh"
 
@@ -40,16 +47,23 @@ struct Keys {
     const int own = position + offset;
     return key - own <= ahead && own - key < window && key < last;
   }
+  // Whether each of `count` positions sees each of `keys` keys from `start` on.
+  DEVICE bool all_see(int count, int start, int keys) const {
+    return start + keys <= last && start + keys - 1 - position <= ahead && position + count - 1 - start < window;
+  }
 };
 
-// Where a query row's result goes: `sums` in units of 2^max, in `parts` or, divided, in `out`.
+// Where a query row's result goes: `sums` in units of 2^max, in `parts` or, divided, in `out` and in the operand.
 struct Result {
   float *to;
+  uint16_t *packed = nullptr;
   float scale;
 
   DEVICE Result(const AttentionParams &p, size_t row, size_t head, float max, float sum, bool writes) {
     if (p.splits == 1) {
-      to = p.out + (row * p.heads + head) * p.head_dim;
+      const size_t at = (row * p.heads + head) * p.head_dim;
+      to = p.out + at;
+      if (p.packed) packed = p.packed + at;
       scale = 1.0f / sum;
       if (writes && p.lse) p.lse[row * p.heads + head] = (max + log2f(sum)) * LN_2;
     } else {
@@ -62,19 +76,41 @@ struct Result {
       }
     }
   }
+  DEVICE void put(int column, float v) const {
+    to[column] = v * scale;
+    if (packed) packed[column] = to_bf16(v * scale);
+  }
+  // Of an even column and the next.
+  DEVICE void put(int column, float a, float b) const {
+    *reinterpret_cast<Float2 *>(to + column) = {a * scale, b * scale};
+    if (packed) *reinterpret_cast<unsigned *>(packed + column) = to_bf16x2(a * scale, b * scale);
+  }
+};
+
+// The tile and key head of a block. Tiles of all key heads stand on one side of the grid, the last first: the later
+// a causal tile, the more keys it has, and what is long must not begin last.
+struct Place {
+  int tile, kv;
+  DEVICE Place(const AttentionParams &p) {
+    const unsigned index = gridDim.x - 1 - blockIdx.x;
+    tile = index / p.kv_heads;
+    kv = index % p.kv_heads;
+  }
 };
 
 // ---- tensor cores ------------------------------------------------------------------------------------
 
-// Four warps of 16 query rows, 64 keys at a time, as in FlashAttention-2: scores stay in registers and
-// are, packed to bf16, the left operand of the second product. Keys and values come as f32 by
-// asynchronous copies into a buffer of their own while the tile before is worked on, and are then
-// rounded into the operands. D: head_dim, or more (filled up with zeros).
+constexpr int ATTENTION_THREADS = 128;
+
+// Four warps of M times 16 query rows, 64 keys at a time, as in FlashAttention-2: scores stay in registers and
+// are, packed to bf16, the left operand of the second product. What a warp loads of K and V serves all its rows.
+// Keys and values come as f32 by asynchronous copies into a buffer of their own while the tile before is worked
+// on, and are then rounded into the operands. D: head_dim, or more (filled up with zeros).
 //
-// Shared memory: 64 · D · (2·4 raw + 2·2 operands) bytes; the queries pass through the operand of K.
-template <int D> DEVICE void attention_mma(const AttentionParams &p) {
+// Shared memory: 64 · D · (2·4 raw + 2·2 operands) bytes; the queries pass through the operands.
+template <int D, int M> DEVICE void attention_mma(const AttentionParams &p) {
   DYNAMIC_SHARED(memory);
-  constexpr int KEYS = 64, PIECES = D / 8;
+  constexpr int KEYS = 64, PIECES = D / 8, QUERIES = 64 * M;
   auto raw = reinterpret_cast<float *>(memory); // K, then V
   auto operands = reinterpret_cast<uint16_t *>(raw + 2 * KEYS * D);
   uint16_t *const k_tile = operands, *const v_tile = operands + KEYS * D;
@@ -83,67 +119,86 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
     return PIECES >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
   };
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const int kv = blockIdx.y, group = p.heads / p.kv_heads, queries = tile.count * group;
+  const Place place(p);
+  const AttentionTile tile = p.tiles[place.tile];
+  const int kv = place.kv, group = p.heads / p.kv_heads, queries = tile.count * group;
   const int d = p.head_dim, stride = (p.heads + 2 * p.kv_heads) * d;
   const Keys keys(p, tile, KEYS);
 
-  // Pieces of four elements, f32: what lies outside becomes zero.
+  // A thread moves the same four columns of every SUBS-th row. The strides are constants and not
+  // blockDim.x, so that these loops unroll and their offsets in shared memory become immediates.
+  constexpr int ROW = D / 4, SUBS = ATTENTION_THREADS / ROW;
+  const int sub = threadIdx.x / ROW, column = threadIdx.x % ROW * 4;
+  const bool has_column = column < d;
+  // In bytes: one multiplication to an address.
+  const unsigned key_bytes = p.kv_heads * d * sizeof(float);
+  const unsigned char *const k_from = reinterpret_cast<const unsigned char *>(p.k + (has_column ? kv * d + column : 0));
+  const unsigned char *const v_from = reinterpret_cast<const unsigned char *>(p.v + (has_column ? kv * d + column : 0));
+  // f32: what lies outside becomes zero.
   auto copy = [&](int start) {
-    for (int i = threadIdx.x; i < 2 * KEYS * D / 4; i += blockDim.x) {
-      const int which = i / (KEYS * D / 4), row = i / (D / 4) % KEYS, column = i % (D / 4) * 4;
-      const int key = start + row;
-      const bool in = key < keys.last && column < d;
-      const float *cache = which ? p.v : p.k;
-      const size_t from = in ? (cache_row(p, tile, key) * p.kv_heads + kv) * d + column : 0;
-      copy_async_16(raw + (which * KEYS + row) * D + column, cache + from, in ? 16 : 0);
+    UNROLL
+    for (int i = 0; i < KEYS / SUBS; i++) {
+      const int row = i * SUBS + sub, key = start + row;
+      const bool in = key < keys.last && has_column;
+      const size_t from = static_cast<size_t>(in ? cache_row(p, tile, key) : 0) * key_bytes;
+      copy_async_16(raw + row * D + column, k_from + from, in ? 16 : 0);
+      copy_async_16(raw + (KEYS + row) * D + column, v_from + from, in ? 16 : 0);
     }
     copy_commit();
   };
   copy(keys.first);
 
+  // The position of a query row, counted from the tile's first: row / group, exact for up to 128 of both.
+  const unsigned reciprocal = 65536 / group + 1;
+  auto position = [&](int row) { return static_cast<int>(row * reciprocal >> 16); };
+
   // Queries: rounded with the scale in them, by way of shared memory into registers.
-  for (int i = threadIdx.x; i < 64 * D / 2; i += blockDim.x) {
-    const int row = i / (D / 2), column = i % (D / 2) * 2;
-    float low = 0.0f, high = 0.0f;
-    if (row < queries && column < d) {
-      const float *q = p.qkv + static_cast<size_t>(tile.row + row / group) * stride +
-                       (kv * group + row % group) * d + column;
-      low = q[0] * p.scale;
-      high = q[1] * p.scale;
+  UNROLL
+  for (int i = 0; i < QUERIES / SUBS; i++) {
+    const int row = i * SUBS + sub;
+    Float4 v = {};
+    if (row < queries && has_column) {
+      const int at = position(row);
+      v = *reinterpret_cast<const Float4 *>(p.qkv + static_cast<size_t>(tile.row + at) * stride +
+                                            (kv * group + row - at * group) * d + column);
     }
-    const int at = row * D + swizzled(row, column / 8) * 8 + column % 8;
-    *reinterpret_cast<unsigned *>(k_tile + at) = to_bf16x2(low, high);
+    *reinterpret_cast<FourBf16 *>(operands + row * D + swizzled(row, column / 8) * 8 + column % 8) = {
+        to_bf16x2(v.x * p.scale, v.y * p.scale), to_bf16x2(v.z * p.scale, v.w * p.scale)};
   }
   __syncthreads();
-  unsigned q[D / 16][4];
+  unsigned q[M][D / 16][4];
   UNROLL
-  for (int k = 0; k < D / 16; k++) {
-    const int row = warp * 16 + lane % 16;
-    load_matrix_x4(q[k], k_tile + row * D + swizzled(row, k * 2 + lane / 16) * 8);
+  for (int m = 0; m < M; m++) {
+    UNROLL
+    for (int k = 0; k < D / 16; k++) {
+      const int row = (warp * M + m) * 16 + lane % 16;
+      load_matrix_x4(q[m][k], operands + row * D + swizzled(row, k * 2 + lane / 16) * 8);
+    }
   }
 
-  float out[D / 8][4] = {};
-  float max[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
-  int offset[2];
+  // Of two rows to each m: g and g + 8 of its 16.
+  float out[M][D / 8][4] = {};
+  float max[M][2], sum[M][2] = {};
   UNROLL
-  for (int i = 0; i < 2; i++) offset[i] = (warp * 16 + i * 8 + g) / group;
+  for (int m = 0; m < M; m++) max[m][0] = max[m][1] = -INFINITE;
+  // Derived where it is wanted: registers are full.
+  auto query = [&](int m, int i) { return (warp * M + m) * 16 + i * 8 + g; };
 
   for (int start = keys.first; start < keys.last; start += KEYS) {
     copy_wait<0>();
     // All copies are there; all have read the operands of before.
     __syncthreads();
-    for (int i = threadIdx.x; i < 2 * KEYS * D / 4; i += blockDim.x) {
-      const int row = i / (D / 4), column = i % (D / 4) * 4;
+    UNROLL
+    for (int i = 0; i < 2 * KEYS / SUBS; i++) {
+      const int row = i * SUBS + sub;
       const Float4 v = *reinterpret_cast<const Float4 *>(raw + row * D + column);
-      auto to = reinterpret_cast<unsigned *>(operands + row * D + swizzled(row, column / 8) * 8 + column % 8);
-      to[0] = to_bf16x2(v.x, v.y);
-      to[1] = to_bf16x2(v.z, v.w);
+      *reinterpret_cast<FourBf16 *>(operands + row * D + swizzled(row, column / 8) * 8 + column % 8) =
+          {to_bf16x2(v.x, v.y), to_bf16x2(v.z, v.w)};
     }
     __syncthreads();
     if (start + KEYS < keys.last) copy(start + KEYS);
 
-    float scores[KEYS / 8][4] = {};
+    float scores[M][KEYS / 8][4] = {};
     UNROLL
     for (int k = 0; k < D / 16; k++) {
       UNROLL
@@ -151,45 +206,60 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
         unsigned b[4];
         const int row = j * 16 + lane / 16 * 8 + lane % 8;
         load_matrix_x4(b, k_tile + row * D + swizzled(row, k * 2 + lane / 8 % 2) * 8);
-        mma_bf16(scores[2 * j], q[k], b[0], b[1]);
-        mma_bf16(scores[2 * j + 1], q[k], b[2], b[3]);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+          mma_bf16(scores[m][2 * j], q[m][k], b[0], b[1]);
+          mma_bf16(scores[m][2 * j + 1], q[m][k], b[2], b[3]);
+        }
       }
     }
-    float top[2] = {max[0], max[1]};
-    UNROLL
-    for (int j = 0; j < KEYS / 8; j++) {
+    // Most tiles of keys are seen whole.
+    if (!keys.all_see(tile.count, start, KEYS)) {
       UNROLL
-      for (int i = 0; i < 4; i++) {
-        if (!keys.sees(offset[i / 2], start + j * 8 + 2 * t + i % 2)) scores[j][i] = -INFINITE;
-        top[i / 2] = most(top[i / 2], scores[j][i]);
+      for (int m = 0; m < M; m++) {
+        UNROLL
+        for (int j = 0; j < KEYS / 8; j++) {
+          UNROLL
+          for (int i = 0; i < 4; i++)
+            if (!keys.sees(position(query(m, i / 2)), start + j * 8 + 2 * t + i % 2)) scores[m][j][i] = -INFINITE;
+        }
       }
     }
-    float base[2];
+    unsigned weights[M][KEYS / 16][4];
     UNROLL
-    for (int i = 0; i < 2; i++) {
-      top[i] = most(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
-      top[i] = most(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
-      // A row that has seen no key yet: anything but -inf, which would make inf - inf.
-      base[i] = top[i] > -INFINITE ? top[i] : 0.0f;
-      const float scale = exp2_fast(max[i] - base[i]);
-      sum[i] *= scale;
+    for (int m = 0; m < M; m++) {
+      float top[2] = {max[m][0], max[m][1]};
       UNROLL
-      for (int j = 0; j < D / 8; j++) {
-        out[j][2 * i] *= scale;
-        out[j][2 * i + 1] *= scale;
+      for (int j = 0; j < KEYS / 8; j++) {
+        UNROLL
+        for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], scores[m][j][i]);
       }
-      max[i] = top[i];
-    }
-    unsigned weights[KEYS / 16][4];
-    UNROLL
-    for (int j = 0; j < KEYS / 8; j++) {
+      float base[2];
       UNROLL
-      for (int i = 0; i < 4; i++) {
-        scores[j][i] = exp2_fast(scores[j][i] - base[i / 2]);
-        sum[i / 2] += scores[j][i];
+      for (int i = 0; i < 2; i++) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(FULL_WARP, top[i], 2));
+        // A row that has seen no key yet: anything but -inf, which would make inf - inf.
+        base[i] = top[i] > -INFINITE ? top[i] : 0.0f;
+        const float scale = exp2_fast(max[m][i] - base[i]);
+        sum[m][i] *= scale;
+        UNROLL
+        for (int j = 0; j < D / 8; j++) {
+          out[m][j][2 * i] *= scale;
+          out[m][j][2 * i + 1] *= scale;
+        }
+        max[m][i] = top[i];
       }
-      weights[j / 2][j % 2 * 2] = to_bf16x2(scores[j][0], scores[j][1]);
-      weights[j / 2][j % 2 * 2 + 1] = to_bf16x2(scores[j][2], scores[j][3]);
+      UNROLL
+      for (int j = 0; j < KEYS / 8; j++) {
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+          scores[m][j][i] = exp2_fast(scores[m][j][i] - base[i / 2]);
+          sum[m][i / 2] += scores[m][j][i];
+        }
+        weights[m][j / 2][j % 2 * 2] = to_bf16x2(scores[m][j][0], scores[m][j][1]);
+        weights[m][j / 2][j % 2 * 2 + 1] = to_bf16x2(scores[m][j][2], scores[m][j][3]);
+      }
     }
     UNROLL
     for (int k = 0; k < KEYS / 16; k++) {
@@ -198,47 +268,50 @@ template <int D> DEVICE void attention_mma(const AttentionParams &p) {
         unsigned b[4];
         const int row = k * 16 + lane / 8 % 2 * 8 + lane % 8;
         load_matrix_x4_transposed(b, v_tile + row * D + swizzled(row, j * 2 + lane / 16) * 8);
-        mma_bf16(out[2 * j], weights[k], b[0], b[1]);
-        mma_bf16(out[2 * j + 1], weights[k], b[2], b[3]);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+          mma_bf16(out[m][2 * j], weights[m][k], b[0], b[1]);
+          mma_bf16(out[m][2 * j + 1], weights[m][k], b[2], b[3]);
+        }
       }
     }
   }
   UNROLL
-  for (int i = 0; i < 2; i++) {
-    sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], 1);
-    sum[i] += __shfl_xor_sync(FULL_WARP, sum[i], 2);
-    const int row = warp * 16 + i * 8 + g;
-    if (row < queries) {
-      const Result result(p, tile.row + row / group, kv * group + row % group, max[i], sum[i], t == 0);
-      UNROLL
-      for (int j = 0; j < D / 8; j++) {
-        const int column = j * 8 + 2 * t;
-        if (column < d) {
-          result.to[column] = out[j][2 * i] * result.scale;
-          result.to[column + 1] = out[j][2 * i + 1] * result.scale;
+  for (int m = 0; m < M; m++) {
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+      sum[m][i] += __shfl_xor_sync(FULL_WARP, sum[m][i], 1);
+      sum[m][i] += __shfl_xor_sync(FULL_WARP, sum[m][i], 2);
+      const int row = query(m, i), at = position(row);
+      if (row < queries) {
+        const Result result(p, tile.row + at, kv * group + row - at * group, max[m][i], sum[m][i], t == 0);
+        UNROLL
+        for (int j = 0; j < D / 8; j++) {
+          const int column = j * 8 + 2 * t;
+          if (column < d) result.put(column, out[m][j][2 * i], out[m][j][2 * i + 1]);
         }
       }
     }
   }
 }
 
-KERNEL(attention_bf16_32, AttentionParams, 128) { attention_mma<32>(p); }
-KERNEL(attention_bf16_64, AttentionParams, 128) { attention_mma<64>(p); }
-KERNEL(attention_bf16_128, AttentionParams, 128) { attention_mma<128>(p); }
+KERNEL_BLOCKS(attention_bf16_32, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<32, 2>(p); }
+KERNEL_BLOCKS(attention_bf16_64, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<64, 2>(p); }
+KERNEL_BLOCKS(attention_bf16_128, AttentionParams, ATTENTION_THREADS, 2) { attention_mma<128, 1>(p); }
 
 // ---- f32 ---------------------------------------------------------------------------------------------
 
 // Keys and values of positions `start` up to `last` of a tile's sequence, for this block's key head: 32
 // rows, of which those that are not there become zeros.
 template <class P>
-DEVICE void load_keys(const P &p, const AttentionTile &tile, int start, int last, float *k_tile, float *v_tile,
-                      int pitch) {
+DEVICE void load_keys(const P &p, const AttentionTile &tile, int kv, int start, int last, float *k_tile,
+                      float *v_tile, int pitch) {
   const int d = p.head_dim;
   for (int i = threadIdx.x; i < 32 * d; i += blockDim.x) {
     const int row = i / d, column = i % d;
     float k = 0.0f, v = 0.0f;
     if (start + row < last) {
-      const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + blockIdx.y) * d + column;
+      const size_t at = (cache_row(p, tile, start + row) * p.kv_heads + kv) * d + column;
       k = p.k[at];
       v = p.v[at];
     }
@@ -280,8 +353,9 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
   auto k_tile = reinterpret_cast<float *>(memory);
   float *const v_tile = k_tile + KEYS * pitch, *const q_tile = v_tile + KEYS * pitch;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const int kv = blockIdx.y, group = p.heads / p.kv_heads, queries = tile.count * group;
+  const Place place(p);
+  const AttentionTile tile = p.tiles[place.tile];
+  const int kv = place.kv, group = p.heads / p.kv_heads, queries = tile.count * group;
   const int stride = (p.heads + 2 * p.kv_heads) * d;
   const Keys keys(p, tile, KEYS);
 
@@ -299,7 +373,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
   for (int start = keys.first; start < keys.last; start += KEYS) {
     // All are done with the tile of before.
     __syncthreads();
-    load_keys(p, tile, start, keys.last, k_tile, v_tile, pitch);
+    load_keys(p, tile, kv, start, keys.last, k_tile, v_tile, pitch);
     __syncthreads();
     float scores[ROWS] = {};
     for (int column = 0; column < d; column++) {
@@ -328,7 +402,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
       const Result result(p, tile.row + row / group, kv * group + row % group, max[r], total, lane == 0);
       UNROLL
       for (int c = 0; c < CHUNKS; c++)
-        if (c * 32 + lane < d) result.to[c * 32 + lane] = out[r][c] * result.scale;
+        if (c * 32 + lane < d) result.put(c * 32 + lane, out[r][c]);
     }
   }
 }
@@ -357,6 +431,7 @@ KERNEL(attention_merge, AttentionMergeParams, 256) {
       v += part[column] * exp2_fast(part[p.head_dim] - max);
     }
     p.out[index * p.head_dim + column] = v / sum;
+    if (p.packed) p.packed[index * p.head_dim + column] = to_bf16(v / sum);
   }
   if (lane == 0 && p.lse) p.lse[index] = (max + log2f(sum)) * LN_2;
 }
@@ -456,7 +531,7 @@ template <int CHUNKS> DEVICE void attention_bwd_q(const AttentionBwdParams &p) {
   for (int start = keys.first; start < keys.last; start += KEYS) {
     // All are done with the tile of before.
     __syncthreads();
-    load_keys(p, tile, start, keys.last, k_tile, v_tile, pitch);
+    load_keys(p, tile, kv, start, keys.last, k_tile, v_tile, pitch);
     __syncthreads();
     float s[ROWS], dp[ROWS];
     two_products(queries, k_tile, v_tile, d, s, dp);

@@ -49,10 +49,6 @@ KERNEL(pack_f32, PackParams, 256) {
     out[i] = i < p.width ? x[i] : 0.0f;
 }
 
-struct alignas(8) FourBf16 {
-  unsigned low, high;
-};
-
 // Four elements a thread, 16 bytes in where rows begin at multiples of that, 8 bytes out; ld is a multiple
 // of 8.
 KERNEL(pack_bf16, PackParams, 256) {

@@ -1,5 +1,7 @@
 // What stands between the products of a decoder layer. Everything here moves each byte once and is
-// bound by memory; the residual is added by the product that makes it (gemm.cu).
+// bound by memory; the residual is added by the product that makes it (gemm.cu). What a product may read next
+// is also written as its left operand, in bf16, so that it need not be packed (gemm.cu): 2 bytes more an element
+// instead of a launch, 4 bytes in and 2 out.
 #include "arch/convert.cuh"
 #include "dropout.cuh"
 
@@ -15,42 +17,132 @@ DEVICE float block_sum(float v, float *warps) {
   return sum;
 }
 
-// out[i] = table[ids[i]] (+ out[i]). One block per row; 2 or 4 bytes in, 4 (or 8) out an element.
-template <class Read> DEVICE void embed(const EmbedParams &p, Read read) {
+// W neighbours of a row, read and written at once. Rows whose width is a multiple of 4 begin at multiples of 16
+// bytes and go by fours, others one by one.
+template <int W> struct alignas(4 * W) Piece {
+  float v[W];
+};
+template <int W> DEVICE Piece<W> piece(const float *row, unsigned i) {
+  return reinterpret_cast<const Piece<W> *>(row)[i];
+}
+
+// Piece number i of row `row` as bf16; rows are `width` up to a multiple of 8.
+template <int W> DEVICE void put_packed(uint16_t *packed, unsigned row, unsigned width, unsigned i, const Piece<W> &v) {
+  uint16_t *to = packed + static_cast<size_t>(row) * ((width + 7) / 8 * 8) + i * W;
+  if constexpr (W == 4)
+    *reinterpret_cast<FourBf16 *>(to) = {to_bf16x2(v.v[0], v.v[1]), to_bf16x2(v.v[2], v.v[3])};
+  else to[0] = to_bf16(v.v[0]);
+}
+// What follows a row of `pieces` of them: zeros. Of `lanes` threads this is number `lane`.
+template <int W>
+DEVICE void fill_packed(uint16_t *packed, unsigned row, unsigned width, unsigned lane, unsigned lanes) {
+  for (unsigned i = width / W + lane; i < (width + 7) / 8 * 8 / W; i += lanes)
+    put_packed<W>(packed, row, width, i, {});
+}
+
+// out[i] = table[ids[i]] (+ out[i]). One block per row; 2 or 4 bytes in, 4 (or 8) out an element. `read(at)` gives
+// W elements of the table from number `at` on.
+template <int W, class Read> DEVICE void embed(const EmbedParams &p, Read read) {
   const unsigned row = blockIdx.x;
   const size_t from = static_cast<size_t>(p.ids[row]) * p.ld;
-  float *out = p.out + static_cast<size_t>(row) * p.width;
-  for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x) {
-    const float v = read(from + i);
-    out[i] = p.add ? out[i] + v : v;
+  auto out = reinterpret_cast<Piece<W> *>(p.out + static_cast<size_t>(row) * p.width);
+  for (unsigned i = threadIdx.x; i < p.width / W; i += blockDim.x) {
+    Piece<W> v = read(from + i * W);
+    if (p.add) {
+      const Piece<W> old = out[i];
+      UNROLL
+      for (int k = 0; k < W; k++) v.v[k] += old.v[k];
+    }
+    out[i] = v;
   }
 }
 
-KERNEL(embed_f32, EmbedParams, 256) {
-  embed(p, [&](size_t i) { return static_cast<const float *>(p.table)[i]; });
+template <int W> DEVICE void embed_f32(const EmbedParams &p) {
+  auto table = static_cast<const float *>(p.table);
+  embed<W>(p, [&](size_t at) { return *reinterpret_cast<const Piece<W> *>(table + at); });
 }
-KERNEL(embed_bf16, EmbedParams, 256) {
-  embed(p, [&](size_t i) { return bf16_to_float(static_cast<const uint16_t *>(p.table)[i]); });
+template <int W> DEVICE void embed_bf16(const EmbedParams &p) {
+  auto table = static_cast<const uint16_t *>(p.table);
+  struct alignas(2 * W) Halves {
+    uint16_t v[W];
+  };
+  embed<W>(p, [&](size_t at) {
+    const Halves from = *reinterpret_cast<const Halves *>(table + at);
+    Piece<W> out;
+    UNROLL
+    for (int k = 0; k < W; k++) out.v[k] = bf16_to_float(from.v[k]);
+    return out;
+  });
 }
 
-// y = (x - mean) / sqrt(variance + eps) · weight + bias, the mean being 0 for RMSNorm. One block per
-// row, which stays in the first-level cache between the passes. Shared memory: 4 bytes a warp.
-KERNEL(norm_rows, NormParams, 256) {
-  DYNAMIC_SHARED(memory);
-  auto warps = reinterpret_cast<float *>(memory);
-  const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
-  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
+// Rows of the table begin at multiples of 16 bytes.
+KERNEL(embed_f32, EmbedParams, 256) { p.width % 4 == 0 ? embed_f32<4>(p) : embed_f32<1>(p); }
+KERNEL(embed_bf16, EmbedParams, 256) { p.width % 4 == 0 ? embed_bf16<4>(p) : embed_bf16<1>(p); }
+
+// y = (x - mean) / sqrt(variance + eps) · weight + bias, the mean being 0 for RMSNorm. `lanes` threads have a row,
+// of which this is number `lane`; `sum` adds up over them. The first HELD pieces of each, 640 columns of a warp,
+// are read once and stay in registers; the others are read again from the first-level cache. 4 bytes in, 4 out
+// an element.
+template <int W, class Sum>
+DEVICE void norm(const NormParams &p, unsigned row, unsigned lane, unsigned lanes, Sum sum) {
+  constexpr int HELD = 5;
+  const float *x = p.x + static_cast<size_t>(row) * p.width;
+  auto y = reinterpret_cast<Piece<W> *>(p.y + static_cast<size_t>(row) * p.width);
+  const unsigned pieces = p.width / W;
+  Piece<W> held[HELD];
+  UNROLL
+  for (int j = 0; j < HELD; j++) {
+    const unsigned i = lane + j * lanes;
+    held[j] = i < pieces ? piece<W>(x, i) : Piece<W>{};
+  }
+  auto each = [&](auto use) {
+    UNROLL
+    for (int j = 0; j < HELD; j++)
+      if (lane + j * lanes < pieces) use(lane + j * lanes, held[j]);
+    for (unsigned i = lane + HELD * lanes; i < pieces; i += lanes) use(i, piece<W>(x, i));
+  };
   float mean = 0.0f;
   if (p.layer) {
-    float sum = 0.0f;
-    for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x) sum += x[i];
-    mean = block_sum(sum, warps) / p.width;
+    float all = 0.0f;
+    each([&](unsigned, const Piece<W> &from) {
+      UNROLL
+      for (int k = 0; k < W; k++) all += from.v[k];
+    });
+    mean = sum(all) / p.width;
   }
   float squares = 0.0f;
-  for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x) squares += (x[i] - mean) * (x[i] - mean);
-  const float scale = 1.0f / sqrtf(block_sum(squares, warps) / p.width + p.eps);
-  for (unsigned i = threadIdx.x; i < p.width; i += blockDim.x)
-    y[i] = (x[i] - mean) * scale * p.weight[i] + (p.bias ? p.bias[i] : 0.0f);
+  each([&](unsigned, const Piece<W> &from) {
+    UNROLL
+    for (int k = 0; k < W; k++) squares += (from.v[k] - mean) * (from.v[k] - mean);
+  });
+  const float scale = 1.0f / sqrtf(sum(squares) / p.width + p.eps);
+  each([&](unsigned i, const Piece<W> &from) {
+    const Piece<W> weight = piece<W>(p.weight, i);
+    const Piece<W> bias = p.bias ? piece<W>(p.bias, i) : Piece<W>{};
+    Piece<W> out;
+    UNROLL
+    for (int k = 0; k < W; k++) out.v[k] = (from.v[k] - mean) * scale * weight.v[k] + bias.v[k];
+    y[i] = out;
+    if (p.packed) put_packed(p.packed, row, p.width, i, out);
+  });
+  if (p.packed) fill_packed<W>(p.packed, row, p.width, lane, lanes);
+}
+
+// A warp per row: no barrier, no shared memory. For rows of up to some thousand columns.
+KERNEL_BLOCKS(norm_rows, NormParams, 128, 6) {
+  const unsigned row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= p.rows) return;
+  auto sum = [](float v) { return warp_sum(v); };
+  if (p.width % 4 == 0) norm<4>(p, row, lane, 32, sum);
+  else norm<1>(p, row, lane, 32, sum);
+}
+
+// A block per row, for wider ones. Shared memory: 4 bytes a warp.
+KERNEL(norm_wide, NormParams, 256) {
+  DYNAMIC_SHARED(memory);
+  auto sum = [&](float v) { return block_sum(v, reinterpret_cast<float *>(memory)); };
+  if (p.width % 4 == 0) norm<4>(p, blockIdx.x, threadIdx.x, blockDim.x, sum);
+  else norm<1>(p, blockIdx.x, threadIdx.x, blockDim.x, sum);
 }
 
 // With g = dy · weight and u = x - mean: dx += (g - [mean of g]) · scale - u · scale^3 · (mean of g · u),
@@ -191,40 +283,56 @@ KERNEL(rotate_bwd, RotateBwdParams, 256) {
 
 DEVICE float sigmoid(float v) { return 1.0f / (1.0f + exp2_fast(-LOG2_E * v)); }
 
-// y = silu(gate) · up. Grid: (rows, shares of a row).
+// y = f(gate) · up, or f(x), of rows. Grid: (rows, shares of a row).
+template <int W, class F> DEVICE void gated(const ActivateParams &p, F f) {
+  const float *gate = p.x + static_cast<size_t>(blockIdx.x) * 2 * p.width, *up = gate + p.width;
+  auto y = reinterpret_cast<Piece<W> *>(p.y + static_cast<size_t>(blockIdx.x) * p.width);
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width / W; i += gridDim.y * blockDim.x) {
+    const Piece<W> a = piece<W>(gate, i), b = piece<W>(up, i);
+    Piece<W> out;
+    UNROLL
+    for (int k = 0; k < W; k++) out.v[k] = f(a.v[k]) * b.v[k];
+    y[i] = out;
+    if (p.packed) put_packed(p.packed, blockIdx.x, p.width, i, out);
+  }
+  if (p.packed && blockIdx.y == 0) fill_packed<W>(p.packed, blockIdx.x, p.width, threadIdx.x, blockDim.x);
+}
+template <int W, class F> DEVICE void activated(const ActivateParams &p, F f) {
+  const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
+  auto y = reinterpret_cast<Piece<W> *>(p.y + static_cast<size_t>(blockIdx.x) * p.width);
+  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width / W; i += gridDim.y * blockDim.x) {
+    const Piece<W> from = piece<W>(x, i);
+    Piece<W> out;
+    UNROLL
+    for (int k = 0; k < W; k++) out.v[k] = f(from.v[k]);
+    y[i] = out;
+    if (p.packed) put_packed(p.packed, blockIdx.x, p.width, i, out);
+  }
+  if (p.packed && blockIdx.y == 0) fill_packed<W>(p.packed, blockIdx.x, p.width, threadIdx.x, blockDim.x);
+}
+
+// BERT's gelu: x/2 · (1 + erf(x / sqrt(2))), from the complement, so that the negative tail is precise.
+DEVICE float by_erf(float v) { return 0.5f * v * erfcf(-0.7071067812f * v); }
+
 KERNEL(swiglu, ActivateParams, 256) {
-  const float *gate = p.x + static_cast<size_t>(blockIdx.x) * 2 * p.width;
-  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
-  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x)
-    y[i] = gate[i] * sigmoid(gate[i]) * gate[p.width + i];
+  auto silu = [](float v) { return v * sigmoid(v); };
+  p.width % 4 == 0 ? gated<4>(p, silu) : gated<1>(p, silu);
+}
+
+KERNEL(geglu, ActivateParams, 256) {
+  auto gelu = [](float v) { return by_erf(v); };
+  p.width % 4 == 0 ? gated<4>(p, gelu) : gated<1>(p, gelu);
 }
 
 // GPT-2's gelu: x/2 · (1 + tanh(z)) is x · sigmoid(2z), z = sqrt(2/pi) · (x + 0.044715 x^3).
 KERNEL(gelu, ActivateParams, 256) {
-  const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
-  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
-  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x) {
-    const float v = x[i];
-    y[i] = v * sigmoid(1.5957691216f * v * (1.0f + 0.044715f * v * v));
-  }
+  auto by_tanh = [](float v) { return v * sigmoid(1.5957691216f * v * (1.0f + 0.044715f * v * v)); };
+  p.width % 4 == 0 ? activated<4>(p, by_tanh) : activated<1>(p, by_tanh);
 }
-
-// BERT's gelu: x/2 · (1 + erf(x / sqrt(2))), from the complement, so that the negative tail is precise.
-DEVICE float gelu_erf(float v) { return 0.5f * v * erfcf(-0.7071067812f * v); }
 
 KERNEL(gelu_erf, ActivateParams, 256) {
-  const float *x = p.x + static_cast<size_t>(blockIdx.x) * p.width;
-  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
-  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x)
-    y[i] = gelu_erf(x[i]);
-}
-
-// y = gelu_erf(gate) · up. Grid: (rows, shares of a row).
-KERNEL(geglu, ActivateParams, 256) {
-  const float *gate = p.x + static_cast<size_t>(blockIdx.x) * 2 * p.width;
-  float *y = p.y + static_cast<size_t>(blockIdx.x) * p.width;
-  for (unsigned i = blockIdx.y * blockDim.x + threadIdx.x; i < p.width; i += gridDim.y * blockDim.x)
-    y[i] = gelu_erf(gate[i]) * gate[p.width + i];
+  auto gelu = [](float v) { return by_erf(v); };
+  p.width % 4 == 0 ? activated<4>(p, gelu) : activated<1>(p, gelu);
 }
 
 // With s the sigmoid of the gate: dgate = dy · up · s · (1 + gate · (1 - s)), dup = dy · gate · s. Grid as

@@ -281,7 +281,7 @@ struct LoraF32 {
 };
 
 // A block's columns of y. Where elements are dropped, what y gets of them is not written.
-struct LoraOutput {
+template <int DROPS> struct LoraOutput {
   float *y;
   const LoraParams &p;
   int top, rows, last;
@@ -293,7 +293,7 @@ struct LoraOutput {
   DEVICE bool in(int row, int column) const { return top + row < rows && column < last; }
   DEVICE float *at(int row, int column) const { return y + static_cast<size_t>(top + row) * p.y_ld + column; }
   DEVICE bool takes(int row, int column) const {
-    return in(row, column) && (p.drops != 2 || keeps(p, static_cast<unsigned>(top + row) * p.width + column));
+    return in(row, column) && (DROPS != 2 || keeps(p, static_cast<unsigned>(top + row) * p.width + column));
   }
   DEVICE void load(int row, int column, float &v) const { v = in(row, column) ? *at(row, column) : 0.0f; }
   DEVICE void load(int row, int column, float &a, float &b) const {
@@ -310,7 +310,7 @@ struct LoraOutput {
     if (takes(row, column)) *at(row, column) = v;
   }
   DEVICE void store(int row, int column, float a, float b) const {
-    if (paired && p.drops != 2 && in(row, column + 1)) {
+    if (paired && DROPS != 2 && in(row, column + 1)) {
       *reinterpret_cast<Float2 *>(at(row, column)) = {a, b};
     } else {
       store(row, column, a);
@@ -320,8 +320,9 @@ struct LoraOutput {
 };
 
 // Grid: (tiles of rows, runs of the spans' outputs one after the other). Shared memory: the stages, and
-// for every STEP ranks between the products LORA_ROWS · PITCH elements.
-template <class T> DEVICE void lora(const LoraParams &p) {
+// for every STEP ranks between the products LORA_ROWS · PITCH elements. DROPS: p.drops, so that a loop without
+// dropout has nothing of it.
+template <class T, int DROPS> DEVICE void lora(const LoraParams &p) {
   DYNAMIC_SHARED(memory);
   using Element = typename T::Element;
   constexpr int ROWS = LORA_ROWS, TILE = LORA_TILE, STEP = T::STEP, LOW = ROWS * T::PITCH;
@@ -345,8 +346,10 @@ template <class T> DEVICE void lora(const LoraParams &p) {
   // TILE rows of a factor, STEP columns; columns begin at a multiple of 16 bytes.
   auto copy_factor = [&](int step, const void *w, size_t ld, int first, int last, int k, int k_end) {
     constexpr int PIECES = STEP / T::PER_COPY;
-    for (int i = threadIdx.x; i < TILE * PIECES; i += LORA_THREADS) {
-      const int row = i / PIECES, piece = i % PIECES, column = k + piece * T::PER_COPY;
+    UNROLL
+    for (int n = 0; n < TILE * PIECES / LORA_THREADS; n++) {
+      const int i = n * LORA_THREADS + threadIdx.x, row = i / PIECES;
+      const int piece = i % PIECES, column = k + piece * T::PER_COPY;
       const bool in = first + row < last && column < k_end;
       const size_t from = in ? (first + row) * ld + column : 0;
       copy_async_16(w_tile(step) + row * T::PITCH + T::swizzled(row, piece) * T::PER_COPY,
@@ -371,8 +374,9 @@ template <class T> DEVICE void lora(const LoraParams &p) {
         (last - from + STEP - 1) / STEP,
         [&](int step) {
           const int k = from + step * STEP;
-          for (int i = threadIdx.x; i < ROWS * STEP / 4; i += LORA_THREADS) {
-            const int row = i / (STEP / 4), column = i % (STEP / 4) * 4;
+          UNROLL
+          for (int n = 0; n < ROWS * STEP / 4 / LORA_THREADS; n++) {
+            const int i = n * LORA_THREADS + threadIdx.x, row = i / (STEP / 4), column = i % (STEP / 4) * 4;
             const bool in = top + row < rows && k + column < last;
             const size_t at = in ? static_cast<size_t>(top + row) * p.x_ld + k + column : 0;
             copy_async_16(x_tile(step) + row * T::X_PITCH + column, p.x + at, in ? 16 : 0);
@@ -384,7 +388,7 @@ template <class T> DEVICE void lora(const LoraParams &p) {
           const int k = from + step * STEP;
           auto pair = [&](int row, int column) {
             Float2 v = *reinterpret_cast<const Float2 *>(x + row * T::X_PITCH + column);
-            if (p.drops == 1) {
+            if (DROPS == 1) {
               const unsigned index = static_cast<unsigned>(top + row) * p.width + k + column;
               if (!keeps(p, index)) v.x = 0.0f;
               if (!keeps(p, index + 1)) v.y = 0.0f;
@@ -406,7 +410,7 @@ template <class T> DEVICE void lora(const LoraParams &p) {
 
   const LoraSpan &out = p.spans[begin];
   const int first = out.first + unit * run, last = least<int>(first + run, out.first + out.count);
-  const LoraOutput output(p, top, first, last);
+  const LoraOutput<DROPS> output(p, top, first, last);
   typename T::Up sums;
   lora_pipeline(
       (last - first + TILE - 1) / TILE * chunks,
@@ -424,8 +428,14 @@ template <class T> DEVICE void lora(const LoraParams &p) {
       });
 }
 
-KERNEL(lora_bf16, LoraParams, LORA_THREADS) { lora<LoraBf16>(p); }
-KERNEL(lora_f32, LoraParams, LORA_THREADS) { lora<LoraF32>(p); }
+template <class T> DEVICE void lora_dropping(const LoraParams &p) {
+  if (p.drops == 0) lora<T, 0>(p);
+  else if (p.drops == 1) lora<T, 1>(p);
+  else lora<T, 2>(p);
+}
+
+KERNEL(lora_bf16, LoraParams, LORA_THREADS) { lora_dropping<LoraBf16>(p); }
+KERNEL(lora_f32, LoraParams, LORA_THREADS) { lora_dropping<LoraF32>(p); }
 
 // ---- gradients of the factors ------------------------------------------------------------------------
 

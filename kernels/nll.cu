@@ -10,28 +10,42 @@
 // two tiles, and 66 shares of SmolLM2's 384 tiles make 132 blocks. A share costs 8 bytes a row in
 // `parts`, which nll_merge adds up: at most 1 MB by the choice of `splits` in src/gpu/nll.rs.
 //
-// FLOP: 2 · rows · vocab · ld, plus one exponential per logit. Bytes: w once per 128 rows, from L2
-// where blocks of different rows run side by side on the same share (rows are the faster grid index).
-// Bound by tensor cores from about 256 rows on, by reading w below. At ld 576 a tile is 18.9 MFLOP
-// and 16384 exponentials, 1024 cycles of an SM's special function units: hidden only as far as the
-// second block of the SM multiplies meanwhile.
+// FLOP: 2 · rows · vocab · ld, plus one exponential per logit. Bytes: w once from memory where blocks of
+// different rows run side by side on the same share (rows are the faster grid index); from L2 both
+// operands in every step of every tile, 64 FLOP a byte. Bound on Hopper by L2: at the 25 to 31 bytes a
+// cycle that an SM gets of it (published for the H100) 1600 to 2000 FLOP a cycle, where mma.sync is
+// published at 2600 and wgmma at 4096. Where mma.sync is the native instruction (sm_80, 89, 120) by tensor
+// cores. Below some 256 rows by reading w from memory.
+//
+// A tile's logits cost a maximum, a multiply-add, an exponential and a sum each: 16384 exponentials are
+// 1024 cycles of an SM's special function units, hidden only as far as the second block of the SM
+// multiplies meanwhile. Columns beyond the vocabulary and the target are looked for only in the tiles
+// that can have them.
+//
+// sass nll_bf16: 225 a step, 682 a tile beside its steps, which is 5.3 per logit
 #include "tile.cuh"
 
-// Adds a value to a running log-sum-exp, all in units of log2.
+// A running log-sum-exp, in units of log2: `sum` counts in units of 2^max. No branches: what has seen
+// nothing but -inf is (-inf, 0), and of it 2^(-inf - 0) is 0, where -inf - -inf would be NaN.
 struct LogSum {
   float max, sum;
 
-  // Makes `m` the maximum; what is there is scaled.
-  DEVICE void raise(float m) {
-    if (m > max) {
-      sum *= exp2_fast(max - m);
-      max = m;
-    }
+  // Adds COUNT logits. One exponential each: the conversion to log2 is in the multiply-add before it.
+  template <int COUNT, class Logit> DEVICE void add(Logit logit) {
+    float top = -INFINITE;
+    UNROLL
+    for (int j = 0; j < COUNT; j++) top = fmaxf(top, logit(j));
+    top = fmaxf(max, top * LOG2_E);
+    const float base = top > -INFINITE ? top : 0.0f;
+    sum *= exp2_fast(max - base);
+    UNROLL
+    for (int j = 0; j < COUNT; j++) sum += exp2_fast(fmaf(logit(j), LOG2_E, -base));
+    max = top;
   }
   DEVICE void merge(LogSum other) {
-    raise(other.max);
-    // Nothing but -inf on both sides would make inf - inf.
-    if (other.max > -INFINITE) sum += other.sum * exp2_fast(other.max - max);
+    const float top = fmaxf(max, other.max), base = top > -INFINITE ? top : 0.0f;
+    sum = sum * exp2_fast(max - base) + other.sum * exp2_fast(other.max - base);
+    max = top;
   }
 };
 
@@ -65,23 +79,25 @@ template <class T> DEVICE void nll_rows(const NllParams &p) {
   const Operands of = {p.x, p.w, rows, vocab, ld, ld, ld};
   tiles<T>(of, blockIdx.x, first, last, shared, [&](int tile, T &sums) {
     const int start = tile * T::SIZE;
-    UNROLL
-    for (int i = 0; i < T::ROWS; i++) {
-      float max = -INFINITE;
+    // Only the last tile has columns beyond the vocabulary.
+    if (start + T::SIZE > vocab) {
       UNROLL
-      for (int j = 0; j < T::COLUMNS; j++) {
-        const int id = start + T::column(j);
-        float &v = sums.at(i, j);
-        if (id == target[i]) p.logit[top + T::row(i)] = v;
-        v = id < vocab ? v * LOG2_E : -INFINITE;
-        max = most(max, v);
-      }
-      state[i].raise(max);
-      if (max > -INFINITE) {
+      for (int i = 0; i < T::ROWS; i++) {
         UNROLL
         for (int j = 0; j < T::COLUMNS; j++)
-          state[i].sum += exp2_fast(sums.at(i, j) - state[i].max);
+          if (start + T::column(j) >= vocab) sums.at(i, j) = -INFINITE;
       }
+    }
+    UNROLL
+    for (int i = 0; i < T::ROWS; i++) {
+      // One tile of all has the row's target.
+      const int at = target[i] - start;
+      if (static_cast<unsigned>(at) < T::SIZE) {
+        UNROLL
+        for (int j = 0; j < T::COLUMNS; j++)
+          if (at == T::column(j)) p.logit[top + T::row(i)] = sums.at(i, j);
+      }
+      state[i].template add<T::COLUMNS>([&](int j) { return sums.at(i, j); });
     }
   });
   // The last tile's operands have been read by all.
@@ -97,7 +113,7 @@ template <class T> DEVICE void nll_rows(const NllParams &p) {
 }
 
 KERNEL(nll_bf16, NllParams, TILE_THREADS_BF16) { nll_rows<Bf16>(p); }
-KERNEL(nll_f32, NllParams, TILE_THREADS_F32) { nll_rows<F32>(p); }
+KERNEL_BLOCKS(nll_f32, NllParams, TILE_THREADS_F32, 2) { nll_rows<F32>(p); }
 
 // The same from logits that are there already. Grid: (rows, splits); shared memory: 8 bytes a
 // thread. Reads 4 bytes a logit, once: bound by memory.
@@ -108,10 +124,15 @@ KERNEL(nll_logits, NllLogitsParams, 256) {
   const unsigned first = least(blockIdx.y * share, p.vocab), last = least(first + share, p.vocab);
   const float *logits = p.logits + static_cast<size_t>(row) * p.ld;
   LogSum state = {-INFINITE, 0.0f};
-  for (unsigned id = first + threadIdx.x; id < last; id += blockDim.x) {
-    const float v = logits[id] * LOG2_E;
-    state.raise(v);
-    if (v > -INFINITE) state.sum += exp2_fast(v - state.max);
+  // Four loads under way at once.
+  for (unsigned id = first + threadIdx.x; id < last; id += 4 * blockDim.x) {
+    float v[4];
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+      const unsigned at = id + j * blockDim.x;
+      v[j] = at < last ? logits[at] : -INFINITE;
+    }
+    state.add<4>([&](int j) { return v[j]; });
   }
   const unsigned target = p.target[row];
   if (blockIdx.y == 0 && threadIdx.x == 0) p.logit[row] = logits[target];
@@ -127,18 +148,26 @@ KERNEL(nll_logits, NllLogitsParams, 256) {
     p.parts[static_cast<size_t>(blockIdx.y) * p.rows + row] = {partial[0].max, partial[0].sum};
 }
 
-// One thread per row. A row of nothing but -inf gives NaN, as log-softmax does.
+// A warp per row: a lane takes every 32nd part, and a fixed tree of shuffles adds up the lanes', so that
+// the result depends on the number of splits alone. 8 bytes a part; with the parts in the second-level
+// cache it is bound by the latency of splits / 32 loads. A row of nothing but -inf gives NaN, as
+// log-softmax does.
 KERNEL(nll_merge, NllMergeParams, 256) {
-  const unsigned row = blockIdx.x * blockDim.x + threadIdx.x;
+  const unsigned lane = threadIdx.x % 32, row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= p.rows) return;
   LogSum all = {-INFINITE, 0.0f};
-  for (unsigned split = 0; split < p.splits; split++) {
+  for (unsigned split = lane; split < p.splits; split += 32) {
     const NllPart part = p.parts[static_cast<size_t>(split) * p.rows + row];
     all.merge({part.max, part.sum});
   }
-  const float lse = all.max + log2f(all.sum);
-  p.out[row] = lse * LN_2 - p.logit[row];
-  if (p.lse) p.lse[row] = lse;
+  UNROLL
+  for (int offset = 16; offset > 0; offset >>= 1)
+    all.merge({__shfl_xor_sync(FULL_WARP, all.max, offset), __shfl_xor_sync(FULL_WARP, all.sum, offset)});
+  if (lane == 0) {
+    const float lse = all.max + log2f(all.sum);
+    p.out[row] = lse * LN_2 - p.logit[row];
+    if (p.lse) p.lse[row] = lse;
+  }
 }
 
 // ---- backward ----------------------------------------------------------------------------------------

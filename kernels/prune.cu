@@ -10,19 +10,17 @@
 // at its end, where no other row sees them; they have no tile and no place in the cache.
 //
 // A token is judged by the nll of the token after it, as in the reference, and the last one by the first
-// nll of all. Bytes: some 40 per token, most of it in the second-level cache; bound by latency: about 30
-// barriers a run. Shared memory: sizeof(Shared) + 4 · cached bytes.
+// nll of all. Bytes: some 40 per token, most of it in the second-level cache; bound by latency: some ten
+// barriers a run and one for every 8192 tokens that move. Shared memory: sizeof(Shared) bytes.
 #include "select.cuh"
 
-// The key that a token of `n` scores must exceed. The block's keys are made on the way.
-DEVICE unsigned threshold(SegmentKeys keys, unsigned n, double ratio) {
-  for (unsigned i = threadIdx.x; i < keys.cached; i += blockDim.x) keys.shared->keys[i] = key_of(keys.scores[i]);
-  __syncthreads();
+// The key that a token of `n` scores must exceed.
+DEVICE unsigned threshold(const float *scores, Shared *shared, unsigned n, double ratio) {
   if (n == 0 || ratio == 1.0) return key_of(-INFINITE);
   const double at = n * ratio;
   const unsigned count = at >= n ? n : at >= 1.0 ? static_cast<unsigned>(at) : 1;
   unsigned above;
-  return select(keys, n, count - 1, above);
+  return select(SegmentKeys(scores, n), shared, count - 1, above);
 }
 
 KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
@@ -32,6 +30,7 @@ KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
   const size_t first_row = static_cast<size_t>(blockIdx.x) * p.rows;
   unsigned *const ids = p.ids + first, *const from = p.from + first;
   float *const loss = p.loss + first, *const nll = p.nll + first;
+  const unsigned lane = threadIdx.x % 32;
   PruneText text = p.texts[blockIdx.x];
   // All have read it before it is written.
   __syncthreads();
@@ -50,28 +49,40 @@ KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
       last = run.last;
       const unsigned n = text.left - least(text.left, 1u);
       const unsigned begin = end - text.size, stop = begin + run.tokens;
-      const SegmentKeys keys = {loss, shared, least(p.cached, n)};
-      const unsigned limit = threshold(keys, n, run.ratio);
+      const unsigned limit = threshold(loss, shared, n, run.ratio);
       const bool last_stays = n > 0 && loss[0] > 0.0f;
-      // All have read the first nll before it may move.
+      // All have read the first nll before it may move, and what they counted.
       __syncthreads();
       // After the window all stay, and move up by what was dropped.
-      unsigned dropped = 0;
-      for (unsigned base = begin; base < text.left && (base < stop || dropped > 0); base += blockDim.x) {
-        const unsigned i = base + threadIdx.x;
-        const bool here = i < text.left;
-        const bool stays = here && (i >= stop || (i < n ? keys[i] > limit : last_stays));
-        const unsigned id = here ? ids[i] : 0, place = here ? from[i] : 0;
-        const float score = i < n ? loss[i] : 0.0f;
-        unsigned total;
-        // The barriers in it stand between this round's reads and its writes, which reach no later round's.
-        const unsigned to = base - dropped + before(stays ? 1u : 0u, shared, total);
-        if (stays) {
-          ids[to] = id;
-          from[to] = place;
-          if (i < n) loss[to] = score;
+      unsigned dropped = 0, turn = 0;
+      for (unsigned base = begin; base < text.left && (base < stop || dropped > 0); base += HELD * blockDim.x) {
+        unsigned id[HELD], place[HELD], stay[HELD], count = 0;
+        float score[HELD];
+        UNROLL
+        for (int j = 0; j < HELD; j++) {
+          const unsigned i = item(base, j);
+          const bool here = i < text.left;
+          id[j] = here ? ids[i] : 0;
+          place[j] = here ? from[i] : 0;
+          score[j] = i < n ? loss[i] : 0.0f;
+          stay[j] = __ballot_sync(FULL_WARP, here && (i >= stop || (i < n ? key_of(score[j]) > limit : last_stays)));
+          count += __popc(stay[j]);
         }
-        dropped += least(blockDim.x, text.left - base) - total;
+        unsigned total;
+        // The barrier in it stands between this round's reads and its writes, which reach no later round's.
+        unsigned to = base - dropped + before(count, shared->sums[turn], total);
+        turn ^= 1;
+        UNROLL
+        for (int j = 0; j < HELD; j++) {
+          if (stay[j] >> lane & 1) {
+            const unsigned at = to + __popc(stay[j] & ((1u << lane) - 1));
+            ids[at] = id[j];
+            from[at] = place[j];
+            if (item(base, j) < n) loss[at] = score[j];
+          }
+          to += __popc(stay[j]);
+        }
+        dropped += least(HELD * blockDim.x, text.left - base) - total;
       }
       __syncthreads();
       text.left -= dropped;

@@ -2,10 +2,11 @@
 // products (gemm.cu).
 //
 // bf16: 128 x 128 per block of four warps on tensor cores, 64 x 64 per warp: 128 sums a thread, two blocks
-// an SM. A larger share of a warp means fewer bytes from shared memory, which a tile of an SM on Hopper has
-// none to spare of: for 16 of the inner dimension four warps read 16 KB, and 8 KB come in, 192 cycles at 128
-// bytes each, while mma.sync takes 128 at best; eight warps of 32 x 64 would read 24 KB. Per step of 32 a
-// block copies 16 KB and does 1 MFLOP (64 FLOP per byte from L2). Rows of 64 bytes lie in shared memory
+// an SM. A larger share of a warp means fewer bytes from shared memory: for 16 of the inner dimension four
+// warps read 16 KB, and 8 KB come in, 192 cycles at 128 bytes each; eight warps of 32 x 64 would read
+// 24 KB. On Hopper mma.sync takes about 203 cycles for the same (63 % of wgmma's rate, as published), so
+// that neither has much to spare; what comes from L2 bounds both (nll.cu). Per step of 32 a block copies
+// 16 KB and does 1 MFLOP (64 FLOP per byte from L2). Rows of 64 bytes lie in shared memory
 // with their 16-byte pieces exchanged by bits 1 and 2 of the row number, which makes ldmatrix free of bank
 // conflicts.
 // f32: 64 x 64 by FMA, 4 x 4 per thread, rows 80 bytes apart, which spreads a quarter warp's 16-byte

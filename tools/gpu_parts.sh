@@ -25,12 +25,28 @@ join() { # name
   return 0
 }
 
-# cublasLt comes with a toolkit or with PyTorch.
+# cublasLt comes with PyTorch or with a toolkit. PyTorch's own is taken first: it is what baseline.py measures. A
+# toolkit's stubs/ are for linking alone: every call of theirs fails.
 find_cublas() { # python
-  ldconfig -p | grep -q libcublasLt.so && return
-  local found
-  found=$(find /usr/local/cuda*/ /usr/lib "$("$1" -c 'import site; print(site.getsitepackages()[0])' 2>/dev/null)/nvidia" \
-    -name 'libcublasLt.so*' 2>/dev/null | sort -r | head -1)
+  local found=""
+  found=$("$1" - 2>/dev/null <<'END'
+import re
+try:
+    import torch
+    torch.cuda.init()
+except Exception:
+    pass
+for line in open("/proc/self/maps"):
+    if match := re.search(r"(/\S*libcublasLt\.so\S*)", line):
+        print(match[1])
+        break
+END
+  )
+  if [ -z "$found" ]; then
+    ldconfig -p | grep -q libcublasLt.so && { say "cublasLt: the system's"; return; }
+    found=$(find /usr/local/cuda*/ /usr/lib "$("$1" -c 'import site; print(site.getsitepackages()[0])' 2>/dev/null)/nvidia" \
+      -name 'libcublasLt.so*' -not -path '*/stubs/*' 2>/dev/null | sort -r | head -1)
+  fi
   if [ -n "$found" ]; then
     # Under the name that programs ask for.
     ln -sf "$found" "$here/tmp/libcublasLt.so"

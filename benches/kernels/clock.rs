@@ -19,6 +19,8 @@ pub struct Times {
 pub struct Ceilings {
     /// Bytes per second of a large copy, read and written.
     pub bytes: f64,
+    /// The same of 32 MB that stay in the last cache.
+    pub cached: f64,
     /// Operations per second of a large bf16 product by the device's library, if it has one.
     pub flops: Option<f64>,
 }
@@ -36,6 +38,8 @@ pub trait Clock: Launcher {
 const ROUNDS: usize = 21;
 /// Runs in the graph.
 const CHAIN: usize = 10;
+/// Half of what is in the last cache when its speed is measured.
+const CACHED: usize = 16 << 20;
 /// More than any last cache.
 const SWEEP: usize = 256 << 20;
 
@@ -48,6 +52,12 @@ impl Clock for Cuda {
         let mut copies = Vec::new();
         for _ in 0..ROUNDS {
             copies.push(self.time(|| self.copy(&from, 0, &mut to, 0, COPY))?);
+        }
+        let mut cached = Vec::new();
+        for _ in 0..ROUNDS {
+            cached.push(
+                self.time(|| (0..CHAIN).try_for_each(|_| self.copy(&from, 0, &mut to, 0, CACHED)))?,
+            );
         }
         // Random bits would be NaN here and there; random numbers draw the power that products draw.
         let numbers: Vec<u16> = (0..SIDE * SIDE)
@@ -91,6 +101,7 @@ impl Clock for Cuda {
         let flops = 2.0 * (SIDE as f64).powi(3);
         Ok(Some(Ceilings {
             bytes: 2.0 * COPY as f64 / median(copies),
+            cached: 2.0 * (CHAIN * CACHED) as f64 / median(cached),
             flops: (!products.is_empty()).then(|| flops / median(products)),
         }))
     }

@@ -13,10 +13,12 @@ mod clock;
 #[allow(dead_code)]
 #[path = "../../tests/common/emu.rs"]
 mod emu;
+mod expected;
 #[allow(dead_code)]
 #[path = "../../tests/common/oracle.rs"]
 mod oracle;
 mod tape;
+mod whole;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

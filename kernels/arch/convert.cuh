@@ -36,4 +36,9 @@ inline float exp2_fast(float x) { return exp2f(x); }
 
 #endif
 
+// Four bf16 that are written at once.
+struct alignas(8) FourBf16 {
+  unsigned low, high;
+};
+
 DEVICE uint16_t to_bf16(float v) { return static_cast<uint16_t>(to_bf16x2(v, 0.0f)); }

@@ -146,6 +146,7 @@ inline bool __any_sync(unsigned mask, bool vote WHERE) {
   return me.out != 0;
 }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __ffs(unsigned v) { return __builtin_ffs(static_cast<int>(v)); }
 
 // Atomic for the thread sanitizer's sake: fibers are switched elsewhere only.
 inline unsigned atomicAdd(unsigned *at, unsigned v) {

@@ -90,22 +90,22 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
 }
 
 void selection() {
-  auto scores = floats(400);
+  // The last segment is longer than what the block has in registers.
+  auto scores = floats(1400);
   for (size_t i = 0; i < scores.size(); i += 3) scores[i] = 0.5f;
-  std::vector<uint32_t> ids(400), mask(400), kept_ids(400), kept_rows(400), kept(3);
-  const std::vector<Segment> segments = {{0, 150, 40, -1.0f}, {150, 50, 3, -2.0f}, {200, 200, 0, 0.6f}};
-  const unsigned cached = 200;
-  launch("topk", 3, 1, 1, 64, sizeof(Shared) + 4 * cached,
+  std::vector<uint32_t> ids(1400), mask(1400), kept_ids(1400), kept_rows(1400), kept(3);
+  const std::vector<Segment> segments = {{0, 150, 40, -1.0f}, {150, 50, 3, -2.0f}, {200, 1200, 0, 0.6f}};
+  launch("topk", 3, 1, 1, 64, sizeof(Shared),
          TopkParams{scores.data(), ids.data(), segments.data(), mask.data(), kept_ids.data(),
-                    kept_rows.data(), kept.data(), cached, 0});
-  auto x = floats(400 * 5), out = floats(400 * 5);
+                    kept_rows.data(), kept.data()});
+  auto x = floats(1400 * 5), out = floats(1400 * 5);
   launch("gather", 7, 1, 1, 32, 0, GatherParams{x.data(), kept_rows.data(), kept.data(), out.data(), 5, 1});
 }
 
 void pruning() {
-  // Two texts, of which one has two runs in its window and the other has no window left; keys beyond
-  // `cached` are read again.
-  const unsigned capacity = 300, rows = 60, tile = 7, cached = 100, tiles = (rows + tile - 1) / tile;
+  // Two texts, of which one has two runs in its window and more keys than a block has in registers, and the
+  // other has no window left.
+  const unsigned capacity = 600, rows = 60, tile = 7, tiles = (rows + tile - 1) / tile;
   std::vector<uint32_t> ids(2 * capacity), from(2 * capacity);
   auto loss = floats(2 * capacity), nll = floats(2 * capacity), fresh = floats(2 * rows);
   const std::vector<PruneRun> runs = {{0.5, 12, 0}, {0.3, 18, 1}, {1.0, 30, 1}};
@@ -114,12 +114,12 @@ void pruning() {
   auto run = [&](const float *scores) {
     for (unsigned i = 0; i < 2 * capacity; i++) ids[i] = i, from[i] = i % capacity;
     // Each order of the launch continues where the one before stopped.
-    std::vector<PruneText> texts = {{290, scores ? 20u : 0, scores ? 80u : 290, 80, 0, 3, 30, 0},
+    std::vector<PruneText> texts = {{590, scores ? 20u : 0, scores ? 80u : 590, 80, 0, 3, 30, 0},
                                    {200, 0, 0, 30, 3, 3, 30, 0}};
-    launch("prune", 2, 1, 1, 96, sizeof(Shared) + 4 * cached,
+    launch("prune", 2, 1, 1, 64, sizeof(Shared),
            PruneParams{ids.data(), from.data(), loss.data(), nll.data(), scores, texts.data(), runs.data(),
                       inputs.data(), targets.data(), positions.data(), places.data(), staged.data(), capacity,
-                      rows, tile, cached});
+                      rows, tile, 0});
   };
   run(nullptr);
   run(fresh.data());
@@ -131,10 +131,22 @@ void layers() {
   std::vector<uint32_t> ids = {4, 0, 4};
   std::vector<uint16_t> table_bf16(5 * 40);
   launch("embed_f32", rows, 1, 1, 64, 0, EmbedParams{ids.data(), table.data(), x.data(), rows, width, 40, 1});
+  launch("embed_f32", rows, 1, 1, 64, 0, EmbedParams{ids.data(), table.data(), x.data(), rows, 36, 40, 1});
   launch("embed_bf16", rows, 1, 1, 64, 0,
          EmbedParams{ids.data(), table_bf16.data(), x.data(), rows, width, 40, 0});
-  launch("norm_rows", rows, 1, 1, 64, 8,
-         NormParams{x.data(), weight.data(), weight.data(), y.data(), width, 1, 1e-5f, 0});
+  launch("embed_bf16", rows, 1, 1, 64, 0,
+         EmbedParams{ids.data(), table_bf16.data(), x.data(), rows, 36, 40, 0});
+  std::vector<uint16_t> packed(rows * 40);
+  // By fours too, and with more columns than registers hold.
+  for (unsigned columns : {width, 36u}) {
+    launch("norm_rows", 2, 1, 1, 64, 0,
+           NormParams{x.data(), weight.data(), weight.data(), y.data(), packed.data(), rows, columns, 1, 1e-5f});
+    launch("norm_wide", rows, 1, 1, 64, 8,
+           NormParams{x.data(), weight.data(), nullptr, y.data(), packed.data(), rows, columns, 0, 1e-5f});
+  }
+  auto wide = floats(2 * 2052), wide_weight = floats(2052);
+  launch("norm_rows", 1, 1, 1, 64, 0,
+         NormParams{wide.data(), wide_weight.data(), nullptr, wide.data(), nullptr, 2, 2052, 1, 1e-5f});
   auto qkv = floats(rows * all * d), angles = floats(rows * d), k = floats((rows + 2) * d), v = k;
   for (unsigned interleaved : {0u, 1u})
     launch("rotate", rows, 1, 1, 256, 0,
@@ -145,10 +157,14 @@ void layers() {
          RotateParams{qkv.data(), nullptr, nullptr, angles.data(), k.data(), v.data(), places.data(), rows,
                       heads, kv_heads, d, 0, 1e-5f, 0, 0});
   auto gates = floats(rows * 2 * width);
-  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
-  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), rows, width});
-  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
-  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), rows, width});
+  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, width});
+  launch("swiglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, 36});
+  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, width});
+  launch("geglu", rows, 1, 1, 64, 0, ActivateParams{gates.data(), y.data(), packed.data(), rows, 36});
+  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, width});
+  launch("gelu", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, 36});
+  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, width});
+  launch("gelu_erf", rows, 1, 1, 64, 0, ActivateParams{x.data(), y.data(), packed.data(), rows, 36});
 
   auto dy = floats(rows * 2 * width), dx = dy;
   launch("norm_rows_bwd", rows, 1, 1, 64, 8,
@@ -206,17 +222,18 @@ void attention(const char *kernel, unsigned threads, unsigned d, size_t shared) 
   auto qkv = floats(rows * (heads + 2 * kv_heads) * d);
   auto k = floats((prefix + rows) * kv_heads * d), v = k;
   auto out = floats(rows * heads * d), parts = floats(splits * rows * heads * (d + 2));
+  std::vector<uint16_t> packed(rows * heads * d);
   // Two sequences.
   const std::vector<AttentionTile> tiles = {{0, 5, prefix, 0, prefix, prefix + 5},
                                             {5, 4, prefix, 0, prefix + 5, prefix + 4}};
   // Causal, and with some keys ahead.
   for (unsigned ahead : {0u, 2u})
     for (unsigned s = 1; s <= splits; s++)
-      launch(kernel, 2, kv_heads, s, threads, shared,
-             AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr, rows, heads,
-                             kv_heads, d, prefix, s, 100, 0.3f, ahead, 0});
+      launch(kernel, 2 * kv_heads, 1, s, threads, shared,
+             AttentionParams{qkv.data(), k.data(), v.data(), tiles.data(), out.data(), parts.data(), nullptr,
+                             packed.data(), rows, heads, kv_heads, d, prefix, s, 100, 0.3f, ahead, 0});
   launch("attention_merge", 3, 1, 1, 256, 0,
-         AttentionMergeParams{parts.data(), out.data(), nullptr, rows, heads, d, splits});
+         AttentionMergeParams{parts.data(), out.data(), nullptr, packed.data(), rows, heads, d, splits});
 }
 
 void attention_backward(const char *of_queries, const char *of_keys, unsigned d) {

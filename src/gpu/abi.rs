@@ -299,12 +299,10 @@ pub struct TopkParams {
     pub kept_ids: u64,
     pub kept_rows: u64,
     pub kept: u64,
-    pub cached: u32,
-    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TopkParams"][::std::mem::size_of::<TopkParams>() - 64usize];
+    ["Size of TopkParams"][::std::mem::size_of::<TopkParams>() - 56usize];
     ["Alignment of TopkParams"][::std::mem::align_of::<TopkParams>() - 8usize];
     ["Offset of field: TopkParams::scores"][::std::mem::offset_of!(TopkParams, scores) - 0usize];
     ["Offset of field: TopkParams::ids"][::std::mem::offset_of!(TopkParams, ids) - 8usize];
@@ -316,8 +314,6 @@ const _: () = {
     ["Offset of field: TopkParams::kept_rows"]
         [::std::mem::offset_of!(TopkParams, kept_rows) - 40usize];
     ["Offset of field: TopkParams::kept"][::std::mem::offset_of!(TopkParams, kept) - 48usize];
-    ["Offset of field: TopkParams::cached"][::std::mem::offset_of!(TopkParams, cached) - 56usize];
-    ["Offset of field: TopkParams::unused"][::std::mem::offset_of!(TopkParams, unused) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -370,23 +366,25 @@ pub struct NormParams {
     pub weight: u64,
     pub bias: u64,
     pub y: u64,
+    pub packed: u64,
+    pub rows: u32,
     pub width: u32,
     pub layer: u32,
     pub eps: f32,
-    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of NormParams"][::std::mem::size_of::<NormParams>() - 48usize];
+    ["Size of NormParams"][::std::mem::size_of::<NormParams>() - 56usize];
     ["Alignment of NormParams"][::std::mem::align_of::<NormParams>() - 8usize];
     ["Offset of field: NormParams::x"][::std::mem::offset_of!(NormParams, x) - 0usize];
     ["Offset of field: NormParams::weight"][::std::mem::offset_of!(NormParams, weight) - 8usize];
     ["Offset of field: NormParams::bias"][::std::mem::offset_of!(NormParams, bias) - 16usize];
     ["Offset of field: NormParams::y"][::std::mem::offset_of!(NormParams, y) - 24usize];
-    ["Offset of field: NormParams::width"][::std::mem::offset_of!(NormParams, width) - 32usize];
-    ["Offset of field: NormParams::layer"][::std::mem::offset_of!(NormParams, layer) - 36usize];
-    ["Offset of field: NormParams::eps"][::std::mem::offset_of!(NormParams, eps) - 40usize];
-    ["Offset of field: NormParams::unused"][::std::mem::offset_of!(NormParams, unused) - 44usize];
+    ["Offset of field: NormParams::packed"][::std::mem::offset_of!(NormParams, packed) - 32usize];
+    ["Offset of field: NormParams::rows"][::std::mem::offset_of!(NormParams, rows) - 40usize];
+    ["Offset of field: NormParams::width"][::std::mem::offset_of!(NormParams, width) - 44usize];
+    ["Offset of field: NormParams::layer"][::std::mem::offset_of!(NormParams, layer) - 48usize];
+    ["Offset of field: NormParams::eps"][::std::mem::offset_of!(NormParams, eps) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -440,19 +438,22 @@ const _: () = {
 pub struct ActivateParams {
     pub x: u64,
     pub y: u64,
+    pub packed: u64,
     pub rows: u32,
     pub width: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ActivateParams"][::std::mem::size_of::<ActivateParams>() - 24usize];
+    ["Size of ActivateParams"][::std::mem::size_of::<ActivateParams>() - 32usize];
     ["Alignment of ActivateParams"][::std::mem::align_of::<ActivateParams>() - 8usize];
     ["Offset of field: ActivateParams::x"][::std::mem::offset_of!(ActivateParams, x) - 0usize];
     ["Offset of field: ActivateParams::y"][::std::mem::offset_of!(ActivateParams, y) - 8usize];
+    ["Offset of field: ActivateParams::packed"]
+        [::std::mem::offset_of!(ActivateParams, packed) - 16usize];
     ["Offset of field: ActivateParams::rows"]
-        [::std::mem::offset_of!(ActivateParams, rows) - 16usize];
+        [::std::mem::offset_of!(ActivateParams, rows) - 24usize];
     ["Offset of field: ActivateParams::width"]
-        [::std::mem::offset_of!(ActivateParams, width) - 20usize];
+        [::std::mem::offset_of!(ActivateParams, width) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -770,6 +771,7 @@ pub struct AttentionParams {
     pub out: u64,
     pub parts: u64,
     pub lse: u64,
+    pub packed: u64,
     pub rows: u32,
     pub heads: u32,
     pub kv_heads: u32,
@@ -783,7 +785,7 @@ pub struct AttentionParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 96usize];
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 104usize];
     ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
     ["Offset of field: AttentionParams::qkv"]
         [::std::mem::offset_of!(AttentionParams, qkv) - 0usize];
@@ -797,26 +799,28 @@ const _: () = {
         [::std::mem::offset_of!(AttentionParams, parts) - 40usize];
     ["Offset of field: AttentionParams::lse"]
         [::std::mem::offset_of!(AttentionParams, lse) - 48usize];
+    ["Offset of field: AttentionParams::packed"]
+        [::std::mem::offset_of!(AttentionParams, packed) - 56usize];
     ["Offset of field: AttentionParams::rows"]
-        [::std::mem::offset_of!(AttentionParams, rows) - 56usize];
+        [::std::mem::offset_of!(AttentionParams, rows) - 64usize];
     ["Offset of field: AttentionParams::heads"]
-        [::std::mem::offset_of!(AttentionParams, heads) - 60usize];
+        [::std::mem::offset_of!(AttentionParams, heads) - 68usize];
     ["Offset of field: AttentionParams::kv_heads"]
-        [::std::mem::offset_of!(AttentionParams, kv_heads) - 64usize];
+        [::std::mem::offset_of!(AttentionParams, kv_heads) - 72usize];
     ["Offset of field: AttentionParams::head_dim"]
-        [::std::mem::offset_of!(AttentionParams, head_dim) - 68usize];
+        [::std::mem::offset_of!(AttentionParams, head_dim) - 76usize];
     ["Offset of field: AttentionParams::prefix"]
-        [::std::mem::offset_of!(AttentionParams, prefix) - 72usize];
+        [::std::mem::offset_of!(AttentionParams, prefix) - 80usize];
     ["Offset of field: AttentionParams::splits"]
-        [::std::mem::offset_of!(AttentionParams, splits) - 76usize];
+        [::std::mem::offset_of!(AttentionParams, splits) - 84usize];
     ["Offset of field: AttentionParams::window"]
-        [::std::mem::offset_of!(AttentionParams, window) - 80usize];
+        [::std::mem::offset_of!(AttentionParams, window) - 88usize];
     ["Offset of field: AttentionParams::scale"]
-        [::std::mem::offset_of!(AttentionParams, scale) - 84usize];
+        [::std::mem::offset_of!(AttentionParams, scale) - 92usize];
     ["Offset of field: AttentionParams::ahead"]
-        [::std::mem::offset_of!(AttentionParams, ahead) - 88usize];
+        [::std::mem::offset_of!(AttentionParams, ahead) - 96usize];
     ["Offset of field: AttentionParams::unused"]
-        [::std::mem::offset_of!(AttentionParams, unused) - 92usize];
+        [::std::mem::offset_of!(AttentionParams, unused) - 100usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -824,6 +828,7 @@ pub struct AttentionMergeParams {
     pub parts: u64,
     pub out: u64,
     pub lse: u64,
+    pub packed: u64,
     pub rows: u32,
     pub heads: u32,
     pub head_dim: u32,
@@ -831,7 +836,7 @@ pub struct AttentionMergeParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of AttentionMergeParams"][::std::mem::size_of::<AttentionMergeParams>() - 40usize];
+    ["Size of AttentionMergeParams"][::std::mem::size_of::<AttentionMergeParams>() - 48usize];
     ["Alignment of AttentionMergeParams"][::std::mem::align_of::<AttentionMergeParams>() - 8usize];
     ["Offset of field: AttentionMergeParams::parts"]
         [::std::mem::offset_of!(AttentionMergeParams, parts) - 0usize];
@@ -839,14 +844,16 @@ const _: () = {
         [::std::mem::offset_of!(AttentionMergeParams, out) - 8usize];
     ["Offset of field: AttentionMergeParams::lse"]
         [::std::mem::offset_of!(AttentionMergeParams, lse) - 16usize];
+    ["Offset of field: AttentionMergeParams::packed"]
+        [::std::mem::offset_of!(AttentionMergeParams, packed) - 24usize];
     ["Offset of field: AttentionMergeParams::rows"]
-        [::std::mem::offset_of!(AttentionMergeParams, rows) - 24usize];
+        [::std::mem::offset_of!(AttentionMergeParams, rows) - 32usize];
     ["Offset of field: AttentionMergeParams::heads"]
-        [::std::mem::offset_of!(AttentionMergeParams, heads) - 28usize];
+        [::std::mem::offset_of!(AttentionMergeParams, heads) - 36usize];
     ["Offset of field: AttentionMergeParams::head_dim"]
-        [::std::mem::offset_of!(AttentionMergeParams, head_dim) - 32usize];
+        [::std::mem::offset_of!(AttentionMergeParams, head_dim) - 40usize];
     ["Offset of field: AttentionMergeParams::splits"]
-        [::std::mem::offset_of!(AttentionMergeParams, splits) - 36usize];
+        [::std::mem::offset_of!(AttentionMergeParams, splits) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -1034,7 +1041,7 @@ pub struct PruneParams {
     pub capacity: u32,
     pub rows: u32,
     pub tile: u32,
-    pub cached: u32,
+    pub unused: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -1058,6 +1065,6 @@ const _: () = {
         [::std::mem::offset_of!(PruneParams, capacity) - 96usize];
     ["Offset of field: PruneParams::rows"][::std::mem::offset_of!(PruneParams, rows) - 100usize];
     ["Offset of field: PruneParams::tile"][::std::mem::offset_of!(PruneParams, tile) - 104usize];
-    ["Offset of field: PruneParams::cached"]
-        [::std::mem::offset_of!(PruneParams, cached) - 108usize];
+    ["Offset of field: PruneParams::unused"]
+        [::std::mem::offset_of!(PruneParams, unused) - 108usize];
 };

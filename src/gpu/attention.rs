@@ -4,13 +4,15 @@ use super::abi::{
     AttentionBwdParams, AttentionDeltaParams, AttentionMergeParams, AttentionParams, AttentionTile,
     KeyTile, Visit,
 };
-use super::{Buf, Gpu, LaunchConfig, Launcher, Precision, Slot, size};
+use super::{Buf, Gpu, LaunchConfig, Launcher, Precision, Scratch, size};
 use crate::error::{Error, Result};
 use crate::ops::Checked;
 use crate::ops::attention::{Attended, Attention, AttentionOp};
 
 /// Keys that a split has at least: less is not worth the merge.
 const KEYS: usize = 128;
+/// Keys that the forward takes at a time, of which whole numbers go to a split.
+const KEY_TILE: usize = 64;
 /// Keys that a query sees after itself, at most: more than any text has, and sums of two fit an `int`.
 const FARTHEST: usize = 1 << 30;
 /// Splits, at most.
@@ -47,7 +49,8 @@ impl Variant {
         let mma = |kernel, width: usize| Variant {
             kernel,
             threads: 128,
-            rows: 64,
+            // Of wider heads a warp's registers hold half as many.
+            rows: if width > 64 { 64 } else { 128 },
             shared: 64 * width * (2 * 4 + 2 * 2),
         };
         let fma = |kernel| Variant {
@@ -118,7 +121,7 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
             keys,
         };
         // SAFETY: lengths were checked, and every tile lies within them.
-        unsafe { self.attend_tiles(shape, tiles, &mut scratch.parts, qkv, [k, v], out, lse) }
+        unsafe { self.attend_tiles(shape, tiles, scratch, qkv, [k, v], out, lse) }
     }
 
     fn attention_bwd_checked(
@@ -260,7 +263,7 @@ impl<L: Launcher> Gpu<L> {
         &self,
         shape: &Attention<'_>,
         tiles: Tiles,
-        parts: &mut Slot<L>,
+        scratch: &mut Scratch<L>,
         qkv: &Buf<L, f32>,
         [k, v]: [&Buf<L, f32>; 2],
         out: &mut Buf<L, f32>,
@@ -287,12 +290,22 @@ impl<L: Launcher> Gpu<L> {
         let splits = (2 * self.launcher.processors() as usize / blocks.max(1))
             .min(keys / KEYS)
             .clamp(1, SPLITS);
+        // As many as have something to do.
+        let tiles_of_keys = keys.div_ceil(KEY_TILE).max(1);
+        let splits = tiles_of_keys.div_ceil(tiles_of_keys.div_ceil(splits));
         let parts = match splits {
             1 => 0,
             _ => {
                 let bytes = splits * rows * heads * (head_dim + 2) * size_of::<f32>();
-                parts.reserve(&self.launcher, bytes)?
+                scratch.parts.reserve(&self.launcher, bytes)?
             }
+        };
+        // Rows of heads are rows of the operand where nothing is to be filled up.
+        let width = heads * head_dim;
+        let fits = self.precision.padded(width) == width;
+        let packed = match fits {
+            true => self.leave(scratch, rows, width)?,
+            false => 0,
         };
         let params = AttentionParams {
             qkv: self.at(qkv),
@@ -302,6 +315,7 @@ impl<L: Launcher> Gpu<L> {
             out: self.at(out),
             parts,
             lse,
+            packed,
             rows: size("attention", rows)?,
             heads: size("attention", heads)?,
             kv_heads: size("attention", kv_heads)?,
@@ -316,7 +330,7 @@ impl<L: Launcher> Gpu<L> {
             ahead: ahead.min(FARTHEST) as u32,
             unused: 0,
         };
-        let grid = [tiles.count, kv_heads, splits];
+        let grid = [blocks, 1, splits];
         // SAFETY: the caller's promise.
         unsafe {
             self.launch(
@@ -325,21 +339,25 @@ impl<L: Launcher> Gpu<L> {
                 &params,
             )?
         };
-        if splits == 1 {
-            return Ok(());
+        if splits > 1 {
+            let params = AttentionMergeParams {
+                parts,
+                out: self.at(out),
+                lse,
+                packed,
+                rows: size("attention", rows)?,
+                heads: size("attention", heads)?,
+                head_dim: size("attention", head_dim)?,
+                splits: size("attention", splits)?,
+            };
+            let grid = [(rows * heads).div_ceil(8), 1, 1];
+            // SAFETY: as above; the parts were made for these splits.
+            unsafe { self.launch("attention_merge", LaunchConfig::new(grid, 256), &params)? };
         }
-        let params = AttentionMergeParams {
-            parts,
-            out: self.at(out),
-            lse,
-            rows: size("attention", rows)?,
-            heads: size("attention", heads)?,
-            head_dim: size("attention", head_dim)?,
-            splits: size("attention", splits)?,
-        };
-        let grid = [(rows * heads).div_ceil(8), 1, 1];
-        // SAFETY: as above; the parts were made for these splits.
-        unsafe { self.launch("attention_merge", LaunchConfig::new(grid, 256), &params) }
+        if fits {
+            self.left(scratch, out, rows, width);
+        }
+        Ok(())
     }
 }
 

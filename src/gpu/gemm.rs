@@ -141,9 +141,14 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             return Ok(());
         }
         let mut scratch = self.scratch();
-        // SAFETY: x has the rows.
-        let (operand, ld) =
-            unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? };
+        let (operand, ld) = if scratch.packed == Some(self.now(x, rows, inputs)) {
+            let ld = self.precision.padded(inputs);
+            let bytes = rows * ld * self.precision.bytes();
+            (scratch.operand.reserve(&self.launcher, bytes)?, ld)
+        } else {
+            // SAFETY: x has the rows.
+            unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? }
+        };
         let product = Product {
             x: Operand { at: operand, ld },
             w: w.operand(self),

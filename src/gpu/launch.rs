@@ -3,6 +3,9 @@
 use super::Precision;
 use crate::error::Result;
 
+/// With more bytes than this in a block, L1 serves better as shared memory than as cache.
+const CACHED: usize = 24 * 1024;
+
 /// How a kernel's blocks are laid out, and what each of them gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaunchConfig {
@@ -36,10 +39,12 @@ impl LaunchConfig {
         }
     }
 
-    /// The same with dynamic shared memory.
+    /// The same with dynamic shared memory. Of much of it all of L1 becomes shared memory: left to itself
+    /// the driver may reserve what one block needs, where several would fit.
     pub fn shared(self, shared_bytes: usize) -> Self {
         LaunchConfig {
             shared_bytes,
+            carveout: (shared_bytes > CACHED).then_some(100),
             ..self
         }
     }

@@ -115,20 +115,19 @@ impl<L: Launcher> Gpu<L> {
         x: &Buf<L, f32>,
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
+        let mut scratch = self.scratch();
         let params = ActivateParams {
             x: self.at(x),
             y: self.at(y),
+            packed: self.leave(&mut scratch, rows, width)?,
             rows: size(op, rows)?,
             width: size(op, width)?,
         };
-        // SAFETY: lengths were checked.
-        unsafe {
-            self.launch(
-                op,
-                LaunchConfig::new([rows, shares(width), 1], THREADS),
-                &params,
-            )
-        }
+        let config = LaunchConfig::new([rows, shares(width), 1], THREADS);
+        // SAFETY: lengths were checked, and the operand was made for these rows.
+        unsafe { self.launch(op, config, &params)? };
+        self.left(&mut scratch, y, rows, width);
+        Ok(())
     }
 
     /// `y = f(x)`, element by element.
@@ -139,16 +138,20 @@ impl<L: Launcher> Gpu<L> {
         x: &Buf<L, f32>,
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
+        let mut scratch = self.scratch();
         let params = ActivateParams {
             x: self.at(x),
             y: self.at(y),
+            packed: self.leave(&mut scratch, 1, len)?,
             rows: 1,
             width: size(kernel, len)?,
         };
         // One row; the grid's second side has an end, and a thread takes several elements where there are more.
         let grid = [1, shares(len).min(4096), 1];
-        // SAFETY: lengths were checked.
-        unsafe { self.launch(kernel, LaunchConfig::new(grid, THREADS), &params) }
+        // SAFETY: lengths were checked, and the operand was made for them.
+        unsafe { self.launch(kernel, LaunchConfig::new(grid, THREADS), &params)? };
+        self.left(&mut scratch, y, 1, len);
+        Ok(())
     }
 }
 
@@ -180,25 +183,34 @@ impl<L: Launcher> LayerOp for Gpu<L> {
         y: &mut Buf<L, f32>,
     ) -> Result<()> {
         let Norm { rows, width, .. } = shape;
+        let mut scratch = self.scratch();
         let params = NormParams {
             x: self.at(x),
             weight: self.at(weight),
             bias: bias.map_or(0, |bias| self.at(bias)),
             y: self.at(y),
+            packed: self.leave(&mut scratch, rows, width)?,
+            rows: size("norm", rows)?,
             width: size("norm", width)?,
             layer: u32::from(shape.kind == NormKind::Layer),
             eps: shape.eps,
-            unused: 0,
         };
-        let shared = THREADS as usize / 32 * size_of::<f32>();
-        // SAFETY: lengths were checked.
-        unsafe {
-            self.launch(
+        // A warp a row, or a block.
+        let (kernel, config) = match width {
+            0..=1024 => (
                 "norm_rows",
-                LaunchConfig::new([rows, 1, 1], THREADS).shared(shared),
-                &params,
-            )
-        }
+                LaunchConfig::new([rows.div_ceil(4), 1, 1], 128),
+            ),
+            _ => {
+                let shared = THREADS as usize / 32 * size_of::<f32>();
+                let config = LaunchConfig::new([rows, 1, 1], THREADS).shared(shared);
+                ("norm_wide", config)
+            }
+        };
+        // SAFETY: lengths were checked, and the operand was made for these rows.
+        unsafe { self.launch(kernel, config, &params)? };
+        self.left(&mut scratch, y, rows, width);
+        Ok(())
     }
 
     fn rotate_checked(

@@ -35,6 +35,7 @@ pub use prune::Recorded;
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
@@ -74,6 +75,8 @@ pub struct Gpu<L: Launcher> {
     launcher: L,
     precision: Precision,
     scratch: Mutex<Scratch<L>>,
+    /// Counts whatever may have changed a buffer.
+    events: AtomicU64,
 }
 
 /// Memory that ops share. An op holds the lock while it puts its launches into the one queue, so that
@@ -83,6 +86,8 @@ struct Scratch<L: Launcher> {
     table: Slot<L>,
     /// The left operand of a product.
     operand: Slot<L>,
+    /// What an op has left there.
+    packed: Option<Packed>,
     /// What blocks of one row found out.
     parts: Slot<L>,
     /// What `table` holds, if it is attention's tiles: they are the same in every layer.
@@ -94,6 +99,16 @@ impl<L: Launcher> Scratch<L> {
     fn grown(&self) -> u64 {
         self.table.grown + self.operand.grown + self.parts.grown
     }
+}
+
+/// Rows of a buffer that lie packed in `Scratch::operand`, as long as nothing has happened since.
+#[derive(Clone, Copy, PartialEq)]
+struct Packed {
+    /// The buffer's address.
+    of: u64,
+    rows: usize,
+    width: usize,
+    event: u64,
 }
 
 struct Slot<L: Launcher> {
@@ -158,9 +173,11 @@ impl<L: Launcher> Gpu<L> {
             scratch: Mutex::new(Scratch {
                 table: Slot::new(),
                 operand: Slot::new(),
+                packed: None,
                 parts: Slot::new(),
                 tiles: Vec::new(),
             }),
+            events: AtomicU64::new(0),
         }
     }
 
@@ -180,6 +197,45 @@ impl<L: Launcher> Gpu<L> {
 
     fn scratch(&self) -> MutexGuard<'_, Scratch<L>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that some buffer may have changed: the operand that an op left may be out of date.
+    fn event(&self) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Where an op may leave its result as the left operand of the product that follows; 0 where products are
+    /// of f32.
+    fn leave(&self, scratch: &mut Scratch<L>, rows: usize, width: usize) -> Result<u64> {
+        scratch.packed = None;
+        match self.precision {
+            Precision::Bf16 => {
+                let bytes = rows * self.precision.padded(width) * self.precision.bytes();
+                scratch.operand.reserve(&self.launcher, bytes)
+            }
+            Precision::F32 => Ok(0),
+        }
+    }
+
+    /// The op that asked with [`Gpu::leave`] was launched, and wrote the same to `out`.
+    fn left(&self, scratch: &mut Scratch<L>, out: &Buf<L, f32>, rows: usize, width: usize) {
+        if self.precision == Precision::Bf16 {
+            scratch.packed = Some(self.now(out, rows, width));
+        }
+    }
+
+    /// These rows as they are now. Rows of whole 16 bytes lie one after the other, whatever their width.
+    fn now(&self, of: &Buf<L, f32>, rows: usize, width: usize) -> Packed {
+        let (rows, width) = match width % (16 / self.precision.bytes()) {
+            0 => (1, rows * width),
+            _ => (rows, width),
+        };
+        Packed {
+            of: self.at(of),
+            rows,
+            width,
+            event: self.events.load(Ordering::Relaxed),
+        }
     }
 
     /// Submits a kernel. An empty grid is nothing to do.
@@ -209,6 +265,7 @@ impl<L: Launcher> Gpu<L> {
     ///
     /// As of [`Launcher::submit`].
     unsafe fn submit(&self, launch: Launch) -> Result<()> {
+        self.event();
         // SAFETY: the caller's promise.
         tape::note(unsafe { self.launcher.submit(launch)? });
         Ok(())
@@ -249,6 +306,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     type Buf<T: Elem> = Buf<L, T>;
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<Buf<L, T>> {
+        self.event();
         Ok(Buf {
             memory: self.launcher.alloc(len * size_of::<T>(), true)?,
             len,
@@ -257,6 +315,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn upload<T: Elem>(&self, host: &[T]) -> Result<Buf<L, T>> {
+        self.event();
         let mut memory = self.launcher.alloc(size_of_val(host), false)?;
         self.launcher
             .write(&mut memory, 0, bytemuck::cast_slice(host))?;
@@ -268,6 +327,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn write_checked<T: Elem>(&self, _: Checked, host: &[T], buf: &mut Buf<L, T>) -> Result<()> {
+        self.event();
         self.launcher
             .write(&mut buf.memory, 0, bytemuck::cast_slice(host))
     }
@@ -286,6 +346,7 @@ impl<L: Launcher> Storage for Gpu<L> {
     }
 
     fn resize<T: Elem>(&self, buf: &mut Buf<L, T>, len: usize) -> Result<()> {
+        self.event();
         let mut memory = self.launcher.alloc(len * size_of::<T>(), true)?;
         let bytes = len.min(buf.len) * size_of::<T>();
         self.launcher.copy(&buf.memory, 0, &mut memory, 0, bytes)?;
@@ -301,6 +362,7 @@ impl<L: Launcher> Storage for Gpu<L> {
         from: Range<usize>,
         to: usize,
     ) -> Result<()> {
+        self.event();
         let size = size_of::<T>();
         let bytes = from.len() * size;
         // By way of another buffer: source and destination may overlap.
@@ -319,6 +381,7 @@ impl<L: Launcher> Storage for Gpu<L> {
         to: &mut Buf<L, T>,
         at: usize,
     ) -> Result<()> {
+        self.event();
         let size = size_of::<T>();
         self.launcher.copy(
             &from.memory,
@@ -335,6 +398,7 @@ impl<L: Launcher> Storage for Gpu<L> {
         buf: &mut Buf<L, T>,
         range: Range<usize>,
     ) -> Result<()> {
+        self.event();
         let size = size_of::<T>();
         let zeros = self.launcher.alloc(range.len() * size, true)?;
         self.launcher.copy(

@@ -337,7 +337,7 @@ impl<L: Launcher> Gpu<L> {
         unsafe {
             self.launch(
                 "nll_merge",
-                LaunchConfig::new([rows.div_ceil(256), 1, 1], 256),
+                LaunchConfig::new([rows.div_ceil(8), 1, 1], 256),
                 &params,
             )
         }

@@ -6,7 +6,7 @@ use super::gemm::Matrix;
 use super::launch::{LaunchConfig, Launcher};
 use super::nll::ROWS;
 use super::tape::taped;
-use super::topk::{CACHED, FIXED};
+use super::topk::{SHARED, threads};
 use super::{Buf, Gpu, abi, size};
 use crate::error::{Error, Result};
 use crate::ops::prune::{self, RUN, State, TILE};
@@ -46,6 +46,8 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         recorded: &mut Recorded<L>,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
+        // What is replayed finds no operand that was left before it, and leaves none.
+        self.event();
         let before = {
             let scratch = self.scratch();
             let now = scratch.grown();
@@ -89,7 +91,6 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         let capacity = texts.capacity;
         let states = self.at(&texts.table);
         let from = states + (capacity.texts * size_of::<State>()) as u64;
-        let cached = capacity.tokens.min(CACHED);
         let params = PruneParams {
             ids: self.at(&texts.ids),
             from,
@@ -106,20 +107,13 @@ impl<L: Launcher> PruneOp for Gpu<L> {
             capacity: size("prune", capacity.tokens)?,
             rows: size("prune", capacity.rows)?,
             tile: size("prune", texts.tile)?,
-            cached: size("prune", cached)?,
+            unused: 0,
         };
-        // Short texts need no large block: its barriers cost more.
-        let threads = (capacity.tokens / 4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [capacity.texts, 1, 1];
         // SAFETY: `PruneBatch` made the buffers for its room and checked what it wrote into them; they
         // have no other writer.
-        unsafe {
-            self.launch(
-                "prune",
-                LaunchConfig::new(grid, threads).shared(FIXED + 4 * (cached + 1)),
-                &params,
-            )
-        }
+        let config = LaunchConfig::new(grid, threads(capacity.tokens)).shared(SHARED);
+        unsafe { self.launch("prune", config, &params) }
     }
 
     fn embed_staged_checked(
@@ -221,7 +215,7 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         };
         let mut scratch = self.scratch();
         // SAFETY: tiles lie within the room, whose rows all buffers have.
-        unsafe { self.attend_tiles(&shape, tiles, &mut scratch.parts, qkv, [k, v], out, 0) }
+        unsafe { self.attend_tiles(&shape, tiles, &mut scratch, qkv, [k, v], out, 0) }
     }
 
     fn nll_staged_checked(

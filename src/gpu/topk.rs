@@ -6,10 +6,14 @@ use crate::error::Result;
 use crate::ops::Checked;
 use crate::ops::topk::{Keep, Select, TopKOp, TopKOutput};
 
-/// Bytes of the kernel's shared memory before the keys: digits, warps' sums, two numbers.
-pub(super) const FIXED: usize = (2048 + 32 + 2) * 4;
-/// Keys beside them: what a block can have without asking for more.
-pub(super) const CACHED: usize = (48 * 1024 - FIXED) / 4 - 1;
+/// Bytes of shared memory of the kernels that select: counters of four passes, warps' sums.
+pub(super) const SHARED: usize = (4 * 256 + 2 * 32) * 4;
+
+/// Threads of a block that selects from `n` keys, of which each has up to eight in registers; a larger block's
+/// barriers cost more.
+pub(super) fn threads(n: usize) -> u32 {
+    n.div_ceil(8).next_multiple_of(32).clamp(64, 1024) as u32
+}
 
 impl<L: Launcher> TopKOp for Gpu<L> {
     fn topk_checked(
@@ -21,7 +25,6 @@ impl<L: Launcher> TopKOp for Gpu<L> {
         out: &mut TopKOutput<Self>,
     ) -> Result<()> {
         let longest = segments.iter().map(|s| s.len as usize).max().unwrap_or(0);
-        let cached = longest.min(CACHED);
         let segments: Vec<Segment> = segments
             .iter()
             .map(|segment| Segment {
@@ -50,20 +53,11 @@ impl<L: Launcher> TopKOp for Gpu<L> {
             kept_ids: self.at(&out.ids),
             kept_rows: self.at(&out.rows),
             kept: self.at(&out.kept),
-            cached: size("topk", cached)?,
-            unused: 0,
         };
-        // Short segments need no large block: its barriers cost more.
-        let threads = longest.div_ceil(4).next_multiple_of(32).clamp(64, 1024) as u32;
         let grid = [segments.len(), 1, 1];
-        // SAFETY: every segment lies within all buffers, and shared memory has room for the keys.
-        unsafe {
-            self.launch(
-                "topk",
-                LaunchConfig::new(grid, threads).shared(FIXED + 4 * (cached + 1)),
-                &params,
-            )
-        }
+        let config = LaunchConfig::new(grid, threads(longest)).shared(SHARED);
+        // SAFETY: every segment lies within all buffers.
+        unsafe { self.launch("topk", config, &params) }
     }
 
     fn gather_checked(

@@ -15,6 +15,7 @@ use crate::place::Place;
 struct ActivateParams {
     x: u64,
     out: u64,
+    packed: u64,
     rows: u32,
     width: u32,
 }
@@ -43,6 +44,7 @@ fn launch_by(
     let params = ActivateParams {
         x,
         out,
+        packed: 0,
         rows: 1,
         width,
     };
@@ -96,7 +98,7 @@ fn work_is_done_when_the_host_waits() {
 
 #[test]
 fn launches_beyond_the_limits_are_refused() {
-    let params = [0u8; 24];
+    let params = [0u8; 32];
     for (architecture, max) in [(80, 163), (89, 99), (90, 227), (100, 227), (120, 99)] {
         let Some(place) = Place::new(architecture) else {
             return;
@@ -307,7 +309,7 @@ fn a_recording_in_which_somebody_waits_is_broken() {
     assert_eq!(place.left().matches("pieces").count(), 1);
     // The first use of a kernel loads it.
     let line = error(cuda.record(|| {
-        let params = [0u8; 24];
+        let params = [0u8; 32];
         // SAFETY: it is not started.
         unsafe { cuda.submit(kernel("swiglu", LaunchConfig::new([1; 3], 64), &params))? };
         Ok(())

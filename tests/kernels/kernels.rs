@@ -329,7 +329,7 @@ fn selections() {
     let mut random = Random(11);
     let mut segments = Vec::new();
     let mut all = Vec::new();
-    // With gaps between them; longer than a block, longer than shared memory.
+    // With gaps between them; longer than a warp's share, longer than what registers hold.
     for len in [0, 1, 2, 31, 32, 33, 257, 1500, 12_000] {
         for keep in [
             Keep::Count(0),
@@ -389,7 +389,8 @@ fn selections() {
 #[test]
 fn embeddings_and_norms() {
     for precision in PRECISIONS {
-        for width in [1, 31, 32, 257, 576] {
+        // By fours and one by one; a warp's registers hold 640 columns, a block's 5120 or a quarter of that.
+        for width in [1, 31, 32, 257, 576, 1000, 1001, 1028, 1301, 5200] {
             everywhere(precision, |gpu, at| {
                 let what = format!("width {width}, {at}");
                 let mut random = Random(5);
@@ -524,7 +525,7 @@ fn rotations() {
 #[test]
 fn activations() {
     everywhere(Precision::F32, |gpu, at| {
-        for (rows, width) in [(1, 1), (3, 33), (2, 2051)] {
+        for (rows, width) in [(1, 1), (3, 33), (3, 36), (2, 2051), (2, 4100)] {
             let mut random = Random(2);
             let x = floats(rows * 2 * width, 8.0, &mut random);
             let on = gpu.upload(&x).unwrap();

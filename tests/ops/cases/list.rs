@@ -193,6 +193,8 @@ pub fn of_model(m: &Sizes, rows: &[usize]) -> Vec<(Op, &'static str, Vec<usize>)
         ),
         (linear(hidden, heads.all()), "qkv"),
         (linear(hidden, 2 * ffn), "up"),
+        // What nll is to be held against: its matmul alone, with logits that are written.
+        (linear(hidden, m.vocab), "head"),
         (attention(0), "prefill"),
         (Op::TopK { segments: 1 }, "1 segment"),
         (Op::TopK { segments: 64 }, "64 segments"),

@@ -293,7 +293,7 @@ impl Case {
     }
 
     /// What a likelihood is asked for.
-    fn picks(&self, vocab: usize) -> Vec<NllTarget> {
+    pub fn picks(&self, vocab: usize) -> Vec<NllTarget> {
         let target = |row: usize| ((self.skipped + row) * 7919 % vocab) as u32;
         let pick = |row: usize| NllTarget {
             row: row as u32,

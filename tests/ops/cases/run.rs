@@ -9,7 +9,7 @@ use prefold::ops::{
 use super::{BEFORE, Case, EPS, Heads, Host, Op, Placed, parts};
 
 impl Case {
-    pub(super) fn attention<'a>(&self, lengths: &'a [usize]) -> Option<Attention<'a>> {
+    pub fn attention<'a>(&self, lengths: &'a [usize]) -> Option<Attention<'a>> {
         let (heads, prefix, window, ahead) = match self.op {
             Op::Attention {
                 heads,
