@@ -561,7 +561,11 @@ class Compressor:
         return count_tokens(text, count)
 
     def encode(
-        self, text: str, adapter: Path, piece_tokens: int | None = None, memory_tokens: int | None = None
+        self,
+        text: str,
+        adapter: Path,
+        piece_tokens: int | None = None,
+        memory_tokens: int | None = None,
     ) -> Prefix:
         """Encodes a text as the keys and values of a few memory tokens (500xCompressor, ICAE).
 
@@ -583,7 +587,9 @@ class Compressor:
         from prefold._prefix import Prefix
 
         engine = self._open()
-        return Prefix(translated(engine.encode, text, os.fspath(adapter), piece_tokens, memory_tokens))
+        return Prefix(
+            translated(engine.encode, text, os.fspath(adapter), piece_tokens, memory_tokens)
+        )
 
     def prefill(
         self, text: str, keep: float | None = None, by: str = "expected-attention"
