@@ -154,7 +154,8 @@ test-kernels:
 kernels-sanitize:
 	tools/sanitize.sh
 
-# nvcc from Python wheels, one minor version of all, which has no nvdisasm; `make build` finds it there.
+# nvcc from Python wheels of one minor version; of nvdisasm that has no wheel, and a later one reads its code.
+# `make build` finds it there.
 cuda-toolkit: $(CUDA_VENV)/pyvenv.cfg
 $(CUDA_VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(CUDA_VENV).new

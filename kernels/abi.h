@@ -321,7 +321,7 @@ typedef struct AttentionParams {
   ADDRESS(const float) qkv;           ///< [.., heads + 2·kv_heads, head_dim]
   ADDRESS(const float) k;             ///< [.., kv_heads, head_dim]
   ADDRESS(const float) v;             ///< the same
-  ADDRESS(const AttentionTile) tiles; ///< [grid.x]
+  ADDRESS(const AttentionTile) tiles; ///< [grid.x / kv_heads]
   ADDRESS(float) out;                 ///< [.., heads, head_dim]
   ADDRESS(float) parts;               ///< [splits, rows, heads, head_dim + 2]: sums, max in log2, sum
   ADDRESS(float) lse;                 ///< [rows, heads]: ln of the sum of exponentials; or null

@@ -1,5 +1,5 @@
 // Which elements dropout drops: a function of their index, as in src/ops/layer.rs, so that no mask is
-// stored and every device drops the same. From 2^32 elements on an index comes again, on the CPU too.
+// stored and every device drops the same. There are fewer than 2^32 (`Dropout::check`).
 #pragma once
 #include "compat.cuh"
 

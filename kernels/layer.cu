@@ -80,9 +80,9 @@ KERNEL(embed_f32, EmbedParams, 256) { p.width % 4 == 0 ? embed_f32<4>(p) : embed
 KERNEL(embed_bf16, EmbedParams, 256) { p.width % 4 == 0 ? embed_bf16<4>(p) : embed_bf16<1>(p); }
 
 // y = (x - mean) / sqrt(variance + eps) · weight + bias, the mean being 0 for RMSNorm. `lanes` threads have a row,
-// of which this is number `lane`; `sum` adds up over them. The first HELD pieces of each, 640 columns of a warp,
-// are read once and stay in registers; the others are read again from the first-level cache. 4 bytes in, 4 out
-// an element.
+// of which this is number `lane`; `sum` adds up over them. The first HELD pieces of each, 640 columns of a warp
+// where W is 4, are read once and stay in registers; the others are read again from the first-level cache. 4
+// bytes in, 4 out an element.
 template <int W, class Sum>
 DEVICE void norm(const NormParams &p, unsigned row, unsigned lane, unsigned lanes, Sum sum) {
   constexpr int HELD = 5;

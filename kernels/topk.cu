@@ -6,8 +6,8 @@
 // kept, and of its equals the first ones, so that the lowest index wins a tie and the result is the same
 // on every machine.
 //
-// Up to 8192 scores stay in registers, eight a thread; of longer segments the others are read again, five times
-// in all. Bytes: 4 in, 4 to 12 out per score; up to 4 shared atomics per score. Below some ten thousand scores
+// Up to 8192 scores stay in registers, eight a thread; of longer segments the others are read again, five or six
+// times in all. Bytes: 4 in, 4 to 12 out per score; up to 4 shared atomics per score. Below some ten thousand scores
 // it is bound by latency: two dependent reads of memory and six barriers. A far longer segment is bound by the
 // one SM that has it.
 #include "select.cuh"

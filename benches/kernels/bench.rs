@@ -59,7 +59,6 @@ impl Selected {
             "norm_bwd" | "swiglu_bwd" | "rotate_bwd" => "layer_bwd",
             "lora_bwd" => "lora",
             "nll_logits" => "nll",
-            "gather" => "topk",
             op => op,
         };
         let wanted = |only: &String| only == op || only == group;

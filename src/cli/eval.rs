@@ -272,6 +272,11 @@ impl Common {
                 .iter()
                 .try_for_each(|&rate| check_rate("rates", rate)),
         )?;
+        let adapters = [&self.adapter, &self.icae, &self.pooled];
+        if self.memory_tokens.is_some() && adapters.iter().all(|folder| folder.is_none()) {
+            let reason = "there is no adapter to take them of; give --adapter, --icae or --pooled";
+            return Err(Failure::Usage(format!("--memory-tokens: {reason}")));
+        }
         self.json.as_deref().map_or(Ok(()), check_target)
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::Error;
 use crate::gpu::Precision;
 use crate::soft::Source;
 use crate::train::{BadRows, Event, Plan, QUESTION, Schedule, Study, Task, data};
@@ -39,19 +40,24 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = CORPUS)]
     tokens: usize,
     /// Questions that the model is to write; they go to OUT.questions.jsonl, and are read there when a run is resumed
-    #[arg(long, value_name = "N", default_value_t = Study::default().questions, help_heading = CORPUS)]
+    #[arg(long, value_name = "N", default_value_t = Study::default().questions, conflicts_with = "data",
+        help_heading = CORPUS)]
     questions: usize,
     /// Longest piece of the corpus that a question is about, in tokens
-    #[arg(long, value_name = "N", default_value_t = Study::default().piece_tokens, help_heading = CORPUS)]
+    #[arg(long, value_name = "N", default_value_t = Study::default().piece_tokens, conflicts_with = "data",
+        help_heading = CORPUS)]
     piece_tokens: usize,
     /// Most tokens of a question
-    #[arg(long, value_name = "N", default_value_t = Study::default().question_tokens, help_heading = CORPUS)]
+    #[arg(long, value_name = "N", default_value_t = Study::default().question_tokens, conflicts_with = "data",
+        help_heading = CORPUS)]
     question_tokens: usize,
     /// Most tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = Study::default().answer_tokens, help_heading = CORPUS)]
+    #[arg(long, value_name = "N", default_value_t = Study::default().answer_tokens, conflicts_with = "data",
+        help_heading = CORPUS)]
     answer_tokens: usize,
     /// Temperature of the questions; the likeliest answer is taken
-    #[arg(long, value_name = "T", default_value_t = Study::default().temperature, help_heading = CORPUS)]
+    #[arg(long, value_name = "T", default_value_t = Study::default().temperature, conflicts_with = "data",
+        help_heading = CORPUS)]
     temperature: f32,
 
     /// Rows to train on in place of questions that the model writes; several files are one
@@ -135,26 +141,38 @@ pub fn run(args: Args) -> Outcome {
     let study = args.study();
     usage(study.check())?;
     let written = questions_path(&args.out);
-    let data = match args.data.is_empty() {
+    let asks = args.data.is_empty();
+    let data = match asks {
         true => vec![written.clone()],
         false => args.data.clone(),
     };
-    let plan = args.plan(data);
+    let mut plan = args.plan(data);
+    plan.study = asks.then(|| study.clone());
     usage(plan.check())?;
     let texts: Vec<String> = args
         .corpus
         .iter()
         .map(|file| read_text(file))
         .collect::<Outcome<_>>()?;
+    if texts.iter().all(String::is_empty) {
+        return Err(Error::input("corpus", "it has no tokens").into());
+    }
     let text = texts.join("\n\n");
     let engine = open_to_train(&args.model, &args.device, args.precision)?;
     let ids = engine.tokenizer()?.encode(&text, true, false)?.ids;
     let corpus = Source::text(&text, ids);
-    if args.data.is_empty() && !(args.resume && written.exists()) {
+    let training = engine.training();
+    let resumes = training.check_prefix(&corpus, args.tokens, &plan)?;
+    // Questions belong to a run: those of one that is resumed are read, any others are of another corpus for
+    // all that is known.
+    if asks && !resumes {
+        if written.exists() && !args.resume {
+            let reason = "it is there already, with an earlier run's questions; move it away, or name \
+                another `out`";
+            return Err(Error::input(written.display().to_string(), reason).into());
+        }
         let busy = Busy::new(format!("writing {} questions", study.questions));
-        let rows = engine
-            .training()
-            .questions(&corpus, &study, &busy.control())?;
+        let rows = training.questions(&corpus, &study, &busy.control())?;
         drop(busy);
         let lines: String = rows
             .iter()
@@ -164,15 +182,15 @@ pub fn run(args: Args) -> Outcome {
             .collect();
         crate::files::write_whole(&written, lines.as_bytes())?;
         say(&format!(
-            "{} questions in {}",
+            "{} of {} questions in {}",
             rows.len(),
+            study.questions,
             written.display()
         ));
     }
     let mut progress = Progress::new(plan.steps);
     let control = interrupt::control();
     let mut watch = |event: Event<'_>| progress.hear(&event);
-    let training = engine.training();
     let done = training.prefix(&corpus, args.tokens, &plan, &control, &mut watch);
     progress.end();
     let what = format!(

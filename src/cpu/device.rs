@@ -203,6 +203,8 @@ impl<T: Elem> Buffer for Vec<T> {
     }
 }
 
+impl crate::ops::storage::sealed::Sealed for Cpu {}
+
 impl Storage for Cpu {
     type Buf<T: Elem> = Vec<T>;
 

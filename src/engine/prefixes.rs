@@ -102,7 +102,8 @@ impl Prefixes<'_> {
         Ok(each.remove(0))
     }
 
-    /// The same for each of `options`, in their order, with one forward pass.
+    /// The same for each of `options`, in their order, with one forward pass, and one more where
+    /// [`KeepBy::Llmlingua`](crate::prefix::KeepBy::Llmlingua) scores the tokens.
     ///
     /// # Errors
     /// As [`Prefixes::prefill`].

@@ -64,11 +64,15 @@ impl Training<'_> {
         let mut rows: Vec<(String, String)> = Vec::new();
         // Every piece in turn, each time with another seed.
         for (at, piece) in pieces.iter().enumerate() {
+            let share =
+                study.questions * (at + 1) / pieces.len() - study.questions * at / pieces.len();
+            // With fewer questions than pieces most have none: reading those would be for nothing.
+            if share == 0 {
+                continue;
+            }
             let read = Source::ids(corpus.ids[piece.clone()].to_vec());
             let prefixes = engine.prefixes().with(control);
             let prefix = prefixes.prefill(&read, &PrefillOptions::default())?;
-            let share =
-                study.questions * (at + 1) / pieces.len() - study.questions * at / pieces.len();
             for number in 0..share {
                 let seed = SEEDS[(at + number) % SEEDS.len()];
                 let uses = [at as u64, number as u64];

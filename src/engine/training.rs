@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 use crate::kv_prefix::{Method, Origin};
 use crate::model::config::Config;
 use crate::soft::{self, Settings};
-use crate::train::checkpoint::{AdapterMetadata, PrefixMetadata};
+use crate::train::checkpoint::{AdapterMetadata, Found, PREFIX_TASK, PrefixMetadata};
 use crate::train::data::{self, Order, Reading, Task};
 use crate::train::objective::{Gradient, LoraShape, Objective, Sample};
-use crate::train::parameters::Parameters;
+use crate::train::parameters::{Parameters, check_prefix_model};
 use crate::train::plan::Settled;
 use crate::train::run::{self, Data, Event, Options, Source, Start, Summary};
 #[cfg(feature = "train")]
@@ -169,22 +169,9 @@ impl<'e> Training<'e> {
         control: &Control,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Summary> {
-        plan.check()?;
-        if plan.task != Task::Align {
-            let what = format!("task {}", plan.task.name());
-            return Err(Error::input(what, "expected questions and answers: align"));
-        }
+        self.check_prefix(corpus, rows, plan)?;
         let engine = self.engine;
         let (config, info) = (engine.config(), engine.info());
-        let most = corpus.ids.len().min(config.max_positions.saturating_sub(2));
-        if !(2..=most).contains(&rows) {
-            let reason = format!(
-                "expected 2 to {most}: the corpus has {} tokens, the model {} positions",
-                corpus.ids.len(),
-                config.max_positions
-            );
-            return Err(Error::input(format!("tokens {rows}"), reason));
-        }
         let first = soft::Source {
             ids: corpus.ids[..rows].to_vec(),
             sha256: corpus.sha256.clone(),
@@ -226,12 +213,15 @@ impl<'e> Training<'e> {
             options.identity.remove(unused);
         }
         let identity = [
-            ("task", json!("prefix")),
+            ("task", json!(PREFIX_TASK)),
             ("tokens", json!(rows)),
             ("corpus", json!(corpus.sha256)),
         ];
         let own = identity.map(|(name, value)| (name.to_owned(), value));
         options.identity.extend(own);
+        if let Some(study) = &plan.study {
+            options.identity.extend(study.identity());
+        }
         let runtime = &engine.runtime;
         let mut source = OnThreads {
             engine,
@@ -265,6 +255,39 @@ impl<'e> Training<'e> {
             dev: &dev,
         };
         self.run_on(&mut source, start, data, &options, control, watch)
+    }
+
+    /// Refuses what [`Training::prefix`] would refuse only after the questions were written, which takes the
+    /// longest. Says whether a run in the plan's folder is resumed.
+    pub(crate) fn check_prefix(
+        &self,
+        corpus: &soft::Source,
+        rows: usize,
+        plan: &Plan,
+    ) -> Result<bool> {
+        plan.check()?;
+        if plan.task != Task::Align {
+            let what = format!("task {}", plan.task.name());
+            return Err(Error::input(what, "expected questions and answers: align"));
+        }
+        let (config, tokens) = (self.engine.config(), corpus.ids.len());
+        check_prefix_model(config)?;
+        if tokens == 0 {
+            return Err(Error::input("corpus", "it has no tokens"));
+        }
+        let most = tokens.min(config.max_positions.saturating_sub(2));
+        if !(2..=most).contains(&rows) {
+            let reason = format!(
+                "expected 2 to {most}: the corpus has {tokens} tokens, the model {} positions",
+                config.max_positions
+            );
+            return Err(Error::input(format!("tokens {rows}"), reason));
+        }
+        if let Some(dev) = &plan.dev {
+            std::fs::metadata(dev).map_err(Error::io(dev))?;
+        }
+        let found = run::check_out(&plan.out, plan.resume)?;
+        Ok(plan.resume && found == Found::Run)
     }
 
     /// The rows that the loss is measured on.

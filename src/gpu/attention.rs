@@ -110,6 +110,8 @@ impl<L: Launcher> AttentionOp for Gpu<L> {
         let scratch = &mut *scratch;
         let bytes: &[u8] = bytemuck::cast_slice(&tiles);
         if bytemuck::cast_slice::<_, u8>(&scratch.tiles) != bytes {
+            // None, should memory for them be missing.
+            scratch.tiles.clear();
             let table = [bytes];
             scratch.table.fill(&self.launcher, table)?;
             scratch.tiles = tiles;
@@ -242,13 +244,19 @@ impl<L: Launcher> Gpu<L> {
     ) -> Result<usize> {
         let group = heads / kv_heads.max(1);
         let variant = Variant::of(self.precision, head_dim);
-        match variant.filter(|variant| (1..=variant.rows).contains(&group)) {
+        match variant
+            .as_ref()
+            .filter(|variant| (1..=variant.rows).contains(&group))
+        {
             Some(variant) => Ok(variant.rows / group),
             None => Err(Error::Unsupported {
                 what: format!(
                     "attention on this device with heads of {head_dim} in groups of {group}"
                 ),
-                have: "widths up to 256, and groups up to 32".into(),
+                have: match variant {
+                    Some(variant) => format!("groups up to {} at this width", variant.rows),
+                    None => "widths up to 256".into(),
+                },
             }),
         }
     }

@@ -105,6 +105,21 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     };
     b.norm(shape, &x, &weight, None, &mut h)?;
     results.push(("norm", b.download(&h, 0..ROWS * WIDTH)?));
+    // What follows may read the operand that an op has left, in place of its result.
+    let after = |op: &'static str, x: &B::Buf<f32>, width: usize| -> Result<_> {
+        let matrix = b.matrix(VOCAB, width, &floats(VOCAB * width, 14))?;
+        let mut y = blank(ROWS * VOCAB)?;
+        let shape = Linear {
+            rows: ROWS,
+            inputs: width,
+            outputs: VOCAB,
+            add: false,
+        };
+        b.linear(shape, x, &matrix, None, &mut y)?;
+        Ok((op, b.download(&y, 0..ROWS * VOCAB)?))
+    };
+    b.norm(shape, &x, &weight, None, &mut h)?;
+    results.push(after("linear after norm", &h, WIDTH)?);
     // The same elements as few rows, for which another kernel stands.
     let shape = Norm {
         rows: 3,
@@ -146,10 +161,14 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     };
     b.attention(&shape, &qkv, &k, &v, &mut out)?;
     results.push(("attention", b.download(&out, 0..ROWS * HEADS * HEAD_DIM)?));
+    b.attention(&shape, &qkv, &k, &v, &mut out)?;
+    results.push(after("linear after attention", &out, HEADS * HEAD_DIM)?);
 
     let mut inner = blank(ROWS * WIDTH / 2)?;
     b.swiglu(ROWS, WIDTH / 2, &x, &mut inner)?;
     results.push(("swiglu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
+    b.swiglu(ROWS, WIDTH / 2, &x, &mut inner)?;
+    results.push(after("linear after swiglu", &inner, WIDTH / 2)?);
     b.gelu(ROWS * WIDTH / 2, &x, &mut inner)?;
     results.push(("gelu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
 

@@ -2,7 +2,7 @@
 
 use super::abi::{self, GemmParams, PackParams, TransposeParams};
 use super::launch::{Kernel, Launch, LaunchConfig, Params};
-use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Slot, size};
+use super::{Buf, Gpu, Launcher, Operand, Precision, Product, Scratch, size};
 use crate::error::Result;
 use crate::ops::Checked;
 use crate::ops::gemm::{GemmOp, Linear, Outer, Shaped};
@@ -56,14 +56,14 @@ impl<L: Launcher> Gpu<L> {
     /// `x` has the rows, `index` as many entries.
     pub(super) unsafe fn pack(
         &self,
-        operand: &mut Slot<L>,
+        scratch: &mut Scratch<L>,
         x: u64,
         index: u64,
         rows: usize,
         width: usize,
     ) -> Result<(u64, usize)> {
         let ld = self.precision.padded(width);
-        let out = operand.reserve(&self.launcher, rows * ld * self.precision.bytes())?;
+        let out = scratch.operand(&self.launcher, rows * ld * self.precision.bytes())?;
         let params = PackParams {
             x,
             index,
@@ -147,7 +147,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             (scratch.operand.reserve(&self.launcher, bytes)?, ld)
         } else {
             // SAFETY: x has the rows.
-            unsafe { self.pack(&mut scratch.operand, self.at(x), 0, rows, inputs)? }
+            unsafe { self.pack(&mut scratch, self.at(x), 0, rows, inputs)? }
         };
         let product = Product {
             x: Operand { at: operand, ld },
@@ -212,8 +212,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         let mut scratch = self.scratch();
         // The second begins where the device's library takes it.
         let second = (left.width * row_bytes).next_multiple_of(256);
-        let operand = &mut scratch.operand;
-        let at = operand.reserve(&self.launcher, second + right.width * row_bytes)?;
+        let at = scratch.operand(&self.launcher, second + right.width * row_bytes)?;
         let kernel = match self.precision {
             Precision::Bf16 => "turn_to_bf16",
             Precision::F32 => "turn_f32",

@@ -95,6 +95,12 @@ struct Scratch<L: Launcher> {
 }
 
 impl<L: Launcher> Scratch<L> {
+    /// At least so many bytes for a left operand, in place of the one that was there; their address.
+    fn operand(&mut self, launcher: &L, bytes: usize) -> Result<u64> {
+        self.packed = None;
+        self.operand.reserve(launcher, bytes)
+    }
+
     /// How often any of it has moved: addresses in it are good as long as this stays the same.
     fn grown(&self) -> u64 {
         self.table.grown + self.operand.grown + self.parts.grown
@@ -207,17 +213,18 @@ impl<L: Launcher> Gpu<L> {
     /// Where an op may leave its result as the left operand of the product that follows; 0 where products are
     /// of f32.
     fn leave(&self, scratch: &mut Scratch<L>, rows: usize, width: usize) -> Result<u64> {
-        scratch.packed = None;
         match self.precision {
             Precision::Bf16 => {
                 let bytes = rows * self.precision.padded(width) * self.precision.bytes();
-                scratch.operand.reserve(&self.launcher, bytes)
+                scratch.operand(&self.launcher, bytes)
             }
             Precision::F32 => Ok(0),
         }
     }
 
-    /// The op that asked with [`Gpu::leave`] was launched, and wrote the same to `out`.
+    /// The op that asked with [`Gpu::leave`] was launched, and wrote the same to `out` (of staged attention the
+    /// rows that have a tile). An op that calls this must write the operand too: what follows reads it in place
+    /// of `out`.
     fn left(&self, scratch: &mut Scratch<L>, out: &Buf<L, f32>, rows: usize, width: usize) {
         if self.precision == Precision::Bf16 {
             scratch.packed = Some(self.now(out, rows, width));
@@ -301,6 +308,8 @@ impl<L: Launcher, T: Elem> Buffer for Buf<L, T> {
         self.len
     }
 }
+
+impl<L: Launcher> crate::ops::storage::sealed::Sealed for Gpu<L> {}
 
 impl<L: Launcher> Storage for Gpu<L> {
     type Buf<T: Elem> = Buf<L, T>;

@@ -218,8 +218,7 @@ impl<L: Launcher> Gpu<L> {
         // As many as have something to do.
         let splits = tiles.div_ceil(tiles.div_ceil(splits));
         // SAFETY: the caller's promise.
-        let (operand, ld) =
-            unsafe { self.pack(&mut scratch.operand, self.at(x), index, rows, width)? };
+        let (operand, ld) = unsafe { self.pack(&mut *scratch, self.at(x), index, rows, width)? };
         let [parts, logit] = self.parts(&mut scratch.parts, splits, rows)?;
         let params = NllParams {
             x: operand,

@@ -46,10 +46,12 @@ impl<L: Launcher> PruneOp for Gpu<L> {
         recorded: &mut Recorded<L>,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        // What is replayed finds no operand that was left before it, and leaves none.
+        // What is recorded finds no operand that was left before it.
         self.event();
         let before = {
-            let scratch = self.scratch();
+            let mut scratch = self.scratch();
+            // A replay overwrites the operand, also one that another thread's op has left meanwhile.
+            scratch.packed = None;
             let now = scratch.grown();
             if let Some((graph, then)) = &recorded.graph
                 && *then == now

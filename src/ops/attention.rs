@@ -151,24 +151,32 @@ impl Attention<'_> {
         self.lengths.iter().sum()
     }
 
-    fn check(&self, op: &'static str, [qkv, k, v, out]: [usize; 4]) -> Result<()> {
-        let (heads, kv_heads, d) = (self.heads, self.kv_heads, self.head_dim);
-        let wrong = kv_heads == 0
-            || !heads.is_multiple_of(kv_heads)
-            || self.window == Some(0)
-            || !(self.prefixes.is_empty() || self.prefixes.len() == self.lengths.len());
-        let begin = self.prefixes.iter().max().copied().unwrap_or(0);
-        if wrong
-            || begin
-                .checked_add(self.prefix)
-                .is_none_or(|end| end > self.at)
-        {
-            return Err(Error::Shape {
+    /// Heads in equal groups, and a window that has a key.
+    pub(super) fn check_heads(&self, op: &'static str) -> Result<()> {
+        let wrong = self.kv_heads == 0
+            || !self.heads.is_multiple_of(self.kv_heads)
+            || self.window == Some(0);
+        self.unless(wrong, op)
+    }
+
+    fn unless(&self, wrong: bool, op: &'static str) -> Result<()> {
+        match wrong {
+            false => Ok(()),
+            true => Err(Error::Shape {
                 op,
                 want: "heads in equal groups, a window, and prefixes before the rows".into(),
                 got: format!("{self:?}"),
-            });
+            }),
         }
+    }
+
+    fn check(&self, op: &'static str, [qkv, k, v, out]: [usize; 4]) -> Result<()> {
+        let (heads, kv_heads, d) = (self.heads, self.kv_heads, self.head_dim);
+        self.check_heads(op)?;
+        let each = self.prefixes.is_empty() || self.prefixes.len() == self.lengths.len();
+        let begin = self.prefixes.iter().max().copied().unwrap_or(0);
+        let end = begin.checked_add(self.prefix);
+        self.unless(!each || end.is_none_or(|end| end > self.at), op)?;
         let rows = self.rows();
         expect_len(op, "qkv", rows * (heads + 2 * kv_heads) * d, qkv)?;
         expect_len(op, "k and of v", (self.at + rows) * kv_heads * d, k.min(v))?;

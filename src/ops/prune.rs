@@ -483,6 +483,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
         out: &mut Self::Buf<f32>,
     ) -> Result<()> {
         let (op, rows, d) = ("attention", texts.capacity.all_rows(), shape.head_dim);
+        shape.check_heads(op)?;
         let all = shape.heads + 2 * shape.kv_heads;
         texts.expect_cache(op, shape.kv_heads * d, [k.len(), v.len()])?;
         expect_len(op, "qkv", rows * all * d, qkv.len())?;

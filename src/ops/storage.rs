@@ -24,7 +24,9 @@ pub trait Buffer: Send + Sync {
 
 /// A device's memory. Ops read and write prefixes of buffers, so that a buffer made once serves
 /// batches of any size up to its own.
-pub trait Storage: Sized + Send + Sync + 'static {
+///
+/// Only this crate implements it, so that only its own methods pass [`Checked`](super::Checked) on.
+pub trait Storage: sealed::Sealed + Sized + Send + Sync + 'static {
     /// A buffer of this device.
     type Buf<T: Elem>: Buffer;
 
@@ -119,4 +121,9 @@ pub trait Storage: Sized + Send + Sync + 'static {
         buf: &mut Self::Buf<T>,
         range: Range<usize>,
     ) -> Result<()>;
+}
+
+pub(crate) mod sealed {
+    /// A backend of this crate.
+    pub trait Sealed {}
 }

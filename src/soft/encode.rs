@@ -56,7 +56,7 @@ pub(crate) fn means(rows: &[f32], width: usize, windows: &[Range<usize>]) -> Vec
     out
 }
 
-/// The same, where [`Cut::RoundedUp`] says how.
+/// As [`pieces`], but cut as [`Cut::RoundedUp`] says.
 fn pieces_rounded_up(len: usize, longest: usize) -> Vec<Range<usize>> {
     let length = len.div_ceil(len.div_ceil(longest.max(1)).max(1)).max(1);
     let starts = (0..len).step_by(length);
@@ -164,6 +164,8 @@ struct Encoder<'a, B: Backend> {
     method: Method,
     /// Tokens of a piece.
     longest: usize,
+    /// The same where a caller says nothing.
+    usual: usize,
     /// The length to which pieces are filled up, and by which id.
     pad: Option<(usize, u32)>,
 }
@@ -192,6 +194,14 @@ impl<'a, B: Backend> Encoder<'a, B> {
             let reason = format!("the adapter was trained by {}", settings.method.name());
             return Err(Error::input(what, reason));
         }
+        // As Adapter::open refuses it: the other methods have no place for these rows.
+        let around = adapter.after().is_some() || !settings.decoder_begin.is_empty();
+        if around && method != Method::Icae {
+            let what = format!("method {}", method.name());
+            let reason =
+                "the adapter has decoder_begin or after_memory, which are for the method icae";
+            return Err(Error::input(what, reason));
+        }
         let room = c.max_positions.saturating_sub(adapter.num_mem());
         let longest = match options.piece_tokens.or(settings.max_text_tokens) {
             Some(tokens) if tokens > 0 && tokens <= room => tokens,
@@ -201,6 +211,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
             }
             None => room,
         };
+        let usual = settings.max_text_tokens.unwrap_or(room);
         let pad = match settings.pad_to {
             Some(to) if to > room => {
                 let reason = format!("the adapter wants {to}, but there is room for {room}");
@@ -218,6 +229,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
             adapter,
             method,
             longest,
+            usual,
             pad,
         })
     }
@@ -257,11 +269,15 @@ impl<'a, B: Backend> Encoder<'a, B> {
         }
     }
 
+    fn cut(&self, tokens: usize, longest: usize) -> Vec<Range<usize>> {
+        match self.adapter.settings().cut {
+            Cut::Even => pieces(tokens, longest),
+            Cut::RoundedUp => pieces_rounded_up(tokens, longest),
+        }
+    }
+
     fn layout(&self, tokens: usize) -> Layout {
-        let pieces = match self.adapter.settings().cut {
-            Cut::Even => pieces(tokens, self.longest),
-            Cut::RoundedUp => pieces_rounded_up(tokens, self.longest),
-        };
+        let pieces = self.cut(tokens, self.longest);
         let padded = |piece: &Range<usize>| piece.len().max(self.pad.map_or(0, |(to, _)| to));
         let count = |piece: &Range<usize>| self.rows(padded(piece));
         let rows = pieces.iter().map(count).sum::<usize>() + self.around();
@@ -295,18 +311,26 @@ impl<'a, B: Backend> Encoder<'a, B> {
             model: id.clone(),
             method: self.method,
             adapter: Some(self.adapter.id().into()),
-            // A part of the prefix's id: without it one piece of 8 memory tokens and two of 4 would have the
-            // same.
-            kept_by: match self.adapter.num_mem() {
-                count if count < self.adapter.trained_memory_tokens() => {
-                    Some(format!("first {count}"))
-                }
-                _ => None,
-            },
+            kept_by: self.choices(layout),
             source_tokens: source.ids.len(),
             source_sha256: source.sha256.clone(),
             pieces: layout.pieces.len(),
         }
+    }
+
+    /// What a caller chose otherwise than the adapter does. A part of the prefix's id: without it one piece of
+    /// 8 memory tokens and two of 4, or pieces of 40 and of 45, would have the same.
+    fn choices(&self, layout: &Layout) -> Option<String> {
+        let mut choices = Vec::new();
+        let count = self.adapter.num_mem();
+        if count < self.adapter.trained_memory_tokens() {
+            choices.push(format!("first {count}"));
+        }
+        let tokens = layout.pieces.last().map_or(0, |last| last.end);
+        if self.cut(tokens, self.usual) != layout.pieces {
+            choices.push(format!("pieces of {}", self.longest));
+        }
+        (!choices.is_empty()).then(|| choices.join(", "))
     }
 
     fn padded(&self, piece: &[u32]) -> Vec<u32> {

@@ -10,7 +10,6 @@ mod generate;
 mod prefill;
 mod prune;
 
-#[cfg(feature = "train")]
 pub(crate) use adapter::SETTINGS;
 pub use adapter::{Adapter, Cut, NextPosition, Settings};
 pub(crate) use adapter::{read_memory, untrained_rows};

@@ -17,7 +17,8 @@ pub struct PrefillOptions {
     pub keep: Option<(f64, KeepBy)>,
 }
 
-/// The K and V of a text by the model itself, once for each of `options`, with one forward pass.
+/// The K and V of a text by the model itself, once for each of `options`, with one forward pass, and one more
+/// where [`KeepBy::Llmlingua`] scores the tokens.
 ///
 /// A pruned prefix keeps those of some tokens only: they were made with all of the text in sight, keep
 /// the angles of their positions, and what follows continues after the whole text.
@@ -31,6 +32,9 @@ pub fn prefill<B: Backend>(
     source: &Source,
     options: &[PrefillOptions],
 ) -> Result<Vec<KvPrefix>> {
+    if options.is_empty() {
+        return Ok(Vec::new());
+    }
     source.check()?;
     let (c, n) = (model.config(), source.ids.len());
     for (rate, _) in options.iter().filter_map(|options| options.keep) {

@@ -33,6 +33,8 @@ use crate::soft::Settings;
 const STATE: &str = "trainer.json";
 /// The file of a trained prefix.
 pub const PREFIX: &str = "prefix.safetensors";
+/// The `task` among the options of a run that trains a prefix.
+pub(crate) const PREFIX_TASK: &str = "prefix";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const VERSION: u32 = 1;
 /// Options have a kilobyte or two.
@@ -301,9 +303,10 @@ pub fn read_state(folder: &Path) -> Result<State> {
 /// # Errors
 /// Those of [`Parameters::open`], and [`Error::Format`] for moments that are not the parameters'.
 pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters, Moments)> {
-    let prefix = folder.join(PREFIX);
-    let parameters = match prefix.exists() {
-        true => Parameters::of_prefix(&KvPrefix::read(&prefix)?.0)?,
+    // By what the run recorded: a file of that name may have been put into an adapter's folder.
+    let is_prefix = state.options.get("task").and_then(Value::as_str) == Some(PREFIX_TASK);
+    let parameters = match is_prefix {
+        true => Parameters::of_prefix(&KvPrefix::read(&folder.join(PREFIX))?.0)?,
         false => {
             let with_memory = folder.join("memory_embeddings.safetensors").exists();
             Parameters::open(folder, config, with_memory)?

@@ -127,10 +127,13 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Whether it has a text to give back, and no question about one.
+    /// Whether it has a text to give back, and nothing of a question about one: a row whose other fields
+    /// are misspelt is no text by accident.
     fn is_text(&self) -> bool {
         let has = |names: &[&str]| names.iter().any(|&name| self.row.contains_key(name));
-        has(&["ids", "text"]) && !has(&["context", "context_ids", "question", "question_ids"])
+        has(&["ids", "text"])
+            && !has(&["context", "context_ids", "question", "question_ids"])
+            && !has(&["answers", "answer", "answer_ids"])
     }
 
     fn text(&self, reading: &Reading) -> Result<Sample, String> {

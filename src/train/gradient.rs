@@ -23,7 +23,6 @@ use crate::kv_prefix::Method;
 use crate::model::Model;
 use crate::model::backward::{Acts, Backward, Gradients, Memory, Pass, Role};
 use crate::model::buffers::PooledBuffer;
-use crate::model::config::Family;
 use crate::model::lora::parse;
 use crate::model::trained::{Factor, Trained};
 use crate::ops::{Backend, NllTarget};
@@ -131,12 +130,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
     /// # Errors
     /// [`Error::Unsupported`] for GPT-2; those of the device.
     pub fn for_prefix(model: &'m Model<B>, activations: usize) -> Result<Self> {
-        if model.config().family == Family::Gpt2 {
-            return Err(Error::Unsupported {
-                what: "training a prefix for GPT-2".into(),
-                have: "Llama, Mistral, Qwen2, Qwen3".into(),
-            });
-        }
+        parameters::check_prefix_model(model.config())?;
         Ok(TrainableModel {
             backward: Backward::new(model)?,
             lora: parameters::no_lora(),

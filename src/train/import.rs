@@ -29,11 +29,11 @@ use crate::soft::{Cut, SETTINGS, Settings};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Purpose {
-    /// Give the text back: \[AE\] asks for it, for weights that were pretrained.
+    /// Give the text back: `[AE]` asks for it, for weights that were pretrained.
     Regen,
-    /// Follow an instruction: \[FT\] stands before it, for weights that were fine-tuned.
+    /// Follow an instruction: `[FT]` stands before it, for weights that were fine-tuned.
     Qa,
-    /// Continue the text: \[LM\] stands before what follows, for weights that were pretrained with it.
+    /// Continue the text: `[LM]` stands before what follows, for weights that were pretrained with it.
     Continue,
 }
 
@@ -44,7 +44,7 @@ pub struct Options {
     pub purpose: Purpose,
     /// LoRA's alpha: finite, above 0.
     pub alpha: f32,
-    /// Tokens of text for one memory token, at least 1: pieces are as long as that times the number of
+    /// Tokens of text for one memory token, 1 to 1024: pieces are as long as that times the number of
     /// memory tokens.
     pub compression: usize,
     /// Id that the encoder reads before a text.
@@ -70,6 +70,10 @@ pub struct Imported {
 const TABLE: &str = "memory_token_embed.weight";
 /// What the encoder is called in the module.
 const ENCODER: &str = "icae.";
+/// More tokens of text for one memory token are a slip of the pen: published are 4.
+const MOST_COMPRESSION: usize = 1024;
+/// No model has more layers: a number above it is not one of a layer.
+const MOST_LAYERS: usize = 4096;
 
 /// Writes the weights in the file `checkpoint` as the new adapter's folder `out`, which is whole or absent.
 ///
@@ -82,6 +86,12 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
     if !(options.alpha.is_finite() && options.alpha > 0.0) {
         let what = format!("alpha {}", options.alpha);
         return Err(Error::input(what, "expected a positive number"));
+    }
+    if !(1..=MOST_COMPRESSION).contains(&options.compression) {
+        let what = format!("compression {}", options.compression);
+        let reason =
+            format!("expected 1 to {MOST_COMPRESSION} tokens of text for one memory token");
+        return Err(Error::input(what, reason));
     }
     let bad = |reason: String| Error::format(checkpoint, reason);
     let mut tensors = files::read(checkpoint, Access::Map)?;
@@ -98,16 +108,10 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
             return Err(bad(format!("{TABLE} is {got}, expected {want}")));
         }
     };
-    let piece_tokens = memory_tokens
-        .checked_mul(options.compression)
-        .filter(|&tokens| tokens > 0)
-        .ok_or_else(|| {
-            let what = format!("compression {}", options.compression);
-            Error::input(what, "expected tokens of text for one memory token")
-        })?;
+    let piece_tokens = memory_tokens.saturating_mul(options.compression);
     let lora = lora(checkpoint, tensors)?;
     let mut targets = BTreeSet::new();
-    let (mut layers, mut rank) = (0, None);
+    let (mut layers, mut rank) = (BTreeSet::new(), None);
     for ((layer, target, side), tensor) in &lora {
         let own = tensor.shape.get(*side).copied().unwrap_or(0);
         if *rank.get_or_insert(own) != own || own == 0 {
@@ -115,7 +119,26 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
             let got = one_line(&format!("{:?}", tensor.shape));
             return Err(bad(format!("{name} is {got}, which is another rank")));
         }
-        layers = layers.max(layer + 1);
+        if *layer >= MOST_LAYERS {
+            let reason = format!("LoRA of layer {layer}, expected fewer than {MOST_LAYERS} layers");
+            return Err(bad(reason));
+        }
+        if !lora.contains_key(&(*layer, *target, 1 - side)) {
+            let (has, lacks) = (
+                target.tensor(*layer, *side),
+                target.tensor(*layer, 1 - side),
+            );
+            return Err(bad(format!("there is {has} without {lacks}")));
+        }
+        // What goes into the other two is as wide as the heads or the feed-forward layer.
+        let reads_states = !matches!(target, Target::O | Target::Down);
+        if *side == 0 && reads_states && tensor.shape.get(1) != Some(&width) {
+            let name = target.tensor(*layer, *side);
+            let got = one_line(&format!("{:?}", tensor.shape));
+            let reason = format!("{name} is {got}, but the rows of {TABLE} have {width} values");
+            return Err(bad(reason));
+        }
+        layers.insert(*layer);
         let named = Target::ALL.iter().filter(|(other, _)| other == target);
         targets.extend(named.map(|(_, module)| short(module)));
     }
@@ -183,7 +206,7 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
     Ok(Imported {
         rank,
         memory_tokens,
-        layers,
+        layers: layers.len(),
         piece_tokens,
     })
 }

@@ -50,6 +50,20 @@ pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
     Ok(())
 }
 
+/// Checks that a prefix can be trained for a model of `c`.
+///
+/// # Errors
+/// [`Error::Unsupported`] for GPT-2.
+pub(crate) fn check_prefix_model(c: &Config) -> Result<()> {
+    match c.family {
+        Family::Gpt2 => Err(Error::Unsupported {
+            what: "training a prefix for GPT-2".into(),
+            have: "Llama, Mistral, Qwen2, Qwen3".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// No adapter at all.
 pub(crate) fn no_lora() -> LoraShape {
     LoraShape {
@@ -130,8 +144,8 @@ impl Parameters {
         if with_memory {
             if let Some(name) = untrained_rows(folder) {
                 return Err(Error::Unsupported {
-                    what: format!("{}: training on with an {name}", folder.display()),
-                    have: "adapters whose texts begin with BOS".into(),
+                    what: format!("{}: training on with {name}", folder.display()),
+                    have: "adapters without ae_embedding and after_memory".into(),
                 });
             }
             let values = read_memory(folder, config)?;

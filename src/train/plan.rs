@@ -11,11 +11,12 @@ use super::parameters::{self, Parameters};
 use super::run::Options;
 use super::schedule::Schedule;
 use super::start::MemoryStart;
+use super::study::Study;
 use crate::error::{Error, Result};
 use crate::kv_prefix::Method;
 use crate::model::config::Config;
 use crate::model::lora::Target;
-use crate::soft::Settings;
+use crate::soft::{SETTINGS, Settings};
 
 /// The adapter that a training begins with.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +105,9 @@ pub struct Plan {
     pub dropout: f32,
     /// Decides the new adapter, the rows' order and dropout.
     pub seed: u64,
+    /// What [`Plan::data`] was made by, where [`Training::questions`](crate::Training::questions) made it: a
+    /// run of [`Training::prefix`](crate::Training::prefix) is resumed with the same. The others do not heed it.
+    pub study: Option<Study>,
     /// The run's folder: an adapter at any time, and what a resume needs.
     pub out: PathBuf,
     /// The log, a line of JSON a step. `None`: beside [`Plan::out`].
@@ -163,6 +167,7 @@ impl Plan {
             clip: 1.0,
             dropout: 0.05,
             seed: 0,
+            study: None,
             out: out.into(),
             log: None,
             resume: false,
@@ -193,6 +198,19 @@ impl Plan {
         }
         if self.nested && self.task == Task::Align {
             return Err(Error::input("nested", "alignment has no memory tokens"));
+        }
+        if let Some(method) = self.method
+            && self.task == Task::Align
+        {
+            let what = format!("method {}", method.name());
+            return Err(Error::input(what, "alignment has no memory tokens"));
+        }
+        if let Begin::New { start, .. } = &self.begin
+            && self.method == Some(Method::Pooled)
+            && *start != MemoryStart::default()
+        {
+            let reason = "by the method pooled there are no memory embeddings to begin anywhere";
+            return Err(Error::input("init", reason));
         }
         match self.begin {
             Begin::New {
@@ -240,7 +258,7 @@ impl Plan {
         }
     }
 
-    /// An error where an adapter cannot be trained on by the method.
+    /// An error where an adapter cannot be trained on by the method, or does not say what it takes.
     pub(crate) fn check_given(&self, given: Option<&Settings>) -> Result<()> {
         let (method, was) = (self.method(given), given.map(|settings| settings.method));
         let was = was.unwrap_or(Method::FiveHundredX);
@@ -250,6 +268,17 @@ impl Plan {
             let what = format!("method {}", method.name());
             let reason = format!("the given adapter was trained by {}", was.name());
             return Err(Error::input(what, reason));
+        }
+        if let Begin::Adapter(folder) = &self.begin
+            && begins
+            && pools(method)
+            && given
+                .and_then(|settings| settings.memory_tokens)
+                .unwrap_or(0)
+                == 0
+        {
+            let reason = "an adapter that pools says how many vectors: memory_tokens";
+            return Err(Error::format(folder.join(SETTINGS), reason));
         }
         Ok(())
     }

@@ -211,25 +211,16 @@ fn steps(
         card,
     } = start;
     let out = &options.out;
-    let named = || format!("out {}", out.display());
     let mut moments = Moments::new(&parameters.tensors);
     let mut state = State::new(options.identity.clone());
-    match checkpoint::look(out)? {
-        Found::Other => {
-            let reason = "it is there and no run of training; name another folder";
-            return Err(Error::input(named(), reason));
-        }
+    match check_out(out, options.resume)? {
         Found::Run if options.resume => {
             state = checkpoint::read_state(out)?;
             same_options(out, &state.options, &options.identity)?;
             (parameters, moments) = checkpoint::read(out, config, &state)?;
             watch(Event::Resumed(state.step));
         }
-        Found::Run if checkpoint::read_state(out)?.step > 0 => {
-            let reason = "a run is there; `resume` continues it, or name another folder";
-            return Err(Error::input(named(), reason));
-        }
-        Found::Run | Found::Nothing => {
+        _ => {
             if options.resume {
                 watch(Event::Fresh);
             }
@@ -341,6 +332,22 @@ fn steps(
     })
 }
 
+/// What is in a run's folder, where a run can begin there or be continued.
+///
+/// # Errors
+/// [`Error::Input`] for a folder that is something else, or a run that is not to be resumed; those of
+/// [`checkpoint::look`] and [`checkpoint::read_state`].
+pub(crate) fn check_out(out: &Path, resume: bool) -> Result<Found> {
+    let refuse = |reason: &str| Err(Error::input(format!("out {}", out.display()), reason));
+    match checkpoint::look(out)? {
+        Found::Other => refuse("it is there and no run of training; name another folder"),
+        Found::Run if !resume && checkpoint::read_state(out)?.step > 0 => {
+            refuse("a run is there; `resume` continues it, or name another folder")
+        }
+        found => Ok(found),
+    }
+}
+
 /// The log first: a checkpoint must never be ahead of it.
 fn save(
     log: &Option<Log>,
@@ -420,9 +427,14 @@ fn same_options(
 ) -> Result<()> {
     let keys = was.keys().chain(is.keys());
     for key in keys {
-        let [was, is] = [was, is].map(|map| map.get(key).unwrap_or(&Value::Null));
+        let [was, is] = [was, is].map(|map| map.get(key).filter(|value| !value.is_null()));
         if was != is {
             let what = key.replace('-', "_");
+            let said = |value: Option<&Value>, none: &str| match value {
+                Some(value) => value.to_string(),
+                None => none.to_owned(),
+            };
+            let (is, was) = (said(is, "not given"), said(was, "none"));
             let reason = format!(
                 "{is}, but the run in {} has {was}; resume it with the same, or name another folder",
                 out.display()

@@ -1,5 +1,7 @@
 //! How questions about a text are made.
 
+use serde_json::{Value, json};
+
 use crate::error::{Error, Result};
 
 /// What a question stands in after rows of K and V, which end with no line.
@@ -40,6 +42,21 @@ impl Default for Study {
 }
 
 impl Study {
+    /// What must be the same when a run on its questions is resumed. Template and seed are among the run's
+    /// own options.
+    pub(crate) fn identity(&self) -> [(String, Value); 5] {
+        // The shortest decimal of an f32, which survives a file of JSON.
+        let temperature = self.temperature.to_string().parse::<f64>();
+        [
+            ("questions", json!(self.questions)),
+            ("piece-tokens", json!(self.piece_tokens)),
+            ("question-tokens", json!(self.question_tokens)),
+            ("answer-tokens", json!(self.answer_tokens)),
+            ("temperature", json!(temperature.unwrap_or_default())),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors

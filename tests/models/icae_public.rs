@@ -130,6 +130,14 @@ fn prefixes_and_continuations_are_those_of_the_published_code() {
             &EncodeOptions::default(),
         );
         assert_eq!(foretold.unwrap(), again.content_id());
+        // The other methods have no place for what stands around the memory tokens.
+        let options = EncodeOptions {
+            method: Some(Method::FiveHundredX),
+            ..EncodeOptions::default()
+        };
+        let other = engine.prefixes();
+        let other = other.encode(&adapter, &Source::ids(ids(&golden["text"])), &options);
+        assert_eq!(other.is_err(), task != "regen", "{task}");
         // What stands around the memory tokens is not trained.
         let error = Parameters::open(&out, engine_config(), true).unwrap_err();
         assert!(error.to_string().contains("_"), "{error}");
@@ -268,7 +276,20 @@ fn what_is_not_of_the_layout_is_refused_in_one_line() {
     let dir = TempDir::new();
     let table = "memory_token_embed.weight";
     let q = "icae.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight";
-    let cases: [(&str, Vec<u8>); 7] = [
+    let (q_b, far) = (
+        q.replace("lora_A", "lora_B"),
+        q.replace("layers.0", "layers.18446744073709551615"),
+    );
+    let cases: [(&str, Vec<u8>); 10] = [
+        ("without", changed(|n| n != q_b, &[])),
+        (
+            "but the rows of memory_token_embed.weight have 16 values",
+            changed(|n| n != q, &[(q, vec![3, 100], F32)]),
+        ),
+        (
+            "fewer than 4096 layers",
+            changed(|_| true, &[(far.as_str(), vec![3, 16], F32)]),
+        ),
         ("no tensor memory_token_embed", changed(|n| n != table, &[])),
         (
             "expected a row for each memory token",
@@ -314,6 +335,11 @@ fn what_is_not_of_the_layout_is_refused_in_one_line() {
             &["--task", "regen", "--compression", "0"],
             1,
             "--compression 0",
+        ),
+        (
+            &["--task", "regen", "--compression", "99999999999999"],
+            1,
+            "--compression 99999999999999: expected 1 to 1024",
         ),
         (
             &["--task", "qa", "--decoder-begin", "x"],

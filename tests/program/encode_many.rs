@@ -767,7 +767,8 @@ fn a_few_texts_of_a_real_model() {
         "The old lighthouse on the rock was built by an engineer from Leeds in the year 1887, and today it is \
          a museum with nine rooms, a garden that nobody tends, and a view over the whole bay: on clear days \
          one sees the ferry leave the harbour at nine, pass the three islands by ten, and come back at dusk \
-         with the fishermen's children, who go to school in the town on the other side.",
+         with the fishermen's children, who go to school in the town on the other side, where the bells of the \
+         church can be heard until late in the evening.",
         "Bees dance.",
     ];
     let folder = TempDir::new();

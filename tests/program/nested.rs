@@ -237,7 +237,11 @@ fn by_the_program() {
 
     // What a step does is the same after a resume, or there is none.
     let other = [&FOUR[..], &["--steps", "5", "--resume"]].concat();
-    refused(1, &mut train(&dir, "regen", "nested", &other), "nested");
+    refused(
+        1,
+        &mut train(&dir, "regen", "nested", &other),
+        "--nested: not given, but the run in nested has true",
+    );
     // What begins with such an adapter stays one.
     ok(&mut more("nested", "tuned", &["--steps", "1"]));
     assert_eq!(settings(&dir.path().join("tuned"))["nested"], true);
@@ -248,6 +252,28 @@ fn by_the_program() {
         &["--nested", "--rank", "4", "--steps", "1"],
     );
     refused(2, &mut align, "--nested");
+    let icae = ["--method", "icae", "--rank", "4", "--steps", "1"];
+    let mut align = train(&dir, "align", "aligned", &icae);
+    refused(2, &mut align, "--method icae: alignment");
+    let begun = ["--method", "pooled", "--init", "mean", "--steps", "1"];
+    refused(2, &mut train(&dir, "regen", "no", &begun), "--init");
+    // Nothing to take the first memory tokens of.
+    let alone = ["eval", "regen", "-m", ".", "--data", "texts.jsonl"];
+    let mut command = prefold();
+    command.current_dir(dir.path()).args(alone);
+    command.args(["--memory-tokens", "2"]);
+    refused(2, &mut command, "give --adapter, --icae or --pooled");
+
+    // A run is what it was recorded as, whatever else lies in its folder.
+    nested(&dir, "icae", "kind");
+    std::fs::write(dir.path().join("kind/prefix.safetensors"), "no prefix").unwrap();
+    let resumed = ["--nested", "--method", "icae", "--steps", "4", "--resume"];
+    ok(&mut train(
+        &dir,
+        "regen",
+        "kind",
+        &[&FOUR[..], &resumed].concat(),
+    ));
 
     // A folder may say how many are read; what it cannot have is refused.
     let path = dir.path().join("nested/prefold.json");

@@ -227,6 +227,74 @@ fn the_model_asks_itself() {
 }
 
 #[test]
+fn questions_are_written_where_a_run_begins_and_belong_to_it() {
+    let dir = folder();
+    let asks = |tokens: &'static str, answer_tokens: &'static str, more: &[&'static str]| {
+        let own = [
+            "--questions",
+            "6",
+            "--piece-tokens",
+            "20",
+            "--question-tokens",
+            "12",
+            "--temperature",
+            "1",
+            "--steps",
+            "1",
+            "--tokens",
+            tokens,
+            "--answer-tokens",
+            answer_tokens,
+        ];
+        [&own[..], more].concat()
+    };
+    let refused = |out: &str, more: &[&str], says: &str| {
+        let output = train(&dir, out, more).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains(says), "{said:?} does not say {says:?}");
+    };
+    let path = |out: &str| dir.path().join(format!("{out}.questions.jsonl"));
+    let questions = |out: &str| std::fs::read_to_string(path(out)).unwrap();
+
+    // What cannot be is known before the model writes.
+    std::fs::create_dir(dir.path().join("taken")).unwrap();
+    std::fs::write(dir.path().join("taken/file"), "x").unwrap();
+    refused("taken", &asks("4", "8", &[]), "no run of training");
+    refused("taken", &asks("999", "8", &[]), "--tokens 999: expected");
+    let dev = asks("4", "8", &["--eval", "missing.jsonl"]);
+    refused("new", &dev, "missing.jsonl");
+    assert!(!path("taken").exists() && !path("new").exists());
+
+    // A refused command leaves the questions of the run that is there.
+    ok(&mut train(&dir, "own", &asks("4", "8", &[])));
+    let written = questions("own");
+    refused("own", &asks("4", "8", &["--seed", "1"]), "a run is there");
+    // They are of these options.
+    let other = asks("4", "9", &["--resume"]);
+    refused(
+        "own",
+        &other,
+        "--answer-tokens: 9, but the run in own has 8",
+    );
+    // Without the run they are somebody's, and not about this corpus.
+    std::fs::remove_dir_all(dir.path().join("own")).unwrap();
+    refused(
+        "own",
+        &asks("4", "8", &[]),
+        "own.questions.jsonl: it is there",
+    );
+    assert_eq!(questions("own"), written);
+    dir.write(
+        "other.questions.jsonl",
+        "{\"question\": \"mine?\", \"answer\": \"no\"}\n",
+    );
+    ok(&mut train(&dir, "other", &asks("4", "8", &["--resume"])));
+    assert_eq!(questions("other"), written);
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_one_line() {
     let dir = folder();
     dir.write("empty.txt", "");
@@ -234,11 +302,16 @@ fn what_cannot_be_is_refused_in_one_line() {
     let cases: [(&[&str], i32, &str); 7] = [
         (&["--tokens", "1"], 1, "--tokens 1: expected 2 to"),
         (&["--tokens", "999"], 1, "--tokens 999: expected 2 to"),
-        (&["--tokens", "4", "--questions", "0"], 2, "--questions 0"),
+        // With rows there is nothing that the model writes.
         (
-            &["--tokens", "4", "--temperature", "nan"],
+            &["--tokens", "4", "--questions", "9"],
             2,
-            "--temperature",
+            "cannot be used with",
+        ),
+        (
+            &["--tokens", "4", "--temperature", "0.5"],
+            2,
+            "cannot be used with",
         ),
         (
             &["--tokens", "4", "--question-template", "x"],
@@ -261,6 +334,27 @@ fn what_cannot_be_is_refused_in_one_line() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(said.contains(says), "{said:?} does not say {says:?}");
         assert!(!dir.path().join("none").exists());
+    }
+    let mut empty = prefold();
+    empty
+        .current_dir(dir.path())
+        .args(["train", "prefix", "-m", ".", "--device", "cpu"])
+        .args(["--corpus", "empty.txt", "--out", "none", "--tokens", "4"])
+        .args(steps);
+    let said = stderr(&empty.output().unwrap());
+    assert!(
+        said.contains("--corpus: it has no tokens") && said.lines().count() == 1,
+        "{said}"
+    );
+    for (more, says) in [
+        (["--questions", "0"], "--questions 0"),
+        (["--temperature", "nan"], "--temperature"),
+    ] {
+        let more = [&["--tokens", "4", "--steps", "2"][..], &more].concat();
+        let output = train(&dir, "none", &more).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(says), "{said:?} does not say {says:?}");
     }
     let long = ["--tokens", "4", "--steps", "2", "--piece-tokens", "500"];
     let said = stderr(&train(&dir, "none", &long).output().unwrap());

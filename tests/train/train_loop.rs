@@ -588,6 +588,13 @@ fn rows_of_every_kind_are_read() {
     }
     let half = ids(Task::Qa, r#"{"ids": [1, 2], "question_ids": [6]}"#).unwrap_err();
     assert!(half.contains("`context`"), "{half}");
+    // So does one whose question is misspelt.
+    let misspelt = ids(
+        Task::Qa,
+        r#"{"ids": [1, 2], "qestion_ids": [6], "answer_ids": [7]}"#,
+    );
+    let misspelt = misspelt.unwrap_err();
+    assert!(misspelt.contains("`context`"), "{misspelt}");
     assert!(ids(Task::Align, r#"{"ids": [1, 2]}"#).is_err());
     let long = format!(r#"{{"question_ids": {:?}, "answer_ids": [7]}}"#, [1; 20]);
     let long = ids(Task::Align, &long).unwrap_err();
