@@ -44,6 +44,7 @@ mod train;
 mod train_prefix;
 mod train_progress;
 mod train_rank;
+mod train_run;
 mod train_tokens;
 
 use std::ffi::OsString;

@@ -2,21 +2,14 @@
 
 use std::path::PathBuf;
 
-use crate::gpu::Precision;
 use crate::prefix::Method;
-use crate::train::data;
-use crate::train::{
-    BadRows, Begin, Event, LoraShape, MemoryStart, Plan, Schedule, Summary, Task, targets,
-};
-use crate::{Engine, Error};
+use crate::train::{Begin, Event, LoraShape, MemoryStart, Plan, Task, targets};
 use clap::Subcommand;
-use serde_json::json;
 
-use super::failure::{Failure, Outcome, say, usage};
-use super::files::write_stdout;
+use super::failure::{Outcome, usage};
 use super::interrupt;
-use super::model;
 use super::train_progress::Progress;
+use super::train_run::{KeepArgs, ModelArgs, OPTIMISER, ROWS, RUN, RowArgs, StepArgs, report};
 
 /// Trains an adapter: a compressor's, or one for scoring
 ///
@@ -51,25 +44,14 @@ enum TaskArgs {
 }
 
 const ADAPTER: &str = "Adapter";
-const ROWS: &str = "Rows";
-const OPTIMISER: &str = "Optimiser";
-const RUN: &str = "Run";
 
 #[derive(clap::Args)]
 struct RunArgs {
     #[command(flatten)]
-    model: model::PathArgs,
-    #[command(flatten)]
-    device: model::DeviceArgs,
-    /// What products are made of; bf16 needs a CUDA device
-    #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
-    precision: Precision,
+    model: ModelArgs,
     /// Id that begins what the decoder gives back [default: the model's]
     #[arg(long, value_name = "ID", help_heading = "Model")]
     bos: Option<u32>,
-    /// Id that ends every target [default: the model's]
-    #[arg(long, value_name = "ID", help_heading = "Model")]
-    eos: Option<u32>,
 
     /// Starts from this adapter's weights; steps and optimizer begin at 0
     #[arg(long, value_name = "DIR", help_heading = ADAPTER,
@@ -104,53 +86,27 @@ struct RunArgs {
     #[arg(long, value_name = "ROWS.jsonl[.xz|.zst]", required = true, num_args = 1..,
         help_heading = ROWS)]
     data: Vec<PathBuf>,
-    /// Rows to measure the loss on
-    #[arg(long, value_name = "DEV.jsonl", help_heading = ROWS)]
-    eval: Option<PathBuf>,
-    /// Most of those rows
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = ROWS)]
-    eval_rows: usize,
-    /// What becomes of a row that is none: it is named, and then ends the run or is passed over
-    #[arg(long, value_enum, default_value = "fail", help_heading = ROWS)]
-    bad_rows: BadRows,
     /// Longest text or context, in tokens; longer ones are cut [default: 500, or as the given adapter
     /// was trained]
     #[arg(long, value_name = "N", help_heading = ROWS)]
     max_text_tokens: Option<usize>,
-    /// What a question of text stands in
-    #[arg(long, value_name = "TEXT", default_value = data::QUESTION, help_heading = ROWS)]
-    question_template: String,
-    /// What an answer of text stands in
-    #[arg(long, value_name = "TEXT", default_value = data::ANSWER, help_heading = ROWS)]
-    answer_template: String,
-    /// Rows held in memory to be shuffled; 1 keeps the files' order
-    #[arg(long, value_name = "N", default_value_t = 10_000, help_heading = ROWS)]
-    shuffle_buffer: usize,
+    #[command(flatten)]
+    rows: RowArgs,
 
-    /// Steps, those before a resume included
-    #[arg(long, value_name = "N", help_heading = OPTIMISER)]
-    steps: u64,
+    #[command(flatten)]
+    step: StepArgs,
     /// Samples of one pass
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = OPTIMISER)]
     batch: usize,
-    /// Passes of one step
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = OPTIMISER)]
-    accumulate: usize,
     /// Learning rate
     #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = OPTIMISER)]
     lr: f64,
     /// Steps in which it rises
     #[arg(long, value_name = "N", default_value_t = 300, help_heading = OPTIMISER)]
     warmup: u64,
-    /// What it does then
-    #[arg(long, value_enum, default_value = "constant", help_heading = OPTIMISER)]
-    schedule: Schedule,
     /// AdamW's decay
     #[arg(long, value_name = "X", default_value_t = 0.01, help_heading = OPTIMISER)]
     weight_decay: f64,
-    /// Greatest norm of a gradient; 0 for any
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = OPTIMISER)]
-    clip: f64,
     /// Share of LoRA's inputs that are dropped
     #[arg(long, value_name = "P", default_value_t = 0.05, help_heading = OPTIMISER)]
     dropout: f32,
@@ -161,25 +117,14 @@ struct RunArgs {
     /// The run's folder: the adapter, and what it takes to resume
     #[arg(long, value_name = "DIR", help_heading = RUN)]
     out: PathBuf,
-    /// Resumes the run in --out, if there is one
-    #[arg(long, help_heading = RUN)]
-    resume: bool,
-    /// The log, a line of JSON a step [default: DIR.log.jsonl]
-    #[arg(long, value_name = "LOG.jsonl", help_heading = RUN)]
-    log: Option<PathBuf>,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// Steps from one evaluation to the next; 0: only at the end
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = RUN)]
     eval_every: u64,
     /// Steps from one checkpoint to the next; 0: only at the end
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = RUN)]
     save_every: u64,
-    /// Memory for activations that are kept; what does not fit is computed again, layer by layer,
-    /// which gives the same values
-    #[arg(long, value_name = "MB", default_value_t = 0, help_heading = RUN)]
-    activation_mb: usize,
-    /// Print how it ended as JSON
-    #[arg(long, help_heading = RUN)]
-    json: bool,
 }
 
 /// Runs the command.
@@ -194,76 +139,20 @@ pub fn run(args: Args) -> Outcome {
     };
     let plan = args.plan(task)?;
     usage(plan.check())?;
-    let engine = open_to_train(&args.model, &args.device, args.precision)?;
+    let engine = args.model.open()?;
     let mut progress = Progress::new(plan.steps);
     let control = interrupt::control();
     let mut watch = |event: Event<'_>| progress.hear(&event);
     let done = engine.training().run(&plan, &control, &mut watch);
     progress.end();
     let what = format!("the adapter is in {}", args.out.display());
-    report(&plan, done?, interrupt::told(), args.json, &what)
-}
-
-/// Opens a model at the precision that was asked for, or not at all.
-pub fn open_to_train(
-    model: &model::PathArgs,
-    device: &model::DeviceArgs,
-    precision: Precision,
-) -> Outcome<Engine> {
-    let path = model.path()?;
-    let builder = Engine::builder(&path)
-        .device(device.device()?)
-        .precision(precision);
-    let engine = model::open(&path, builder)?.engine;
-    if engine.info().precision != precision {
-        return Err(Failure::Failed(Error::Unsupported {
-            what: "--precision bf16 on a CPU".into(),
-            have: "--precision f32 there, and bf16 on a CUDA device".into(),
-        }));
-    }
-    Ok(engine)
-}
-
-/// Says how a run ended, and where what it made is.
-pub fn report(plan: &Plan, done: Summary, told: bool, as_json: bool, what: &str) -> Outcome {
-    let out = plan.out.display();
-    if as_json {
-        let report = json!({
-            "step": done.step,
-            "stopped": done.stopped,
-            "loss": done.loss,
-            "dev_loss": done.dev_loss,
-            "tokens": done.tokens,
-            "seconds": done.seconds,
-            "out": plan.out.to_string_lossy(),
-        });
-        write_stdout(&format!("{report}\n"))?;
-    }
-    if done.stopped && told {
-        return Err(Failure::Interrupted(format!(
-            "stopped after step {} of {}, which is saved in {out}; --resume continues",
-            done.step, plan.steps
-        )));
-    }
-    let loss = |name: &str, loss: Option<f64>| match loss {
-        Some(loss) => format!(", {name} {loss:.4}"),
-        None => String::new(),
-    };
-    say(&format!(
-        "{} steps{}{}, {} tokens in {:.0} s; {what}",
-        done.step,
-        loss("loss", done.loss),
-        loss("dev loss", done.dev_loss),
-        done.tokens,
-        done.seconds,
-    ));
-    Ok(())
+    report(&plan, done?, interrupt::told(), args.keep.json, &what)
 }
 
 impl RunArgs {
     /// What was asked for.
     fn plan(&self, task: Task) -> Outcome<Plan> {
-        let mut plan = Plan::new(task, &self.data, &self.out, self.steps);
+        let mut plan = Plan::new(task, &self.data, &self.out, self.step.steps);
         plan.begin = match &self.adapter {
             Some(folder) => Begin::Adapter(folder.clone()),
             None => Begin::New {
@@ -279,28 +168,19 @@ impl RunArgs {
         plan.method = self.method;
         plan.nested = self.nested;
         plan.bos = self.bos;
-        plan.eos = self.eos;
-        plan.dev = self.eval.clone();
-        plan.dev_rows = self.eval_rows;
-        plan.bad_rows = self.bad_rows;
         plan.max_text_tokens = self.max_text_tokens;
-        plan.question_template = self.question_template.clone();
-        plan.answer_template = self.answer_template.clone();
-        plan.shuffle_buffer = self.shuffle_buffer;
+        self.model.apply(&mut plan);
+        self.rows.apply(&mut plan);
+        self.step.apply(&mut plan);
+        self.keep.apply(&mut plan);
         plan.batch = self.batch;
-        plan.accumulate = self.accumulate;
         plan.lr = self.lr;
         plan.warmup = self.warmup;
-        plan.schedule = self.schedule;
         plan.weight_decay = self.weight_decay;
-        plan.clip = self.clip;
         plan.dropout = self.dropout;
         plan.seed = self.seed;
-        plan.log = self.log.clone();
-        plan.resume = self.resume;
         plan.eval_every = self.eval_every;
         plan.save_every = self.save_every;
-        plan.activation_bytes = self.activation_mb.saturating_mul(1 << 20);
         Ok(plan)
     }
 }

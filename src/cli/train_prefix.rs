@@ -3,17 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::gpu::Precision;
 use crate::soft::Source;
-use crate::train::{BadRows, Event, Plan, QUESTION, Schedule, Study, Task, data};
+use crate::train::{Event, Plan, Study, Task};
 use serde_json::json;
 
 use super::failure::{Outcome, say, usage};
 use super::files::read_text;
 use super::interrupt;
-use super::model::{self, Busy};
-use super::train::{open_to_train, report};
+use super::model::Busy;
 use super::train_progress::Progress;
+use super::train_run::{KeepArgs, ModelArgs, OPTIMISER, ROWS, RUN, RowArgs, StepArgs, report};
 
 /// A KV prefix for one corpus: its K and V are what is trained (Cartridges, arXiv 2506.06266)
 ///
@@ -23,15 +22,7 @@ use super::train_progress::Progress;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: model::PathArgs,
-    #[command(flatten)]
-    device: model::DeviceArgs,
-    /// What products are made of; bf16 needs a CUDA device
-    #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
-    precision: Precision,
-    /// Id that ends every target [default: the model's]
-    #[arg(long, value_name = "ID", help_heading = "Model")]
-    eos: Option<u32>,
+    model: ModelArgs,
 
     /// Texts that the prefix is for; several are one, a blank line between them
     #[arg(long, value_name = "FILE", required = true, num_args = 1.., help_heading = CORPUS)]
@@ -63,46 +54,20 @@ pub struct Args {
     /// Rows to train on in place of questions that the model writes; several files are one
     #[arg(long, value_name = "ROWS.jsonl[.xz|.zst]", num_args = 1.., help_heading = ROWS)]
     data: Vec<PathBuf>,
-    /// Rows to measure the loss on
-    #[arg(long, value_name = "DEV.jsonl", help_heading = ROWS)]
-    eval: Option<PathBuf>,
-    /// Most of those rows
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = ROWS)]
-    eval_rows: usize,
-    /// What becomes of a row that is none: it is named, and then ends the run or is passed over
-    #[arg(long, value_enum, default_value = "fail", help_heading = ROWS)]
-    bad_rows: BadRows,
-    /// What a question of text stands in
-    #[arg(long, value_name = "TEXT", default_value = QUESTION, help_heading = ROWS)]
-    question_template: String,
-    /// What an answer of text stands in
-    #[arg(long, value_name = "TEXT", default_value = data::ANSWER, help_heading = ROWS)]
-    answer_template: String,
-    /// Rows held in memory to be shuffled; 1 keeps the files' order
-    #[arg(long, value_name = "N", default_value_t = 10_000, help_heading = ROWS)]
-    shuffle_buffer: usize,
+    #[command(flatten)]
+    rows: RowArgs,
 
-    /// Steps, those before a resume included
-    #[arg(long, value_name = "N", help_heading = OPTIMISER)]
-    steps: u64,
+    #[command(flatten)]
+    step: StepArgs,
     /// Samples of one pass
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = OPTIMISER)]
     batch: usize,
-    /// Passes of one step
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = OPTIMISER)]
-    accumulate: usize,
     /// Learning rate
     #[arg(long, value_name = "X", default_value_t = 0.02, help_heading = OPTIMISER)]
     lr: f64,
     /// Steps in which it rises
     #[arg(long, value_name = "N", default_value_t = 20, help_heading = OPTIMISER)]
     warmup: u64,
-    /// What it does then
-    #[arg(long, value_enum, default_value = "constant", help_heading = OPTIMISER)]
-    schedule: Schedule,
-    /// Greatest norm of a gradient; 0 for any
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = OPTIMISER)]
-    clip: f64,
     /// Decides the questions and the rows' order
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = OPTIMISER)]
     seed: u64,
@@ -110,31 +75,17 @@ pub struct Args {
     /// The run's folder: prefix.safetensors, and what it takes to resume
     #[arg(long, value_name = "DIR", help_heading = RUN)]
     out: PathBuf,
-    /// Resumes the run in --out, if there is one
-    #[arg(long, help_heading = RUN)]
-    resume: bool,
-    /// The log, a line of JSON a step [default: DIR.log.jsonl]
-    #[arg(long, value_name = "LOG.jsonl", help_heading = RUN)]
-    log: Option<PathBuf>,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// Steps from one evaluation to the next; 0: only at the end
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = RUN)]
     eval_every: u64,
     /// Steps from one checkpoint to the next; 0: only at the end
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = RUN)]
     save_every: u64,
-    /// Memory for activations that are kept; what does not fit is computed again, layer by layer,
-    /// which gives the same values
-    #[arg(long, value_name = "MB", default_value_t = 0, help_heading = RUN)]
-    activation_mb: usize,
-    /// Print how it ended as JSON
-    #[arg(long, help_heading = RUN)]
-    json: bool,
 }
 
 const CORPUS: &str = "Corpus";
-const ROWS: &str = "Rows";
-const OPTIMISER: &str = "Optimiser";
-const RUN: &str = "Run";
 
 /// Runs the command.
 pub fn run(args: Args) -> Outcome {
@@ -158,7 +109,7 @@ pub fn run(args: Args) -> Outcome {
         return Err(Error::input("corpus", "it has no tokens").into());
     }
     let text = texts.join("\n\n");
-    let engine = open_to_train(&args.model, &args.device, args.precision)?;
+    let engine = args.model.open()?;
     let ids = engine.tokenizer()?.encode(&text, true, false)?.ids;
     let corpus = Source::text(&text, ids);
     let training = engine.training();
@@ -166,7 +117,7 @@ pub fn run(args: Args) -> Outcome {
     // Questions belong to a run: those of one that is resumed are read, any others are of another corpus for
     // all that is known.
     if asks && !resumes {
-        if written.exists() && !args.resume {
+        if written.exists() && !args.keep.resume {
             let reason = "it is there already, with an earlier run's questions; move it away, or name \
                 another `out`";
             return Err(Error::input(written.display().to_string(), reason).into());
@@ -197,7 +148,7 @@ pub fn run(args: Args) -> Outcome {
         "the prefix is {}",
         args.out.join("prefix.safetensors").display()
     );
-    report(&plan, done?, interrupt::told(), args.json, &what)
+    report(&plan, done?, interrupt::told(), args.keep.json, &what)
 }
 
 /// Where the questions go that the model writes: beside the run's folder, which is replaced.
@@ -215,32 +166,23 @@ impl Args {
             question_tokens: self.question_tokens,
             answer_tokens: self.answer_tokens,
             temperature: self.temperature,
-            question_template: self.question_template.clone(),
+            question_template: self.rows.question_template.clone(),
             seed: self.seed,
         }
     }
 
     fn plan(&self, data: Vec<PathBuf>) -> Plan {
-        let mut plan = Plan::new(Task::Align, data, &self.out, self.steps);
-        plan.eos = self.eos;
-        plan.dev = self.eval.clone();
-        plan.dev_rows = self.eval_rows;
-        plan.bad_rows = self.bad_rows;
-        plan.question_template = self.question_template.clone();
-        plan.answer_template = self.answer_template.clone();
-        plan.shuffle_buffer = self.shuffle_buffer;
+        let mut plan = Plan::new(Task::Align, data, &self.out, self.step.steps);
+        self.model.apply(&mut plan);
+        self.rows.apply(&mut plan);
+        self.step.apply(&mut plan);
+        self.keep.apply(&mut plan);
         plan.batch = self.batch;
-        plan.accumulate = self.accumulate;
         plan.lr = self.lr;
         plan.warmup = self.warmup;
-        plan.schedule = self.schedule;
-        plan.clip = self.clip;
         plan.seed = self.seed;
-        plan.log = self.log.clone();
-        plan.resume = self.resume;
         plan.eval_every = self.eval_every;
         plan.save_every = self.save_every;
-        plan.activation_bytes = self.activation_mb.saturating_mul(1 << 20);
         plan
     }
 }

@@ -244,14 +244,16 @@ impl<'a> Qa<'a> {
     /// The caches of those pairs that want a pruned one, with one prefill for each question.
     fn pruned(&self, pairs: &[Pair], control: &Control) -> Result<Vec<Option<KvPrefix>>> {
         let mut caches: Vec<Option<KvPrefix>> = pairs.iter().map(|_| None).collect();
+        let mut first = 0;
         for item in pairs.chunk_by(|a, b| a.item == b.item) {
-            let Some(first) = item.first() else { continue };
-            let text = self.questions[first.item].documents().join("\n\n");
+            let places = first..first + item.len();
+            first = places.end;
+            let text = self.questions[item[0].item].documents().join("\n\n");
             let ids = self.host.tokenizer()?.encode(&text, true, false)?.ids;
             // A few tokens are too few to choose from.
             let few = ids.len() <= 8;
-            let (places, options): (Vec<usize>, Vec<PrefillOptions>) = (pairs.iter().enumerate())
-                .filter(|(_, pair)| pair.item == first.item && !text.is_empty())
+            let (places, options): (Vec<usize>, Vec<PrefillOptions>) = (places.zip(item))
+                .filter(|_| !text.is_empty())
                 .filter_map(|(place, pair)| match &self.cases[pair.case] {
                     (Way::Pruned(by), rate) => {
                         let keep = (!few).then_some((rate.unwrap_or(1.0), *by));

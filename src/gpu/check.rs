@@ -3,6 +3,7 @@
 use super::{Gpu, Launcher, Precision};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
+use crate::ops::gemm::Shaped;
 use crate::ops::{
     Attention, Backend, Capacity, Keep, Limits, Linear, LoraPart, LoraUpdate, NllTarget, Norm,
     NormKind, Pairing, PruneBatch, Rotate, Select, TokenPruning, TopKOutput,
@@ -92,6 +93,24 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     b.nll(WIDTH, &x, &head, &picks, &mut nll)?;
     results.push(("nll", b.download(&nll, 0..ROWS)?));
 
+    // Directly after an op a product may read the operand that the op has left, in place of its result; all
+    // that it needs is there before, since what is uploaded between them would end that.
+    let product = |width| b.matrix(VOCAB, width, &floats(VOCAB * width, 14));
+    let of_norm = product(WIDTH)?;
+    let of_heads = product(HEADS * HEAD_DIM)?;
+    let of_inner = product(WIDTH / 2)?;
+    let mut products = blank(ROWS * VOCAB)?;
+    let mut after = |op: &'static str, x: &B::Buf<f32>, matrix: &B::Matrix| -> Result<_> {
+        let shape = Linear {
+            rows: ROWS,
+            inputs: matrix.shape()[1],
+            outputs: VOCAB,
+            add: false,
+        };
+        b.linear(shape, x, matrix, None, &mut products)?;
+        Ok((op, b.download(&products, 0..ROWS * VOCAB)?))
+    };
+
     let mut h = blank(ROWS * WIDTH)?;
     let ids: Vec<u32> = picks.iter().map(|pick| pick.target).collect();
     b.embed(&ids, &head, false, &mut h)?;
@@ -105,21 +124,7 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     };
     b.norm(shape, &x, &weight, None, &mut h)?;
     results.push(("norm", b.download(&h, 0..ROWS * WIDTH)?));
-    // What follows may read the operand that an op has left, in place of its result.
-    let after = |op: &'static str, x: &B::Buf<f32>, width: usize| -> Result<_> {
-        let matrix = b.matrix(VOCAB, width, &floats(VOCAB * width, 14))?;
-        let mut y = blank(ROWS * VOCAB)?;
-        let shape = Linear {
-            rows: ROWS,
-            inputs: width,
-            outputs: VOCAB,
-            add: false,
-        };
-        b.linear(shape, x, &matrix, None, &mut y)?;
-        Ok((op, b.download(&y, 0..ROWS * VOCAB)?))
-    };
-    b.norm(shape, &x, &weight, None, &mut h)?;
-    results.push(after("linear after norm", &h, WIDTH)?);
+    results.push(after("linear after norm", &h, &of_norm)?);
     // The same elements as few rows, for which another kernel stands.
     let shape = Norm {
         rows: 3,
@@ -161,14 +166,12 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     };
     b.attention(&shape, &qkv, &k, &v, &mut out)?;
     results.push(("attention", b.download(&out, 0..ROWS * HEADS * HEAD_DIM)?));
-    b.attention(&shape, &qkv, &k, &v, &mut out)?;
-    results.push(after("linear after attention", &out, HEADS * HEAD_DIM)?);
+    results.push(after("linear after attention", &out, &of_heads)?);
 
     let mut inner = blank(ROWS * WIDTH / 2)?;
     b.swiglu(ROWS, WIDTH / 2, &x, &mut inner)?;
     results.push(("swiglu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
-    b.swiglu(ROWS, WIDTH / 2, &x, &mut inner)?;
-    results.push(after("linear after swiglu", &inner, WIDTH / 2)?);
+    results.push(after("linear after swiglu", &inner, &of_inner)?);
     b.gelu(ROWS * WIDTH / 2, &x, &mut inner)?;
     results.push(("gelu", b.download(&inner, 0..ROWS * WIDTH / 2)?));
 

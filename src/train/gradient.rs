@@ -649,19 +649,8 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         for &(from, to) in &places {
             b.copy(&encoded.hidden, from..from + len, &mut x, to)?;
         }
-        let decoder = Pass {
-            wants_inputs: true,
-            ..self.pass(&reads, Role::States)
-        };
-        let acts = backward.forward(x, &decoder, self.keep(reads.ids.len(), 2))?;
-        let (nll, dh) = self.nll(&reads, &acts)?;
-        let mut done = Done {
-            nll,
-            tokens: texts.ids.len() + reads.ids.len(),
-            ..Done::default()
-        };
-        if let Some(dh) = dh {
-            let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+        let (mut done, decoded) = self.over_states(x, &texts, &reads)?;
+        if let Some(decoded) = decoded {
             let rows = texts.ids.len() * hidden;
             let mut dstates = backward.take(rows)?;
             b.clear(&mut dstates, 0..rows)?;
@@ -675,6 +664,30 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             done.lora = gradients.lora;
         }
         Ok(done)
+    }
+
+    /// The decoder over embeddings of which some rows stand for `texts`: the loss, and, where they are asked for,
+    /// its gradients, those of the embeddings among them.
+    fn over_states(
+        &self,
+        x: PooledBuffer<'a, B>,
+        texts: &Packed,
+        reads: &Packed,
+    ) -> Result<(Done<'a, B>, Option<Gradients<'a, B>>)> {
+        let backward = self.backward();
+        let decoder = Pass {
+            wants_inputs: true,
+            ..self.pass(reads, Role::States)
+        };
+        let acts = backward.forward(x, &decoder, self.keep(reads.ids.len(), 2))?;
+        let (nll, dh) = self.nll(reads, &acts)?;
+        let done = Done {
+            nll,
+            tokens: texts.ids.len() + reads.ids.len(),
+            ..Done::default()
+        };
+        let decoded = dh.map(|dh| backward.backward(&decoder, acts, Some(dh), None));
+        Ok((done, decoded.transpose()?))
     }
 
     /// A prefix by itself: the decoder reads after rows of K and V that are the parameters.
@@ -764,19 +777,8 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             let rows = b.upload(&pooled)?;
             b.copy(&rows, 0..pooled.len(), &mut x, start * hidden)?;
         }
-        let decoder = Pass {
-            wants_inputs: true,
-            ..self.pass(&reads, Role::States)
-        };
-        let acts = backward.forward(x, &decoder, self.keep(reads.ids.len(), 2))?;
-        let (nll, dh) = self.nll(&reads, &acts)?;
-        let mut done = Done {
-            nll,
-            tokens: texts.ids.len() + reads.ids.len(),
-            ..Done::default()
-        };
-        if let Some(dh) = dh {
-            let decoded = backward.backward(&decoder, acts, Some(dh), None)?;
+        let (mut done, decoded) = self.over_states(x, &texts, &reads)?;
+        if let Some(decoded) = decoded {
             let mut dstates = vec![0.0f32; len];
             if let Some(dinputs) = &decoded.inputs {
                 for ((first, windows), start) in windows.iter().zip(&starts) {
