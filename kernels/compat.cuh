@@ -2,7 +2,7 @@
 //
 // For nvcc a kernel is what CUDA knows. For a host compiler the same text is an ordinary function
 // whose threads are fibers: threadIdx, barriers, warp collectives and atomics come from
-// host/runtime.h. Differences of language are hidden by the macros below.
+// cuda_emulator.h. Differences of language are hidden by the macros below.
 #pragma once
 #include "abi.h"
 
@@ -27,7 +27,7 @@ DEVICE float float_of(unsigned v) { return __uint_as_float(v); }
 
 #else
 
-#include "host/runtime.h"
+#include "cuda_emulator.h"
 
 #endif
 

@@ -21,7 +21,7 @@ if compgen -G "$(rustc --print sysroot)/lib/rustlib/$target/lib/librustc*_rt.asa
   echo "== mutated inputs under the address sanitizer"
   export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan
   export PREFOLD_FUZZ_SECONDS=${ASAN:-60} PREFOLD_SOAK_SECONDS=${ASAN:-60}
-  tests --target "$target" --no-default-features --features tokenizer-json,formats,emulator --test fuzz
+  tests --target "$target" --no-default-features --features tokenizer-json,formats --test fuzz
 else
   echo "left out: no address sanitizer for $target"
 fi

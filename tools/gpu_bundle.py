@@ -17,6 +17,7 @@ import sys
 import tarfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+EMULATOR = ROOT / "crates/cuda-emulator/cpp"
 LIMIT = 60 << 20
 BINARIES = ["kernels"]
 
@@ -41,8 +42,8 @@ def built():
 
 def library(unit, to):
     subprocess.run(
-        ["g++", "-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-x", "c++", ROOT / "kernels/host" / unit,
-         ROOT / "kernels/host/runtime.cpp", "-o", to], check=True)
+        ["g++", "-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-I", EMULATOR, "-x", "c++",
+         ROOT / "kernels/host" / unit, EMULATOR / "runtime.cpp", "-o", to], check=True)
 
 
 def parts(source, name, making, folder):

@@ -5,14 +5,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-target/sanitize}
 mkdir -p "$out"
-options=(-std=c++17 -g -Wall -Wextra -x c++)
+emulator=crates/cuda-emulator/cpp
+options=(-std=c++17 -g -Wall -Wextra -I "$emulator" -x c++)
 
 build() { # sanitizer
   local program="$out/$1"
   # The runtime switches stacks under the sanitizer's feet and tells it so: it is not watched itself.
   local runtime=(-fsanitize="$1")
   [ "$1" = thread ] && runtime=(-DWITH_TSAN)
-  ${CXX:-g++} "${options[@]}" -O1 "${runtime[@]}" -c kernels/host/runtime.cpp -o "$program-runtime.o"
+  ${CXX:-g++} "${options[@]}" -O1 "${runtime[@]}" -c "$emulator/runtime.cpp" -o "$program-runtime.o"
   ${CXX:-g++} "${options[@]}" -O1 -fsanitize="$1" -c kernels/host/sanitize.cpp -o "$program.o"
   ${CXX:-g++} -fsanitize="$1" "$program.o" "$program-runtime.o" -o "$program"
 }

@@ -1,7 +1,8 @@
 //! Times launches by the device's own clock, beside what the device can do at best.
 
+use crate::emu::Emu;
 use prefold::Result;
-use prefold::gpu::{Cuda, Emu, Launch, Launcher, Operand, Precision, Product};
+use prefold::gpu::{Cuda, Launch, Launcher, Operand, Precision, Product};
 
 use super::tape::Tape;
 

@@ -8,7 +8,7 @@
 #include "library.cu"
 #include "planted.cu"
 
-extern "C" int prefold_launch(const char *, const void *, size_t, const unsigned *, unsigned, size_t, int,
+extern "C" int cuda_emulator_launch(const char *, const void *, size_t, const unsigned *, unsigned, size_t, int,
                               int, uint64_t, char *, size_t);
 
 namespace {
@@ -28,7 +28,7 @@ void launch(const char *kernel, unsigned x, unsigned y, unsigned z, unsigned thr
   for (int order : ORDERS) {
     const unsigned grid[3] = {x, y, z};
     char report[512];
-    if (prefold_launch(kernel, &params, sizeof params, grid, threads, shared, order, order % 2, 7, report,
+    if (cuda_emulator_launch(kernel, &params, sizeof params, grid, threads, shared, order, order % 2, 7, report,
                        sizeof report)) {
       fprintf(stderr, "%s: %s\n", kernel, report);
       exit(1);

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::cublas::Products;
 use super::launch::{Kernel, Launch, LaunchConfig, Launcher, Product};
-use super::tape;
+
 use crate::error::{Error, Result};
 
 // `IMAGES`: name and fatbin of every kernel file, if nvcc was found; see build.rs.
@@ -574,7 +574,6 @@ impl Launcher for Cuda {
     type Graph = Recording;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<CudaMemory> {
-        tape::spoil();
         self.bind()?;
         let stream = self.stream.cu_stream();
         // Never none: an address is always good for copies of nothing.
@@ -606,7 +605,6 @@ impl Launcher for Cuda {
     }
 
     fn write(&self, memory: &mut CudaMemory, at: usize, from: &[u8]) -> Result<()> {
-        tape::spoil();
         let to = memory.place(at, from.len())?;
         if from.is_empty() {
             return Ok(());
@@ -619,7 +617,6 @@ impl Launcher for Cuda {
     }
 
     fn read(&self, memory: &CudaMemory, at: usize, to: &mut [u8]) -> Result<()> {
-        tape::spoil();
         let from = memory.place(at, to.len())?;
         if to.is_empty() {
             return Ok(());
@@ -639,7 +636,6 @@ impl Launcher for Cuda {
         to_at: usize,
         bytes: usize,
     ) -> Result<()> {
-        tape::spoil();
         let (from, to) = (from.place(from_at, bytes)?, to.place(to_at, bytes)?);
         if bytes == 0 {
             return Ok(());

@@ -170,9 +170,7 @@ pub trait Launcher: Send + Sync + Sized + 'static {
     #[allow(unsafe_code)]
     unsafe fn submit(&self, launch: Launch) -> Result<Launch>;
 
-    /// Makes a graph of launches, which have all been launched before; does nothing else. A launcher that
-    /// does not hand its memory's work on to one of this crate's cannot know whether these were all that
-    /// was done, and refuses.
+    /// Makes a graph of launches, which have all been launched before; does nothing else.
     ///
     /// # Safety
     ///

@@ -1,7 +1,7 @@
 //! The ops by kernels of ours (`kernels/`), on a GPU or, for tests, executed by a CPU.
 //!
-//! [`Gpu`] implements every op once, over a [`Launcher`]: [`Cuda`] is a device, [`Emu`] runs the same
-//! kernels through the same grids, parameters and checks where there is none.
+//! [`Gpu`] implements every op once, over a [`Launcher`]: [`Cuda`] is a device; tests have a
+//! launcher that executes the same kernels, grids and parameters on a CPU (`crates/cuda-emulator`).
 
 #![allow(unsafe_code)]
 
@@ -15,8 +15,6 @@ mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_cuda.rs"]
 mod cuda;
-#[cfg(feature = "emulator")]
-mod emu;
 mod gemm;
 mod launch;
 mod layer;
@@ -27,8 +25,6 @@ mod tape;
 mod topk;
 
 pub use cuda::{Cuda, Recording};
-#[cfg(feature = "emulator")]
-pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
 pub use launch::{Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
 pub use prune::Recorded;
@@ -37,6 +33,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tape::Watched;
 
 use crate::error::Result;
 use crate::ops::Checked;
@@ -72,7 +70,7 @@ impl Precision {
 
 /// A backend whose ops are kernels.
 pub struct Gpu<L: Launcher> {
-    launcher: L,
+    launcher: Watched<L>,
     precision: Precision,
     scratch: Mutex<Scratch<L>>,
     /// Counts whatever may have changed a buffer.
@@ -96,7 +94,7 @@ struct Scratch<L: Launcher> {
 
 impl<L: Launcher> Scratch<L> {
     /// At least so many bytes for a left operand, in place of the one that was there; their address.
-    fn operand(&mut self, launcher: &L, bytes: usize) -> Result<u64> {
+    fn operand(&mut self, launcher: &Watched<L>, bytes: usize) -> Result<u64> {
         self.packed = None;
         self.operand.reserve(launcher, bytes)
     }
@@ -132,7 +130,7 @@ impl<L: Launcher> Slot<L> {
     }
 
     /// At least `bytes` bytes with any content; their address.
-    fn reserve(&mut self, launcher: &L, bytes: usize) -> Result<u64> {
+    fn reserve(&mut self, launcher: &Watched<L>, bytes: usize) -> Result<u64> {
         match &self.held {
             Some((memory, held)) if *held >= bytes => Ok(launcher.address(memory)),
             held => {
@@ -149,7 +147,11 @@ impl<L: Launcher> Slot<L> {
 
     /// The bytes of `parts`, one after the other, each from a multiple of 16 bytes on; the address of
     /// each.
-    fn fill<const N: usize>(&mut self, launcher: &L, parts: [&[u8]; N]) -> Result<[u64; N]> {
+    fn fill<const N: usize>(
+        &mut self,
+        launcher: &Watched<L>,
+        parts: [&[u8]; N],
+    ) -> Result<[u64; N]> {
         let mut all = Vec::with_capacity(parts.iter().map(|part| part.len() + 16).sum());
         let at = parts.map(|part| {
             all.resize(all.len().next_multiple_of(16), 0);
@@ -174,7 +176,7 @@ impl<L: Launcher> Gpu<L> {
     /// A backend on a device.
     pub fn new(launcher: L, precision: Precision) -> Self {
         Gpu {
-            launcher,
+            launcher: Watched(launcher),
             precision,
             scratch: Mutex::new(Scratch {
                 table: Slot::new(),

@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 
-use prefold::gpu::{Cuda, Emu, Gpu, Launch, Launcher, Precision, Schedule};
+use prefold::gpu::{Cuda, Gpu, Launch, Launcher, Precision};
 use prefold::{Error, Result};
 
-use super::emu::{SCHEDULES, launcher};
+use super::emu::{Emu, SCHEDULES, Schedule, launcher};
 
 /// Either.
 pub enum Device {

@@ -1,12 +1,12 @@
-//! The kernels as a library for the host, and backends on it.
+//! The kernels as a library for the host, and a launcher that executes them.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
-use prefold::gpu::{Emu, Gpu, Order, Precision, Schedule};
+use cuda_emulator::{Emulator, Error as Fault};
+pub use cuda_emulator::{Order, Schedule};
+use prefold::gpu::{Gpu, Kernel, Launch, Launcher, Precision};
+use prefold::{Error, Result};
 
 /// Ways to run a launch, of which each finds other mistakes.
 pub const SCHEDULES: [Schedule; 4] = [
@@ -16,11 +16,14 @@ pub const SCHEDULES: [Schedule; 4] = [
     schedule(Order::Random(2), false),
 ];
 
+/// Multiprocessors that launches reckon with: enough that work is split.
+pub const PROCESSORS: u32 = 24;
+
 pub const fn schedule(order: Order, late: bool) -> Schedule {
     Schedule { order, late }
 }
 
-/// A backend that reckons with so many multiprocessors that work is split; none without a C++ compiler.
+/// A backend on the kernels; none without a C++ compiler.
 pub fn backend(schedule: Schedule, precision: Precision) -> Option<Gpu<Emu>> {
     Some(Gpu::new(launcher("library.cu", schedule)?, precision))
 }
@@ -28,7 +31,8 @@ pub fn backend(schedule: Schedule, precision: Precision) -> Option<Gpu<Emu>> {
 /// The kernels of a file of `kernels/host`.
 pub fn launcher(unit: &'static str, schedule: Schedule) -> Option<Emu> {
     // SAFETY: made by `library`.
-    Some(unsafe { Emu::open(&library(unit)?, schedule, 24) }.unwrap())
+    let emulator = unsafe { Emulator::open(&library(unit)?, schedule) };
+    Some(Emu(emulator.unwrap()))
 }
 
 /// Compiles once per content of the sources; none without a C++ compiler.
@@ -39,10 +43,9 @@ pub fn library(unit: &'static str) -> Option<PathBuf> {
 }
 
 fn build(unit: &str) -> Option<PathBuf> {
-    let name = unit.replace('.', "-");
     // Carried along, there is nothing to compile; or nothing is to be executed by the CPU.
     if let Some(root) = super::carried() {
-        let library = root.join(format!("{name}.so"));
+        let library = root.join(format!("{}.so", unit.replace('.', "-")));
         if library.exists() {
             return Some(library);
         }
@@ -50,62 +53,136 @@ fn build(unit: &str) -> Option<PathBuf> {
         return None;
     }
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let folders = [kernels.clone(), kernels.join("arch"), kernels.join("host")];
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let library = target.join(format!("{name}-{:016x}.so", hash_of(&folders)));
-    let host = folders[2].clone();
-    compile(&library, &|command| {
-        command.args(["-x", "c++"]).arg(host.join(unit));
-        command.arg(host.join("runtime.cpp"));
-    })
+    let include = [kernels.clone(), kernels.join("arch")];
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    found(cuda_emulator::compile(
+        &kernels.join("host").join(unit),
+        &include,
+        out,
+    ))
 }
 
-/// Of all files in the folders.
-pub fn hash_of(folders: &[PathBuf]) -> u64 {
-    let mut hash = DefaultHasher::new();
-    for folder in folders {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_file())
-            .collect();
-        files.sort();
-        for file in files {
-            std::fs::read(file).unwrap().hash(&mut hash);
+/// What was built. A missing compiler is said, and under CI a failure.
+pub fn found<T>(built: std::result::Result<T, Fault>) -> Option<T> {
+    match built {
+        Ok(built) => Some(built),
+        Err(error @ (Fault::NoCompiler(_) | Fault::Platform)) => {
+            let required = cfg!(target_os = "linux") && std::env::var_os("CI").is_some();
+            assert!(!required, "{error}");
+            super::say(&format!("skipped: {error}"));
+            None
         }
+        Err(error) => panic!("{error}"),
     }
-    hash.finish()
 }
 
-/// Makes a library of C++ where there is none yet. Without a compiler there is none either, which is said, and under
-/// CI a failure.
-pub fn compile(library: &Path, arguments: &dyn Fn(&mut Command)) -> Option<PathBuf> {
-    if library.exists() {
-        return Some(library.into());
+/// Kernels executed by the CPU.
+pub struct Emu(Emulator);
+
+/// A fault as the library's callers see it.
+fn fault(error: Fault) -> Error {
+    Error::Device {
+        device: "emulation".into(),
+        reason: error.to_string(),
     }
-    let compiler = std::env::var("CXX").unwrap_or("g++".into());
-    if Command::new(&compiler).arg("--version").output().is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "no C++ compiler to execute the kernels with"
-        );
-        super::say(&format!(
-            "skipped: no C++ compiler ({compiler}) to execute the kernels with"
-        ));
-        return None;
+}
+
+impl Emu {
+    /// # Safety
+    ///
+    /// As of [`Launcher::submit`].
+    unsafe fn run(&self, kernel: &Kernel) -> Result<()> {
+        let config = &kernel.config;
+        // Kernels run one after the other here, which every dependent launch allows, and a carve-out
+        // changes speed only: it needs no more than to be possible.
+        if config.carveout.is_some_and(|percent| percent > 100) {
+            return Err(Error::Launch {
+                kernel: kernel.name,
+                reason: format!("{config:?} is possible on no device"),
+            });
+        }
+        let launch = cuda_emulator::Launch {
+            kernel: kernel.name,
+            grid: config.grid,
+            block: config.block,
+            cluster: config.cluster,
+            shared_bytes: config.shared_bytes,
+            params: kernel.params.bytes(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.0.launch(&launch) }.map_err(|error| match error {
+            Fault::Launch { reason, .. } => Error::Launch {
+                kernel: kernel.name,
+                reason,
+            },
+            other => fault(other),
+        })
     }
-    // Under another name until it is whole.
-    let partial = library.with_extension(format!("{}.so", std::process::id()));
-    let mut command = Command::new(&compiler);
-    command.args(["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-Werror"]);
-    command.args(["-fPIC", "-shared"]);
-    arguments(&mut command);
-    let output = command.arg("-o").arg(&partial).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    std::fs::rename(&partial, library).unwrap();
-    Some(library.into())
+}
+
+impl Launcher for Emu {
+    type Memory = cuda_emulator::Memory;
+    type Graph = Vec<Kernel>;
+
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory> {
+        self.0.alloc(bytes, zeroed).map_err(fault)
+    }
+
+    fn address(&self, memory: &Self::Memory) -> u64 {
+        memory.address()
+    }
+
+    fn write(&self, memory: &mut Self::Memory, at: usize, from: &[u8]) -> Result<()> {
+        memory.write(at, from).map_err(fault)
+    }
+
+    fn read(&self, memory: &Self::Memory, at: usize, to: &mut [u8]) -> Result<()> {
+        memory.read(at, to).map_err(fault)
+    }
+
+    fn copy(
+        &self,
+        from: &Self::Memory,
+        from_at: usize,
+        to: &mut Self::Memory,
+        to_at: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        to.copy_from(to_at, from, from_at, bytes).map_err(fault)
+    }
+
+    unsafe fn submit(&self, launch: Launch) -> Result<Launch> {
+        let kernel = match launch {
+            Launch::Kernel(kernel) => kernel,
+            Launch::Product(product) => product.kernel()?,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.run(&kernel)? };
+        Ok(Launch::Kernel(kernel))
+    }
+
+    unsafe fn graph(&self, launches: &[Launch]) -> Result<Vec<Kernel>> {
+        launches
+            .iter()
+            .map(|launch| match launch {
+                Launch::Kernel(kernel) => Ok(kernel.clone()),
+                Launch::Product(product) => product.kernel(),
+            })
+            .collect()
+    }
+
+    unsafe fn replay(&self, graph: &Vec<Kernel>) -> Result<()> {
+        graph
+            .iter()
+            // SAFETY: the caller's promise.
+            .try_for_each(|kernel| unsafe { self.run(kernel) })
+    }
+
+    fn processors(&self) -> u32 {
+        PROCESSORS
+    }
+
+    fn describe(&self) -> String {
+        "kernels executed by the CPU".into()
+    }
 }

@@ -1,5 +1,5 @@
-//! The launcher for CUDA devices, unchanged, on a stand-in for NVIDIA's driver (`tests/driver/`, which says what it is
-//! and what it cannot show): whole models, recordings, failures, and mistakes that the stand-in must find.
+//! The launcher for CUDA devices, unchanged, on a stand-in for NVIDIA's driver (`crates/cuda-emulator`, whose README
+//! says what it cannot show): whole models, recordings, failures, and mistakes that the stand-in must find.
 //! Nothing here is a GPU.
 #![cfg(feature = "cuda")]
 

@@ -399,8 +399,8 @@ fn program(arguments: &[&str], fault: &str) -> (Option<i32>, String, String) {
     let done = Command::new(env!("CARGO_BIN_EXE_prefold"))
         .args(arguments)
         .env("LD_LIBRARY_PATH", driver)
-        .env("PREFOLD_STAND_IN_KERNELS", kernels)
-        .env("PREFOLD_STAND_IN_FAIL", fault)
+        .env("STAND_IN_KERNELS", kernels)
+        .env("STAND_IN_FAIL", fault)
         .output()
         .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -4,11 +4,11 @@ use crate::common;
 
 use crate::common::compare::assert_close;
 use crate::common::device::{self, Device, backends};
-use crate::common::emu::{SCHEDULES, launcher};
+use crate::common::emu::{SCHEDULES, Schedule, launcher};
 use crate::common::encoders::agrees;
 use crate::common::tiny::byte_tokenizer;
 use prefold::cpu::Cpu;
-use prefold::gpu::{Gpu, Precision, Schedule};
+use prefold::gpu::{Gpu, Precision};
 use prefold::hard::{self, LlmLingua, Request};
 use prefold::model::decoder::{Batch, Input};
 use prefold::model::lora::{Lora, LoraWeights, Target};

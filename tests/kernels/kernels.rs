@@ -7,12 +7,12 @@ use crate::common;
 use crate::common::Random;
 use crate::common::compare::{assert_close, wide};
 use crate::common::device::{Device, everywhere};
-use crate::common::emu::{SCHEDULES, launcher};
+use crate::common::emu::{SCHEDULES, Schedule, launcher};
 use crate::common::oracle;
 use half::bf16;
 use prefold::Error;
 use prefold::cpu::Cpu;
-use prefold::gpu::{Gpu, Launcher, Precision, Schedule};
+use prefold::gpu::{Gpu, Launcher, Precision};
 use prefold::ops::{
     Attention, AttentionOp, GemmOp, Keep, LayerOp, Linear, NllOp, NllTarget, Norm, NormKind,
     Pairing, Rotate, Select, Storage, TopKOp, TopKOutput,

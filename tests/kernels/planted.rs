@@ -1,9 +1,9 @@
 //! Mistakes in kernels that the runtime for the CPU must find, each with the way in which it does.
 
-use crate::common::emu::{launcher, schedule};
+use crate::common::emu::{Emu, Order, Schedule, launcher, schedule};
 use bytemuck::{Pod, Zeroable};
 use prefold::Error;
-use prefold::gpu::{self, Emu, Kernel, Launch, LaunchConfig, Launcher, Order, Schedule};
+use prefold::gpu::{self, Kernel, Launch, LaunchConfig, Launcher};
 
 /// As in `kernels/host/planted.cu`.
 #[repr(C)]

@@ -19,7 +19,7 @@ using std::string;
 
 namespace driver {
 
-// The kernels, as tests/common/emu.rs builds them.
+// The kernels' library, as `compile` makes it.
 struct Kernels {
   int (*launch)(const char *, const void *, size_t, const unsigned *, unsigned, size_t, int, int, uint64_t, char *,
                 size_t);

@@ -1,5 +1,5 @@
-// Stands in for NVIDIA's driver, libcuda.so, where there is no GPU: `src/gpu/cuda.rs` runs unchanged on it, and the
-// kernels are executed by the library that tests make of kernels/host. It is a net, not a device: whatever the driver
+// Stands in for NVIDIA's driver, libcuda.so, where there is no GPU: code that launches kernels runs
+// unchanged on it, and the kernels are executed by a library that `compile` makes. It is a net, not a device: whatever the driver
 // leaves open goes the least pleasant way here, and what the driver forbids fails as it does there, with a complaint
 // that a test can ask for even where the code was thrown away.
 //
@@ -13,7 +13,7 @@
 //  - While a stream is captured nothing may wait for it, nor for its context from whatever thread (the driver breaks
 //    the capture then in every mode), and the capturing thread may neither allocate, free, load nor copy. Captured
 //    launches hold their parameters. Allocations that would become nodes of a graph are refused, which the driver
-//    would not do: no code of ours means them.
+//    would not do: such an allocation is a mistake more often than a wish.
 //  - A pool whose release threshold is below what it holds gives memory back whenever the host waits ("released").
 //  - `stand_in_fail` makes a call fail; `stand_in_left` says what was never given back.
 //
@@ -39,8 +39,8 @@ double seconds() {
 
 } // namespace
 
-// The driver's functions, as far as anything of ours calls them. A call of another one fails in cudarc, which says
-// its name; add it here then, with its rules.
+// The driver's functions, as many as were needed so far. Another one is not found where this library is loaded by
+// name (cudarc reports which); add it here then, with its rules by NVIDIA's documentation.
 
 SHARED int cuInit(unsigned flags) {
   Lock hold(lock);
@@ -48,7 +48,7 @@ SHARED int cuInit(unsigned flags) {
   if (flags) return refuse(INVALID_VALUE, "cuInit with flags");
   if (!kernels.launch) {
     hold.unlock();
-    if (stand_in_kernels(getenv("PREFOLD_STAND_IN_KERNELS")))
+    if (stand_in_kernels(getenv("STAND_IN_KERNELS")))
       return fprintf(stderr, "stand-in driver: no kernels\n"), 999;
     hold.lock();
   }

@@ -80,7 +80,7 @@ int ask_fault(const char *function) {
     if (there.nth && there.function == function && !--there.nth) code = there.code;
   }
   // Of a child process.
-  static const char *text = getenv("PREFOLD_STAND_IN_FAIL");
+  static const char *text = getenv("STAND_IN_FAIL");
   static unsigned process_calls = 0;
   if (text) {
     const size_t length = strlen(function);
@@ -160,7 +160,7 @@ void put(const shared_ptr<Stream> &stream, const char *what, std::function<int()
 // The stream of a handle, for work of the current context.
 int stream_for(const char *function, void *handle, Context *context, shared_ptr<Stream> *out) {
   if (number(handle) <= 2) {
-    // The legacy stream: nothing of ours means it, and others wait for it unasked.
+    // The legacy stream: it is seldom meant, and others wait for it unasked.
     for (auto &capture : captures)
       if (capture->origin->context == context && !(capture->origin->flags & 1)) {
         capture->broken = "the legacy stream was used";
@@ -340,13 +340,13 @@ int touch(int device, const char *what, const std::function<void()> &work) { ret
 
 } // namespace stand_in
 
-// Says where the kernels are; -1 if they cannot be loaded. Without it: $PREFOLD_STAND_IN_KERNELS.
+// Says where the kernels are; -1 if they cannot be loaded. Without it: $STAND_IN_KERNELS.
 SHARED int stand_in_kernels(const char *path) {
   void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
   if (!library) return -1;
   Lock hold(lock);
-  kernels.launch = reinterpret_cast<decltype(kernels.launch)>(dlsym(library, "prefold_launch"));
-  kernels.find = reinterpret_cast<decltype(kernels.find)>(dlsym(library, "prefold_kernel"));
+  kernels.launch = reinterpret_cast<decltype(kernels.launch)>(dlsym(library, "cuda_emulator_launch"));
+  kernels.find = reinterpret_cast<decltype(kernels.find)>(dlsym(library, "cuda_emulator_kernel"));
   return kernels.launch && kernels.find ? 0 : -1;
 }
 

@@ -9,7 +9,7 @@
 //
 // It shows neither speed nor weak memory order nor the rounding of tensor cores. A lost update, too,
 // needs the thread sanitizer, to which every CUDA thread is a thread and only barriers order them.
-#include "runtime.h"
+#include "cuda_emulator.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,8 +35,8 @@
 // Saves what a callee must, changes stacks, and returns on the other one.
 asm(R"(
 .text
-.type prefold_switch, @function
-prefold_switch:
+.type cuda_emulator_switch, @function
+cuda_emulator_switch:
   pushq %rbp
   pushq %rbx
   pushq %r12
@@ -52,9 +52,9 @@ prefold_switch:
   popq %rbx
   popq %rbp
   ret
-.size prefold_switch, .-prefold_switch
+.size cuda_emulator_switch, .-cuda_emulator_switch
 )");
-extern "C" void prefold_switch(void **save, void *to);
+extern "C" void cuda_emulator_switch(void **save, void *to);
 #else
 #include <ucontext.h>
 #endif
@@ -175,7 +175,7 @@ void leave(bool ended) {
   __sanitizer_start_switch_fiber(ended ? nullptr : &me.fake, m.stack, m.stack_size);
 #endif
 #if defined(__x86_64__)
-  prefold_switch(&me.top, m.top);
+  cuda_emulator_switch(&me.top, m.top);
 #else
   swapcontext(&me.context, &m.context);
 #endif
@@ -196,7 +196,7 @@ void enter(unsigned thread) {
   __sanitizer_start_switch_fiber(&m.fake, next.stack, STACK);
 #endif
 #if defined(__x86_64__)
-  prefold_switch(&m.top, next.top);
+  cuda_emulator_switch(&m.top, next.top);
 #else
   swapcontext(&m.context, &next.context);
 #endif
@@ -246,7 +246,7 @@ void start(Fiber &fiber, unsigned thread) {
   __asan_unpoison_memory_region(fiber.stack, STACK);
 #endif
 #if defined(__x86_64__)
-  // As if fiber_main had been left by prefold_switch: six registers, where to return to, and the stack
+  // As if fiber_main had been left by cuda_emulator_switch: six registers, where to return to, and the stack
   // as it is after a call.
   auto top = reinterpret_cast<void **>(fiber.stack + stack_of(thread));
   *--top = nullptr;
@@ -441,7 +441,7 @@ void copy_wait(unsigned left) {
 
 // What a device's own loader would know of a kernel: bytes of its parameters, most threads of a block, and the stem of
 // its file. 0 if there is none of that name.
-extern "C" int prefold_kernel(const char *name, size_t *params, unsigned *threads, const char **file) {
+extern "C" int cuda_emulator_kernel(const char *name, size_t *params, unsigned *threads, const char **file) {
   for (const host::Registered *kernel = host::registered; kernel; kernel = kernel->next) {
     if (strcmp(kernel->name, name) != 0) continue;
     static thread_local std::string stem;
@@ -458,7 +458,7 @@ extern "C" int prefold_kernel(const char *name, size_t *params, unsigned *thread
 
 // Runs a kernel; 0, or a line in `report`. `grid` has three numbers; order 0 ascending, 1 descending,
 // 2 random by `seed`; `late` lets copies land as late as they may.
-extern "C" int prefold_launch(const char *name, const void *params, size_t size, const unsigned *grid,
+extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t size, const unsigned *grid,
                               unsigned threads, size_t shared_bytes, int order, int late,
                               uint64_t seed, char *report, size_t report_size) {
   using namespace host;

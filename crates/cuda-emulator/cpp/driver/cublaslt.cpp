@@ -1,4 +1,4 @@
-// Stands in for cuBLASLt where there is no GPU: as much of libcublasLt.so as `src/gpu/cublas.rs` asks for, over the
+// Stands in for cuBLASLt where there is no GPU: the matrix products of libcublasLt.so and their heuristics, over the
 // stand-in driver (cuda.cpp), whose streams and memory it uses.
 //
 // It checks what the library checks or its documentation demands (cublasLt.h, and "cublasLtMatmul" in the cuBLAS
@@ -6,7 +6,7 @@
 // aligned as the preference had it (256 bytes unless it said less), the workspace's size and alignment, an algorithm
 // of that very problem, the bias where the epilogue wants one. All operands must be memory that is there in the order
 // of calls. A product is a plain sum in f32, in the order of k, when the stream comes to it; it also fills its
-// workspace with 0xff, so that who shares that finds out. Objects are counted.
+// workspace with 0xff, so that sharing it shows. Objects are counted.
 //
 // What it cannot show: which algorithm the library would choose, its roundings, and shapes that it does not support
 // on some architecture: `stand_in_fail` says so for it, on cublasLtMatmulAlgoGetHeuristic.
