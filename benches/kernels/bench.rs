@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::cases::{
-    Bound, Case, MODELS, Op, Placed, Sizes, TINY, Want, distance, floats, of_model,
+    Bound, Case, MODELS, Nll, Op, Placed, Sizes, TINY, TopK, Want, distance, floats, of_model,
 };
 use super::clock::{Ceilings, Clock, Times};
 use super::expected::expected;
@@ -217,18 +217,15 @@ impl<L: Clock> Bench<L> {
                 return Ok(far);
             }
             let every = match case.op {
-                Op::Nll { width, vocab } => {
+                Op::Nll(Nll { width, vocab }) => {
                     let (x, head) = (&placed.inputs[0], &placed.matrices[0]);
                     whole::nll(gpu, [width, vocab], x, head, &case.picks(vocab))?
                 }
-                Op::Attention { .. } => match case.attention(&[case.rows]) {
-                    Some(shape) => {
-                        let [qkv, k, v] = [0, 1, 2].map(|i| &placed.inputs[i]);
-                        whole::attention(gpu, &shape, qkv, [k, v])?
-                    }
-                    None => return Ok(far),
-                },
-                Op::Linear { .. } => library.replace(got[0].clone()),
+                Op::Attention(attention) => {
+                    let [qkv, k, v] = [0, 1, 2].map(|i| &placed.inputs[i]);
+                    whole::attention(gpu, &attention.shape(&[case.rows]), qkv, [k, v])?
+                }
+                Op::Linear(_) => library.replace(got[0].clone()),
                 _ => return Ok(far),
             };
             match every.is_empty() {
@@ -240,7 +237,7 @@ impl<L: Clock> Bench<L> {
         let run = |gpu: &Gpu<Tape<L>>, placed: &mut Placed<Gpu<Tape<L>>>| case.run(gpu, placed);
         let by_library = self.ceilings.is_some_and(|c| c.flops.is_some());
         match case.op {
-            Op::Linear { .. } => {
+            Op::Linear(_) => {
                 if by_library {
                     self.measure(&line, &mut placed, run, check)?;
                 }
@@ -256,11 +253,11 @@ impl<L: Clock> Bench<L> {
                 self.gpu.launcher().use_library(true);
                 done?;
             }
-            Op::Lora { .. } => {
+            Op::Lora(_) => {
                 self.measure(&line, &mut placed, run, check)?;
                 self.lora_by_products(line, case)?;
             }
-            Op::TopK { segments: 1 } => {
+            Op::TopK(TopK { segments: 1 }) => {
                 self.measure(&line, &mut placed, run, check)?;
                 self.gather(model, case, &placed)?;
             }

@@ -1,21 +1,34 @@
 //! Every op once: shape, inputs, what is right, how near a backend must come, and what it costs.
 //!
-//! The tests of the CPU and of the kernels run small cases and compare with the oracle in f64, gradients
-//! with differences of it. `benches/kernels` runs cases of a model's sizes, compares with the CPU, and
-//! times them.
+//! An op is a struct of its sizes, and [`OpCase`] for it, in the file of its subject. The tests of the CPU
+//! and of the kernels run small cases and compare with the oracle in f64, gradients with differences of it.
+//! `benches/kernels` runs cases of a model's sizes, compares with the CPU, and times them.
 // Its users need different parts.
 #![allow(dead_code, unused_imports)]
 
-mod list;
-mod operands;
-mod run;
-mod want;
+mod attention;
+mod layer;
+mod linear;
+mod lora;
+mod models;
+mod nll;
+mod topk;
 
-use prefold::ops::{Backend, LoraPart, NllTarget, NormKind, Pairing, TopKOutput};
+use std::fmt::Debug;
+
+use prefold::Result;
+use prefold::ops::{Backend, Buffer, TopKOutput};
 use rayon::prelude::*;
 
-pub use list::{MODELS, Sizes, TINY, of_model, small};
-pub use want::{Want, distance};
+pub use attention::{Attention, AttentionBwd};
+pub use layer::{
+    Geglu, Gelu, GeluBwd, GeluErf, Norm, NormBwd, Rotate, RotateBwd, Swiglu, SwigluBwd,
+};
+pub use linear::Linear;
+pub use lora::{Lora, LoraBwd};
+pub use models::{MODELS, Sizes, TINY, of_model};
+pub use nll::{Nll, NllBwd};
+pub use topk::TopK;
 
 /// What bounds an op, if one thing does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,102 +62,198 @@ impl Heads {
     }
 }
 
-/// An op, and its sizes but for the rows.
-#[derive(Debug, Clone, Copy)]
-pub enum Op {
-    Linear {
-        inputs: usize,
-        outputs: usize,
-        /// A bias, and a residual that the result is added to.
-        add: bool,
-    },
-    Nll {
-        width: usize,
-        vocab: usize,
-    },
-    NllBwd {
-        width: usize,
-        vocab: usize,
-    },
-    Norm {
-        width: usize,
-        kind: NormKind,
-    },
-    NormBwd {
-        width: usize,
-        kind: NormKind,
-    },
-    Rotate {
-        heads: Heads,
-        pairing: Pairing,
-        normed: bool,
-    },
-    RotateBwd {
-        heads: Heads,
-        pairing: Pairing,
-        normed: bool,
-    },
-    Swiglu {
-        width: usize,
-    },
-    SwigluBwd {
-        width: usize,
-    },
-    Geglu {
-        width: usize,
-    },
-    Gelu {
-        width: usize,
-    },
-    GeluBwd {
-        width: usize,
-    },
-    GeluErf {
-        width: usize,
-    },
-    Attention {
-        heads: Heads,
-        prefix: usize,
-        window: Option<usize>,
-        ahead: usize,
-    },
-    AttentionBwd {
-        heads: Heads,
-        prefix: usize,
-        window: Option<usize>,
-    },
-    /// Of q, k and v.
-    Lora {
-        width: usize,
-        heads: Heads,
-        rank: usize,
-    },
-    LoraBwd {
-        width: usize,
-        heads: Heads,
-        rank: usize,
-    },
-    /// The upper half of each segment of as many scores as there are rows.
-    TopK {
-        segments: usize,
-    },
+const fn heads(queries: usize, keys: usize, dim: usize) -> Heads {
+    Heads { queries, keys, dim }
 }
 
 /// An op at a shape.
 #[derive(Debug, Clone, Copy)]
-pub struct Case {
-    pub op: Op,
+pub struct Case<O = Op> {
+    /// The op with its sizes but for the rows.
+    pub op: O,
     pub rows: usize,
     /// Rows before them that are left out: see [`Case::tail`].
     pub skipped: usize,
     pub seed: u64,
 }
 
+/// All that the table knows of an op. `Self` holds its sizes but for the rows.
+pub trait OpCase: Copy + Debug {
+    /// The op's name in its trait.
+    const NAME: &'static str;
+    const BOUND: Bound = Bound::Memory;
+
+    /// Cases small enough for the oracle and for a CPU that executes kernels, with rows for each: sizes
+    /// around those of tiles and vectors.
+    fn small() -> Vec<(Self, Vec<usize>)>;
+
+    /// Multiplications and additions.
+    fn flops(case: &Case<Self>) -> f64 {
+        let _ = case;
+        0.0
+    }
+
+    /// Bytes of the operands, each once; weights have 2 bytes.
+    fn bytes(case: &Case<Self>) -> usize;
+
+    /// How far a backend may be off: so much, and so much of the value. With `bf16` what lies between
+    /// two products is rounded to 8 bits.
+    fn tolerance(case: &Case<Self>, bf16: bool) -> [f64; 2] {
+        let _ = (case, bf16);
+        [3e-5, 3e-5]
+    }
+
+    /// The operands.
+    fn host(case: &Case<Self>) -> Host;
+
+    /// What the op needs on a device besides its matrices and floats.
+    fn prepare<B: Backend>(case: &Case<Self>, b: &B, on: &mut Placed<B>) -> Result<()> {
+        let _ = (case, b, on);
+        Ok(())
+    }
+
+    /// Runs the op.
+    fn run<B: Backend>(case: &Case<Self>, b: &B, on: &mut Placed<B>) -> Result<()>;
+
+    /// What is right, by the oracle: of a gradient some elements, of all else everything.
+    fn want(case: &Case<Self>, host: &Host) -> Vec<Want>;
+
+    /// The op on its last rows alone, without the first `skip`; it takes these rows of its first input and of its
+    /// outputs. `None` where it is no part of the whole.
+    fn tail(self, skip: usize) -> Option<Self> {
+        let _ = skip;
+        None
+    }
+}
+
+/// Makes [`Op`] of the ops' structs, and a case's functions by its op.
+macro_rules! ops {
+    ($($op:ident),* $(,)?) => {
+        /// An op, and its sizes but for the rows.
+        #[derive(Debug, Clone, Copy)]
+        pub enum Op {
+            $($op($op)),*
+        }
+
+        $(impl From<$op> for Op {
+            fn from(op: $op) -> Op {
+                Op::$op(op)
+            }
+        })*
+
+        /// The small cases of every op.
+        pub fn small() -> Vec<Case> {
+            let mut cases = Vec::new();
+            $(for (op, rows) in $op::small() {
+                for rows in rows {
+                    let seed = cases.len() as u64 + 1;
+                    cases.push(Case { op: op.into(), rows, skipped: 0, seed });
+                }
+            })*
+            cases
+        }
+
+        impl Case {
+            /// The op's name in its trait.
+            pub fn name(&self) -> &'static str {
+                match self.op {
+                    $(Op::$op(_) => $op::NAME),*
+                }
+            }
+
+            /// What bounds it.
+            pub fn bound(&self) -> Bound {
+                match self.op {
+                    $(Op::$op(_) => $op::BOUND),*
+                }
+            }
+
+            /// Multiplications and additions.
+            pub fn flops(&self) -> f64 {
+                match self.op {
+                    $(Op::$op(op) => OpCase::flops(&self.of(op))),*
+                }
+            }
+
+            /// Bytes of the operands.
+            pub fn bytes(&self) -> f64 {
+                let bytes = match self.op {
+                    $(Op::$op(op) => OpCase::bytes(&self.of(op))),*
+                };
+                bytes as f64
+            }
+
+            /// How far a backend may be off.
+            pub fn tolerance(&self, bf16: bool) -> [f64; 2] {
+                match self.op {
+                    $(Op::$op(op) => OpCase::tolerance(&self.of(op), bf16)),*
+                }
+            }
+
+            /// The operands.
+            pub fn host(&self) -> Host {
+                match self.op {
+                    $(Op::$op(op) => OpCase::host(&self.of(op))),*
+                }
+            }
+
+            fn prepare<B: Backend>(&self, b: &B, on: &mut Placed<B>) -> Result<()> {
+                match self.op {
+                    $(Op::$op(op) => OpCase::prepare(&self.of(op), b, on)),*
+                }
+            }
+
+            /// Runs the op.
+            pub fn run<B: Backend>(&self, b: &B, on: &mut Placed<B>) -> Result<()> {
+                match self.op {
+                    $(Op::$op(op) => OpCase::run(&self.of(op), b, on)),*
+                }
+            }
+
+            /// What is right, by the oracle.
+            pub fn want(&self, host: &Host) -> Vec<Want> {
+                match self.op {
+                    $(Op::$op(op) => OpCase::want(&self.of(op), host)),*
+                }
+            }
+
+            fn tail_of(&self, skip: usize) -> Option<Op> {
+                match self.op {
+                    $(Op::$op(op) => op.tail(skip).map(Op::from)),*
+                }
+            }
+        }
+    };
+}
+
+ops!(
+    Linear,
+    Nll,
+    NllBwd,
+    Norm,
+    NormBwd,
+    Rotate,
+    RotateBwd,
+    Swiglu,
+    SwigluBwd,
+    Geglu,
+    Gelu,
+    GeluBwd,
+    GeluErf,
+    Attention,
+    AttentionBwd,
+    Lora,
+    LoraBwd,
+    TopK,
+);
+
 /// The operands of a case on the host.
 #[derive(Debug, Clone, Default)]
 pub struct Host {
     /// Height, width and values.
     matrices: Vec<(usize, usize, Vec<f32>)>,
+    /// The matrices are needed transposed as well: gradients go through them.
+    transposed: bool,
     inputs: Vec<Vec<f32>>,
     /// What outputs hold before: numbers where the op adds to them, elsewhere NaN.
     outputs: Vec<Vec<f32>>,
@@ -158,6 +267,53 @@ pub struct Placed<B: Backend> {
     pub outputs: Vec<B::Buf<f32>>,
     ids: Vec<B::Buf<u32>>,
     pub selection: Option<TopKOutput<B>>,
+}
+
+/// Elements of an output, and what they should be.
+pub struct Want {
+    pub output: usize,
+    pub at: Vec<usize>,
+    pub values: Vec<f64>,
+}
+
+impl Want {
+    /// Every element of an output.
+    fn all(output: usize, values: Vec<f64>) -> Self {
+        Want {
+            output,
+            at: (0..values.len()).collect(),
+            values,
+        }
+    }
+
+    /// Some elements of the gradient of `Σ dy · forward` with respect to one input, by central differences, added
+    /// to what was there.
+    fn slopes(
+        host: &Host,
+        input: usize,
+        dy: &[f32],
+        output: usize,
+        before: &[f32],
+        forward: impl Fn(&Host) -> Vec<f64>,
+    ) -> Self {
+        const STEP: f32 = 1.0 / 1024.0;
+        let at = spread(host.inputs[input].len(), 60);
+        let mut moved = host.clone();
+        let mut loss = |i: usize, value: f32| -> f64 {
+            let old = std::mem::replace(&mut moved.inputs[input][i], value);
+            let out = forward(&moved);
+            moved.inputs[input][i] = old;
+            out.iter().zip(dy).map(|(y, &dy)| y * f64::from(dy)).sum()
+        };
+        let slope = |i: usize| {
+            let x = host.inputs[input][i];
+            let (high, low) = (x + STEP, x - STEP);
+            let slope = (loss(i, high) - loss(i, low)) / (f64::from(high) - f64::from(low));
+            slope + before.get(i).map_or(0.0, |&old| f64::from(old))
+        };
+        let values = at.iter().copied().map(slope).collect();
+        Want { output, at, values }
+    }
 }
 
 const EPS: f32 = 1e-5;
@@ -179,144 +335,122 @@ fn nothing(count: usize) -> Vec<f32> {
     vec![f32::NAN; count]
 }
 
-impl Case {
-    /// The op's name in its trait.
-    pub fn name(&self) -> &'static str {
-        match self.op {
-            Op::Linear { .. } => "linear",
-            Op::Nll { .. } => "nll",
-            Op::NllBwd { .. } => "nll_bwd",
-            Op::Norm { .. } => "norm",
-            Op::NormBwd { .. } => "norm_bwd",
-            Op::Rotate { .. } => "rotate",
-            Op::RotateBwd { .. } => "rotate_bwd",
-            Op::Swiglu { .. } => "swiglu",
-            Op::SwigluBwd { .. } => "swiglu_bwd",
-            Op::Geglu { .. } => "geglu",
-            Op::Gelu { .. } => "gelu",
-            Op::GeluBwd { .. } => "gelu_bwd",
-            Op::GeluErf { .. } => "gelu_erf",
-            Op::Attention { .. } => "attention",
-            Op::AttentionBwd { .. } => "attention_bwd",
-            Op::Lora { .. } => "lora",
-            Op::LoraBwd { .. } => "lora_bwd",
-            Op::TopK { .. } => "topk",
+/// Bytes of so many f32.
+fn f32s(elements: usize) -> usize {
+    4 * elements
+}
+
+/// So many places, spread over all; all if there are few.
+fn spread(len: usize, count: usize) -> Vec<usize> {
+    (0..len).step_by(len.div_ceil(count).max(1)).collect()
+}
+
+/// What a matmul's result may be off: rounding grows with the root of a sum's length, and tensor cores cut off what
+/// others round.
+fn of_sum(length: usize, bf16: bool) -> f64 {
+    let one = if bf16 { 2e-5 } else { 2e-6 };
+    one * (length as f64).sqrt() + 2e-5
+}
+
+impl<O> Case<O> {
+    /// The same rows of one op.
+    fn of<P>(&self, op: P) -> Case<P> {
+        Case {
+            op,
+            rows: self.rows,
+            skipped: self.skipped,
+            seed: self.seed,
         }
     }
 
-    /// Multiplications and additions.
-    pub fn flops(&self) -> f64 {
-        let rows = self.rows as f64;
-        let seen = |prefix: usize| rows * prefix as f64 + rows * (rows + 1.0) / 2.0;
-        match self.op {
-            Op::Linear {
-                inputs, outputs, ..
-            } => 2.0 * rows * (inputs * outputs) as f64,
-            Op::Nll { width, vocab } => 2.0 * rows * (width * vocab) as f64,
-            // Logits are made twice.
-            Op::NllBwd { width, vocab } => 6.0 * rows * (width * vocab) as f64,
-            Op::Attention { heads, prefix, .. } => 4.0 * seen(prefix) * heads.out() as f64,
-            Op::AttentionBwd { heads, prefix, .. } => 10.0 * seen(prefix) * heads.out() as f64,
-            Op::Lora { width, heads, rank } => {
-                2.0 * rows * (rank * (3 * width + heads.all())) as f64
-            }
-            Op::LoraBwd { width, heads, rank } => {
-                2.0 * rows * (rank * (9 * width + 2 * heads.all())) as f64
-            }
-            _ => 0.0,
-        }
-    }
-
-    /// Bytes of the operands, each once; weights have 2 bytes.
-    pub fn bytes(&self) -> f64 {
-        let rows = self.rows;
-        let floats = |elements: usize| 4 * elements;
-        let bytes = match self.op {
-            Op::Linear {
-                inputs, outputs, ..
-            } => 2 * inputs * outputs + floats(rows * (inputs + outputs)),
-            Op::Nll { width, vocab } => 2 * vocab * width + 2 * rows * width + floats(rows),
-            Op::NllBwd { width, vocab } => 4 * vocab * width + floats(3 * rows * width),
-            Op::Norm { width, .. } => floats(2 * rows * width),
-            Op::NormBwd { width, .. } => floats(4 * rows * width),
-            Op::Rotate { heads, .. } => floats(rows * (2 * heads.all() + 2 * heads.kv())),
-            Op::RotateBwd { heads, .. } => floats(2 * rows * heads.all()),
-            Op::Swiglu { width } | Op::Geglu { width } => floats(3 * rows * width),
-            Op::SwigluBwd { width } => floats(5 * rows * width),
-            Op::Gelu { width } | Op::GeluErf { width } => floats(2 * rows * width),
-            Op::GeluBwd { width } => floats(3 * rows * width),
-            Op::Attention { heads, prefix, .. } => {
-                floats(2 * (prefix + rows) * heads.kv() + rows * (heads.all() + heads.out()))
-            }
-            Op::AttentionBwd { heads, .. } => {
-                floats(rows * (2 * heads.all() + 2 * heads.out() + 4 * heads.kv()))
-            }
-            Op::Lora { width, heads, .. } => floats(rows * (width + 2 * heads.all())),
-            Op::LoraBwd { width, heads, .. } => floats(rows * (3 * width + heads.all())),
-            Op::TopK { segments } => 16 * rows * segments,
-        };
-        bytes as f64
-    }
-
-    pub fn bound(&self) -> Bound {
-        match self.op {
-            Op::Linear { .. } | Op::Nll { .. } | Op::NllBwd { .. } => Bound::Products,
-            Op::Attention { .. } | Op::AttentionBwd { .. } => Bound::Products,
-            Op::TopK { .. } => Bound::Latency,
-            _ => Bound::Memory,
-        }
-    }
-
-    /// How far a backend may be off: so much, and so much of the value. With `bf16` what lies between
-    /// two products is rounded to 8 bits.
-    pub fn tolerance(&self, bf16: bool) -> [f64; 2] {
-        // Rounding grows with the root of a sum's length; tensor cores cut off what others round.
-        let of_sum = |length: usize| {
-            let one = if bf16 { 2e-5 } else { 2e-6 };
-            one * (length as f64).sqrt() + 2e-5
-        };
-        match self.op {
-            Op::Linear { inputs, .. } => [of_sum(inputs), 1e-5],
-            Op::Nll { width, .. } => [of_sum(width), 1e-5],
-            Op::NllBwd { .. } => [if bf16 { 0.02 } else { 2e-4 }, 1e-3],
-            Op::Attention { .. } => [if bf16 { 0.05 } else { 2e-5 }, 1e-5],
-            Op::AttentionBwd { .. } => [if bf16 { 0.1 } else { 5e-4 }, 1e-3],
-            Op::Lora { .. } => [if bf16 { 0.02 } else { 5e-5 }, 1e-5],
-            // Sums over the rows.
-            Op::LoraBwd { .. } if bf16 => [0.01 * (self.rows as f64).sqrt(), 1e-3],
-            Op::LoraBwd { .. } => [2e-4 * (self.rows as f64).sqrt(), 1e-3],
-            Op::NormBwd { .. } | Op::RotateBwd { .. } => [2e-4, 1e-3],
-            Op::SwigluBwd { .. } | Op::GeluBwd { .. } => [2e-4, 1e-3],
-            Op::TopK { .. } => [0.0, 0.0],
-            _ => [3e-5, 3e-5],
-        }
-    }
-
-    /// What a likelihood is asked for.
-    pub fn picks(&self, vocab: usize) -> Vec<NllTarget> {
-        let target = |row: usize| ((self.skipped + row) * 7919 % vocab) as u32;
-        let pick = |row: usize| NllTarget {
-            row: row as u32,
-            target: target(row),
-        };
-        (0..self.rows).map(pick).collect()
+    /// So many numbers, another sequence for each `which` of a case.
+    fn numbers(&self, count: usize, scale: f32, which: u64) -> Vec<f32> {
+        floats(count, scale, 16 * self.seed + which)
     }
 }
 
-fn parts(heads: Heads, rank: usize) -> Vec<LoraPart> {
-    let mut parts = Vec::new();
-    let mut output = 0;
-    for (i, outputs) in [heads.out(), heads.kv(), heads.kv()]
-        .into_iter()
-        .enumerate()
-    {
-        parts.push(LoraPart {
-            rank: i * rank,
-            ranks: rank,
-            output,
-            outputs,
-        });
-        output += outputs;
+impl Case {
+    /// Brings operands to a device.
+    pub fn place<B: Backend>(&self, b: &B, host: &Host) -> Result<Placed<B>> {
+        let mut matrices = Vec::new();
+        for (outputs, inputs, values) in &host.matrices {
+            matrices.push(b.matrix(*outputs, *inputs, values)?);
+        }
+        if host.transposed {
+            for i in 0..host.matrices.len() {
+                matrices.push(b.transposed(&matrices[i])?);
+            }
+        }
+        self.place_beside(b, host, matrices)
     }
-    parts
+
+    /// The same beside matrices that are there already: those of a case of other rows.
+    pub fn place_beside<B: Backend>(
+        &self,
+        b: &B,
+        host: &Host,
+        matrices: Vec<B::Matrix>,
+    ) -> Result<Placed<B>> {
+        let upload = |all: &[Vec<f32>]| -> Result<Vec<B::Buf<f32>>> {
+            all.iter().map(|values| b.upload(values)).collect()
+        };
+        let mut placed = Placed {
+            matrices,
+            inputs: upload(&host.inputs)?,
+            outputs: upload(&host.outputs)?,
+            ids: Vec::new(),
+            selection: None,
+        };
+        self.prepare(b, &mut placed)?;
+        Ok(placed)
+    }
+
+    /// What the outputs hold; of a selection its mask.
+    pub fn read<B: Backend>(&self, b: &B, on: &Placed<B>) -> Result<Vec<Vec<f32>>> {
+        if let Some(selection) = &on.selection {
+            let mask = b.download(&selection.mask, 0..selection.mask.len())?;
+            return Ok(vec![mask.into_iter().map(|kept| kept as f32).collect()]);
+        }
+        let outputs = on.outputs.iter();
+        outputs.map(|out| b.download(out, 0..out.len())).collect()
+    }
+
+    /// A case whose outputs are the last rows of this one's, with the operands for it: enough to look at
+    /// where the whole takes too long. `None` where it does not.
+    pub fn tail(&self, host: &Host, few: usize) -> Option<(Case, Host)> {
+        let skip = self.rows.checked_sub(few)?;
+        let op = self.tail_of(skip)?;
+        let last = |values: &[f32]| values[values.len() / self.rows * skip..].to_vec();
+        let mut host = host.clone();
+        host.inputs[0] = last(&host.inputs[0]);
+        for output in &mut host.outputs {
+            *output = last(output);
+        }
+        let case = Case {
+            op,
+            rows: few,
+            skipped: skip,
+            seed: self.seed,
+        };
+        Some((case, host))
+    }
+}
+
+/// How far outputs are from what they should be, in multiples of what is allowed: up to 1 is right. What
+/// is not a number is infinitely far.
+pub fn distance(got: &[Vec<f32>], want: &[Want], [atol, rtol]: [f64; 2]) -> f64 {
+    let mut worst = 0.0f64;
+    for want in want {
+        for (&at, &value) in want.at.iter().zip(&want.values) {
+            let off = (f64::from(got[want.output][at]) - value).abs();
+            let allowed = atol + rtol * value.abs();
+            let far = if off == 0.0 { 0.0 } else { off / allowed };
+            worst = if far.is_nan() {
+                f64::INFINITY
+            } else {
+                worst.max(far)
+            };
+        }
+    }
+    worst
 }
