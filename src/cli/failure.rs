@@ -65,6 +65,14 @@ impl From<Error> for Failure {
     }
 }
 
+/// A command whose feature this build lacks.
+pub fn not_built(feature: &str) -> Failure {
+    Failure::Usage(format!(
+        "`prefold {feature}` is not in this build; releases have it, and `cargo install prefold \
+         --features {feature}` builds it"
+    ))
+}
+
 /// What clap says of the arguments of `command`, without its usage block, unless that alone tells which
 /// option asks for the missing one.
 pub fn malformed(error: &clap::Error, command: &str) -> Failure {

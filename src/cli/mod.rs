@@ -178,12 +178,26 @@ pub fn run(args: Vec<OsString>) -> u8 {
             return 2;
         }
         Err(error) if !error.use_stderr() => error.print().map_err(files::stdout_failure),
-        Err(error) => Err(failure::malformed(&error, &asked(&args))),
+        Err(error) => Err(match args.get(1).and_then(|word| left_out(word)) {
+            Some(feature) => failure::not_built(feature),
+            None => failure::malformed(&error, &asked(&args)),
+        }),
     };
     match done {
         Ok(()) => 0,
         Err(failure) => report(&failure),
     }
+}
+
+/// The feature that a command needs and this build lacks.
+fn left_out(command: &std::ffi::OsStr) -> Option<&'static str> {
+    // Their commands have the features' names.
+    let built = [
+        ("serve", cfg!(feature = "serve")),
+        ("mcp", cfg!(feature = "mcp")),
+    ];
+    let (name, is_built) = built.into_iter().find(|(name, _)| command == *name)?;
+    (!is_built).then_some(name)
 }
 
 /// The command that the arguments name, as far as there is one.

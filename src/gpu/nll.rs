@@ -167,8 +167,9 @@ fn by_row(picks: &[NllTarget]) -> (Vec<u32>, Vec<RowSum>) {
 }
 
 impl<L: Launcher> Gpu<L> {
-    /// Nll of up to [`ROWS`] picks to `out` and, unless it is 0, the logarithms alone to `lse`. Gives the
-    /// rows as an operand, and the address of the targets; both stay as long as the scratch is held.
+    /// Writes the nll of up to [`ROWS`] picks to the address `out`, and each row's log-sum-exp to `lse` unless
+    /// that is 0. Gives the rows as an operand, and the address of the targets; both stay as long as the
+    /// scratch is held.
     ///
     /// # Safety
     ///
@@ -194,7 +195,7 @@ impl<L: Launcher> Gpu<L> {
         Ok((operand, at[1]))
     }
 
-    /// The same of rows and targets that lie on the device; for no index (0) the first rows.
+    /// The same for rows and targets whose tables lie on the device; an `index` of 0 means the first rows.
     ///
     /// # Safety
     ///

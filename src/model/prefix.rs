@@ -9,7 +9,8 @@ use crate::ops::Backend;
 impl<B: Backend> Model<B> {
     /// A KV cache that holds a prefix, ready for what follows it.
     ///
-    /// That the prefix is this model's is for the caller to check, who has the fingerprint.
+    /// Looks at sizes only: that the prefix is this model's, [`KvPrefix::check_model`] says by the
+    /// fingerprint, which the engine asks before (`engine/loaded.rs`).
     ///
     /// # Errors
     /// [`Error::Shape`] for a prefix of other sizes; [`Error::Unsupported`] for one with gaps where

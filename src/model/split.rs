@@ -85,7 +85,7 @@ pub(crate) fn read(path: &Path, access: Access) -> Result<(Metadata, HashMap<Str
 }
 
 /// Refuses what holds weights but is not a model, each with what to do.
-pub(crate) fn check_model(path: &Path, is_folder: bool) -> Result<()> {
+pub(crate) fn check_is_model(path: &Path, is_folder: bool) -> Result<()> {
     let refuse = |reason: &str| Err(Error::format(path, reason.to_string()));
     if !is_folder {
         let safetensors = path.extension().is_some_and(|end| end == "safetensors");

@@ -133,7 +133,7 @@ impl Weights {
     /// Those of [`Weights::open`].
     pub fn open_with(path: &Path, access: Access) -> Result<Weights> {
         let is_folder = fs::metadata(path).map_err(Error::io(path))?.is_dir();
-        split::check_model(path, is_folder)?;
+        split::check_is_model(path, is_folder)?;
         if is_folder {
             Self::open_folder(path, access)
         } else {

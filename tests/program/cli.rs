@@ -125,6 +125,13 @@ fn read(path: &str) -> String {
 
 // Bad input, before a model is needed.
 
+#[cfg(not(feature = "serve"))]
+#[test]
+fn a_command_that_was_not_built_names_its_feature() {
+    let said = run_with(b"", &["serve", "--port", "0"]).bad(2);
+    assert!(said.contains("--features serve"), "{said}");
+}
+
 #[test]
 fn a_conversation_comes_back_as_the_same_json_shorter() {
     let Some(model) = common::smollm2() else {

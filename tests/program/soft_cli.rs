@@ -80,6 +80,36 @@ impl Case {
 }
 
 #[test]
+fn a_model_is_shown_by_its_configuration() {
+    let Some(case) = Case::new() else { return };
+    let model = case.golden("500x/tiny");
+    let shown = json(&["inspect", "--json", &model])["model"].clone();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(format!("{model}/config.json")).unwrap()).unwrap();
+    for (key, of_config) in [
+        ("layers", "num_hidden_layers"),
+        ("hidden", "hidden_size"),
+        ("heads", "num_attention_heads"),
+        ("kv_heads", "num_key_value_heads"),
+        ("vocab", "vocab_size"),
+        ("max_positions", "max_position_embeddings"),
+    ] {
+        assert_eq!(shown[key], config[of_config], "{key}: {shown}");
+    }
+    assert!(
+        shown["tensors"]
+            .as_object()
+            .is_some_and(|kinds| !kinds.is_empty())
+    );
+    let text = good(&["inspect", &model]);
+    let fingerprint = shown["fingerprint"].as_str().unwrap();
+    assert!(
+        text.contains(fingerprint) && text.contains("parameters"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_prefilled_prefix_is_shown_read_and_exported() {
     let Some(case) = Case::new() else { return };
     let model = case.golden("500x/tiny");

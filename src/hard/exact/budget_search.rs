@@ -1,6 +1,7 @@
 //! How much of an order fits a budget, exactly. Pure: a count in, a length out.
 
-/// The largest `n` in `0..=total` that was found to count at most `target`, and its count.
+/// The largest `n` in `0..=total` that was found to count at most `target`, and its count; 0 where not even
+/// that fits, which the caller sees by the count.
 ///
 /// `count` gives the tokens of the text that the first `n` of an order leave, `at_none` those for 0.
 /// Tokens of a text are not the sum of its parts' (neighbours merge), so it is asked again and again,

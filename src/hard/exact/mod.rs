@@ -5,7 +5,9 @@
 //! budget and one order. Each context is taken apart by its kind into units with what they need
 //! ([`kinds`]); every unit has a place in the order ([`order`]), by its context, its passage and itself
 //! as far down as `granularity` says. The longest beginning of that order that fits is kept, then what
-//! else fits whole, then the beginning of one sentence ([`select`]). The budget is never passed.
+//! else fits whole, then the beginning of one sentence ([`select`]). Every step counts the rendered text,
+//! and takes what keeps it within the target. What must stay may be longer than the target: an error for
+//! a number of tokens; a rate's target is raised, with a warning ([`Target::at_least`]).
 
 pub(super) mod budget_search;
 mod copies;
@@ -132,7 +134,7 @@ impl Exact<'_> {
             warnings: Vec::new(),
         };
         let fixed = self.count(&frame.around([]))?;
-        target.must_hold(fixed, "instruction and question alone are", "shorten them")?;
+        target.at_least(fixed, "instruction and question alone are", "shorten them")?;
 
         let parsed = contexts
             .iter()
@@ -205,7 +207,7 @@ impl Exact<'_> {
         };
         let forced = selection.forced();
         let needed = count(&forced);
-        target.must_hold(needed, "what must be kept is", "force less")?;
+        target.at_least(needed, "what must be kept is", "force less")?;
         selection.target = target.tokens;
         let chosen = selection.run(&forced, needed, &mut count);
         if let Some(error) = failed {
@@ -331,8 +333,8 @@ struct Target {
 }
 
 impl Target {
-    /// Makes room for what must stay, or refuses a target that has none for it.
-    fn must_hold(&mut self, tokens: usize, what: &str, remedy: &str) -> Result<()> {
+    /// Raises a rate's target to what must stay; refuses a number of tokens below it.
+    fn at_least(&mut self, tokens: usize, what: &str, remedy: &str) -> Result<()> {
         if tokens <= self.tokens {
             return Ok(());
         }
