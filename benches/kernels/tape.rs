@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prefold::Result;
-use prefold::gpu::{Launch, Launcher};
+use prefold::gpu::{BoxMap, Boxed, Launch, Launcher};
 
 /// Memory that was dropped while it may still be used; none: it is freed at once.
 type Attic<M> = Arc<Mutex<Option<Vec<M>>>>;
@@ -150,6 +150,10 @@ impl<L: Launcher> Launcher for Tape<L> {
     unsafe fn replay(&self, graph: &L::Graph) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.device.replay(graph) }
+    }
+
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        self.device.box_map(boxed)
     }
 
     fn processors(&self) -> u32 {

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::Library;
 
-use super::launch::{Kernel, Launch, LaunchConfig, Launcher};
+use super::boxes::EncodeTiled;
+use super::launch::{BoxMap, Boxed, Kernel, Launch, LaunchConfig, Launcher};
 use super::tape;
 use crate::error::{Error, Result};
 
@@ -38,6 +39,7 @@ type Entry = unsafe extern "C" fn(
     params: *const c_void,
     size: usize,
     grid: *const c_uint,
+    cluster: *const c_uint,
     threads: c_uint,
     shared: usize,
     order: c_int,
@@ -52,6 +54,8 @@ pub struct Emu {
     library: Library,
     schedule: Schedule,
     processors: u32,
+    /// Whether kernels for compute capability 9.0 run.
+    hopper: bool,
     /// Begin and size of the memory that is in use.
     live: Arc<Mutex<BTreeMap<usize, usize>>>,
 }
@@ -59,6 +63,8 @@ pub struct Emu {
 /// Dynamic shared memory that a block can have on every architecture that the kernels are compiled for: sm_89 and
 /// sm_120 give the least.
 const SHARED: usize = 99 << 10;
+/// The same on sm_90, for kernels that run nowhere else.
+const SHARED_HOPPER: usize = 227 << 10;
 /// Blocks of a cluster that every device with clusters can run.
 const CLUSTER: u64 = 8;
 /// Bytes before and after a piece of memory that must not be touched.
@@ -88,8 +94,17 @@ impl Emu {
             library,
             schedule,
             processors,
+            hopper: false,
             live: Arc::default(),
         })
+    }
+
+    /// The same as a device of compute capability 9.0, for which some ops have kernels of their own.
+    pub fn hopper(self) -> Self {
+        Emu {
+            hopper: true,
+            ..self
+        }
     }
 
     /// Begin and size of a piece of memory whose guards are damaged.
@@ -127,7 +142,12 @@ impl Emu {
             return Err(failed(format!("{config:?} is possible on no device")));
         }
         let shared = config.shared_bytes;
-        if shared > SHARED {
+        let most = if self.hopper && blocks > 1 {
+            SHARED_HOPPER
+        } else {
+            SHARED
+        };
+        if shared > most {
             let reason = format!("{shared} bytes of shared memory, more than every device has");
             return Err(failed(reason));
         }
@@ -143,13 +163,14 @@ impl Emu {
         let code = unsafe {
             let run = self
                 .library
-                .get::<Entry>(b"prefold_launch\0")
+                .get::<Entry>(b"prefold_launch_cluster\0")
                 .map_err(|error| failed(error.to_string()))?;
             run(
                 name.as_ptr(),
                 params.bytes().as_ptr().cast(),
                 params.bytes().len(),
                 grid.as_ptr(),
+                cluster.as_ptr(),
                 config.block,
                 shared,
                 order,
@@ -310,6 +331,25 @@ impl Launcher for Emu {
             .iter()
             // SAFETY: the caller's promise.
             .try_for_each(|kernel| unsafe { self.run(kernel) })
+    }
+
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        if !self.hopper {
+            return None;
+        }
+        let at = boxed.matrix.at as usize;
+        let bytes = ((boxed.rows - 1) * boxed.matrix.ld + boxed.columns) * 2;
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let (&begin, &held) = live.range(..=at).next_back()?;
+        assert!(
+            at + bytes <= begin + held,
+            "a map of {bytes} bytes in memory of {held}"
+        );
+        // SAFETY: the library is ours, so that its function has this type and nothing else is called.
+        unsafe {
+            let encode = self.library.get::<EncodeTiled>(b"prefold_tensor_map\0");
+            boxed.encoded(*encode.ok()?)
+        }
     }
 
     fn processors(&self) -> u32 {

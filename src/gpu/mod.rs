@@ -7,6 +7,8 @@
 
 mod abi;
 mod attention;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod boxes;
 mod check;
 #[cfg(feature = "cuda")]
 mod cublas;
@@ -30,7 +32,7 @@ pub use cuda::{Cuda, Recording};
 #[cfg(feature = "emulator")]
 pub use emu::{Emu, Order, Schedule};
 pub use gemm::Matrix;
-pub use launch::{Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
+pub use launch::{BoxMap, Boxed, Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
 pub use prune::Recorded;
 
 use std::marker::PhantomData;

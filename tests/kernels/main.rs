@@ -11,6 +11,7 @@ mod kernel_models;
 mod kernels;
 mod kernels_bwd;
 mod lora;
+mod nll90;
 mod operands;
 mod planted;
 mod prune;
