@@ -347,7 +347,9 @@ SHARED int stand_in_kernels(const char *path) {
   Lock hold(lock);
   kernels.launch = reinterpret_cast<decltype(kernels.launch)>(dlsym(library, "prefold_launch"));
   kernels.find = reinterpret_cast<decltype(kernels.find)>(dlsym(library, "prefold_kernel"));
-  return kernels.launch && kernels.find ? 0 : -1;
+  kernels.launch_cluster = reinterpret_cast<decltype(kernels.launch_cluster)>(dlsym(library, "prefold_launch_cluster"));
+  kernels.tensor_map = reinterpret_cast<decltype(kernels.tensor_map)>(dlsym(library, "prefold_tensor_map"));
+  return kernels.launch && kernels.find && kernels.launch_cluster && kernels.tensor_map ? 0 : -1;
 }
 
 // What a device is, before it is opened.
