@@ -24,6 +24,8 @@
 //
 // Registers: 168 a thread at the launch, 384 · 168 = 64512 of 65536, of which the copying warpgroup gives 128 a
 // thread to the others: 128 · 40 + 256 · 232.
+//
+// sass nll90: 49 a step, 566 a tile beside its steps, which is 4.4 per logit
 #include "arch/convert.cuh"
 #include "arch/hopper.cuh"
 

@@ -333,6 +333,14 @@ unsigned in_order(unsigned *ready) {
     const unsigned thread = m.order == DESCENDING ? m.threads - 1 - i : i;
     if (m.states[thread] == READY) ready[count++] = thread;
   }
+  // Of a cluster one block as long as it can run, or any one's threads, or all: blocks may be far apart.
+  if (m.blocks > 1 && count) {
+    const unsigned one = m.order == RANDOM ? ready[below(count, m.seed)] : ready[0];
+    if (m.order != RANDOM || below(2, m.seed)) {
+      const auto other = [&](unsigned thread) { return thread / m.block_threads != one / m.block_threads; };
+      count = static_cast<unsigned>(std::remove_if(ready, ready + count, other) - ready);
+    }
+  }
   if (m.order == RANDOM)
     for (unsigned i = count; i > 1; i--) std::swap(ready[i - 1], ready[below(i, m.seed)]);
   return count;

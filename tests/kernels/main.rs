@@ -14,6 +14,7 @@ mod lora;
 mod nll90;
 mod operands;
 mod planted;
+mod planted_hopper;
 mod prune;
 mod table;
 
