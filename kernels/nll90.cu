@@ -19,13 +19,15 @@
 //
 // FLOP: 2 · rows · vocab · ld, plus one exponential per logit. Bound by tensor cores: a step is 2^22 FLOP of a block,
 // 1024 cycles at 4096 a cycle. The 32768 exponentials of a tile are 2048 cycles of an SM's special function units,
-// to be hidden behind the other warpgroup's matmuls: at ld 576 (9 steps, 9216 cycles) each warpgroup spends some
-// 1100 cycles in its own half, at ld 4096 1.6 %. Below some 256 rows bound by reading w from memory.
+// 22 % of a tile's matmuls at ld 576 and 3 % at 4096. So that one warpgroup multiplies while the other is at its
+// exponentials, the second begins LEAD steps after the first: a warpgroup alone needs 512 cycles a step, so that the
+// first has done its 1024 cycles of exponentials when the second comes to its own. The ring has as many stages more.
+// Below some 256 rows bound by reading w from memory.
 //
 // Registers: 168 a thread at the launch, 384 · 168 = 64512 of 65536, of which the copying warpgroup gives 128 a
 // thread to the others: 128 · 40 + 256 · 232.
 //
-// sass nll90: 49 a step, 566 a tile beside its steps, which is 4.4 per logit
+// sass nll90: 55 a step, 564 a tile beside its steps, which is 4.4 per logit
 #include "arch/convert.cuh"
 #include "arch/hopper.cuh"
 
@@ -36,8 +38,10 @@ KERNEL_CLUSTER(nll90, Nll90Params, NLL90_THREADS, NLL90_CLUSTER, 168) {
   constexpr int ROWS = NLL90_ROWS, IDS = NLL90_IDS, K = NLL90_K, STAGES = NLL90_STAGES;
   constexpr unsigned X_BYTES = ROWS * K * 2, W_BYTES = IDS * K * 2, STAGE = X_BYTES + W_BYTES;
   constexpr unsigned short BOTH = 3;
+  constexpr int LEAD = 2;
   SWIZZLED_SHARED(shared);
   const unsigned stages = shared_address(shared), full = stages + STAGES * STAGE, empty = full + STAGES * 8;
+  const unsigned follow = empty + STAGES * 8;
   const unsigned rank = cluster_rank();
   // The same for a whole warp, as the compiler cannot know of threadIdx.
   const int group = __shfl_sync(FULL_WARP, static_cast<int>(threadIdx.x / 128), 0);
@@ -46,6 +50,7 @@ KERNEL_CLUSTER(nll90, Nll90Params, NLL90_THREADS, NLL90_CLUSTER, 168) {
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, 8 * NLL90_CLUSTER);
     }
+    barrier_init(follow, 4);
     barrier_init_done();
   }
   cluster_sync();
@@ -97,6 +102,9 @@ KERNEL_CLUSTER(nll90, Nll90Params, NLL90_THREADS, NLL90_CLUSTER, 168) {
     auto release = [&](unsigned of) {
       if (lane < NLL90_CLUSTER) barrier_arrive(empty + 8 * of, lane);
     };
+    // The first warpgroup's step, of its first tile, in which it lets the second begin.
+    const int lead = half == 0 ? least(LEAD, steps) - 1 : -1;
+    if (half == 1 && first < last) barrier_wait(follow, 0);
     for (int tile = first; tile < last; tile++) {
       // The first matmul of a tile does not read them.
       float d[128];
@@ -111,6 +119,7 @@ KERNEL_CLUSTER(nll90, Nll90Params, NLL90_THREADS, NLL90_CLUSTER, 168) {
         UNROLL
         for (int i = 0; i < K / 16; i++) matmul_64x256x16(d, a + 2 * i, b + 2 * i, k + i > 0);
         matmul_commit();
+        if (tile == first && k == lead && lane == 0) barrier_arrive(follow, rank);
         if (k > 0) {
           matmul_wait<1>();
           release(before);

@@ -33,6 +33,7 @@ pub struct Tape<L: Launcher> {
     entries: Mutex<Option<Vec<Launch>>>,
     attic: Attic<L::Memory>,
     library: AtomicBool,
+    boxes: AtomicBool,
 }
 
 impl<L: Launcher> Tape<L> {
@@ -42,6 +43,7 @@ impl<L: Launcher> Tape<L> {
             entries: Mutex::new(None),
             attic: Attic::default(),
             library: AtomicBool::new(true),
+            boxes: AtomicBool::new(true),
         }
     }
 
@@ -52,6 +54,11 @@ impl<L: Launcher> Tape<L> {
     /// Whether products go to the device's library.
     pub fn use_library(&self, yes: bool) {
         self.library.store(yes, Ordering::Relaxed);
+    }
+
+    /// Whether kernels that copy in boxes are used where the device has them.
+    pub fn use_boxes(&self, yes: bool) {
+        self.boxes.store(yes, Ordering::Relaxed);
     }
 
     pub fn start(&self) {
@@ -153,7 +160,10 @@ impl<L: Launcher> Launcher for Tape<L> {
     }
 
     fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
-        self.device.box_map(boxed)
+        match self.boxes.load(Ordering::Relaxed) {
+            true => self.device.box_map(boxed),
+            false => None,
+        }
     }
 
     fn processors(&self) -> u32 {

@@ -202,3 +202,6 @@ DEVICE constexpr uint64_t matrix_descriptor(unsigned shared) {
   return static_cast<uint64_t>((shared & 0x3ffff) >> 4) | static_cast<uint64_t>(1) << 16 |
          static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(1) << 62;
 }
+// As other libraries have it: the upper word for this layout, and 2 for 16 columns further on.
+static_assert(matrix_descriptor(0x400) == 0x4000004000010040, "start, leading stride, stride, swizzle");
+static_assert(matrix_descriptor(0x400 + 32) == matrix_descriptor(0x400) + 2, "16 columns of bf16");

@@ -338,8 +338,8 @@ impl<L: Launcher> Gpu<L> {
             unused: [0; 6],
         };
         let stage = (abi::NLL90_ROWS + abi::NLL90_IDS) * abi::NLL90_K * 2;
-        // Two barriers of 8 bytes a stage.
-        let shared = abi::NLL90_STAGES * (stage + 16);
+        // Two barriers of 8 bytes a stage, and one more.
+        let shared = abi::NLL90_STAGES * (stage + 16) + 8;
         let config = LaunchConfig {
             cluster: [abi::NLL90_CLUSTER, 1, 1],
             ..LaunchConfig::new([row_tiles, ranges, 1], abi::NLL90_THREADS).shared(shared as usize)

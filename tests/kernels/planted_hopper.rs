@@ -229,6 +229,12 @@ const FAULTS: &[Fault] = &[
         says: &["without a fence (fence.proxy.async)"],
     },
     Fault {
+        name: "the second warpgroup waits for more warps than the first has",
+        edits: &[("barrier_init(follow, 4)", "barrier_init(follow, 5)")],
+        shows: Shows::Always,
+        says: &[DEADLOCK],
+    },
+    Fault {
         name: "a barrier is overwritten",
         edits: &[(
             "  } else {\n    more",
@@ -239,6 +245,50 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
+/// Kernels of the twins alone. `box_bytes`: a box as it lies in shared memory, of column 64 and row 120 on, of which
+/// the second block has its own. `matmul_bytes`: columns 48 to 63 of operands that threads wrote, by descriptors
+/// that are spelled out.
+const TWINS: &str = r"
+KERNEL_CLUSTER(box_bytes, Nll90Params, 32, 2, 0) {
+  SWIZZLED_SHARED(shared);
+  const unsigned to = shared_address(shared), bar = to + 128 * 128;
+  if (threadIdx.x == 0) {
+    barrier_init(bar, 1);
+    barrier_init_done();
+    barrier_expect(bar, 128 * 128);
+    copy_box(to, &p.x, 64, 120 - 120 * static_cast<int>(cluster_rank()), bar);
+  }
+  cluster_sync();
+  barrier_wait(bar, 0);
+  auto out = reinterpret_cast<unsigned char *>(p.logit) + cluster_rank() * 128 * 128;
+  for (unsigned i = threadIdx.x; i < 128 * 128; i += 32) out[i] = shared[i];
+}
+KERNEL_CLUSTER(matmul_bytes, Nll90Params, 128, 2, 0) {
+  SWIZZLED_SHARED(shared);
+  const uint64_t to = shared_address(shared);
+  auto put = [&](unsigned base, unsigned row, unsigned column, float v) {
+    const uint16_t bits = to_bf16(v);
+    memcpy(shared + base + row * 128 + ((column / 8) ^ (row % 8)) * 16 + column % 8 * 2, &bits, 2);
+  };
+  for (unsigned column = 0; column < 64; column++) {
+    for (unsigned row = threadIdx.x; row < 64; row += 128) put(0, row, column, float((row * 7 + column * 3) % 13) - 6);
+    for (unsigned row = threadIdx.x; row < 256; row += 128)
+      put(8192, row, column, float((row * 5 + column * 11) % 17) - 8);
+  }
+  proxy_fence();
+  __syncthreads();
+  float d[128];
+  for (float &v : d) v = 1000.0f;
+  matmul_fence();
+  matmul_64x256x16(d, 0x4000004000010006 + (to >> 4), 0x4000004000010006 + ((to + 8192) >> 4), 1);
+  matmul_commit();
+  matmul_wait_all(d);
+  const unsigned warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (unsigned i = 0; i < 128; i++)
+    p.logit[(16 * warp + g + i / 2 % 2 * 8) * 256 + i / 4 * 8 + 2 * t + i % 2] = d[i];
+}
+";
+
 /// The kernel's name with a fault.
 fn kernel(fault: usize) -> &'static str {
     static NAMES: OnceLock<Vec<String>> = OnceLock::new();
@@ -247,6 +297,11 @@ fn kernel(fault: usize) -> &'static str {
 
 /// All of them as one library; none without a C++ compiler.
 fn library() -> Option<PathBuf> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    BUILT.get_or_init(build).clone()
+}
+
+fn build() -> Option<PathBuf> {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     if crate::common::carried().is_some() {
         crate::common::say("skipped: mistakes in nll90, whose text was not carried along");
@@ -254,6 +309,7 @@ fn library() -> Option<PathBuf> {
     }
     let text = std::fs::read_to_string(kernels.join("nll90.cu")).unwrap();
     let mut all = String::from("#include \"arch/convert.cuh\"\n#include \"arch/hopper.cuh\"\n");
+    all.push_str(TWINS);
     for (i, fault) in FAULTS.iter().enumerate() {
         let mut text = text.replace(
             "KERNEL_CLUSTER(nll90,",
@@ -362,7 +418,7 @@ fn run(emu: &Emu, kernel: &'static str, of: &Operands) -> Result<Vec<f64>, Error
     };
     let config = LaunchConfig {
         cluster: [2, 1, 1],
-        ..LaunchConfig::new([2, RANGES, 1], 384).shared(4 * (48 << 10) + 64)
+        ..LaunchConfig::new([2, RANGES, 1], 384).shared(4 * (48 << 10) + 72)
     };
     let launch = Launch::Kernel(Kernel {
         name: kernel,
@@ -420,4 +476,118 @@ fn every_mistake_is_found() {
         }
     }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Runs a kernel of [`TWINS`] with a matrix to copy from; what it leaves.
+fn twin(
+    library: &Path,
+    kernel: &'static str,
+    [rows, columns, ld]: [usize; 3],
+    x: &[half::bf16],
+    shared: usize,
+    out: &mut [u8],
+) {
+    for schedule in EARLY.into_iter().chain(LATE) {
+        // SAFETY: made by `library`.
+        let emu = unsafe { Emu::open(library, schedule, 24) }
+            .unwrap()
+            .hopper();
+        let mut memory = emu.alloc(size_of_val(x), false).unwrap();
+        emu.write(&mut memory, 0, bytemuck::cast_slice(x)).unwrap();
+        let to = emu.alloc(out.len(), false).unwrap();
+        let at = emu.address(&memory);
+        let boxed = Boxed {
+            matrix: Operand { at, ld },
+            rows,
+            columns,
+            size: [128, 64],
+        };
+        let params = Params {
+            x: emu.box_map(&boxed).unwrap(),
+            logit: emu.address(&to),
+            ..Params::zeroed()
+        };
+        let config = LaunchConfig {
+            cluster: [2, 1, 1],
+            ..LaunchConfig::new([2, 1, 1], if kernel == "box_bytes" { 32 } else { 128 })
+                .shared(shared)
+        };
+        let launch = Launch::Kernel(Kernel {
+            name: kernel,
+            config,
+            params: gpu::Params::new(bytemuck::bytes_of(&params)),
+        });
+        // SAFETY: they write what `out` has room for.
+        unsafe { emu.submit(launch) }.unwrap();
+        let mut got = vec![0; out.len()];
+        emu.read(&to, 0, &mut got).unwrap();
+        if schedule == EARLY[0] {
+            out.copy_from_slice(&got);
+        }
+        assert!(*out == *got, "{kernel}, {schedule:?}");
+    }
+}
+
+/// Rows of 128 bytes whose 16-byte pieces are exchanged by the row, and zeros outside of the matrix.
+#[test]
+fn a_box_lies_swizzled_with_zeros_beyond_the_matrix() {
+    let Some(library) = library() else { return };
+    // The box of the first block ends beyond the rows, and both beyond the columns.
+    let [rows, columns, ld] = [200, 100, 104];
+    let of = |row: usize, column: usize| half::bf16::from_f32((row + column * 256) as f32);
+    let x: Vec<half::bf16> = (0..rows * ld).map(|i| of(i / ld, i % ld)).collect();
+    let mut out = vec![0; 2 * 128 * 128];
+    twin(
+        &library,
+        "box_bytes",
+        [rows, columns, ld],
+        &x,
+        128 * 128 + 8,
+        &mut out,
+    );
+    let (first, second) = out.split_at(128 * 128);
+    for (block, top) in [(first, 120), (second, 0)] {
+        for row in 0..128 {
+            for column in 0..64 {
+                let at = row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2;
+                let got = half::bf16::from_le_bytes([block[at], block[at + 1]]);
+                let inside = top + row < rows && 64 + column < columns;
+                let want = if inside {
+                    of(top + row, 64 + column)
+                } else {
+                    half::bf16::ZERO
+                };
+                assert_eq!(
+                    got, want,
+                    "row {row}, column {column} of a box from row {top} on"
+                );
+            }
+        }
+    }
+}
+
+/// By descriptors as other libraries have them, and operands and sums where the instruction's description has them.
+#[test]
+fn a_warpgroup_multiplies_what_its_descriptors_say() {
+    let Some(library) = library() else { return };
+    let x = [half::bf16::ZERO; 128];
+    let mut out = vec![0; 64 * 256 * 4];
+    twin(
+        &library,
+        "matmul_bytes",
+        [1, 64, 64],
+        &x,
+        8192 + 32_768,
+        &mut out,
+    );
+    for row in 0..64usize {
+        for column in 0..256usize {
+            let a = |k: usize| ((row * 7 + k * 3) % 13) as f32 - 6.0;
+            let b = |k: usize| ((column * 5 + k * 11) % 17) as f32 - 8.0;
+            let want = 1000.0 + (48..64).map(|k| a(k) * b(k)).sum::<f32>();
+            let at = (row * 256 + column) * 4;
+            let got = f32::from_le_bytes(out[at..at + 4].try_into().unwrap());
+            assert_eq!(got, want, "row {row}, column {column}");
+        }
+    }
 }
