@@ -549,7 +549,7 @@ fn a_box_lies_swizzled_with_zeros_beyond_the_matrix() {
     for (block, top) in [(first, 120), (second, 0)] {
         for row in 0..128 {
             for column in 0..64 {
-                let at = row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2;
+                let at = row * 128 + ((column / 8) ^ (row % 8)) * 16 + column % 8 * 2;
                 let got = half::bf16::from_le_bytes([block[at], block[at + 1]]);
                 let inside = top + row < rows && 64 + column < columns;
                 let want = if inside {
