@@ -18,7 +18,16 @@ const ARCHITECTURES: [&[&str]; 5] = [&["80"], &["89"], &["90a", "90"], &["100"],
 /// What `make cuda-toolkit` makes last.
 const TOOLKIT: &str = ".venv-cuda/pyvenv.cfg";
 /// Every kernel file.
-const FILES: [&str; 7] = ["attention", "gemm", "layer", "lora", "nll", "prune", "topk"];
+const FILES: [&str; 8] = [
+    "attention",
+    "gemm",
+    "layer",
+    "lora",
+    "nll",
+    "nll90",
+    "prune",
+    "topk",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");

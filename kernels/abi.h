@@ -14,6 +14,13 @@
 #define ADDRESS(type) type *
 #endif
 
+// As the device wants tensor maps. Elsewhere they are copied, from what is aligned to 8 bytes alone.
+#if defined(__CUDACC__)
+#define ALIGNED_64 __align__(64)
+#else
+#define ALIGNED_64
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -72,6 +79,31 @@ typedef struct NllParams {
   ADDRESS(float) logit;           ///< [rows]
   uint32_t rows, vocab, ld, splits;
 } NllParams;
+
+/// What a device's tensor memory accelerator knows of a matrix: a CUtensorMap, made by the launcher.
+typedef struct ALIGNED_64 TensorMap {
+  uint64_t words[16];
+} TensorMap;
+
+/// nll90 (sm_90 alone): rows and ids of a tile, and inner dimension of a stage.
+#define NLL90_ROWS 128
+#define NLL90_IDS 256
+#define NLL90_K 64
+#define NLL90_STAGES 4
+#define NLL90_THREADS 384
+/// Blocks of a cluster: on as many tiles of rows and the same ids.
+#define NLL90_CLUSTER 2
+
+/// nll90: as nll_bf16, of ranges of ids of `share` tiles. Both maps: boxes of NLL90_K columns and 128 rows.
+typedef struct Nll90Params {
+  TensorMap x;                    ///< [rows, ld] of bf16
+  TensorMap w;                    ///< [vocab, ld]
+  ADDRESS(const uint32_t) target; ///< [rows], each below vocab
+  ADDRESS(NllPart) parts;         ///< [ranges, rows]
+  ADDRESS(float) logit;           ///< [rows]
+  uint32_t rows, vocab, ld, share;
+  uint32_t unused[6];             ///< up to a multiple of 64 bytes, as the maps are aligned
+} Nll90Params;
 
 /// nll_logits: the same from given logits.
 typedef struct NllLogitsParams {

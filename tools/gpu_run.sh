@@ -109,7 +109,7 @@ if [ -n "$gpu" ]; then
   fi
   ncu=$(command -v ncu || ls /usr/local/cuda*/bin/ncu 2>/dev/null | head -1)
   if [ -n "$ncu" ]; then
-    for kernel in nll_bf16 attention_bf16_64 nll_merge; do
+    for kernel in nll90 nll_bf16 attention_bf16_64 nll_merge; do
       step "ncu-$kernel" 40 "$ncu" --set full --clock-control none --kernel-name "$kernel" --launch-count 1 --kill yes \
         --page details --log-file "$out/logs/profile-$kernel.txt" \
         bin/bench_kernels --only nll,attention --models smollm2 --rows 2000

@@ -3,7 +3,7 @@
     python3 tools/kernel_table.py [--write] [nvcc]
 
 Fails on spills, on local memory or a fence of memory anywhere in a kernel, on what ptxas warns of in
-asynchronous products (C75xx), on a loop that is longer than the head of its kernel says ("// sass kernel: 225 a
+asynchronous products (C75xx), on warpgroup products that are not one group a round or lack setmaxnreg, on a loop that is longer than the head of its kernel says ("// sass kernel: 225 a
 step, 682 a tile", the innermost loop first), and where kernels/sass.md is not the table that was made; --write
 makes it anew. Another nvcc than the one that the table names makes other code: the table is not compared then,
 nor are the promises.
@@ -25,7 +25,11 @@ READ = "sm_90a"
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 TABLE = KERNELS / "sass.md"
 # Local memory, and fences: in a loop each costs more than all else in it.
-BANNED = ("LDL", "STL", "MEMBAR", "ERRBAR", "CCTL")
+BANNED = ("LDL", "STL", "MEMBAR", "ERRBAR")
+# Dropping what L1 holds: a cluster's barrier does it once.
+BANNED_IN_LOOPS = ("CCTL",)
+# Registers of a thread with which three warpgroups fit a multiprocessor.
+WARPGROUPS = 168
 # Worth a column: products, exponentials and the like, shared memory, copies, barriers.
 COLUMNS = ["HMMA", "HGMMA", "MUFU", "LDSM", "LDS", "STS", "LDGSTS", "LDG", "STG", "BAR"]
 
@@ -91,6 +95,26 @@ def loops_of(kernel):
             yield len(way), counts
 
 
+def wrong_with_warpgroups(kernel, registers):
+    """What is not as a kernel of warpgroup products (wgmma) must be."""
+    if not kernel.counts()["HGMMA"]:
+        return
+    if kernel.counts()["USETMAXREG"] < 2:
+        yield "has no setmaxnreg for both of its roles"
+    if registers > WARPGROUPS:
+        yield f"has {registers} registers, of which {WARPGROUPS} leave room for three warpgroups"
+    if not kernel.hot():
+        yield "has no loop around its warpgroup products"
+        return
+    first, last = kernel.hot()[0]
+    products = [kernel.code[i] for i in range(first, last + 1) if kernel.operation(i).startswith("HGMMA")]
+    # A product that ends a group names its scoreboard: elsewhere ptxas waits for each of them.
+    groups = sum("gsb0" in text for text in products)
+    waits = sum(kernel.code[i].startswith("WARPGROUP.DEPBAR") for i in range(first, last + 1))
+    if groups != 1 or waits != 1 or "gsb0" not in products[-1]:
+        yield f"has {len(products)} warpgroup products in {groups} groups and {waits} waits in its loop, not in one"
+
+
 def main():
     arguments = [a for a in sys.argv[1:] if a != "--write"]
     nvcc = arguments[0] if arguments else "nvcc"
@@ -120,7 +144,8 @@ def main():
         "|---|---|" + "--:|" * (len(ARCHITECTURES) + 1),
     ]
     for (file, name), columns in sorted(table.items()):
-        cells = " | ".join(str(columns[a][0]) for a in ARCHITECTURES)
+        # Some are for one architecture alone.
+        cells = " | ".join(str(columns[a][0]) if a in columns else "" for a in ARCHITECTURES)
         lines.append(f"| {file} | {name} | {cells} | {len(code[name].code) if name in code else '-'} |")
     lines += [
         "", "## Loops", "",
@@ -136,6 +161,11 @@ def main():
         for banned in BANNED:
             if count := code[name].counts()[banned]:
                 wrong.append(f"{name} has {count} {banned}")
+        for banned in BANNED_IN_LOOPS:
+            if any(code[name].counts(a, b + 1)[banned] for a, b in code[name].loops()):
+                wrong.append(f"{name} has {banned} in a loop")
+        registers = next(columns[READ][0] for (_, kernel), columns in table.items() if kernel == name)
+        wrong += [f"{name} {what}" for what in wrong_with_warpgroups(code[name], registers)]
         of = promised.pop(name, [])
         loops = list(loops_of(code[name]))
         if of and len(loops) < len(of) and same_compiler:

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use prefold::Result;
 use prefold::cpu::{Cpu, Panels};
-use prefold::gpu::{Buf, Gpu, Matrix};
+use prefold::gpu::{Buf, Gpu, Launch, Matrix};
 use prefold::ops::{Buffer, GemmOp, Linear, Storage, TopKOp};
 use rayon::prelude::*;
 use serde_json::json;
@@ -253,6 +253,20 @@ impl<L: Clock> Bench<L> {
                 self.gpu.launcher().use_library(true);
                 done?;
             }
+            Op::Nll(_) => {
+                let kernels = self.measure(&line, &mut placed, run, check)?;
+                if kernels.contains(&"nll90") {
+                    // The kernel of all other devices, beside it.
+                    self.gpu.launcher().use_boxes(false);
+                    let line = Line {
+                        op: "nll (mma.sync)",
+                        ..line
+                    };
+                    let done = self.measure(&line, &mut placed, run, check);
+                    self.gpu.launcher().use_boxes(true);
+                    done?;
+                }
+            }
             Op::Lora(_) => {
                 self.measure(&line, &mut placed, run, check)?;
                 self.lora_by_products(line, case)?;
@@ -261,19 +275,21 @@ impl<L: Clock> Bench<L> {
                 self.measure(&line, &mut placed, run, check)?;
                 self.gather(model, case, &placed)?;
             }
-            _ => self.measure(&line, &mut placed, run, check)?,
+            _ => {
+                self.measure(&line, &mut placed, run, check)?;
+            }
         }
         Ok(Some((placed.matrices, reference.matrices)))
     }
 
-    /// Runs an op, compares by `check` (up to 1 is right), times it, and says so.
+    /// Runs an op, compares by `check` (up to 1 is right), times it, and says so. Gives what was launched.
     fn measure<P>(
         &mut self,
         line: &Line<'_>,
         placed: &mut P,
         mut run: impl FnMut(&Gpu<Tape<L>>, &mut P) -> Result<()>,
         check: impl FnOnce(&Gpu<Tape<L>>, &P) -> Result<f64>,
-    ) -> Result<()> {
+    ) -> Result<Vec<&'static str>> {
         run(&self.gpu, placed)?;
         let far = check(&self.gpu, placed)?;
         let right = far <= 1.0;
@@ -287,7 +303,11 @@ impl<L: Clock> Bench<L> {
         let times = unsafe { L::time(tape, &entries)? };
         tape.release();
         self.report(line, right, far, entries.len(), times);
-        Ok(())
+        let name = |launch: &Launch| match launch {
+            Launch::Kernel(kernel) => kernel.name,
+            Launch::Product(_) => "a product",
+        };
+        Ok(entries.iter().map(name).collect())
     }
 
     fn report(
@@ -388,7 +408,8 @@ impl<L: Clock> Bench<L> {
                 let got = gpu.download(&outputs[0], 0..outputs[0].len())?;
                 compare(&[got], &want, false, case.tolerance(true))
             },
-        )
+        )?;
+        Ok(())
     }
 
     /// The rows of a cache that a selection keeps, moved together.
@@ -423,7 +444,8 @@ impl<L: Clock> Bench<L> {
                 let got = gpu.download(moved, 0..want.len())?;
                 compare(&[got], &[want], false, [0.0, 0.0])
             },
-        )
+        )?;
+        Ok(())
     }
 
     /// Likelihoods from logits that exist already: not an op of the trait.
@@ -457,7 +479,8 @@ impl<L: Clock> Bench<L> {
                     .collect();
                 compare(&[gpu.download(out, 0..rows)?], &[want], false, [1e-4, 0.0])
             },
-        )
+        )?;
+        Ok(())
     }
 }
 

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
                 "no GPU ({error}): tiny shapes executed by the CPU, as a check only; nothing is timed"
             ));
             match emu::launcher("library.cu", emu::SCHEDULES[2]) {
-                Some(emu) => run(emu, selected.tiny()),
+                Some(emu) => run(emu.hopper(), selected.tiny()),
                 None => return ExitCode::SUCCESS,
             }
         }

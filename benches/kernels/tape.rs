@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prefold::Result;
-use prefold::gpu::{Launch, Launcher};
+use prefold::gpu::{BoxMap, Boxed, Launch, Launcher};
 
 /// Memory that was dropped while it may still be used; none: it is freed at once.
 type Attic<M> = Arc<Mutex<Option<Vec<M>>>>;
@@ -33,6 +33,7 @@ pub struct Tape<L: Launcher> {
     entries: Mutex<Option<Vec<Launch>>>,
     attic: Attic<L::Memory>,
     library: AtomicBool,
+    boxes: AtomicBool,
 }
 
 impl<L: Launcher> Tape<L> {
@@ -42,6 +43,7 @@ impl<L: Launcher> Tape<L> {
             entries: Mutex::new(None),
             attic: Attic::default(),
             library: AtomicBool::new(true),
+            boxes: AtomicBool::new(true),
         }
     }
 
@@ -52,6 +54,11 @@ impl<L: Launcher> Tape<L> {
     /// Whether products go to the device's library.
     pub fn use_library(&self, yes: bool) {
         self.library.store(yes, Ordering::Relaxed);
+    }
+
+    /// Whether kernels that copy in boxes are used where the device has them.
+    pub fn use_boxes(&self, yes: bool) {
+        self.boxes.store(yes, Ordering::Relaxed);
     }
 
     pub fn start(&self) {
@@ -150,6 +157,13 @@ impl<L: Launcher> Launcher for Tape<L> {
     unsafe fn replay(&self, graph: &L::Graph) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.device.replay(graph) }
+    }
+
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        match self.boxes.load(Ordering::Relaxed) {
+            true => self.device.box_map(boxed),
+            false => None,
+        }
     }
 
     fn processors(&self) -> u32 {

@@ -4,5 +4,6 @@
 #include "../layer.cu"
 #include "../lora.cu"
 #include "../nll.cu"
+#include "../nll90.cu"
 #include "../prune.cu"
 #include "../topk.cu"

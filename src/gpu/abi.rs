@@ -9,6 +9,12 @@ pub const TILE_STAGES: u32 = 3;
 pub const TILE_THREADS_BF16: u32 = 128;
 pub const TILE_THREADS_F32: u32 = 256;
 pub const TILE_PITCH_F32: u32 = 20;
+pub const NLL90_ROWS: u32 = 128;
+pub const NLL90_IDS: u32 = 256;
+pub const NLL90_K: u32 = 64;
+pub const NLL90_STAGES: u32 = 4;
+pub const NLL90_THREADS: u32 = 384;
+pub const NLL90_CLUSTER: u32 = 2;
 pub const NOWHERE: u32 = 4294967295;
 pub const LORA_SPANS: u32 = 3;
 pub const LORA_ROWS: u32 = 32;
@@ -140,6 +146,48 @@ const _: () = {
     ["Offset of field: NllParams::vocab"][::std::mem::offset_of!(NllParams, vocab) - 44usize];
     ["Offset of field: NllParams::ld"][::std::mem::offset_of!(NllParams, ld) - 48usize];
     ["Offset of field: NllParams::splits"][::std::mem::offset_of!(NllParams, splits) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct TensorMap {
+    pub words: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TensorMap"][::std::mem::size_of::<TensorMap>() - 128usize];
+    ["Alignment of TensorMap"][::std::mem::align_of::<TensorMap>() - 8usize];
+    ["Offset of field: TensorMap::words"][::std::mem::offset_of!(TensorMap, words) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct Nll90Params {
+    pub x: TensorMap,
+    pub w: TensorMap,
+    pub target: u64,
+    pub parts: u64,
+    pub logit: u64,
+    pub rows: u32,
+    pub vocab: u32,
+    pub ld: u32,
+    pub share: u32,
+    pub unused: [u32; 6usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Nll90Params"][::std::mem::size_of::<Nll90Params>() - 320usize];
+    ["Alignment of Nll90Params"][::std::mem::align_of::<Nll90Params>() - 8usize];
+    ["Offset of field: Nll90Params::x"][::std::mem::offset_of!(Nll90Params, x) - 0usize];
+    ["Offset of field: Nll90Params::w"][::std::mem::offset_of!(Nll90Params, w) - 128usize];
+    ["Offset of field: Nll90Params::target"]
+        [::std::mem::offset_of!(Nll90Params, target) - 256usize];
+    ["Offset of field: Nll90Params::parts"][::std::mem::offset_of!(Nll90Params, parts) - 264usize];
+    ["Offset of field: Nll90Params::logit"][::std::mem::offset_of!(Nll90Params, logit) - 272usize];
+    ["Offset of field: Nll90Params::rows"][::std::mem::offset_of!(Nll90Params, rows) - 280usize];
+    ["Offset of field: Nll90Params::vocab"][::std::mem::offset_of!(Nll90Params, vocab) - 284usize];
+    ["Offset of field: Nll90Params::ld"][::std::mem::offset_of!(Nll90Params, ld) - 288usize];
+    ["Offset of field: Nll90Params::share"][::std::mem::offset_of!(Nll90Params, share) - 292usize];
+    ["Offset of field: Nll90Params::unused"]
+        [::std::mem::offset_of!(Nll90Params, unused) - 296usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
+use super::boxes::EncodeTiled;
 use super::cublas::Products;
-use super::launch::{Kernel, Launch, LaunchConfig, Launcher, Product};
-
+use super::launch::{BoxMap, Boxed, Kernel, Launch, LaunchConfig, Launcher, Product};
 use crate::error::{Error, Result};
 
 // `IMAGES`: name and fatbin of every kernel file, if nvcc was found; see build.rs.
@@ -29,6 +29,10 @@ pub struct Cuda {
     /// cublasLt, asked for at the first product.
     products: Mutex<Option<Products>>,
     processors: u32,
+    /// Compute capability.
+    capability: (i32, i32),
+    /// The driver's encoder of tensor maps, where kernels for compute capability 9.0 run.
+    encode: OnceLock<Option<EncodeTiled>>,
     name: String,
 }
 
@@ -103,6 +107,8 @@ impl Cuda {
             functions: Mutex::default(),
             products: Mutex::default(),
             processors: u32::try_from(processors).unwrap_or(1).max(1),
+            capability: (major, minor),
+            encode: OnceLock::new(),
         };
         for (file, image) in images {
             // SAFETY: the caller's promise.
@@ -317,6 +323,19 @@ impl Cuda {
             }
         }
         Ok(None)
+    }
+
+    /// The driver's encoder of tensor maps, if all is there that kernels for compute capability 9.0 need: such a
+    /// device and no later one, images with their code (an nvcc before 12.0 makes none), and a driver for CUDA 12.
+    fn encoder(&self) -> Option<EncodeTiled> {
+        if self.capability != (9, 0) || self.bind().is_err() {
+            return None;
+        }
+        self.find("nll90").ok()??;
+        // Not by cudarc's function of that name, which panics where the driver does not have it.
+        // SAFETY: the function has this type since it exists.
+        let found = unsafe { sys::culib().get::<EncodeTiled>(b"cuTensorMapEncodeTiled\0") };
+        found.ok().map(|encode| *encode)
     }
 
     /// A kernel by its name, with the shared memory and the carve-out of its launch.
@@ -689,6 +708,12 @@ impl Launcher for Cuda {
     unsafe fn replay(&self, graph: &Recording) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { Cuda::replay(self, graph) }
+    }
+
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        let encode = *self.encode.get_or_init(|| self.encoder());
+        // SAFETY: `encoder` found the driver's.
+        unsafe { boxed.encoded(encode?) }
     }
 
     fn processors(&self) -> u32 {

@@ -118,6 +118,22 @@ pub struct Product {
     pub precision: Precision,
 }
 
+/// A matrix of bf16 in the device's memory, to be copied in boxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boxed {
+    /// Row-major.
+    pub matrix: Operand,
+    /// Rows of the matrix; of a box that begins before its end the rest is zeros.
+    pub rows: usize,
+    /// Elements of a row, likewise.
+    pub columns: usize,
+    /// Rows and columns of a box.
+    pub size: [u32; 2],
+}
+
+/// The 128 bytes by which a device's copies know a [`Boxed`] matrix: a `CUtensorMap`.
+pub type BoxMap = [u64; 16];
+
 /// One launch: what ops submit, what a recording holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Launch {
@@ -185,6 +201,13 @@ pub trait Launcher: Send + Sync + Sized + 'static {
     /// As of [`Launcher::submit`]: all memory that it uses is still there.
     #[allow(unsafe_code)]
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
+
+    /// Describes a matrix to copies in boxes, of which kernels for compute capability 9.0 are made. `None`
+    /// where such kernels do not run, or the matrix is not one that can be copied so.
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        let _ = boxed;
+        None
+    }
 
     /// Multiprocessors: blocks that run at once are about twice as many.
     fn processors(&self) -> u32;

@@ -7,6 +7,8 @@
 
 mod abi;
 mod attention;
+#[cfg(feature = "cuda")]
+mod boxes;
 mod check;
 #[cfg(feature = "cuda")]
 mod cublas;
@@ -24,9 +26,10 @@ mod prune;
 mod tape;
 mod topk;
 
+pub use boxes::EncodeTiled;
 pub use cuda::{Cuda, Recording};
 pub use gemm::Matrix;
-pub use launch::{Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
+pub use launch::{BoxMap, Boxed, Kernel, Launch, LaunchConfig, Launcher, Operand, Params, Product};
 pub use prune::Recorded;
 
 use std::marker::PhantomData;

@@ -1,10 +1,11 @@
 //! Negative log-likelihoods by `kernels/nll.cu`.
 
 use super::abi::{
-    NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum, ScatterParams,
+    self, Nll90Params, NllBwdParams, NllLogitsParams, NllMergeParams, NllParams, NllPart, RowSum,
+    ScatterParams, TensorMap,
 };
 use super::gemm::{Matrix, Tile};
-use super::{Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, Product, Scratch, size};
+use super::{Boxed, Buf, Gpu, LaunchConfig, Launcher, Operand, Precision, Product, Scratch, size};
 use crate::error::Result;
 use crate::ops::nll::{NllOp, NllTarget};
 use crate::ops::storage::Storage;
@@ -143,6 +144,23 @@ impl<L: Launcher> NllOp for Gpu<L> {
     }
 }
 
+/// Parts of each row that all rows' have room for beside a logit each.
+fn room(rows: usize) -> usize {
+    (PARTS - rows * size_of::<f32>()) / (rows * size_of::<NllPart>())
+}
+
+/// Tiles of ids of a range: so many that a device that runs `clusters` clusters at once is done soonest with
+/// `pairs` pairs of row tiles, in at most `room` ranges. A round of clusters costs about one tile more than it
+/// has, for the first copies and the last logits.
+///
+/// All pairs have the same ranges, so that clusters that run side by side take the same weights from L2.
+fn share(pairs: usize, tiles: usize, clusters: usize, room: usize) -> usize {
+    let time = |share: &usize| (pairs * tiles.div_ceil(*share)).div_ceil(clusters) * (share + 1);
+    let most_ranges = room.min(2 * clusters).max(1);
+    let shares = (tiles.div_ceil(most_ranges).max(1)..=tiles.max(1)).rev();
+    shares.min_by_key(time).unwrap_or(1)
+}
+
 /// Rows of one round of the backward.
 const ROWS_BWD: usize = 4096;
 
@@ -212,17 +230,23 @@ impl<L: Launcher> Gpu<L> {
         out: u64,
         lse: u64,
     ) -> Result<Operand> {
+        // SAFETY: the caller's promise.
+        let (operand, ld) = unsafe { self.pack(&mut *scratch, self.at(x), index, rows, width)? };
+        let operand = Operand { at: operand, ld };
+        if let Some(maps) = self.hopper_maps(operand, rows, head) {
+            // SAFETY: the caller's promise.
+            unsafe { self.score_hopper(scratch, maps, ld, head, target, rows, out, lse)? };
+            return Ok(operand);
+        }
         let tile = Tile::of(self.precision);
         let tiles = head.outputs.div_ceil(tile.size);
         let row_tiles = rows.div_ceil(tile.size);
         let splits = self.splits(row_tiles, tiles, rows);
         // As many as have something to do.
         let splits = tiles.div_ceil(tiles.div_ceil(splits));
-        // SAFETY: the caller's promise.
-        let (operand, ld) = unsafe { self.pack(&mut *scratch, self.at(x), index, rows, width)? };
         let [parts, logit] = self.parts(&mut scratch.parts, splits, rows)?;
         let params = NllParams {
-            x: operand,
+            x: operand.at,
             w: self.launcher.address(&head.memory),
             target,
             parts,
@@ -248,7 +272,84 @@ impl<L: Launcher> Gpu<L> {
         };
         // SAFETY: the caller's promise of the output.
         unsafe { self.merge([parts, logit, out, lse], rows, splits)? };
-        Ok(Operand { at: operand, ld })
+        Ok(operand)
+    }
+
+    /// Maps of both operands for `nll90`, where the device runs it.
+    fn hopper_maps(
+        &self,
+        operand: Operand,
+        rows: usize,
+        head: &Matrix<L>,
+    ) -> Option<[TensorMap; 2]> {
+        if self.precision != Precision::Bf16 || rows == 0 {
+            return None;
+        }
+        // A block takes its tile's rows at once, and ids in two halves, one of each block of the cluster.
+        let size = [abi::NLL90_ROWS, abi::NLL90_K];
+        let map = |matrix: Operand, rows| {
+            let columns = matrix.ld;
+            self.launcher.box_map(&Boxed {
+                matrix,
+                rows,
+                columns,
+                size,
+            })
+        };
+        let words = [map(operand, rows)?, map(head.operand(self), head.outputs)?];
+        Some(words.map(|words| TensorMap { words }))
+    }
+
+    /// [`Gpu::score_at`] by `nll90`.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Gpu::score_at`]; the maps are of both operands, with rows of `ld`.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn score_hopper(
+        &self,
+        scratch: &mut Scratch<L>,
+        [x, w]: [TensorMap; 2],
+        ld: usize,
+        head: &Matrix<L>,
+        target: u64,
+        rows: usize,
+        out: u64,
+        lse: u64,
+    ) -> Result<()> {
+        let tiles = head.outputs.div_ceil(abi::NLL90_IDS as usize);
+        let cluster = abi::NLL90_CLUSTER as usize;
+        let row_tiles = rows
+            .div_ceil(abi::NLL90_ROWS as usize)
+            .next_multiple_of(cluster);
+        let clusters = (self.launcher.processors() as usize / cluster).max(1);
+        let share = share(row_tiles / cluster, tiles, clusters, room(rows));
+        let ranges = tiles.div_ceil(share);
+        let [parts, logit] = self.parts(&mut scratch.parts, ranges, rows)?;
+        let params = Nll90Params {
+            x,
+            w,
+            target,
+            parts,
+            logit,
+            rows: size("nll", rows)?,
+            vocab: size("nll", head.outputs)?,
+            ld: size("nll", ld)?,
+            share: size("nll", share)?,
+            unused: [0; 6],
+        };
+        let stage = (abi::NLL90_ROWS + abi::NLL90_IDS) * abi::NLL90_K * 2;
+        // Two barriers of 8 bytes a stage, and one more.
+        let shared = abi::NLL90_STAGES * (stage + 16) + 8;
+        let config = LaunchConfig {
+            cluster: [abi::NLL90_CLUSTER, 1, 1],
+            ..LaunchConfig::new([row_tiles, ranges, 1], abi::NLL90_THREADS).shared(shared as usize)
+        };
+        // SAFETY: the caller's promise of the targets and of the maps; parts and logits were made for these
+        // rows and ranges.
+        unsafe { self.launch("nll90", config, &params)? };
+        // SAFETY: the caller's promise of the output.
+        unsafe { self.merge([parts, logit, out, lse], rows, ranges) }
     }
 
     /// `out[row] = -ln softmax(logits[row])[targets[row]]` for logits `[rows, vocab]` that exist
@@ -305,8 +406,7 @@ impl<L: Launcher> Gpu<L> {
     /// Shares of the vocabulary that fill the device twice, as far as parts may take memory.
     fn splits(&self, blocks: usize, tiles: usize, rows: usize) -> usize {
         let fill = (2 * self.launcher.processors() as usize / blocks).max(1);
-        let room = (PARTS - rows * size_of::<f32>()) / (rows * size_of::<NllPart>());
-        fill.min(tiles).min(room).max(1)
+        fill.min(tiles).min(room(rows)).max(1)
     }
 
     /// Addresses of the parts and of the logits.
@@ -341,5 +441,47 @@ impl<L: Launcher> Gpu<L> {
                 &params,
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{room, share};
+
+    #[test]
+    fn ranges_fill_the_device() {
+        // An H200 has 66 clusters; SmolLM2 192 tiles, Llama 3 501.
+        for (rows, tiles, want) in [
+            // One pair: 64 of 66 clusters have 3 tiles each.
+            (200, 192, 3),
+            // 8 pairs, 8 ranges.
+            (2000, 192, 24),
+            (2000, 501, 63),
+            // 32 pairs, 2 ranges.
+            (8192, 501, 251),
+            // More clusters than one tile of ids can use.
+            (2000, 1, 1),
+            // 128 pairs: two rounds of clusters without a split.
+            (32_768, 192, 192),
+        ] {
+            let pairs = usize::div_ceil(rows, 256);
+            let share = share(pairs, tiles, 66, room(rows));
+            assert_eq!(share, want, "{rows} rows, {tiles} tiles");
+        }
+        assert_eq!(share(3, 7, 1, 100), 7);
+    }
+
+    #[test]
+    fn ranges_are_no_more_than_their_parts_have_room_for() {
+        for rows in [1, 255, 17_000, 20_000, super::ROWS] {
+            let pairs = usize::div_ceil(rows, 256);
+            let ranges = usize::div_ceil(192, share(pairs, 192, 66, room(rows)));
+            assert!(
+                rows * (8 * ranges + 4) <= super::PARTS,
+                "{rows} rows, {ranges} ranges"
+            );
+        }
+        // Without that limit there would be more.
+        assert!(share(67, 192, 66, usize::MAX) < share(67, 192, 66, room(17_000)));
     }
 }

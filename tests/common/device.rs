@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use prefold::gpu::{Cuda, Gpu, Launch, Launcher, Precision};
+use prefold::gpu::{BoxMap, Boxed, Cuda, Gpu, Launch, Launcher, Precision};
 use prefold::{Error, Result};
 
 use super::emu::{Emu, SCHEDULES, Schedule, launcher};
@@ -209,6 +209,15 @@ impl Launcher for Device {
                 (Device::Cuda { cuda, .. }, Graph::Cuda(graph)) => Launcher::replay(cuda, graph),
                 _ => Err(mixed()),
             }
+        }
+    }
+
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        match self {
+            Device::Emu(emu) | Device::Without(emu, _) | Device::Failing(emu, _) => {
+                emu.box_map(boxed)
+            }
+            Device::Cuda { cuda, .. } => cuda.box_map(boxed),
         }
     }
 

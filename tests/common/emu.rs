@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use cuda_emulator::{Emulator, Error as Fault};
 pub use cuda_emulator::{Order, Schedule};
-use prefold::gpu::{Gpu, Kernel, Launch, Launcher, Precision};
+use prefold::gpu::{BoxMap, Boxed, Gpu, Kernel, Launch, Launcher, Precision};
 use prefold::{Error, Result};
 
 /// Ways to run a launch, of which each finds other mistakes.
@@ -31,8 +31,7 @@ pub fn backend(schedule: Schedule, precision: Precision) -> Option<Gpu<Emu>> {
 /// The kernels of a file of `kernels/host`.
 pub fn launcher(unit: &'static str, schedule: Schedule) -> Option<Emu> {
     // SAFETY: made by `library`.
-    let emulator = unsafe { Emulator::open(&library(unit)?, schedule) };
-    Some(Emu(emulator.unwrap()))
+    Some(unsafe { Emu::open(&library(unit)?, schedule) })
 }
 
 /// Compiles once per content of the sources; none without a C++ compiler.
@@ -77,7 +76,10 @@ pub fn found<T>(built: std::result::Result<T, Fault>) -> Option<T> {
 }
 
 /// Kernels executed by the CPU.
-pub struct Emu(Emulator);
+pub struct Emu {
+    emulator: Emulator,
+    hopper: bool,
+}
 
 /// A fault as the library's callers see it.
 fn fault(error: Fault) -> Error {
@@ -88,6 +90,26 @@ fn fault(error: Fault) -> Error {
 }
 
 impl Emu {
+    /// # Safety
+    ///
+    /// The library is of `cuda_emulator::compile`.
+    pub unsafe fn open(library: &Path, schedule: Schedule) -> Self {
+        // SAFETY: the caller's promise.
+        let emulator = unsafe { Emulator::open(library, schedule) };
+        Emu {
+            emulator: emulator.unwrap(),
+            hopper: false,
+        }
+    }
+
+    /// The same as a device of compute capability 9.0, for which some ops have kernels of their own.
+    pub fn hopper(self) -> Self {
+        Emu {
+            emulator: self.emulator.hopper(),
+            hopper: true,
+        }
+    }
+
     /// # Safety
     ///
     /// As of [`Launcher::submit`].
@@ -110,7 +132,7 @@ impl Emu {
             params: kernel.params.bytes(),
         };
         // SAFETY: the caller's promise.
-        unsafe { self.0.launch(&launch) }.map_err(|error| match error {
+        unsafe { self.emulator.launch(&launch) }.map_err(|error| match error {
             Fault::Launch { reason, .. } => Error::Launch {
                 kernel: kernel.name,
                 reason,
@@ -125,7 +147,7 @@ impl Launcher for Emu {
     type Graph = Vec<Kernel>;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory> {
-        self.0.alloc(bytes, zeroed).map_err(fault)
+        self.emulator.alloc(bytes, zeroed).map_err(fault)
     }
 
     fn address(&self, memory: &Self::Memory) -> u64 {
@@ -176,6 +198,19 @@ impl Launcher for Emu {
             .iter()
             // SAFETY: the caller's promise.
             .try_for_each(|kernel| unsafe { self.run(kernel) })
+    }
+
+    fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
+        if !self.hopper {
+            return None;
+        }
+        let bytes = ((boxed.rows - 1) * boxed.matrix.ld + boxed.columns) * 2;
+        assert!(
+            self.emulator.holds(boxed.matrix.at, bytes),
+            "a map of {bytes} bytes that are not in one piece of memory"
+        );
+        // SAFETY: a function of this type.
+        unsafe { boxed.encoded(self.emulator.encode_tiled().ok()?) }
     }
 
     fn processors(&self) -> u32 {

@@ -7,6 +7,7 @@
 mod common;
 
 mod faults;
+mod hopper;
 mod misuse;
 mod models;
 mod place;

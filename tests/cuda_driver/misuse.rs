@@ -669,7 +669,7 @@ fn leaks_are_found() {
     assert!(
         place
             .left()
-            .contains("7 modules, 1 pools, 1 pieces of memory"),
+            .contains("8 modules, 1 pools, 1 pieces of memory"),
         "{}",
         place.left()
     );

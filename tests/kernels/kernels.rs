@@ -132,7 +132,8 @@ fn likelihoods_over_real_vocabularies() {
     });
 }
 
-fn check_nll<L: Launcher>(
+/// Compares likelihoods of random operands with those in f64.
+pub fn check_nll<L: Launcher>(
     gpu: &Gpu<L>,
     precision: Precision,
     rows: usize,

@@ -11,8 +11,10 @@ mod kernel_models;
 mod kernels;
 mod kernels_bwd;
 mod lora;
+mod nll90;
 mod operands;
 mod planted;
+mod planted_hopper;
 mod prune;
 mod table;
 

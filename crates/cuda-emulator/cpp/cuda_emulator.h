@@ -46,10 +46,12 @@ struct Registered {
   size_t params;
   unsigned threads;
   void (*run)(const void *);
+  // Blocks of its clusters, 0 for any number, and registers of a thread at the launch, for what asks for them.
+  unsigned cluster, registers;
   const char *file;
   const Registered *next;
-  Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *),
-             const char *file = __builtin_FILE());
+  Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *), unsigned cluster = 0,
+             unsigned registers = 0, const char *file = __builtin_FILE());
 };
 
 // Of the running fiber. Not `thread_local`, which would cost a call at every use.

@@ -1,6 +1,6 @@
 // Executes kernels on a CPU, to find their mistakes where there is no GPU.
 //
-// Blocks run one after another. The threads of a block are fibers: each runs until it needs others,
+// Blocks run one after another, those of a cluster together (hopper.inc). The threads of a block are fibers: each runs until it needs others,
 // at a barrier or a warp collective, and then the next one does, in ascending, descending or random
 // order. So a result that depends on an order that nobody promised differs between runs. Shared memory
 // holds NaN before each block. Copies land early or late (see copy_async). What cannot go on is
@@ -80,6 +80,9 @@ constexpr size_t STACK = 256 << 10;
 constexpr size_t STAGGER = 1088, STAGGERED = 64 << 10;
 constexpr size_t stack_of(unsigned thread) { return STACK - thread * STAGGER % STAGGERED; }
 
+// What any device with clusters can run.
+constexpr unsigned MAX_CLUSTER = 8;
+
 enum State : unsigned char { READY, WAITING, DONE };
 
 struct Fiber {
@@ -117,20 +120,28 @@ struct Machine {
   // Of each fiber, side by side: the scheduler looks at all of them between any two.
   std::vector<State> states;
   std::vector<Warp> warps;
-  unsigned char *shared;
+  // Of each block of the cluster; where there are no clusters, of the one block.
+  unsigned char *shared[MAX_CLUSTER];
   size_t shared_bytes;
+  // Blocks of a cluster, in all and to each side, and threads of a block.
+  unsigned blocks, cluster[3], block_threads;
   const Registered *kernel;
   const void *params;
   Order order;
   bool late;
   uint64_t seed;
-  unsigned threads, arrived, current;
+  // Threads of all blocks of a cluster; those of one block follow each other.
+  unsigned threads, current;
+  // Of each block.
+  unsigned arrived[MAX_CLUSTER];
   // What the thread sanitizer sees threads meet at. One barrier's and the next one's are two, or who
   // leaves the first late would seem to come after what others did before the second.
-  unsigned phase;
-  char phases[2];
+  unsigned phase[MAX_CLUSTER];
+  char phases[MAX_CLUSTER][2];
   bool failed;
   std::string report;
+  // The first of the cluster.
+  Index first_block;
 #if defined(__x86_64__)
   void *top;
 #else
@@ -150,6 +161,13 @@ struct Machine {
 };
 
 TLS Machine *machine;
+
+// The cluster's own part of a launch: hopper.inc.
+void cluster_begin();
+void cluster_ended();
+void cluster_turn();
+bool cluster_land();
+void cluster_end();
 
 uint64_t next_random(uint64_t &state) {
   uint64_t z = state += 0x9e3779b97f4a7c15u;
@@ -189,6 +207,12 @@ void enter(unsigned thread) {
   Fiber &next = m.fibers[thread];
   m.current = thread;
   thread_index.x = thread;
+  if (m.blocks > 1) {
+    const unsigned rank = thread / m.block_threads;
+    thread_index.x = thread % m.block_threads;
+    block_index = {m.first_block.x + rank % m.cluster[0], m.first_block.y + rank / m.cluster[0] % m.cluster[1],
+                   m.first_block.z + rank / (m.cluster[0] * m.cluster[1])};
+  }
 #ifdef TSAN
   __tsan_switch_to_fiber(next.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
@@ -230,6 +254,7 @@ void fiber_main() {
   m.kernel->run(m.params);
   release(&m.params);
   m.states[m.current] = DONE;
+  if (m.blocks > 1) cluster_ended();
   leave(true);
   abort();
 }
@@ -308,6 +333,14 @@ unsigned in_order(unsigned *ready) {
     const unsigned thread = m.order == DESCENDING ? m.threads - 1 - i : i;
     if (m.states[thread] == READY) ready[count++] = thread;
   }
+  // Of a cluster one block as long as it can run, or any one's threads, or all: blocks may be far apart.
+  if (m.blocks > 1 && count) {
+    const unsigned one = m.order == RANDOM ? ready[below(count, m.seed)] : ready[0];
+    if (m.order != RANDOM || below(2, m.seed)) {
+      const auto other = [&](unsigned thread) { return thread / m.block_threads != one / m.block_threads; };
+      count = static_cast<unsigned>(std::remove_if(ready, ready + count, other) - ready);
+    }
+  }
   if (m.order == RANDOM)
     for (unsigned i = count; i > 1; i--) std::swap(ready[i - 1], ready[below(i, m.seed)]);
   return count;
@@ -315,20 +348,30 @@ unsigned in_order(unsigned *ready) {
 
 void run_block(std::vector<unsigned> &ready) {
   Machine &m = *machine;
-  memset(m.shared, 0xff, m.shared_bytes);
+  for (unsigned rank = 0; rank < m.blocks; rank++) {
+    memset(m.shared[rank], 0xff, m.shared_bytes);
+    m.arrived[rank] = 0;
+  }
   for (auto &warp : m.warps) warp = {};
-  m.arrived = 0;
+  if (m.blocks > 1) cluster_begin();
   release(&m.kernel);
   m.states.assign(m.threads, READY);
   for (unsigned i = 0; i < m.threads; i++) start(m.fibers[i], i);
   unsigned count;
-  while (!m.failed && (count = in_order(ready.data())))
-    for (unsigned i = 0; i < count && !m.failed; i++) enter(ready[i]);
+  do {
+    while (!m.failed && (count = in_order(ready.data())))
+      for (unsigned i = 0; i < count && !m.failed; i++) {
+        enter(ready[i]);
+        if (m.blocks > 1) cluster_turn();
+      }
+    // Where no thread can run, what is under way to the shared memory of a cluster arrives.
+  } while (!m.failed && m.blocks > 1 && cluster_land());
   const auto done = [](State state) { return state == DONE; };
   if (!m.failed && !std::all_of(m.states.begin(), m.states.end(), done)) {
     m.report = deadlock();
     m.failed = true;
   }
+  if (m.blocks > 1 && !m.failed) cluster_end();
   // To the thread sanitizer blocks follow each other, as they do here.
   acquire(&m.params);
 #ifdef TSAN
@@ -339,12 +382,13 @@ void run_block(std::vector<unsigned> &ready) {
 } // namespace
 
 Registered::Registered(const char *name, size_t params, unsigned threads, void (*run)(const void *),
-                       const char *file)
-    : name(name), params(params), threads(threads), run(run), file(file), next(registered) {
+                       unsigned cluster, unsigned registers, const char *file)
+    : name(name), params(params), threads(threads), run(run), cluster(cluster), registers(registers), file(file),
+      next(registered) {
   registered = this;
 }
 
-unsigned char *shared_memory() { return machine->shared; }
+unsigned char *shared_memory() { return machine->shared[machine->current / machine->block_threads]; }
 
 void fail(const char *what, const char *file, int line) {
   machine->failed = true;
@@ -355,14 +399,15 @@ void fail(const char *what, const char *file, int line) {
 
 void barrier(const char *file, int line) {
   Machine &m = *machine;
-  char *const meeting = &m.phases[m.phase % 2];
+  const unsigned rank = m.current / m.block_threads, first = rank * m.block_threads;
+  char *const meeting = &m.phases[rank][m.phase[rank] % 2];
   release(meeting);
-  if (++m.arrived < m.threads) {
+  if (++m.arrived[rank] < m.block_threads) {
     wait_here("barrier", file, line);
   } else {
-    m.arrived = 0;
-    m.phase++;
-    for (unsigned i = 0; i < m.threads; i++) {
+    m.arrived[rank] = 0;
+    m.phase[rank]++;
+    for (unsigned i = first; i < first + m.block_threads; i++) {
       Fiber &f = m.fibers[i];
       if (i == m.current) continue;
       if (f.line != line || !same_file(f.file, file))
@@ -456,11 +501,11 @@ extern "C" int cuda_emulator_kernel(const char *name, size_t *params, unsigned *
   return 0;
 }
 
-// Runs a kernel; 0, or a line in `report`. `grid` has three numbers; order 0 ascending, 1 descending,
-// 2 random by `seed`; `late` lets copies land as late as they may.
+// Runs a kernel in clusters of blocks; 0, or a line in `report`. `grid` and `cluster` have three numbers; order 0
+// ascending, 1 descending, 2 random by `seed`; `late` lets copies land as late as they may.
 extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t size, const unsigned *grid,
-                              unsigned threads, size_t shared_bytes, int order, int late,
-                              uint64_t seed, char *report, size_t report_size) {
+                                      const unsigned *cluster, unsigned threads, size_t shared_bytes, int order,
+                                      int late, uint64_t seed, char *report, size_t report_size) {
   using namespace host;
   auto refuse = [&](const std::string &why) {
     snprintf(report, report_size, "%s", why.c_str());
@@ -478,11 +523,16 @@ extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t
   if (!grid[0] || !grid[1] || !grid[2] || grid[1] > 65535 || grid[2] > 65535)
     return refuse("a grid that CUDA does not take");
   if (shared_bytes > 227 << 10) return refuse("more shared memory than a block can have");
+  const uint64_t blocks = uint64_t(cluster[0]) * cluster[1] * cluster[2];
+  if (!blocks || blocks > MAX_CLUSTER || grid[0] % cluster[0] || grid[1] % cluster[1] || grid[2] % cluster[2])
+    return refuse("a grid that is not made of such clusters");
+  if (kernel->cluster && kernel->cluster != blocks)
+    return refuse("clusters of " + std::to_string(blocks) + " blocks; it takes " + std::to_string(kernel->cluster));
 
   static thread_local Machine kept;
   machine = &kept;
   Machine &m = kept;
-  while (m.fibers.size() < threads) {
+  while (m.fibers.size() < threads * blocks) {
     Fiber fiber{};
     void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -490,34 +540,42 @@ extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t
     fiber.stack = static_cast<char *>(stack);
     m.fibers.push_back(std::move(fiber));
   }
-  m.warps.assign(threads / 32, {});
+  m.warps.assign(threads * blocks / 32, {});
   m.kernel = kernel;
   m.params = params;
   m.order = static_cast<Order>(order);
   m.late = late != 0;
   m.seed = seed;
-  m.threads = threads;
+  m.block_threads = threads;
+  m.threads = threads * static_cast<unsigned>(blocks);
+  m.blocks = static_cast<unsigned>(blocks);
+  std::copy(cluster, cluster + 3, m.cluster);
   m.failed = false;
   m.shared_bytes = shared_bytes;
 #ifdef TSAN
   m.tsan = __tsan_get_current_fiber();
 #endif
   // Exactly as large as asked for, so that the address sanitizer sees the end.
-  void *shared = nullptr;
-  if (posix_memalign(&shared, 128, shared_bytes ? shared_bytes : 1)) return refuse("no memory");
-  m.shared = static_cast<unsigned char *>(shared);
+  for (unsigned rank = 0; rank < m.blocks; rank++) {
+    void *shared = nullptr;
+    if (posix_memalign(&shared, 128, shared_bytes ? shared_bytes : 1)) return refuse("no memory");
+    m.shared[rank] = static_cast<unsigned char *>(shared);
+  }
   block_size = {threads, 1, 1};
   grid_size = {grid[0], grid[1], grid[2]};
   thread_index = {0, 0, 0};
-  std::vector<unsigned> ready(threads);
-  for (unsigned z = 0; z < grid[2] && !m.failed; z++)
-    for (unsigned y = 0; y < grid[1] && !m.failed; y++)
-      for (unsigned x = 0; x < grid[0] && !m.failed; x++) {
-        block_index = {x, y, z};
+  std::vector<unsigned> ready(m.threads);
+  for (unsigned z = 0; z < grid[2] && !m.failed; z += cluster[2])
+    for (unsigned y = 0; y < grid[1] && !m.failed; y += cluster[1])
+      for (unsigned x = 0; x < grid[0] && !m.failed; x += cluster[0]) {
+        block_index = m.first_block = {x, y, z};
         run_block(ready);
       }
-  free(shared);
+  for (unsigned rank = 0; rank < m.blocks; rank++) free(m.shared[rank]);
   if (!m.failed) return 0;
   return refuse(m.report + ", block (" + std::to_string(block_index.x) + ", " +
                 std::to_string(block_index.y) + ", " + std::to_string(block_index.z) + ")");
 }
+
+// Of the same machine: what clusters share, and copies and matmuls that run beside the threads.
+#include "hopper.inc"

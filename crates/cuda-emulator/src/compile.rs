@@ -16,18 +16,22 @@ pub(crate) fn sources() -> PathBuf {
 
 /// Compiles one translation unit of kernels into a library in the folder `out`, and gives its path.
 /// Kernels include `cuda_emulator.h`; `include` are more folders to look in. The library's name holds
-/// a fingerprint of these folders and of the emulator: what is unchanged is not compiled again.
+/// a fingerprint of the unit, these folders and the emulator: what is unchanged is not compiled again.
 ///
 /// # Errors
 ///
 /// [`Error::NoCompiler`], [`Error::Compile`] with the compiler's report, [`Error::File`].
 pub fn compile(unit: &Path, include: &[PathBuf], out: &Path) -> Result<PathBuf> {
-    let mut folders = include.to_vec();
-    folders.extend(unit.parent().map(Path::to_owned));
-    folders.push(sources());
+    let folders: Vec<PathBuf> = include.iter().cloned().chain([sources()]).collect();
+    let text = fs::read(unit).map_err(|source| Error::File {
+        path: unit.into(),
+        source,
+    })?;
+    let mut hash = DefaultHasher::new();
+    (fingerprint(&folders)?, text).hash(&mut hash);
     let name = unit.file_name().unwrap_or_default().to_string_lossy();
     let name = name.replace('.', "-");
-    let library = out.join(format!("{name}-{:016x}.so", fingerprint(&folders)?));
+    let library = out.join(format!("{name}-{:016x}.so", hash.finish()));
     shared_library(&library, |command| {
         for folder in include.iter().chain([&sources()]) {
             command.arg("-I").arg(folder);

@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,6 +36,7 @@ type Entry = unsafe extern "C" fn(
     params: *const c_void,
     size: usize,
     grid: *const c_uint,
+    cluster: *const c_uint,
     threads: c_uint,
     shared: usize,
     order: c_int,
@@ -45,10 +46,28 @@ type Entry = unsafe extern "C" fn(
     report_size: usize,
 ) -> c_int;
 
+/// `cuTensorMapEncodeTiled`, with its enumerations as numbers.
+pub type EncodeTiled = unsafe extern "C" fn(
+    map: *mut c_void,
+    data_type: c_int,
+    rank: c_uint,
+    address: *mut c_void,
+    sides: *const u64,
+    strides: *const u64,
+    size: *const c_uint,
+    steps: *const c_uint,
+    interleave: c_int,
+    swizzle: c_int,
+    promotion: c_int,
+    fill: c_int,
+) -> c_int;
+
 /// Kernels of a library, and the memory that they work on. It is thorough, not fast.
 pub struct Emulator {
-    library: Library,
+    library: &'static Library,
     schedule: Schedule,
+    /// Whether it is a device of compute capability 9.0.
+    hopper: bool,
     /// Begin and size of the memory that is in use.
     live: Arc<Mutex<BTreeMap<usize, usize>>>,
 }
@@ -73,6 +92,8 @@ pub struct Launch<'a> {
 /// Dynamic shared memory that a block can have on every architecture since sm_80: sm_89 and sm_120 give
 /// the least.
 const SHARED: usize = 99 << 10;
+/// The same on sm_90, for kernels that run nowhere else.
+const SHARED_HOPPER: usize = 227 << 10;
 /// Blocks of a cluster that every device with clusters can run.
 const CLUSTER: u64 = 8;
 /// Bytes before and after a piece of memory that must not be touched.
@@ -93,12 +114,21 @@ impl Emulator {
     /// The library's initialisers run; it must be such a library.
     pub unsafe fn open(library: &Path, schedule: Schedule) -> Result<Self> {
         // SAFETY: the caller's promise.
-        let library = unsafe { Library::new(library) }?;
+        let library = unsafe { loaded(library) }?;
         Ok(Emulator {
             library,
             schedule,
+            hopper: false,
             live: Arc::default(),
         })
+    }
+
+    /// The same as a device of compute capability 9.0, whose blocks in clusters have more shared memory.
+    pub fn hopper(self) -> Self {
+        Emulator {
+            hopper: true,
+            ..self
+        }
     }
 
     /// Bytes between guards, aligned to 256: zeros, or NaN.
@@ -110,6 +140,28 @@ impl Emulator {
         let fill = if zeroed { 0 } else { POISON };
         Memory::new(bytes, fill, &self.live)
             .ok_or_else(|| Error::Memory(format!("no memory of {bytes} bytes")))
+    }
+
+    /// The library's stand-in for `cuTensorMapEncodeTiled`, for matrices of bf16 in boxes of 128 bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Load`] for a library without it.
+    pub fn encode_tiled(&self) -> Result<EncodeTiled> {
+        // SAFETY: the library is of `compile`, so that its function has this type.
+        Ok(unsafe {
+            *self
+                .library
+                .get::<EncodeTiled>(b"cuda_emulator_tensor_map\0")?
+        })
+    }
+
+    /// Whether bytes lie within one piece of memory.
+    pub fn holds(&self, address: u64, bytes: usize) -> bool {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = address as usize;
+        let piece = live.range(..=at).next_back();
+        piece.is_some_and(|(&begin, &held)| at + bytes <= begin + held)
     }
 
     /// Begin and size of a piece of memory whose guards are damaged.
@@ -153,7 +205,11 @@ impl Emulator {
             return Err(failed(reason));
         }
         let shared = launch.shared_bytes;
-        if shared > SHARED {
+        let limit = match self.hopper && blocks > 1 {
+            true => SHARED_HOPPER,
+            false => SHARED,
+        };
+        if shared > limit {
             let reason = format!("{shared} bytes of shared memory, more than every device has");
             return Err(failed(reason));
         }
@@ -173,6 +229,7 @@ impl Emulator {
                 launch.params.as_ptr().cast(),
                 launch.params.len(),
                 grid.as_ptr(),
+                cluster.as_ptr(),
                 launch.block,
                 shared,
                 order,
@@ -191,6 +248,24 @@ impl Emulator {
             None => Ok(()),
         }
     }
+}
+
+/// Loads a library once and for good: each time that one is loaded anew takes of the little memory that there
+/// is for thread-local variables of libraries.
+///
+/// # Safety
+///
+/// As of [`Emulator::open`].
+unsafe fn loaded(path: &Path) -> Result<&'static Library> {
+    static LOADED: Mutex<BTreeMap<PathBuf, &'static Library>> = Mutex::new(BTreeMap::new());
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(library) = loaded.get(path) {
+        return Ok(library);
+    }
+    // SAFETY: the caller's promise.
+    let library: &Library = Box::leak(Box::new(unsafe { Library::new(path) }?));
+    loaded.insert(path.into(), library);
+    Ok(library)
 }
 
 /// Memory between guards.

@@ -12,7 +12,7 @@ mod emulator;
 
 pub use compile::{compile, fingerprint};
 pub use driver::{StandIn, StandInDevice};
-pub use emulator::{Emulator, Launch, Memory, Order, Schedule};
+pub use emulator::{Emulator, EncodeTiled, Launch, Memory, Order, Schedule};
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

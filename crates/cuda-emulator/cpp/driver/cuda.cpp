@@ -31,6 +31,11 @@ bool prefix(const void *image, const char *text) {
   return !strncmp(static_cast<const char *>(image), text, strlen(text));
 }
 
+bool ends_with(const char *name, const char *end) {
+  const size_t length = strlen(name), tail = strlen(end);
+  return length >= tail && !strcmp(name + length - tail, end);
+}
+
 double seconds() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -206,6 +211,9 @@ SHARED int cuModuleGetFunction(void **out, void *module, const char *name) {
   // A module that lacks it is no mistake: the caller asks one after the other.
   if (!kernels.find(name, &function.params, &function.threads, &file)) return NOT_FOUND;
   if (!found->file.empty() && found->file != file) return NOT_FOUND;
+  // By convention kernels for this architecture alone are in files named so: their images have nothing for others.
+  const bool hopper = properties[context->device].major == 9 && properties[context->device].minor == 0;
+  if (ends_with(file, "90") && !hopper) return NOT_FOUND;
   // Modules are loaded lazily: the first look for a kernel loads its code.
   if (int code = prohibited("the first use of a kernel")) return code;
   const uint64_t handle = fresh_handle();
@@ -240,7 +248,8 @@ namespace {
 
 // What both calls that launch do once they hold the lock.
 int launch(Context *const context, void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-           unsigned bz, unsigned shared, void *stream_handle, void **params, void **extra) {
+           unsigned bz, unsigned shared, void *stream_handle, void **params, void **extra,
+           std::vector<unsigned> cluster = {1, 1, 1}) {
   Function *const function = find(functions, handle);
   if (!function || function->context != context) return refuse(INVALID_HANDLE, "a launch of no function");
   shared_ptr<Stream> stream;
@@ -269,7 +278,8 @@ int launch(Context *const context, void *handle, unsigned gx, unsigned gy, unsig
     char report[512] = "";
     int failed = 0;
     const int code = touched(device, name, [&] {
-      failed = kernels.launch(name.c_str(), copied->data(), bytes, grid, bx, shared, 2, seed & 1, seed, report, sizeof report);
+      failed = kernels.launch(name.c_str(), copied->data(), bytes, grid, cluster.data(), bx, shared, 2,
+                                      seed & 1, seed, report, sizeof report);
     });
     Lock hold(lock);
     counts[device]["launches"]++;
@@ -306,8 +316,7 @@ struct LaunchConfig {
   unsigned count;
 };
 
-// Blocks of a cluster are executed like others, and a dependent launch waits for the whole kernel before it: both are
-// among what the driver may do.
+// A dependent launch waits for the whole kernel before it, which is among what the driver may do.
 SHARED int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **params, void **extra) {
   ENTER_CONTEXT("cuLaunchKernelEx");
   const int sm = properties[context->device].major * 10 + properties[context->device].minor;
@@ -315,6 +324,7 @@ SHARED int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **par
   auto text = [](const unsigned *sides) {
     return std::to_string(sides[0]) + " x " + std::to_string(sides[1]) + " x " + std::to_string(sides[2]);
   };
+  std::vector<unsigned> sides = {1, 1, 1};
   for (unsigned i = 0; i < config->count; i++) {
     const LaunchAttribute &attribute = config->attributes[i];
     const bool clusters = attribute.id == 4;
@@ -330,6 +340,7 @@ SHARED int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **par
       for (int side = 0; side < 3; side++)
         if (grid[side] % cluster[side])
           return refuse(INVALID_VALUE, "a grid of " + text(grid) + " in clusters of " + text(cluster));
+      sides.assign(cluster, cluster + 3);
       counts[context->device]["clusters"]++;
     } else if (attribute.value.allowed) {
       counts[context->device]["dependent launches"]++;
@@ -337,7 +348,18 @@ SHARED int cuLaunchKernelEx(const LaunchConfig *config, void *handle, void **par
   }
   const auto &block = config->block;
   return launch(context, handle, grid[0], grid[1], grid[2], block[0], block[1], block[2], config->shared, config->stream,
-                params, extra);
+                params, extra, sides);
+}
+
+// A function of the host, which needs neither a context nor a device; what it describes is only read by kernels. The
+// form of the map is the kernels' own.
+SHARED int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *sides,
+                                  const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
+                                  int swizzle, int promotion, int fill) {
+  ENTER("cuTensorMapEncodeTiled");
+  const int code =
+      kernels.tensor_map(map, type, rank, address, sides, strides, box, steps, interleave, swizzle, promotion, fill);
+  return code ? refuse(code, "cuTensorMapEncodeTiled of what is not a matrix of bf16 in boxes") : SUCCESS;
 }
 
 SHARED int cuStreamCreate(void **out, unsigned flags) {

@@ -347,7 +347,8 @@ SHARED int stand_in_kernels(const char *path) {
   Lock hold(lock);
   kernels.launch = reinterpret_cast<decltype(kernels.launch)>(dlsym(library, "cuda_emulator_launch"));
   kernels.find = reinterpret_cast<decltype(kernels.find)>(dlsym(library, "cuda_emulator_kernel"));
-  return kernels.launch && kernels.find ? 0 : -1;
+  kernels.tensor_map = reinterpret_cast<decltype(kernels.tensor_map)>(dlsym(library, "cuda_emulator_tensor_map"));
+  return kernels.launch && kernels.find && kernels.tensor_map ? 0 : -1;
 }
 
 // What a device is, before it is opened.

@@ -21,8 +21,10 @@ namespace driver {
 
 // The kernels' library, as `compile` makes it.
 struct Kernels {
-  int (*launch)(const char *, const void *, size_t, const unsigned *, unsigned, size_t, int, int, uint64_t, char *,
-                size_t);
+  int (*launch)(const char *, const void *, size_t, const unsigned *, const unsigned *, unsigned, size_t, int, int,
+                uint64_t, char *, size_t);
+  int (*tensor_map)(void *, int, unsigned, void *, const uint64_t *, const uint64_t *, const unsigned *,
+                    const unsigned *, int, int, int, int);
   int (*find)(const char *name, size_t *params, unsigned *threads, const char **file);
 };
 
