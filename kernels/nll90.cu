@@ -21,7 +21,8 @@
 // 1024 cycles at 4096 a cycle. The 32768 exponentials of a tile are 2048 cycles of an SM's special function units,
 // 22 % of a tile's matmuls at ld 576 and 3 % at 4096. So that one warpgroup multiplies while the other is at its
 // exponentials, the second begins LEAD steps after the first: a warpgroup alone needs 512 cycles a step, so that the
-// first has done its 1024 cycles of exponentials when the second comes to its own. The ring has as many stages more.
+// first has done its 1024 cycles of exponentials when the second comes to its own. Of the ring two stages are left for
+// copies ahead.
 // Below some 256 rows bound by reading w from memory.
 //
 // Registers: 168 a thread at the launch, 384 · 168 = 64512 of 65536, of which the copying warpgroup gives 128 a

@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -529,9 +530,10 @@ extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t
   if (kernel->cluster && kernel->cluster != blocks)
     return refuse("clusters of " + std::to_string(blocks) + " blocks; it takes " + std::to_string(kernel->cluster));
 
-  static thread_local Machine kept;
-  machine = &kept;
-  Machine &m = kept;
+  // Not in the thread's own memory, of which libraries that are loaded late share little.
+  static thread_local std::unique_ptr<Machine> kept;
+  if (!kept) kept = std::make_unique<Machine>();
+  Machine &m = *(machine = kept.get());
   while (m.fibers.size() < threads * blocks) {
     Fiber fiber{};
     void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
