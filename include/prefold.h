@@ -29,7 +29,7 @@ extern "C" {
 enum {
     PREFOLD_OK = 0,
     PREFOLD_ARGUMENT = 1,    /* NULL, out of range, not UTF-8; also a prefix or adapter of another model */
-    PREFOLD_IO = 2,          /* the file system said no */
+    PREFOLD_IO = 2,          /* a file, folder or download failed */
     PREFOLD_FORMAT = 3,      /* a file is not what it should be */
     PREFOLD_UNSUPPORTED = 4, /* not built; the message says what there is */
     PREFOLD_BUDGET = 5,      /* what must be kept is already longer than the budget */

@@ -102,6 +102,18 @@ impl Error {
         }
     }
 
+    /// A file, folder or service at `path` that failed, in words.
+    pub(crate) fn failed(
+        path: impl Into<PathBuf>,
+        kind: std::io::ErrorKind,
+        reason: impl Into<String>,
+    ) -> Self {
+        Error::Io {
+            path: path.into(),
+            source: std::io::Error::new(kind, reason.into()),
+        }
+    }
+
     /// A failed file system call on `path`; made for `map_err(Error::io(path))`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
@@ -111,7 +123,9 @@ impl Error {
     /// What is wrong with something that a file holds, as an error of that file.
     pub(crate) fn in_file(self, file: impl Into<PathBuf>) -> Self {
         match self {
-            Error::Input { what, reason } => Error::format(file, format!("{what}: {reason}")),
+            Error::Format { file: part, reason } => {
+                Error::format(file, format!("{}: {reason}", part.display()))
+            }
             Error::Unsupported { what, have } => Error::Unsupported {
                 what: format!("{}: {what}", file.into().display()),
                 have,

@@ -263,7 +263,7 @@ impl Server {
         response: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<T> {
         let mut response = response.map_err(|error| {
-            self.refuse(format!("{error}; is a llama.cpp server running there?"))
+            self.failed(format!("{error}; is a llama.cpp server running there?"))
         })?;
         let status = response.status().as_u16();
         let text = response
@@ -271,10 +271,11 @@ impl Server {
             .with_config()
             .limit(LONGEST_ANSWER)
             .read_to_string()
-            .map_err(|error| self.refuse(format!("{path}: {error}")))?;
+            .map_err(|error| self.failed(format!("{path}: {error}")))?;
         if status == 200 {
             return serde_json::from_str(&text).map_err(|error| {
-                self.refuse(format!("{path} answers what llama.cpp does not ({error})"))
+                let reason = format!("{path} answers what llama.cpp does not ({error})");
+                Error::format(format!("server {}", self.shown), reason)
             });
         }
         let said: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -284,10 +285,16 @@ impl Server {
             501 => "; start it with --slot-save-path FOLDER",
             _ => "",
         };
-        Err(self.refuse(format!("{path} answers {status}: {said}{advice}")))
+        Err(self.failed(format!("{path} answers {status}: {said}{advice}")))
     }
 
     fn refuse(&self, reason: String) -> Error {
         Error::input(format!("server {}", self.shown), reason)
+    /// An error of the server.
+    fn failed(&self, reason: String) -> Error {
+        Error::failed(format!("server {}", self.shown), ErrorKind::Other, reason)
+    }
+
+    /// An error of what is asked of it.
     }
 }

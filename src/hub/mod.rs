@@ -12,6 +12,7 @@ mod store;
 #[cfg(feature = "hub")]
 mod transfer;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -46,7 +47,7 @@ impl Settings {
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
         let homeless = |fix: &str| {
             let reason = format!("the system names none; set {fix}");
-            Error::input("home folder", reason)
+            Error::failed("home folder", ErrorKind::NotFound, reason)
         };
         let cache = match variable("PREFOLD_CACHE") {
             Some(folder) => folder.into(),

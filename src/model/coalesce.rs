@@ -223,7 +223,11 @@ impl Worker<'_, '_> {
             }
             if requests.broken {
                 requests.busy += 1;
-                return Err(Error::input("prompt", "the work on another one broke off"));
+                return Err(Error::Device {
+                    device: "scorer".into(),
+                    reason: "the work on another prompt of the batch panicked; please report it"
+                        .into(),
+                });
             }
             let waited = self.coalescer.answers.wait(requests);
             requests = waited.unwrap_or_else(PoisonError::into_inner);

@@ -91,10 +91,11 @@ impl<S: Storage> Kv<S> {
     /// [`Error::Input`] if there can be no such rows.
     pub fn commit(&mut self, rows: usize) -> Result<()> {
         if self.transient || self.capacity - self.len < rows {
-            return Err(Error::input(
-                format!("{rows} rows to count in"),
-                format!("the KV cache has room for {}", self.capacity - self.len),
-            ));
+            return Err(Error::Shape {
+                op: "kv_commit",
+                want: format!("at most {} rows", self.capacity - self.len),
+                got: format!("{rows}"),
+            });
         }
         self.len += rows;
         self.next += rows;
@@ -146,7 +147,11 @@ impl<S: Storage> Kv<S> {
         layers: &[[Vec<f32>; 2]],
     ) -> Result<()> {
         if self.len > 0 || self.transient {
-            return Err(Error::input("prefix", "the KV cache is not empty"));
+            return Err(Error::Shape {
+                op: "kv_begin",
+                want: "an empty KV cache".into(),
+                got: format!("one of {} rows", self.len),
+            });
         }
         let want = format!(
             "{} layers of {rows} rows of {}",

@@ -72,10 +72,11 @@ impl TokenPruning<'_> {
         if sound && u32::try_from(length).is_ok_and(|length| length < u32::MAX / 4) {
             return Ok(());
         }
-        Err(Error::input(
-            format!("windows of {} in a text of {length} tokens", self.size),
-            "they do not lie within it",
-        ))
+        Err(Error::Shape {
+            op: "prune",
+            want: format!("windows of {} within a text of {length} tokens", self.size),
+            got: format!("windows {:?} that end at {}", self.windows, self.end),
+        })
     }
 
     /// Rows of its longest pass but the first.
@@ -212,10 +213,11 @@ impl<S: Storage> PruneBatch<S> {
                 && u32::try_from(rows).is_ok_and(|rows| rows < u32::MAX / 4)
         });
         let Some(words) = words else {
-            return Err(Error::input(
-                format!("{} texts of {} tokens", capacity.texts, capacity.tokens),
-                "they are too many to be counted",
-            ));
+            return Err(Error::Shape {
+                op: "prune",
+                want: format!("fewer than {} rows", u32::MAX / 4),
+                got: format!("{} texts of {} tokens", capacity.texts, capacity.tokens),
+            });
         };
         let tile = tile.max(1);
         Ok(PruneBatch {

@@ -1,5 +1,6 @@
 //! The address that requests are forwarded to, and the client for it.
 
+use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -44,7 +45,7 @@ impl Upstream {
         http.set_connect_timeout(Some(CONNECT));
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .map_err(|error| Error::input(format!("upstream {address}"), error.to_string()))?
+            .map_err(|error| Error::io(format!("upstream {address}"))(io::Error::other(error)))?
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);

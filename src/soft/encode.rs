@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Adapter, Cut, NextPosition, PASS, Source, advance, rope};
+use super::{Adapter, Cut, NextPosition, PASS, SETTINGS, Source, advance, rope};
 use crate::control;
 use crate::error::{Error, Result};
 use crate::kv_prefix::{KRope, KvPrefix, Method, ModelId, Origin, Parts, Shape, content_id};
@@ -214,12 +214,12 @@ impl<'a, B: Backend> Encoder<'a, B> {
         let usual = settings.max_text_tokens.unwrap_or(room);
         let pad = match settings.pad_to {
             Some(to) if to > room => {
-                let reason = format!("the adapter wants {to}, but there is room for {room}");
-                return Err(Error::input("padded length", reason));
+                let reason = format!("pad_to {to}: the model has room for {room} tokens of text");
+                return Err(Error::format(SETTINGS, reason));
             }
             Some(to) => {
-                let missing =
-                    || Error::input("pad_id", "neither the adapter nor the model has one");
+                let reason = "neither the adapter nor the model has a pad_id";
+                let missing = || Error::format(SETTINGS, reason);
                 Some((to, settings.pad_id.or(c.eos).ok_or_else(missing)?))
             }
             None => None,

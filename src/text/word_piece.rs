@@ -52,7 +52,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     let lowercase = vocab.lowercase.unwrap_or(!cased);
     let id = |name: &str| {
         let found = ids.get(name).and_then(Value::as_u64);
-        found.ok_or_else(|| Error::input(TOKENS, format!("has no {name}, as BERT's have")))
+        found.ok_or_else(|| Error::format(TOKENS, format!("has no {name}, as BERT's have")))
     };
     let (first, last, _) = (id("[CLS]")?, id("[SEP]")?, id("[UNK]")?);
     let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});

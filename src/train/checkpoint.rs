@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hmac_sha256::Hash as Sha256;
@@ -411,12 +411,12 @@ fn pack<'a>(
     // Readers look for this key.
     let metadata = std::iter::once(("format".to_owned(), "pt".to_owned())).collect();
     safetensors::serialize(views, Some(metadata))
-        .map_err(|error| Error::input("checkpoint", error.to_string()))
+        .map_err(|error| Error::io("checkpoint")(io::Error::other(error)))
 }
 
 fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::input("checkpoint", error.to_string()))?;
+        .map_err(|error| Error::io("checkpoint")(io::Error::other(error)))?;
     Ok((text + "\n").into_bytes())
 }
 

@@ -242,15 +242,15 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
                 (0, Some(memory), Method::FiveHundredX) => step.by_keys(memory)?,
                 (0, Some(memory), Method::Icae) => step.by_states(memory)?,
                 (0, None, _) => {
-                    return Err(Error::input("parameters", "there is no memory_embeddings"));
+                    return Err(shape("parameters with memory_embeddings", "none"));
                 }
                 (0, _, method) => {
-                    let reason = "it does not train these parameters";
-                    return Err(Error::input(format!("method {method:?}"), reason));
+                    let got = format!("others for the method {method:?}");
+                    return Err(shape("parameters that the method trains", got));
                 }
                 _ => {
-                    let reason = "samples with memory tokens and without in one";
-                    return Err(Error::input("batch", reason));
+                    let want = "a batch of samples all with or all without memory tokens";
+                    return Err(shape(want, "both"));
                 }
             };
             total.nll += done.nll;
@@ -805,5 +805,13 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
 }
 
 fn nothing_encoded() -> Error {
-    Error::input("encoder", "the model has no layers")
+    shape("an encoder of 1 layer or more", "none")
+}
+
+fn shape(want: &str, got: impl Into<String>) -> Error {
+    Error::Shape {
+        op: "gradient",
+        want: want.into(),
+        got: got.into(),
+    }
 }

@@ -1,5 +1,7 @@
 //! Loss curves of logs as one SVG.
 
+use std::io::ErrorKind;
+
 use plotters::prelude::*;
 
 use super::log::Line;
@@ -50,7 +52,7 @@ pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
         (low, high, end) = (low.min(y), high.max(y), end.max(x));
     }
     if low > high {
-        return Err(Error::input("logs", "there is no step in them"));
+        return Err(Error::format("logs", "they hold no step; train further"));
     }
     // Never so small that it is lost beside the values.
     let margin = 0.05 * (high - low).max(1e-3).max(1e-6 * high);
@@ -65,7 +67,7 @@ pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
         end.max(1.0),
         bottom..high + margin,
     );
-    drawn.map_err(|error| Error::input("plot", error.to_string()))?;
+    drawn.map_err(|error| Error::failed("plot", ErrorKind::Other, error.to_string()))?;
     Ok(text)
 }
 

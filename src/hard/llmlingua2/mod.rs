@@ -569,10 +569,10 @@ fn piece(text: &str, kept: bool) -> Piece {
 /// `target` of `tokens`, at most all; a text without tokens has all of them.
 fn share(target: usize, tokens: usize) -> Result<f64> {
     match target {
-        0 => Err(Error::input(
-            "target_token 0",
-            "LLMLingua-2 keeps a percentile of the words; ask for 1 token or more",
-        )),
+        0 => Err(Error::Budget {
+            target: 0,
+            reason: "LLMLingua-2 keeps a percentile of the words; ask for 1 token or more".into(),
+        }),
         _ if tokens == 0 => Ok(1.0),
         _ => Ok((target as f64 / tokens as f64).min(1.0)),
     }

@@ -13,7 +13,7 @@ mod redis;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -50,7 +50,7 @@ impl PrefixName {
         );
         Self::parse(&name).ok_or_else(|| {
             let reason = "its model's fingerprint is not 32 hexadecimal digits";
-            Error::input("prefix", reason)
+            Error::format("prefix", reason)
         })
     }
 
@@ -233,8 +233,9 @@ impl Store {
         // Another process may have been first.
         let meta = self.bucket.stat(&key)?.ok_or_else(|| self.missing(&name))?;
         if !new && !self.holds(&key, &meta, bytes)? {
-            return Err(Error::input(
-                path.display().to_string(),
+            return Err(Error::failed(
+                path,
+                ErrorKind::AlreadyExists,
                 format!(
                     "{} has another file of {name}: of another element type or rotation, or damaged; files of a store \
                      do not change, remove that one first",
@@ -378,8 +379,9 @@ impl Store {
     }
 
     fn missing(&self, name: &PrefixName) -> Error {
-        Error::input(
+        Error::failed(
             format!("prefix {name}"),
+            ErrorKind::NotFound,
             format!("{} does not have it", self.shown),
         )
     }
