@@ -29,12 +29,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file system said no.
+    /// A file, a folder or a service that holds files failed.
     #[error("{}: {}", Line::short(path.display()), Line::short(source))]
     Io {
-        /// The file or folder.
+        /// The file, folder or address.
         path: PathBuf,
-        /// What the file system said.
+        /// What the file system or the service said.
         #[source]
         source: std::io::Error,
     },
@@ -120,7 +120,7 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
-    /// What is wrong with something that a file holds, as an error of that file.
+    /// An error of a part of a file, as an error of that file.
     pub(crate) fn in_file(self, file: impl Into<PathBuf>) -> Self {
         match self {
             Error::Format { file: part, reason } => {

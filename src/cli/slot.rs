@@ -117,8 +117,10 @@ impl Server {
     /// Loads a prefix in the layout of the server's own cache, and has the server read on after it once.
     ///
     /// # Errors
-    /// [`Error::Input`] where the server cannot be reached, refuses, or computes the prefix's ids itself instead
-    /// of reading its rows; those of [`Slot::new`].
+    /// [`Error::Io`] where the server cannot be reached or answers with an error; [`Error::Format`] for an
+    /// answer that is not llama.cpp's; [`Error::Input`] where the prefix, the slot or the folder does not
+    /// suit the server, or it computes the prefix's ids itself instead of reading its rows;
+    /// [`Error::Unsupported`] for a family whose order of K is not known.
     pub fn load(&self, prefix: &KvPrefix, placeholder: Placeholder) -> Result<Loaded> {
         let there: Properties = self.answer("/props", self.agent_get("/props"))?;
         if self.slot >= there.total_slots {
@@ -288,13 +290,13 @@ impl Server {
         Err(self.failed(format!("{path} answers {status}: {said}{advice}")))
     }
 
-    fn refuse(&self, reason: String) -> Error {
-        Error::input(format!("server {}", self.shown), reason)
     /// An error of the server.
     fn failed(&self, reason: String) -> Error {
         Error::failed(format!("server {}", self.shown), ErrorKind::Other, reason)
     }
 
     /// An error of what is asked of it.
+    fn refuse(&self, reason: String) -> Error {
+        Error::input(format!("server {}", self.shown), reason)
     }
 }

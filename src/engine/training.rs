@@ -159,8 +159,9 @@ impl<'e> Training<'e> {
     /// and weight decay is not heeded: there is none.
     ///
     /// # Errors
-    /// Those of [`Training::run`]; [`Error::Input`](crate::Error::Input) for another task, or rows that are
-    /// fewer than 2, more than the corpus has tokens, or leave the model no room.
+    /// [`Error::Input`] for another task, a plan that does not suit the model, or rows that are fewer than 2,
+    /// more than the corpus has tokens, or leave the model no room; [`Error::Io`] and [`Error::Format`] for
+    /// rows and files; [`Error::Cancelled`] or [`Error::Deadline`] where `control` ends it.
     pub fn prefix(
         &self,
         corpus: &soft::Source,

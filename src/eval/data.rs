@@ -88,7 +88,7 @@ impl Text {
     /// The first `limit` texts of a file.
     ///
     /// # Errors
-    /// As [`Question::read`].
+    /// [`Error::Format`] that names the line of a row with a field missing or empty; [`Error::Io`].
     pub fn read(path: &Path, limit: usize) -> Result<Vec<Self>> {
         rows(path, limit, "text", |line, mut row: Text| {
             if row.text.trim().is_empty() {

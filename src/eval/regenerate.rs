@@ -76,8 +76,8 @@ impl<'a> Regenerate<'a> {
     /// decides what is dropped at random.
     ///
     /// # Errors
-    /// [`Error::Input`] where there is no text, nothing to give it back from, no token of a text, no BOS, or
-    /// for a rate outside (0, 1]; those of the tokenizer.
+    /// [`Error::Input`] where there is no text, nothing to reconstruct it from, no token of a text, no BOS,
+    /// or for a rate outside (0, 1]; [`Error::Unsupported`] for a model without a tokenizer.
     pub fn new(
         model: &'a Engine,
         texts: &[Text],

@@ -24,8 +24,8 @@ impl<L: Launcher> Gpu<L> {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] that names the first op which differs by more than the precision explains, and
-    /// whatever the device reports.
+    /// [`Error::Device`] that names the first op which differs by more than the precision explains, or if the
+    /// device fails.
     pub fn self_check(&self) -> Result<()> {
         let mine = forward(self)?;
         let cpu = forward(&Cpu::new())?;

@@ -59,7 +59,8 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// Those of [`Cuda::open`], and [`Error::Device`] for an image that the driver does not take.
+    /// [`Error::Device`] without a driver, a device of that number, or for an image that the driver does not
+    /// take.
     ///
     /// # Safety
     ///
@@ -123,7 +124,7 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// Those of `work`, and [`Error::Device`].
+    /// The error of `work`; [`Error::Device`] if the driver fails.
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
         self.bind()?;
         let stream = self.stream.cu_stream();
@@ -144,7 +145,7 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// Those of `work`, and [`Error::Device`] if the driver cannot record it.
+    /// The error of `work`; [`Error::Device`] if the driver cannot record it.
     pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.done("recording", self.stream.begin_capture(mode))?;
@@ -159,7 +160,7 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] of the driver.
+    /// [`Error::Device`] if the driver fails.
     ///
     /// # Safety
     ///

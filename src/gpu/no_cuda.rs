@@ -26,7 +26,7 @@ impl Cuda {
 
     /// # Errors
     ///
-    /// As [`Cuda::open`].
+    /// [`Error::Device`] always.
     ///
     /// # Safety
     ///

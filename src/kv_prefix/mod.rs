@@ -201,7 +201,7 @@ impl KvPrefix {
     /// Checks the parts and puts them together.
     ///
     /// # Errors
-    /// [`Error::Input`] saying what does not fit.
+    /// [`Error::Input`] naming the part that does not fit the sizes, or holds a number that is not finite.
     pub fn new(parts: Parts) -> Result<Self> {
         let bad = |reason: String| Err(Error::input("prefix", reason));
         let Shape {

@@ -121,7 +121,7 @@ impl<'m, B: Backend> Backward<'m, B> {
     /// Lays out a model's weights transposed: once more their memory.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::Device`] without memory for the matrices.
     pub fn new(model: &'m Model<B>) -> Result<Self> {
         let b = &model.backend;
         let layer = |layer: &Layer<B>| -> Result<[B::Matrix; 4]> {

@@ -88,7 +88,7 @@ impl<S: Storage> Kv<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if there can be no such rows.
+    /// [`Error::Shape`] for more rows than the cache has capacity for.
     pub fn commit(&mut self, rows: usize) -> Result<()> {
         if self.transient || self.capacity - self.len < rows {
             return Err(Error::Shape {
@@ -138,7 +138,7 @@ impl<S: Storage> Kv<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if the cache is not empty, [`Error::Shape`] for another size.
+    /// [`Error::Shape`] for a cache that is not empty, or rows of another size.
     pub(crate) fn begin(
         &mut self,
         storage: &S,

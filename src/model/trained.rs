@@ -39,7 +39,8 @@ impl<B: Backend> Trained<B> {
     /// Brings factors to the device; `scale` is alpha through rank.
     ///
     /// # Errors
-    /// Those of [`LoraWeights::of_factors`] and of the device.
+    /// [`Error::Shape`](crate::Error::Shape) for factors that do not fit the model;
+    /// [`Error::Device`](crate::Error::Device) if the device fails.
     pub fn load(backend: &B, config: &Config, scale: f32, factors: &[Factor<'_>]) -> Result<Self> {
         let each = factors
             .iter()

@@ -130,7 +130,8 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// Those of [`Weights::open`].
+    /// [`Error::Io`] where a file cannot be read; [`Error::Format`] where it is malformed or does not fit its
+    /// configuration; [`Error::Unsupported`] for an architecture, element type or feature that is not built.
     pub fn open_with(path: &Path, access: Access) -> Result<Weights> {
         let is_folder = fs::metadata(path).map_err(Error::io(path))?.is_dir();
         split::check_model(path, is_folder)?;

@@ -54,7 +54,7 @@ impl TokenPruning<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`].
+    /// [`Error::Shape`] for windows that do not lie within the text.
     pub fn check(&self) -> Result<()> {
         let length = self.ids.len();
         let mut end = Some(self.end);
@@ -205,7 +205,7 @@ impl<S: Storage> PruneBatch<S> {
     ///
     /// # Errors
     ///
-    /// Those of the device, and [`Error::Input`] for more rows than can be counted.
+    /// [`Error::Shape`] for more rows than can be counted; [`Error::Device`] without memory for them.
     pub fn new(storage: &S, capacity: Capacity, limits: Limits, tile: usize) -> Result<Self> {
         let rows = capacity.all_rows();
         let words = capacity.texts.checked_mul(capacity.tokens).filter(|&all| {
@@ -252,8 +252,9 @@ impl<S: Storage> PruneBatch<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] of [`TokenPruning::check`], for an id beyond the vocabulary, and for a text of more
-    /// tokens than there are positions; [`Error::Shape`] for other room than theirs.
+    /// [`Error::Shape`] for texts beyond the capacity or windows outside their text; [`Error::Input`] for an
+    /// id outside the vocabulary or a text of more tokens than there are positions; [`Error::Device`] if the
+    /// device fails.
     pub fn write(&mut self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<()> {
         let (capacity, Limits { vocab, positions }) = (self.capacity, self.limits);
         if !capacity.suits(&Capacity::of(texts)) {
@@ -310,7 +311,7 @@ impl<S: Storage> PruneBatch<S> {
     ///
     /// # Errors
     ///
-    /// Those of the device.
+    /// [`Error::Device`] if the device fails.
     pub fn read(&self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let Capacity {
             texts: n, tokens, ..
@@ -359,7 +360,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     ///
     /// # Errors
     ///
-    /// Those of `work` and of the device.
+    /// The first error of `work`; [`Error::Device`] if the device fails.
     fn repeat(
         &self,
         recorded: &mut Self::Recorded,
@@ -382,7 +383,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] for fewer nll than rows; errors of the device.
+    /// [`Error::Shape`] for fewer nll than rows; [`Error::Device`] if the device fails.
     fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()> {
         if let Some(fresh) = fresh {
             expect_len("prune", "nll", texts.capacity.all_rows(), fresh.len())?;

@@ -30,7 +30,7 @@ pub(super) struct Upstream {
 
 impl Upstream {
     /// # Errors
-    /// [`Error::Input`] for what is not an address.
+    /// [`Error::Input`] for what is not an address; [`Error::Io`] if TLS cannot be set up.
     pub fn new(address: &str) -> Result<Self> {
         let bad = || {
             Error::input(

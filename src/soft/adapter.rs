@@ -150,8 +150,9 @@ impl Adapter {
     /// (`[hidden]`), `after_memory.safetensors` (`[hidden]`) and `prefold.json`.
     ///
     /// # Errors
-    /// Those of [`LoraWeights::open`]; [`Error::Format`] for memory embeddings or settings that do not
-    /// fit.
+    /// [`Error::Io`] for files that cannot be read; [`Error::Format`] for weights, memory embeddings or settings
+    /// that do not fit; [`Error::Unsupported`] for a kind of adapter, a module or a model family that is not
+    /// built.
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let lora = LoraWeights::open(folder, config)?;
         let settings_path = folder.join(SETTINGS);
@@ -295,7 +296,7 @@ impl Adapter {
     /// An error unless it made the prefix.
     ///
     /// # Errors
-    /// [`Error::Input`].
+    /// [`Error::Input`] for a prefix that another adapter made.
     pub fn check_prefix(&self, prefix: &KvPrefix) -> Result<()> {
         if prefix.origin().adapter.as_deref() == Some(self.id()) {
             return Ok(());

@@ -97,8 +97,9 @@ pub struct Completion {
 /// Continues after `prefix` and `prompt`; `each` hears every id as it comes and may stop.
 ///
 /// # Errors
-/// [`Error::Input`] for an empty prompt, options outside their ranges, ids outside the vocabulary or
-/// more tokens than the model has positions; those of [`Model::begin`].
+/// [`Error::Input`] for an empty prompt, options outside their ranges, ids outside the vocabulary, or more
+/// tokens than the model has positions; [`Error::Shape`] for a prefix of other sizes; [`Error::Unsupported`]
+/// for one with gaps where the model's attention has a window; [`Error::Device`] if the device fails.
 pub fn generate<B: Backend>(
     model: &Model<B>,
     prefix: Option<&KvPrefix>,
@@ -124,7 +125,10 @@ pub fn generate<B: Backend>(
 /// ask, and may stop that one.
 ///
 /// # Errors
-/// Those of [`generate`], for any of the asks.
+/// For any of the queries: [`Error::Input`] for an empty prompt, options outside their ranges, ids outside
+/// the vocabulary, or more tokens than the model has positions; [`Error::Shape`] for a prefix of other sizes;
+/// [`Error::Unsupported`] for one with gaps where the model's attention has a window; [`Error::Device`] if
+/// the device fails.
 pub fn answer<B: Backend>(
     model: &Model<B>,
     queries: &[Query<'_>],
@@ -321,7 +325,7 @@ impl Sampling {
     /// An error that names the first option outside its range.
     ///
     /// # Errors
-    /// [`Error::Input`].
+    /// [`Error::Input`] naming the option and its range.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             let reason = format!("{} is not 0 or a positive number", self.temperature);

@@ -37,7 +37,7 @@ impl Tokenizer {
     /// Rebuilds the tokenizer that a GGUF's metadata describes, with the ids of llama.cpp.
     ///
     /// # Errors
-    /// [`Error::Input`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
+    /// [`Error::Format`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
     /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built; WordPiece and Unigram need
     /// the feature `tokenizer-json`.
     pub fn from_vocab(vocab: GgufVocab) -> Result<Self> {
@@ -69,7 +69,7 @@ impl Tokenizer {
     /// SmolLM2 or Qwen); `parse_special` reads `<|im_start|>` and its like as one token.
     ///
     /// # Errors
-    /// Only a `tokenizer.json` whose parts do not fit together makes this fail.
+    /// [`Error::Format`] for a `tokenizer.json` whose parts do not fit together.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Encoding> {
         match &self.kind {
             Kind::ByteBpe(t) => Ok(t.encode(text, add_special, parse_special)),

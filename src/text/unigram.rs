@@ -17,7 +17,7 @@ const SPACE: &str = "\u{2581}";
 /// `remove_extra_whitespaces` is not read: some converters write another setting there.
 ///
 /// # Errors
-/// [`Error::Input`] for nameless tokens or two of one name, for scores or types of another number than tokens,
+/// [`Error::Format`] for nameless tokens or two of one name, for scores or types of another number than tokens,
 /// for a score that is not finite, and where `<s>`, `</s>` or the unknown token is missing.
 pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     const TOKENS: &str = "tokenizer.ggml.tokens";

@@ -16,7 +16,7 @@ const CASED: usize = 100;
 /// The `tokenizer.json` of a vocabulary whose model is `bert`.
 ///
 /// # Errors
-/// [`Error::Input`] for tokens of one name, for types of another number than tokens or unknown ones, and where
+/// [`Error::Format`] for tokens of one name, for types of another number than tokens or unknown ones, and where
 /// one of `[CLS]`, `[SEP]` and `[UNK]` is missing.
 pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     const TOKENS: &str = "tokenizer.ggml.tokens";

@@ -99,7 +99,7 @@ impl PrefixMetadata {
     /// The prefix after so many steps.
     ///
     /// # Errors
-    /// Those of [`KvPrefix::new`].
+    /// [`Error::Input`] for parameters that are not finite or do not fit the sizes.
     pub fn prefix(&self, parameters: &Parameters, step: u64) -> Result<KvPrefix> {
         let layers = parameters.prefix_layers(self.kv_heads);
         let [rows, width] = parameters.tensors.first().map_or([0; 2], |t| t.shape);
@@ -301,7 +301,8 @@ pub fn read_state(folder: &Path) -> Result<State> {
 /// Reads parameters and moments of the run in `folder`, which stands at `state`.
 ///
 /// # Errors
-/// Those of [`Parameters::open`], and [`Error::Format`] for moments that are not the parameters'.
+/// [`Error::Io`]; [`Error::Format`] for parameters that do not fit the model, or moments that do not fit the
+/// parameters; [`Error::Unsupported`] for a kind of adapter that is not built.
 pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters, Moments)> {
     // By what the run recorded: a file of that name may have been put into an adapter's folder.
     let is_prefix = state.options.get("task").and_then(Value::as_str) == Some(PREFIX_TASK);

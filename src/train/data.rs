@@ -356,7 +356,8 @@ impl<'a> Stream<'a> {
 /// All samples of a file in its order, at most `most` of them.
 ///
 /// # Errors
-/// Those of [`Stream::next`].
+/// [`Error::Format`], with file and line, for a row that is none where those are fatal, and for files without
+/// a single sample; [`Error::Io`].
 pub fn read_all(
     path: &Path,
     reading: &Reading,

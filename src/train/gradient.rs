@@ -114,7 +114,8 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
     /// give the same values.
     ///
     /// # Errors
-    /// Those of [`parameters::check`] and of the device.
+    /// [`Error::Input`] for a shape that the model does not have; [`Error::Unsupported`] for GPT-2;
+    /// [`Error::Device`] if the device fails.
     pub fn new(model: &'m Model<B>, lora: LoraShape, activations: usize) -> Result<Self> {
         parameters::check(model.config(), &lora, 0)?;
         Ok(TrainableModel {
@@ -128,7 +129,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
     /// [`TrainableModel::new`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for GPT-2; those of the device.
+    /// [`Error::Unsupported`] for GPT-2; [`Error::Device`] if the device fails.
     pub fn for_prefix(model: &'m Model<B>, activations: usize) -> Result<Self> {
         parameters::check_prefix_model(model.config())?;
         Ok(TrainableModel {
@@ -147,7 +148,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
     /// them.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::Device`] if the device fails.
     pub fn initial(&self, num_mem: usize, start: MemoryStart, seed: u64) -> Result<Vec<Tensor>> {
         start::initial(self.backward.model, &self.lora, num_mem, start, seed)
     }
@@ -156,9 +157,9 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
     /// a sample has where they are nested.
     ///
     /// # Errors
-    /// [`Error::Shape`] for parameters that do not fit the model and the adapter's shape;
-    /// [`Error::Input`] for a batch that mixes samples with and without memory tokens, an empty question,
-    /// ids outside the vocabulary, or sequences longer than the model's positions; errors of the device.
+    /// [`Error::Shape`] for parameters that do not fit the model, the adapter's shape or the batch;
+    /// [`Error::Input`] for an empty question, ids outside the vocabulary, or sequences longer than the
+    /// model's positions; [`Error::Device`] if the device fails.
     pub fn gradient(
         &self,
         parameters: &[Tensor],
@@ -172,7 +173,9 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
     /// The loss alone, without dropout.
     ///
     /// # Errors
-    /// Those of [`TrainableModel::gradient`].
+    /// [`Error::Shape`] for parameters that do not fit the model, the adapter's shape or the batch;
+    /// [`Error::Input`] for an empty question, ids outside the vocabulary, or sequences longer than the
+    /// model's positions; [`Error::Device`] if the device fails.
     pub fn loss(
         &self,
         parameters: &[Tensor],

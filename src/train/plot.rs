@@ -40,7 +40,7 @@ const COLOURS: [RGBColor; 7] = [
 /// Draws the losses of named logs, and the dev losses as dots on a line, over `axis`.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no step to draw.
+/// [`Error::Format`] for logs without a step; [`Error::Io`] if the drawing fails.
 pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
     let curves: Vec<Curve<'_>> = logs
         .iter()
