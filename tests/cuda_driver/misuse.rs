@@ -214,7 +214,10 @@ fn what_is_freed_is_gone() {
     let mut host = [0u8; 64];
     let line = error(cuda.read(&x, 0, &mut host));
     assert!(line.contains("illegal memory access"), "{line}");
-    said(&place, &["gelu touched 0x", "where nothing is allocated now"]);
+    said(
+        &place,
+        &["gelu touched 0x", "where nothing is allocated now"],
+    );
     // It stays with the context.
     let line = error(cuda.alloc(64, false));
     assert!(line.contains("illegal memory access"), "{line}");

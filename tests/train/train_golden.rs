@@ -152,7 +152,7 @@ fn gradients_are_the_references() {
 }
 
 /// Every gradient of the file within 1e-3 of each value and, where values are small, of a hundredth of
-/// the tensor's greatest; nothing else is.
+/// the tensor's greatest; the file holds no others.
 #[track_caller]
 fn check_gradients(what: &str, got: &Gradient, file: &SafeTensors<'_>, objective: &str) {
     let (mut seen, mut worst) = (0, 0.0f64);
