@@ -29,12 +29,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file system said no.
+    /// A file, a folder or a service that holds files failed.
     #[error("{}: {}", Line::short(path.display()), Line::short(source))]
     Io {
-        /// The file or folder.
+        /// The file, folder or address.
         path: PathBuf,
-        /// What the file system said.
+        /// What the file system or the service said.
         #[source]
         source: std::io::Error,
     },
@@ -102,16 +102,30 @@ impl Error {
         }
     }
 
+    /// A file, folder or service at `path` that failed, in words.
+    pub(crate) fn failed(
+        path: impl Into<PathBuf>,
+        kind: std::io::ErrorKind,
+        reason: impl Into<String>,
+    ) -> Self {
+        Error::Io {
+            path: path.into(),
+            source: std::io::Error::new(kind, reason.into()),
+        }
+    }
+
     /// A failed file system call on `path`; made for `map_err(Error::io(path))`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Error::Io { path, source }
     }
 
-    /// What is wrong with something that a file holds, as an error of that file.
+    /// An error of a part of a file, as an error of that file.
     pub(crate) fn in_file(self, file: impl Into<PathBuf>) -> Self {
         match self {
-            Error::Input { what, reason } => Error::format(file, format!("{what}: {reason}")),
+            Error::Format { file: part, reason } => {
+                Error::format(file, format!("{}: {reason}", part.display()))
+            }
             Error::Unsupported { what, have } => Error::Unsupported {
                 what: format!("{}: {what}", file.into().display()),
                 have,

@@ -47,7 +47,7 @@ pub(crate) fn place_new(path: &Path, bytes: &[u8]) -> Result<bool> {
 /// written.
 ///
 /// # Errors
-/// Those of `fill`, and [`Error::Io`] that names `path`.
+/// The error of `fill`; [`Error::Io`] that names `path`.
 pub(crate) fn fill_whole(
     path: &Path,
     fill: impl FnOnce(&mut File, &Path) -> Result<()>,
@@ -145,7 +145,7 @@ pub fn regular_file(path: &Path) -> Result<()> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// Those of [`regular_file`], and [`Error::Format`] for a longer one.
+/// [`Error::Io`]; [`Error::Format`] for a folder, a pipe, a device, or a longer file.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut length = regular_length(path)?;
     let mut bytes = Vec::new();

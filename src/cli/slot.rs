@@ -114,11 +114,13 @@ impl Server {
         })
     }
 
-    /// Loads a prefix in the layout of the server's own cache, and has the server read on after it once.
+    /// Loads a prefix in the layout of the server's own cache, and has the server compute one id after it.
     ///
     /// # Errors
-    /// [`Error::Input`] where the server cannot be reached, refuses, or computes the prefix's ids itself instead
-    /// of reading its rows; those of [`Slot::new`].
+    /// [`Error::Io`] where the server cannot be reached or answers with an error; [`Error::Format`] for an
+    /// answer that is not llama.cpp's; [`Error::Input`] where the prefix, the slot or the folder does not
+    /// suit the server, or it computes the prefix's ids itself instead of reading its rows;
+    /// [`Error::Unsupported`] for a family whose order of K is not known.
     pub fn load(&self, prefix: &KvPrefix, placeholder: Placeholder) -> Result<Loaded> {
         let there: Properties = self.answer("/props", self.agent_get("/props"))?;
         if self.slot >= there.total_slots {
@@ -256,14 +258,14 @@ impl Server {
         }
     }
 
-    /// The answer to a request, or why there is none.
+    /// The answer to a request, or why it failed.
     fn answer<T: for<'a> Deserialize<'a>>(
         &self,
         path: &str,
         response: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<T> {
         let mut response = response.map_err(|error| {
-            self.refuse(format!("{error}; is a llama.cpp server running there?"))
+            self.failed(format!("{error}; is a llama.cpp server running there?"))
         })?;
         let status = response.status().as_u16();
         let text = response
@@ -271,10 +273,11 @@ impl Server {
             .with_config()
             .limit(LONGEST_ANSWER)
             .read_to_string()
-            .map_err(|error| self.refuse(format!("{path}: {error}")))?;
+            .map_err(|error| self.failed(format!("{path}: {error}")))?;
         if status == 200 {
             return serde_json::from_str(&text).map_err(|error| {
-                self.refuse(format!("{path} answers what llama.cpp does not ({error})"))
+                let reason = format!("{path} answers what llama.cpp does not ({error})");
+                Error::format(format!("server {}", self.shown), reason)
             });
         }
         let said: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -284,9 +287,15 @@ impl Server {
             501 => "; start it with --slot-save-path FOLDER",
             _ => "",
         };
-        Err(self.refuse(format!("{path} answers {status}: {said}{advice}")))
+        Err(self.failed(format!("{path} answers {status}: {said}{advice}")))
     }
 
+    /// An error of the server.
+    fn failed(&self, reason: String) -> Error {
+        Error::failed(format!("server {}", self.shown), ErrorKind::Other, reason)
+    }
+
+    /// An error of what is asked of it.
     fn refuse(&self, reason: String) -> Error {
         Error::input(format!("server {}", self.shown), reason)
     }

@@ -1,4 +1,4 @@
-//! An open model: the whole library behind one object.
+//! An open model: the whole library as one object.
 
 mod encoding;
 mod info;
@@ -172,7 +172,8 @@ impl EngineBuilder {
     /// ([`Cuda::with_images`]), or kernels executed by the CPU.
     ///
     /// # Errors
-    /// As [`EngineBuilder::build`].
+    /// [`Error::Io`] and [`Error::Format`] for a file that cannot be read, [`Error::Unsupported`] for an
+    /// architecture, tokenizer or tensor type that is not built, [`Error::Device`] if the device fails.
     #[doc(hidden)]
     pub fn build_on<L: Launcher>(self, gpu: Gpu<L>) -> Result<Engine> {
         let weights = Weights::open_with(&self.path, self.access)?;
@@ -250,7 +251,8 @@ impl Engine {
     /// Opens a GGUF file or a Hugging Face folder with all defaults.
     ///
     /// # Errors
-    /// As [`EngineBuilder::build`].
+    /// [`Error::Io`] and [`Error::Format`] for a file that cannot be read, [`Error::Unsupported`] for an
+    /// architecture, tokenizer or tensor type that is not built, [`Error::Device`] if the device fails.
     pub fn open(model: impl Into<PathBuf>) -> Result<Engine> {
         Self::builder(model).build()
     }
@@ -296,7 +298,7 @@ impl Engine {
     /// The text of token ids.
     ///
     /// # Errors
-    /// As [`Engine::tokenize`].
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, which serves ids only.
     pub fn detokenize(&self, ids: &[u32]) -> Result<String> {
         Ok(self.tokenizer()?.decode(ids))
     }
@@ -308,7 +310,8 @@ impl Engine {
     /// that every id has at least half a context before it.
     ///
     /// # Errors
-    /// [`Error::Input`] for an id outside the vocabulary, and what ends a call ([`Control`]).
+    /// [`Error::Input`] for an id outside the vocabulary; [`Error::Cancelled`] or [`Error::Deadline`] where
+    /// `control` ends it.
     pub fn score(&self, ids: &[u32], control: &Control) -> Result<Vec<f32>> {
         let window = self.info().max_positions.max(2);
         let mut nll = Vec::new();
@@ -327,7 +330,8 @@ impl Engine {
     /// first id has none: `from` 0 is taken as 1.
     ///
     /// # Errors
-    /// As [`Engine::score`], and [`Error::Input`] for more ids than the model has positions.
+    /// [`Error::Input`] for an id outside the vocabulary or more ids than the model has positions;
+    /// [`Error::Cancelled`] or [`Error::Deadline`] where `control` ends it.
     pub fn score_tail(&self, ids: &[u32], from: usize, control: &Control) -> Result<Vec<f32>> {
         self.call(control, || self.runtime.score_tail(ids, from))
     }
@@ -335,7 +339,8 @@ impl Engine {
     /// Shortens a prompt: [`Engine::compress_with`] without a control.
     ///
     /// # Errors
-    /// As [`Engine::compress_with`].
+    /// [`Error::Input`] for an option outside its range or a tag that cannot be read; [`Error::Budget`] when
+    /// what must be kept is longer than the target; [`Error::Device`] if the device fails.
     pub fn compress(&self, request: &Request) -> Result<Compressed> {
         self.compress_with(request, &Control::default())
     }
@@ -343,8 +348,9 @@ impl Engine {
     /// Shortens a prompt.
     ///
     /// # Errors
-    /// [`Error::Input`] for an option out of its range or a tag that cannot be read, [`Error::Budget`]
-    /// when what must be kept is already longer than the target, and what ends a call ([`Control`]).
+    /// [`Error::Input`] for an option outside its range or a tag that cannot be read; [`Error::Budget`] when
+    /// what must be kept is longer than the target; [`Error::Cancelled`] or [`Error::Deadline`] where
+    /// `control` ends it.
     pub fn compress_with(&self, request: &Request, control: &Control) -> Result<Compressed> {
         self.call(control, || self.runtime.compress(request))
     }
@@ -353,7 +359,9 @@ impl Engine {
     /// forward passes.
     ///
     /// # Errors
-    /// As [`Engine::compress_with`], for each by itself.
+    /// Of each request by itself: [`Error::Input`] for an option outside its range or a tag that cannot be
+    /// read; [`Error::Budget`] when what must be kept is longer than the target; [`Error::Cancelled`] or
+    /// [`Error::Deadline`] where `control` ends it.
     pub fn compress_many(
         &self,
         requests: &[Request],
@@ -368,9 +376,9 @@ impl Engine {
     /// Tool results, documents and older turns may become shorter; every other byte is copied.
     ///
     /// # Errors
-    /// [`Error::Input`] for an option out of its range or a body that is not a conversation,
-    /// [`Error::Budget`] when what must not change is longer than the target, and what ends a call
-    /// ([`Control`]).
+    /// [`Error::Input`] for an option outside its range or a body that is not a conversation;
+    /// [`Error::Budget`] when what must not change is longer than the target; [`Error::Cancelled`] or
+    /// [`Error::Deadline`] where `control` ends it.
     pub fn compress_messages(
         &self,
         body: &[u8],
@@ -388,8 +396,9 @@ impl Engine {
     /// construction.
     ///
     /// # Errors
-    /// [`Error::Input`] for what is not an object or does not fit its configuration, [`Error::Budget`] when
-    /// what must stay is longer than the target, and what ends a call ([`Control`]).
+    /// [`Error::Input`] for what is not an object or does not fit its configuration; [`Error::Budget`] when
+    /// what must stay is longer than the target; [`Error::Cancelled`] or [`Error::Deadline`] where `control`
+    /// ends it.
     pub fn compress_json(&self, request: &JsonRequest, control: &Control) -> Result<Compressed> {
         self.call(control, || self.runtime.compress_json(request))
     }
@@ -397,7 +406,8 @@ impl Engine {
     /// How well each text answers to a question: the higher the better, comparable within a call only.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`, and what ends a call ([`Control`]).
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`; [`Error::Cancelled`] or
+    /// [`Error::Deadline`] where `control` ends it.
     pub fn rank(&self, question: &str, texts: &[String], control: &Control) -> Result<Vec<f64>> {
         self.call(control, || self.runtime.rank(question, texts, None))
     }
@@ -405,7 +415,8 @@ impl Engine {
     /// The same by a method of the mode [`Exact`](crate::Exact).
     ///
     /// # Errors
-    /// As [`Engine::rank`].
+    /// [`Error::Unsupported`] for a folder without a `tokenizer.json`; [`Error::Cancelled`] or
+    /// [`Error::Deadline`] where `control` ends it.
     pub fn rank_by(
         &self,
         method: RankMethod,

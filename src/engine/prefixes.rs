@@ -50,8 +50,9 @@ impl Prefixes<'_> {
     /// Encodes a text as the K and V of a few memory tokens.
     ///
     /// # Errors
-    /// [`Error::Input`](crate::Error::Input) for an empty text or ids outside the vocabulary, and what
-    /// ends a call ([`Control`]).
+    /// [`Error::Input`](crate::Error::Input) for an empty text or ids outside the vocabulary;
+    /// [`Error::Cancelled`](crate::Error::Cancelled) or [`Error::Deadline`](crate::Error::Deadline) where
+    /// `control` ends it.
     pub fn encode(
         &self,
         adapter: &Adapter,
@@ -61,13 +62,15 @@ impl Prefixes<'_> {
         let made = self.encode_many(adapter, std::slice::from_ref(source), options)?;
         made.into_iter()
             .next()
-            .ok_or_else(|| crate::Error::input("text", "there is none"))
+            .ok_or_else(|| crate::Error::input("text", "none was given"))
     }
 
     /// Encodes several texts, whose pieces share forward passes: [`Prefixes::encode`] of each, in order.
     ///
     /// # Errors
-    /// Those of [`Prefixes::encode`], for any of the texts.
+    /// [`Error::Input`](crate::Error::Input) for an empty text or ids outside the vocabulary, in any of the
+    /// texts; [`Error::Cancelled`](crate::Error::Cancelled) or [`Error::Deadline`](crate::Error::Deadline)
+    /// where `control` ends it.
     pub fn encode_many(
         &self,
         adapter: &Adapter,
@@ -82,7 +85,7 @@ impl Prefixes<'_> {
     /// The [`KvPrefix::content_id`] of what [`Prefixes::encode`] makes of a text, without making it.
     ///
     /// # Errors
-    /// As [`Prefixes::encode`].
+    /// [`Error::Input`](crate::Error::Input) for an empty text and for options outside their ranges.
     pub fn encoded_id(
         &self,
         adapter: &Adapter,
@@ -95,8 +98,9 @@ impl Prefixes<'_> {
     /// Prefills a text: its K and V by the model itself, whole or pruned.
     ///
     /// # Errors
-    /// As [`Prefixes::encode`], and [`Error::Input`](crate::Error::Input) for a text longer than the
-    /// model's context or a share out of its range.
+    /// [`Error::Input`](crate::Error::Input) for an empty text, ids outside the vocabulary, a text longer
+    /// than the model's context, or a share outside its range; [`Error::Cancelled`](crate::Error::Cancelled)
+    /// or [`Error::Deadline`](crate::Error::Deadline) where `control` ends it.
     pub fn prefill(&self, source: &Source, options: &PrefillOptions) -> Result<KvPrefix> {
         let mut each = self.prefill_each(source, std::slice::from_ref(options))?;
         Ok(each.remove(0))
@@ -106,7 +110,9 @@ impl Prefixes<'_> {
     /// [`KeepBy::Llmlingua`](crate::prefix::KeepBy::Llmlingua) scores the tokens.
     ///
     /// # Errors
-    /// As [`Prefixes::prefill`].
+    /// [`Error::Input`](crate::Error::Input) for an empty text, ids outside the vocabulary, a text longer
+    /// than the model's context, or a share outside its range; [`Error::Cancelled`](crate::Error::Cancelled)
+    /// or [`Error::Deadline`](crate::Error::Deadline) where `control` ends it.
     pub fn prefill_each(
         &self,
         source: &Source,
@@ -120,9 +126,10 @@ impl Prefixes<'_> {
     /// Generates text after a prefix and a prompt; `each` gets every id as it comes and may stop.
     ///
     /// # Errors
-    /// [`Error::Input`](crate::Error::Input) for an empty prompt, options out of their ranges, ids outside
-    /// the vocabulary, more tokens than the model has positions, or a prefix of another model, naming
-    /// both; and what ends a call ([`Control`]).
+    /// [`Error::Input`](crate::Error::Input) for an empty prompt, options outside their ranges, ids outside
+    /// the vocabulary, or more tokens than the model has positions, or for a prefix of another model, naming
+    /// both; [`Error::Cancelled`](crate::Error::Cancelled) or [`Error::Deadline`](crate::Error::Deadline)
+    /// where `control` ends it.
     pub fn generate(
         &self,
         prefix: Option<&KvPrefix>,
@@ -140,7 +147,10 @@ impl Prefixes<'_> {
     /// `each` gets every id with the place of its query.
     ///
     /// # Errors
-    /// As [`Prefixes::generate`], for any of the queries.
+    /// For any of the queries: [`Error::Input`](crate::Error::Input) for an empty prompt, options outside
+    /// their ranges, ids outside the vocabulary, or more tokens than the model has positions, or for a prefix
+    /// of another model, naming both; [`Error::Cancelled`](crate::Error::Cancelled) or
+    /// [`Error::Deadline`](crate::Error::Deadline) where `control` ends it.
     pub fn answer(
         &self,
         queries: &[Query<'_>],

@@ -98,9 +98,7 @@ pub(super) trait Meaning: Send + Sync {
 pub(super) fn open_tokenizer(weights: &Weights, file: Option<&Path>) -> Result<Option<Tokenizer>> {
     let tokenizer = match (file, weights.gguf(), weights.tokenizer_path()) {
         (Some(file), ..) => Tokenizer::from_file(file)?,
-        (None, Some(metadata), _) => metadata
-            .vocab()
-            .and_then(Tokenizer::from_vocab)
+        (None, Some(metadata), _) => Tokenizer::from_vocab(metadata.vocab()?)
             .map_err(|error| error.in_file(weights.path()))?,
         (None, None, Some(path)) => Tokenizer::from_file(&path)?,
         (None, None, None) => return Ok(None),

@@ -71,7 +71,8 @@ pub trait Task {
     /// Asks, and gives an answer for each pair; `tick` is called twice for each.
     ///
     /// # Errors
-    /// Those of the engines, and what ends a call ([`Control`]).
+    /// [`Error::Input`] or [`Error::Budget`] for a compression that cannot be made; [`Error::Device`] if the
+    /// device fails; [`Error::Cancelled`] or [`Error::Deadline`] where `control` ends it.
     fn ask(&self, pairs: &[Pair], control: &Control, tick: &mut dyn FnMut())
     -> Result<Vec<Answer>>;
 }
@@ -128,7 +129,9 @@ pub struct Report {
 /// of the task's pairs.
 ///
 /// # Errors
-/// Those of [`Task::ask`]; [`Error::Io`] and [`Error::Format`] for the log.
+/// [`Error::Io`] and [`Error::Format`] for the log; [`Error::Input`] or [`Error::Budget`] for a compression
+/// that cannot be made; [`Error::Device`] if the device fails; [`Error::Cancelled`] or [`Error::Deadline`]
+/// where `control` ends it.
 pub fn run(
     task: &dyn Task,
     seed: u64,

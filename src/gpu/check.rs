@@ -20,12 +20,12 @@ const HEAD_DIM: usize = 16;
 
 impl<L: Launcher> Gpu<L> {
     /// Runs the ops of a forward pass and of a selection on small shapes, ragged and long enough that
-    /// every pipeline goes round, beside the CPU: some milliseconds.
+    /// every pipeline wraps, beside the CPU: some milliseconds.
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] that names the first op which differs by more than the precision explains, and
-    /// whatever the device reports.
+    /// [`Error::Device`] that names the first op which differs by more than the precision explains, or if the
+    /// device fails.
     pub fn self_check(&self) -> Result<()> {
         let mine = forward(self)?;
         let cpu = forward(&Cpu::new())?;

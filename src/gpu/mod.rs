@@ -7,7 +7,6 @@
 
 mod abi;
 mod attention;
-#[cfg(feature = "cuda")]
 mod boxes;
 mod check;
 #[cfg(feature = "cuda")]

@@ -161,7 +161,7 @@ fn share(pairs: usize, tiles: usize, clusters: usize, room: usize) -> usize {
     shares.min_by_key(time).unwrap_or(1)
 }
 
-/// Rows of one round of the backward.
+/// Rows of one pass of the backward.
 const ROWS_BWD: usize = 4096;
 
 /// The picks in the order of their rows, and for each row that is named the run of it.

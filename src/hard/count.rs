@@ -31,7 +31,8 @@ impl Count {
     /// Counts the tokens of a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::from_file`].
+    /// [`Error::Io`](crate::Error::Io) if the file cannot be read, [`Error::Format`](crate::Error::Format) if
+    /// it is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
         Ok(Count::Tokenizer(Arc::new(Tokenizer::from_file(path)?)))
     }
@@ -59,7 +60,7 @@ impl Count {
     /// Tokens of `text`, special tokens read as plain text; `scorer` is the scoring model's tokenizer.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::encode`].
+    /// [`Error::Format`](crate::Error::Format) for a `tokenizer.json` whose parts do not fit together.
     pub fn tokens(&self, text: &str, scorer: &Tokenizer) -> Result<usize> {
         match self {
             Count::Cl100k => Ok(count_cl100k(text)),

@@ -84,7 +84,7 @@ impl Request {
     /// [`LlmLingua2::rank_by_question`] alone.
     ///
     /// # Errors
-    /// As [`Request::from_python`].
+    /// [`Error::Input`] naming the argument that is missing, unknown, of the wrong type, or without effect.
     pub fn from_llmlingua2(arguments: Map<String, Value>) -> Result<Self> {
         let mut args = Arguments::new(arguments);
         // Above 1 is the whole there.
@@ -213,7 +213,9 @@ impl Call {
     /// Reads a call: `compress` by [`Request::from_json`], the others by [`Request::from_python`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another name, and those of the two.
+    /// [`Error::Unsupported`] for another name, an unknown rank method, or segments outside `<llmlingua>`
+    /// tags; [`Error::Input`] naming the argument that is missing, unknown, of the wrong type, or without
+    /// effect.
     pub fn new(name: &str, arguments: Map<String, Value>) -> Result<Self> {
         let (request, form) = match name {
             "compress" => (Request::from_json(arguments)?, Form::Own),

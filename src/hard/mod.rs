@@ -41,9 +41,9 @@ use crate::text::Tokenizer;
 /// Shortens a prompt; `lm` scores it.
 ///
 /// # Errors
-/// [`crate::Error::Input`] for an option out of its range or a tag that cannot be read,
-/// [`crate::Error::Budget`] when what must be kept is already longer than the target, and whatever the
-/// model reports.
+/// [`Error::Input`](crate::Error::Input) for an option outside its range or a tag that cannot be read;
+/// [`Error::Budget`](crate::Error::Budget) when what must be kept is longer than the target;
+/// [`Error::Device`](crate::Error::Device) if the device fails.
 pub fn compress(lm: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Result<Compressed> {
     request.check()?;
     match &request.mode {
@@ -72,7 +72,9 @@ pub fn compress(lm: &dyn Scorer, tokenizer: &Tokenizer, request: &Request) -> Re
 /// has a queue of its own they share forward passes, whatever their options.
 ///
 /// # Errors
-/// As [`compress`], for each by itself.
+/// Of each request by itself: [`Error::Input`](crate::Error::Input) for an option outside its range or a tag
+/// that cannot be read; [`Error::Budget`](crate::Error::Budget) when what must be kept is longer than the
+/// target; [`Error::Device`](crate::Error::Device) if the device fails.
 pub fn compress_many(
     lm: &dyn Scorer,
     tokenizer: &Tokenizer,
@@ -86,9 +88,9 @@ pub fn compress_many(
 /// Out comes the same JSON, byte for byte, except for the strings that were shortened.
 ///
 /// # Errors
-/// [`crate::Error::Input`] for an option out of its range or a body that is not a conversation,
-/// [`crate::Error::Budget`] when what must not change is longer than the target, and whatever the model
-/// reports.
+/// [`Error::Input`](crate::Error::Input) for an option outside its range or a body that is not a
+/// conversation; [`Error::Budget`](crate::Error::Budget) when what must not change is longer than the target;
+/// [`Error::Device`](crate::Error::Device) if the device fails.
 pub fn compress_messages(
     lm: &dyn Scorer,
     tokenizer: &Tokenizer,
@@ -105,8 +107,9 @@ pub fn compress_messages(
 /// The result's text is JSON, and names, numbers, `true`, `false` and `null` in it are the given ones.
 ///
 /// # Errors
-/// [`crate::Error::Input`] for what is not an object or does not fit its configuration,
-/// [`crate::Error::Budget`] when what must stay is longer than the target, and whatever the model reports.
+/// [`Error::Input`](crate::Error::Input) for what is not an object or does not fit its configuration;
+/// [`Error::Budget`](crate::Error::Budget) when what must stay is longer than the target;
+/// [`Error::Device`](crate::Error::Device) if the device fails.
 pub fn compress_json(
     lm: &dyn Scorer,
     tokenizer: &Tokenizer,
@@ -136,7 +139,7 @@ pub fn compress_json(
 /// default; comparable within a call only.
 ///
 /// # Errors
-/// Whatever the model reports.
+/// [`Error::Device`](crate::Error::Device) if the device fails.
 pub fn rank(
     lm: &dyn Scorer,
     tokenizer: &Tokenizer,

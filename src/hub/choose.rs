@@ -67,7 +67,7 @@ pub(super) fn choose(repo: &str, files: &[String], wanted: Option<&str>) -> Resu
     if !has("config.json") || !(sharded || has(WEIGHTS)) {
         let reason =
             "expected GGUF files, or config.json with safetensors; name another repository";
-        return Err(Error::input(repo, reason));
+        return Err(Error::format(repo, reason));
     }
     let weights = |file: &str| match sharded {
         true => file == INDEX || (file.ends_with(".safetensors") && !file.contains('/')),

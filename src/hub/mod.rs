@@ -12,6 +12,7 @@ mod store;
 #[cfg(feature = "hub")]
 mod transfer;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -40,13 +41,13 @@ impl Settings {
     /// `HF_HUB_DISABLE_IMPLICIT_TOKEN` and `HF_HUB_OFFLINE`; `PREFOLD_CACHE` moves prefold's own folder.
     ///
     /// # Errors
-    /// [`Error::Input`] where the platform names no home folder and no variable replaces it.
+    /// [`Error::Io`] where the platform names no home folder and no variable replaces it.
     pub fn from_env() -> Result<Settings> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
         let homeless = |fix: &str| {
             let reason = format!("the system names none; set {fix}");
-            Error::input("home folder", reason)
+            Error::failed("home folder", ErrorKind::NotFound, reason)
         };
         let cache = match variable("PREFOLD_CACHE") {
             Some(folder) => folder.into(),
@@ -219,8 +220,9 @@ pub fn find(name: &ModelName, settings: &Settings) -> Option<PathBuf> {
 /// resumed; a file gets its name when it is whole and its checksum is right.
 ///
 /// # Errors
-/// [`Error::Input`] that names the model: offline, not found, not allowed, a wrong checksum, several
-/// files to choose from. [`Error::Io`] for the cache folder.
+/// [`Error::Io`] that names the model where the hub does not have it, refuses it or cannot be reached, or the
+/// cache folder cannot be written; [`Error::Format`] for a wrong checksum or a repository without a model;
+/// [`Error::Input`] offline, or with several files to choose from.
 #[cfg(feature = "hub")]
 pub fn resolve(
     name: &ModelName,
@@ -236,7 +238,9 @@ pub fn resolve(
 /// Downloads a model although an older copy may be here.
 ///
 /// # Errors
-/// As [`resolve`].
+/// [`Error::Io`] that names the model where the hub does not have it, refuses it or cannot be reached, or the
+/// cache folder cannot be written; [`Error::Format`] for a wrong checksum or a repository without a model;
+/// [`Error::Input`] offline, or with several files to choose from.
 #[cfg(feature = "hub")]
 pub fn pull(
     name: &ModelName,

@@ -235,7 +235,11 @@ impl<'a> Hub<'a> {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let reason = "another process is downloading it; wait until it is done";
-                return Err(Error::input(&remote.what, reason));
+                return Err(Error::failed(
+                    &remote.what,
+                    io::ErrorKind::ResourceBusy,
+                    reason,
+                ));
             }
             Err(TryLockError::Error(error)) => return Err(Error::io(&part)(error)),
         }
@@ -407,14 +411,19 @@ impl<'a> Hub<'a> {
             Some(_) => "the token in HF_TOKEN may not read it",
             None => "where it is private or gated, set HF_TOKEN",
         };
-        let reason = match status {
+        let kind = match status {
             200..=299 => return Ok(()),
+            401 | 403 => io::ErrorKind::PermissionDenied,
+            404 => io::ErrorKind::NotFound,
+            _ => io::ErrorKind::Other,
+        };
+        let reason = match status {
             401 | 403 => format!("{endpoint} refuses access ({status}); check the name; {token}"),
             404 => format!("{endpoint} does not have it (404); check the name; {token}"),
             429 => format!("{endpoint} limits the rate (429); wait, or set HF_TOKEN"),
             _ => format!("{endpoint} answered with status {status}; try again later"),
         };
-        Err(Error::input(what, reason))
+        Err(Error::failed(what, kind, reason))
     }
 
     fn unreachable(&self, what: &str, error: impl std::fmt::Display) -> Error {
@@ -423,7 +432,7 @@ impl<'a> Hub<'a> {
             "the connection to {endpoint} failed ({error}); check the network or HF_ENDPOINT and try \
              again, which resumes, or give a file by --model"
         );
-        Error::input(what, reason)
+        Error::failed(what, io::ErrorKind::NotConnected, reason)
     }
 
     fn odd(&self, what: &str, why: impl std::fmt::Display) -> Error {
@@ -431,7 +440,7 @@ impl<'a> Hub<'a> {
             "unexpected answer of {} ({why}); check HF_ENDPOINT",
             self.settings.endpoint
         );
-        Error::input(what, reason)
+        Error::format(what, reason)
     }
 }
 
@@ -448,7 +457,7 @@ enum Broken {
 fn wrong_checksum(what: &str, found: &str, want: &str) -> Error {
     let reason =
         format!("its SHA-256 is {found}, expected {want}; nothing was kept, try again later");
-    Error::input(what, reason)
+    Error::format(what, reason)
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -53,7 +53,7 @@ struct Scratch<B: Backend> {
     nll: B::Buf<f32>,
 }
 
-/// Hears the number of each layer and its queries, rotated: `[rows, heads, head_dim]`.
+/// Called with the number of each layer and its queries, rotated: `[rows, heads, head_dim]`.
 pub(crate) type Watch<'a> = &'a mut dyn FnMut(usize, Vec<f32>);
 
 /// What a forward pass begins with.
@@ -116,7 +116,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     ///
     /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
-    /// errors of the device.
+    /// [`Error::Device`] if the device fails.
     pub fn forward(&self, batch: &Batch<'_>, kv: &mut Kv<B>) -> Result<Hidden<'_, B>> {
         self.forward_with(batch, None, kv)
     }
@@ -138,7 +138,8 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     ///
-    /// Those of [`Model::forward`].
+    /// [`Error::Input`] for an id outside the vocabulary or a position outside the model's range;
+    /// [`Error::Device`] if the device fails.
     pub(crate) fn estimate(
         &self,
         batch: &Batch<'_>,
@@ -153,7 +154,8 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     ///
-    /// Those of [`Model::forward`], and [`Error::Shape`] for embeddings that are not whole rows.
+    /// [`Error::Shape`] for embeddings that are not whole rows; [`Error::Input`] for an id outside the
+    /// vocabulary or a position outside the model's range; [`Error::Device`] if the device fails.
     pub fn forward_adapted(
         &self,
         input: Input<'_>,
@@ -168,7 +170,8 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     ///
-    /// Those of [`Model::forward_adapted`].
+    /// [`Error::Shape`] for embeddings that are not whole rows; [`Error::Input`] for a position outside the
+    /// model's range; [`Error::Device`] if the device fails.
     pub(crate) fn forward_separate(
         &self,
         embeddings: &[f32],

@@ -124,7 +124,8 @@ impl<B: Backend> Encoder<B> {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for a decoder; those of [`Weights::get`] and of the device.
+    /// [`Error::Unsupported`] for a decoder; [`Error::Format`] for a tensor that is missing;
+    /// [`Error::Device`] if the device fails.
     pub fn load(backend: B, weights: &Weights) -> Result<Self> {
         let config = weights.config().clone();
         let Some(shape) = config.encoder.clone() else {
@@ -195,7 +196,8 @@ impl<B: Backend> Encoder<B> {
     /// # Errors
     ///
     /// [`Error::Input`] for an id, type or position that the model does not have or a text longer than its
-    /// positions, [`Error::Shape`] for types or positions of another number than ids; errors of the device.
+    /// positions; [`Error::Shape`] for types or positions of another number than ids; [`Error::Device`] if
+    /// the device fails.
     pub fn states(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
         let width = self.config.hidden;
         let mut out = Vec::with_capacity(inputs.len());
@@ -211,7 +213,9 @@ impl<B: Backend> Encoder<B> {
     ///
     /// # Errors
     ///
-    /// As [`Encoder::states`].
+    /// [`Error::Input`] for an id, type or position that the model does not have or a text longer than its
+    /// positions; [`Error::Shape`] for types or positions of another number than ids; [`Error::Device`] if
+    /// the device fails.
     pub fn embed(
         &self,
         inputs: &[EncoderInput],
@@ -234,7 +238,9 @@ impl<B: Backend> Encoder<B> {
     ///
     /// # Errors
     ///
-    /// As [`Encoder::states`], and [`Error::Unsupported`] for a model without such a head.
+    /// [`Error::Input`] for an id, type or position that the model does not have or a text longer than its
+    /// positions; [`Error::Shape`] for types or positions of another number than ids; [`Error::Unsupported`]
+    /// for a model without such a head; [`Error::Device`] if the device fails.
     pub fn token_logits(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
         let (Some(head), EncoderHead::Tokens(labels)) = (&self.head, self.shape.head) else {
             return Err(self.lacks("a token classifier"));
@@ -252,7 +258,9 @@ impl<B: Backend> Encoder<B> {
     ///
     /// # Errors
     ///
-    /// As [`Encoder::states`], and [`Error::Unsupported`] for a model without such a head.
+    /// [`Error::Input`] for an id, type or position that the model does not have or a text longer than its
+    /// positions; [`Error::Shape`] for types or positions of another number than ids; [`Error::Unsupported`]
+    /// for a model without such a head; [`Error::Device`] if the device fails.
     pub fn text_logits(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
         let (Some(head), EncoderHead::Text(labels)) = (&self.head, self.shape.head) else {
             return Err(self.lacks("a classifier of texts"));

@@ -64,7 +64,7 @@ impl<S: Storage> Kv<S> {
         self.len == 0
     }
 
-    /// Makes room for `rows` more, and for as many again as there are when there is none left.
+    /// Makes room for `rows` more; where none is left, for as many again as there are.
     pub(crate) fn reserve(&mut self, storage: &S, rows: usize) -> Result<()> {
         let need = self.len + rows;
         if need <= self.capacity {
@@ -88,13 +88,14 @@ impl<S: Storage> Kv<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if there can be no such rows.
+    /// [`Error::Shape`] for more rows than the cache has capacity for.
     pub fn commit(&mut self, rows: usize) -> Result<()> {
         if self.transient || self.capacity - self.len < rows {
-            return Err(Error::input(
-                format!("{rows} rows to count in"),
-                format!("the KV cache has room for {}", self.capacity - self.len),
-            ));
+            return Err(Error::Shape {
+                op: "kv_commit",
+                want: format!("at most {} rows", self.capacity - self.len),
+                got: format!("{rows}"),
+            });
         }
         self.len += rows;
         self.next += rows;
@@ -137,7 +138,7 @@ impl<S: Storage> Kv<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] if the cache is not empty, [`Error::Shape`] for another size.
+    /// [`Error::Shape`] for a cache that is not empty, or rows of another size.
     pub(crate) fn begin(
         &mut self,
         storage: &S,
@@ -146,7 +147,11 @@ impl<S: Storage> Kv<S> {
         layers: &[[Vec<f32>; 2]],
     ) -> Result<()> {
         if self.len > 0 || self.transient {
-            return Err(Error::input("prefix", "the KV cache is not empty"));
+            return Err(Error::Shape {
+                op: "kv_begin",
+                want: "an empty KV cache".into(),
+                got: format!("one of {} rows", self.len),
+            });
         }
         let want = format!(
             "{} layers of {rows} rows of {}",

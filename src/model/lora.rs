@@ -221,7 +221,7 @@ impl LoraWeights {
             }
         }
         if pairs.is_empty() {
-            return Err(Error::format(&path, "there is no tensor of an adapter"));
+            return Err(Error::format(&path, "no tensor of an adapter found"));
         }
         let mut layers = vec![BTreeMap::new(); config.layers];
         for ((layer, target), pair) in pairs {
@@ -269,8 +269,9 @@ impl LoraWeights {
     /// Reads an adapter that scores or is merged: [`LoraWeights::open`] for one without memory embeddings.
     ///
     /// # Errors
-    /// Those of [`LoraWeights::open`], and [`Error::Format`] for an encoder's adapter, which is of use only
-    /// with its memory embeddings.
+    /// [`Error::Io`] for files that cannot be read; [`Error::Format`] for ones that do not fit the model or
+    /// an encoder's adapter, which needs its memory embeddings; [`Error::Unsupported`] for a kind of adapter,
+    /// a module or a model family that is not built.
     pub fn open_without_memory(folder: &Path, config: &Config) -> Result<Self> {
         refuse_memory(folder)?;
         Self::open(folder, config)
@@ -507,8 +508,8 @@ impl<B: Backend> Lora<B> {
     /// Brings an adapter to a device.
     ///
     /// # Errors
-    /// [`Error::Shape`] for the adapter of a model with another number of layers; errors of the
-    /// device.
+    /// [`Error::Shape`] for the adapter of a model with another number of layers; [`Error::Device`] if the
+    /// device fails.
     pub fn load(backend: &B, config: &Config, weights: &LoraWeights) -> Result<Self> {
         if weights.layers.len() != config.layers {
             return Err(Error::Shape {

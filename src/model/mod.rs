@@ -64,8 +64,9 @@ pub trait Scorer: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] of [`TokenPruning::check`], for an id outside the vocabulary or a text of more tokens
-    /// than the model has positions; [`Error::Unsupported`] of a scorer that cannot; errors of the device.
+    /// [`Error::Shape`] for windows outside their text; [`Error::Input`] for an id outside the vocabulary or
+    /// a text of more tokens than the model has positions; [`Error::Unsupported`] for a scorer that cannot;
+    /// [`Error::Device`] if the device fails.
     fn prune(&self, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let _ = texts;
         Err(Error::Unsupported {
@@ -78,7 +79,7 @@ pub trait Scorer: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] where there is none; errors of the device.
+    /// [`Error::Unsupported`] without such a model; [`Error::Device`] if the device fails.
     fn similarity(&self, question: &str, texts: &[&str]) -> Result<Vec<f64>> {
         let _ = (question, texts);
         Err(Error::Unsupported {
@@ -128,8 +129,10 @@ pub trait Session {
     ///
     /// # Errors
     ///
-    /// Those of [`Session::score`], and [`crate::Error::Shape`] if they do not fit into `losses`; after any
-    /// of them the cache and `losses` are what they were.
+    /// [`Error::Input`](crate::Error::Input) for an id outside the vocabulary or more tokens than positions;
+    /// [`Error::Shape`](crate::Error::Shape) if the nll do not fit into `losses`;
+    /// [`Error::Device`](crate::Error::Device) if the device fails. The cache and `losses` are then what they
+    /// were.
     fn judge(
         &mut self,
         ids: &[u32],

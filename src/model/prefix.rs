@@ -61,7 +61,7 @@ impl<B: Backend> Model<B> {
     /// K and V at `rows` of the cache, for each layer `[kv_heads, rows, head_dim]`.
     ///
     /// # Errors
-    /// Those of [`Kv::gather`].
+    /// [`Error::Input`] for a row that is not there; [`Error::Device`] if the device fails.
     pub fn take(&self, kv: &Kv<B>, rows: &[usize]) -> Result<Vec<[Vec<f32>; 2]>> {
         let c = self.config();
         (0..c.layers)

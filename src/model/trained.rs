@@ -1,4 +1,4 @@
-//! LoRA under training: factors on the device, both ways round, and where their gradients belong.
+//! LoRA under training: factors on the device, also transposed, and where their gradients belong.
 
 use super::config::Config;
 use super::lora::{GROUPS, LoraWeights, LowRank, Target};
@@ -39,7 +39,8 @@ impl<B: Backend> Trained<B> {
     /// Brings factors to the device; `scale` is alpha through rank.
     ///
     /// # Errors
-    /// Those of [`LoraWeights::of_factors`] and of the device.
+    /// [`Error::Shape`](crate::Error::Shape) for factors that do not fit the model;
+    /// [`Error::Device`](crate::Error::Device) if the device fails.
     pub fn load(backend: &B, config: &Config, scale: f32, factors: &[Factor<'_>]) -> Result<Self> {
         let each = factors
             .iter()

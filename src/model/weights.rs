@@ -130,7 +130,8 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// Those of [`Weights::open`].
+    /// [`Error::Io`] where a file cannot be read; [`Error::Format`] where it is malformed or does not fit its
+    /// configuration; [`Error::Unsupported`] for an architecture, element type or feature that is not built.
     pub fn open_with(path: &Path, access: Access) -> Result<Weights> {
         let is_folder = fs::metadata(path).map_err(Error::io(path))?.is_dir();
         split::check_is_model(path, is_folder)?;
@@ -326,9 +327,9 @@ impl Weights {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
-        self.tensors.get(name).ok_or_else(|| {
-            Error::format(&self.path, format!("there is no tensor {}", one_line(name)))
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::format(&self.path, format!("no tensor {} found", one_line(name))))
     }
 
     /// The metadata of a GGUF, from which a tokenizer can be rebuilt.

@@ -104,7 +104,7 @@ pub trait GemmOp: Storage {
     ///
     /// # Errors
     ///
-    /// Those of [`GemmOp::matrix`].
+    /// [`Error::Shape`] for a matrix without elements; [`Error::Device`] without memory for it.
     fn matrix_of(&self, source: Arc<dyn RowSource>) -> Result<Self::Matrix> {
         let [outputs, inputs] = source.shape();
         let mut values = vec![0.0; outputs * inputs];

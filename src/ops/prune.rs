@@ -54,7 +54,7 @@ impl TokenPruning<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`].
+    /// [`Error::Shape`] for windows that do not lie within the text.
     pub fn check(&self) -> Result<()> {
         let length = self.ids.len();
         let mut end = Some(self.end);
@@ -72,10 +72,11 @@ impl TokenPruning<'_> {
         if sound && u32::try_from(length).is_ok_and(|length| length < u32::MAX / 4) {
             return Ok(());
         }
-        Err(Error::input(
-            format!("windows of {} in a text of {length} tokens", self.size),
-            "they do not lie within it",
-        ))
+        Err(Error::Shape {
+            op: "prune",
+            want: format!("windows of {} within a text of {length} tokens", self.size),
+            got: format!("windows {:?} that end at {}", self.windows, self.end),
+        })
     }
 
     /// Rows of its longest pass but the first.
@@ -172,7 +173,7 @@ pub(crate) const RUN: usize = 4;
 pub(crate) const TILE: usize = 6;
 /// The place of a row that is not to be kept.
 pub(crate) const NOWHERE: u32 = u32::MAX;
-/// The bits of an nll that there is none of.
+/// The bits of an nll that is missing.
 const NO_NLL: u32 = u32::MAX;
 
 /// Texts on a device, and what the next forward pass reads of them. Only ops write it.
@@ -204,7 +205,7 @@ impl<S: Storage> PruneBatch<S> {
     ///
     /// # Errors
     ///
-    /// Those of the device, and [`Error::Input`] for more rows than can be counted.
+    /// [`Error::Shape`] for more rows than can be counted; [`Error::Device`] without memory for them.
     pub fn new(storage: &S, capacity: Capacity, limits: Limits, tile: usize) -> Result<Self> {
         let rows = capacity.all_rows();
         let words = capacity.texts.checked_mul(capacity.tokens).filter(|&all| {
@@ -212,10 +213,11 @@ impl<S: Storage> PruneBatch<S> {
                 && u32::try_from(rows).is_ok_and(|rows| rows < u32::MAX / 4)
         });
         let Some(words) = words else {
-            return Err(Error::input(
-                format!("{} texts of {} tokens", capacity.texts, capacity.tokens),
-                "they are too many to be counted",
-            ));
+            return Err(Error::Shape {
+                op: "prune",
+                want: format!("fewer than {} rows", u32::MAX / 4),
+                got: format!("{} texts of {} tokens", capacity.texts, capacity.tokens),
+            });
         };
         let tile = tile.max(1);
         Ok(PruneBatch {
@@ -250,8 +252,9 @@ impl<S: Storage> PruneBatch<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Input`] of [`TokenPruning::check`], for an id beyond the vocabulary, and for a text of more
-    /// tokens than there are positions; [`Error::Shape`] for other room than theirs.
+    /// [`Error::Shape`] for texts beyond the capacity or windows outside their text; [`Error::Input`] for an
+    /// id outside the vocabulary or a text of more tokens than there are positions; [`Error::Device`] if the
+    /// device fails.
     pub fn write(&mut self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<()> {
         let (capacity, Limits { vocab, positions }) = (self.capacity, self.limits);
         if !capacity.suits(&Capacity::of(texts)) {
@@ -308,7 +311,7 @@ impl<S: Storage> PruneBatch<S> {
     ///
     /// # Errors
     ///
-    /// Those of the device.
+    /// [`Error::Device`] if the device fails.
     pub fn read(&self, storage: &S, texts: &[TokenPruning<'_>]) -> Result<Vec<PrunedTokens>> {
         let Capacity {
             texts: n, tokens, ..
@@ -357,7 +360,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     ///
     /// # Errors
     ///
-    /// Those of `work` and of the device.
+    /// The first error of `work`; [`Error::Device`] if the device fails.
     fn repeat(
         &self,
         recorded: &mut Self::Recorded,
@@ -368,7 +371,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] where there is no attention of such heads.
+    /// [`Error::Unsupported`] for heads that the attention is not built for.
     fn tile(&self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<usize>;
 
     /// Takes in the nll of a pass (`None`: the first, whose nll are in [`PruneBatch::first_scores`]),
@@ -380,7 +383,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] for fewer nll than rows; errors of the device.
+    /// [`Error::Shape`] for fewer nll than rows; [`Error::Device`] if the device fails.
     fn prune(&self, texts: &mut PruneBatch<Self>, fresh: Option<&Self::Buf<f32>>) -> Result<()> {
         if let Some(fresh) = fresh {
             expect_len("prune", "nll", texts.capacity.all_rows(), fresh.len())?;

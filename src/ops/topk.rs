@@ -48,7 +48,7 @@ impl<S: Storage> TopKOutput<S> {
     ///
     /// # Errors
     ///
-    /// Those of the device.
+    /// [`Error::Device`] without memory for it.
     pub fn new(storage: &S, scores: usize, segments: usize) -> Result<Self> {
         Ok(TopKOutput {
             mask: storage.zeros(scores)?,

@@ -22,8 +22,8 @@ use crate::hard::{Budget, Exact, Request};
 /// Serves on standard input and output until the client closes them.
 ///
 /// # Errors
-/// As [`Server::start`](super::Server::start), and [`Error::Device`] for a client that does not
-/// keep to the protocol.
+/// [`Error::Input`] for options outside their ranges; [`Error::Device`] for a client that does not keep to
+/// the protocol.
 pub fn serve_mcp(engine: Engine, options: ServeOptions) -> Result<()> {
     options.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,5 +1,6 @@
 //! The address that requests are forwarded to, and the client for it.
 
+use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -29,7 +30,7 @@ pub(super) struct Upstream {
 
 impl Upstream {
     /// # Errors
-    /// [`Error::Input`] for what is not an address.
+    /// [`Error::Input`] for what is not an address; [`Error::Io`] if TLS cannot be set up.
     pub fn new(address: &str) -> Result<Self> {
         let bad = || {
             Error::input(
@@ -44,7 +45,7 @@ impl Upstream {
         http.set_connect_timeout(Some(CONNECT));
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .map_err(|error| Error::input(format!("upstream {address}"), error.to_string()))?
+            .map_err(|error| Error::io(format!("upstream {address}"))(io::Error::other(error)))?
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);

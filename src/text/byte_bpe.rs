@@ -140,12 +140,12 @@ fn close_gaps(spans: &mut [std::ops::Range<usize>], len: usize) {
 
 fn read_merges(merges: &[String], vocab: &Vocab) -> Result<HashMap<(u32, u32), (u32, u32)>> {
     if merges.is_empty() {
-        return Err(Error::input("tokenizer.ggml.merges", "is empty"));
+        return Err(Error::format("tokenizer.ggml.merges", "is empty"));
     }
     let mut out = HashMap::with_capacity(merges.len());
     for (rank, line) in (0u32..).zip(merges) {
         let bad = |reason: String| {
-            Error::input("tokenizer.ggml.merges", format!("merge {rank} {reason}"))
+            Error::format("tokenizer.ggml.merges", format!("merge {rank} {reason}"))
         };
         let (left, right) = line
             .split_once(' ')

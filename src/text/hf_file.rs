@@ -230,7 +230,8 @@ fn is_char_map(base64: &str) -> bool {
 /// Opens a file for prompts, which are neither cut nor padded: it may carry the settings of a batch.
 ///
 /// # Errors
-/// As [`read`], and [`Error::Format`] for what Hugging Face's crate does not take.
+/// [`Error::Io`]; [`Error::Format`] for what is not a tokenizer, would take any amount of memory, or Hugging
+/// Face's crate does not take.
 pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer> {
     let json = read(path)?;
     let mut tokenizer = guard(path, || tokenizers::Tokenizer::from_bytes(&json))?;

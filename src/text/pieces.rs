@@ -22,7 +22,8 @@ impl Pieces {
     /// Reads a file; `added` become special tokens after its own.
     ///
     /// # Errors
-    /// As [`super::Tokenizer::from_file`].
+    /// [`Error::Io`](crate::Error::Io) if the file cannot be read, [`Error::Format`](crate::Error::Format) if it
+    /// is not a tokenizer.
     pub(crate) fn from_file(path: &Path, added: &[String]) -> Result<Self> {
         let mut tokenizer = hf_file::open(path)?;
         let tokens: Vec<AddedToken> = added
@@ -40,7 +41,7 @@ impl Pieces {
     /// The pieces of a text, without special tokens around it.
     ///
     /// # Errors
-    /// [`Error::Format`] for a file that does not work on this text.
+    /// [`Error::Format`](crate::Error::Format) for a file that does not work on this text.
     pub(crate) fn split(&self, text: &str) -> Result<Vec<String>> {
         let encoded = guard(&self.path, || self.tokenizer.encode(text, false))?;
         Ok(encoded.get_tokens().to_vec())
@@ -60,7 +61,7 @@ impl Pieces {
     /// The text of pieces, as the file's decoder joins them.
     ///
     /// # Errors
-    /// As [`Pieces::split`].
+    /// [`Error::Format`](crate::Error::Format) for a file that does not work on this text.
     pub(crate) fn join(&self, pieces: Vec<String>) -> Result<String> {
         match self.tokenizer.get_decoder() {
             Some(decoder) => guard(&self.path, || decoder.decode(pieces)),

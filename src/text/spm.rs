@@ -29,7 +29,7 @@ impl Spm {
         raw.eos = raw.eos.or(known(2));
         let vocab = Vocab::new(&mut raw, true)?;
         if raw.scores.len() != vocab.len() {
-            return Err(Error::input(
+            return Err(Error::format(
                 "tokenizer.ggml.scores",
                 format!(
                     "has {} entries for {} tokens",
@@ -43,7 +43,7 @@ impl Spm {
         let mut byte_ids = [None; 256];
         for ((id, &score), (name, t)) in (0u32..).zip(&raw.scores).zip(vocab.iter()) {
             if score.is_nan() {
-                return Err(Error::input(
+                return Err(Error::format(
                     "tokenizer.ggml.scores",
                     format!("the score of token {id} is not a number"),
                 ));

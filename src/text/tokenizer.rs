@@ -37,7 +37,7 @@ impl Tokenizer {
     /// Rebuilds the tokenizer that a GGUF's metadata describes, with the ids of llama.cpp.
     ///
     /// # Errors
-    /// [`Error::Input`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
+    /// [`Error::Format`] if the vocabulary contradicts itself, [`Error::Unsupported`] if its kind
     /// (`tokenizer.ggml.model`) or its pre-tokenizer (`tokenizer.ggml.pre`) is not built; WordPiece and Unigram need
     /// the feature `tokenizer-json`.
     pub fn from_vocab(vocab: GgufVocab) -> Result<Self> {
@@ -65,11 +65,11 @@ impl Tokenizer {
 
     /// Token ids of `text` with byte spans.
     ///
-    /// `add_special` adds what the tokenizer puts round a text (BOS for Llama 2; nothing for
+    /// `add_special` adds what the tokenizer puts around a text (BOS for Llama 2; nothing for
     /// SmolLM2 or Qwen); `parse_special` reads `<|im_start|>` and its like as one token.
     ///
     /// # Errors
-    /// Only a `tokenizer.json` whose parts do not fit together makes this fail.
+    /// [`Error::Format`] for a `tokenizer.json` whose parts do not fit together.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Encoding> {
         match &self.kind {
             Kind::ByteBpe(t) => Ok(t.encode(text, add_special, parse_special)),
@@ -79,7 +79,7 @@ impl Tokenizer {
     }
 
     /// The text of `ids`, as Hugging Face's `decode` gives it: special tokens stay, bytes that are
-    /// no UTF-8 become U+FFFD. An id outside the vocabulary stands for nothing.
+    /// not UTF-8 become U+FFFD. An id outside the vocabulary stands for nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.kind {
             Kind::ByteBpe(t) => t.decode(ids),

@@ -17,20 +17,20 @@ const SPACE: &str = "\u{2581}";
 /// `remove_extra_whitespaces` is not read: some converters write another setting there.
 ///
 /// # Errors
-/// [`Error::Input`] for nameless tokens or two of one name, for scores or types of another number than tokens,
+/// [`Error::Format`] for nameless tokens or two of one name, for scores or types of another number than tokens,
 /// for a score that is not finite, and where `<s>`, `</s>` or the unknown token is missing.
 pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     const TOKENS: &str = "tokenizer.ggml.tokens";
     let count = vocab.tokens.len();
     let types = token_types(&vocab.token_types, count)?;
     if vocab.scores.len() != count {
-        return Err(Error::input(
+        return Err(Error::format(
             "tokenizer.ggml.scores",
             format!("has {} entries for {count} tokens", vocab.scores.len()),
         ));
     }
     if let Some(id) = vocab.scores.iter().position(|score| !score.is_finite()) {
-        return Err(Error::input(
+        return Err(Error::format(
             "tokenizer.ggml.scores",
             format!("token {id} has the score {}", vocab.scores[id]),
         ));
@@ -52,7 +52,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
             _ => vocab.scores[id],
         };
         if token.is_empty() {
-            return Err(Error::input(TOKENS, format!("token {id} has no name")));
+            return Err(Error::format(TOKENS, format!("token {id} has no name")));
         }
         if let Some(first) = ids.insert(token.as_str(), id) {
             return Err(twice(token, first, id));
@@ -67,7 +67,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     let id = |name: &str| {
         let found = ids.get(name).copied();
         found.ok_or_else(|| {
-            Error::input(
+            Error::format(
                 TOKENS,
                 format!("has no {name}, which XLM-RoBERTa's vocabularies have"),
             )
@@ -77,7 +77,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     let unknown = match vocab.unk {
         Some(id) if (id as usize) < used => id as usize,
         Some(id) => {
-            return Err(Error::input(
+            return Err(Error::format(
                 "tokenizer.ggml.unknown_token_id",
                 format!("is {id}, but there are {used} tokens"),
             ));

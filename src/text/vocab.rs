@@ -87,10 +87,10 @@ impl Vocab {
     pub(super) fn new(vocab: &mut GgufVocab, default_bos: bool) -> Result<Self> {
         let tokens = std::mem::take(&mut vocab.tokens);
         if tokens.is_empty() {
-            return Err(Error::input("tokenizer.ggml.tokens", "is empty"));
+            return Err(Error::format("tokenizer.ggml.tokens", "is empty"));
         }
         let count = u32::try_from(tokens.len())
-            .map_err(|_| Error::input("tokenizer.ggml.tokens", "has more than 2^32 tokens"))?;
+            .map_err(|_| Error::format("tokenizer.ggml.tokens", "has more than 2^32 tokens"))?;
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in (0u32..).zip(&tokens) {
             // Some files pad with nameless tokens; no text becomes those.
@@ -108,7 +108,7 @@ impl Vocab {
             ("unknown_token_id", vocab.unk),
         ] {
             if let Some(id) = id.filter(|&id| id >= count) {
-                return Err(Error::input(
+                return Err(Error::format(
                     format!("tokenizer.ggml.{key}"),
                     format!("is {id}, but there are {count} tokens"),
                 ));
@@ -177,7 +177,7 @@ impl Vocab {
 
 /// Two ids have one name.
 pub(super) fn twice(name: &str, first: impl Display, second: impl Display) -> Error {
-    Error::input(
+    Error::format(
         "tokenizer.ggml.tokens",
         format!("ids {first} and {second} are both {name:?}"),
     )
@@ -188,7 +188,7 @@ pub(super) fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>
         return Ok(vec![TokenType::Normal; tokens]);
     }
     if types.len() != tokens {
-        return Err(Error::input(
+        return Err(Error::format(
             "tokenizer.ggml.token_type",
             format!("has {} entries for {tokens} tokens", types.len()),
         ));
@@ -204,7 +204,7 @@ pub(super) fn token_types(types: &[i32], tokens: usize) -> Result<Vec<TokenType>
             4 => Ok(TokenType::UserDefined),
             0 | 5 => Ok(TokenType::Unused),
             6 => Ok(TokenType::Byte),
-            other => Err(Error::input(
+            other => Err(Error::format(
                 "tokenizer.ggml.token_type",
                 format!("token {id} has type {other}; types are 0 to 6"),
             )),
@@ -304,7 +304,7 @@ impl Matcher {
             let built = AhoCorasick::builder()
                 .match_kind(MatchKind::LeftmostLongest)
                 .build(names)
-                .map_err(|e| Error::input("special tokens", e.to_string()))?;
+                .map_err(|e| Error::format("special tokens", e.to_string()))?;
             Some(built)
         };
         Ok(Matcher { automaton, ids })

@@ -6,7 +6,7 @@ use super::vocab::{GgufVocab, TokenType, token_types, twice};
 use crate::error::{Error, Result};
 
 /// In a GGUF this stands before what begins a word, and nothing before what continues one; in a
-/// `tokenizer.json` it is the other way round, with [`CONTINUES`].
+/// `tokenizer.json` it is the reverse, with [`CONTINUES`].
 const BEGINS: char = '\u{2581}';
 const CONTINUES: &str = "##";
 /// One in so many tokens with a capital letter makes a vocabulary one of text as it is. Lower-cased ones have a
@@ -16,7 +16,7 @@ const CASED: usize = 100;
 /// The `tokenizer.json` of a vocabulary whose model is `bert`.
 ///
 /// # Errors
-/// [`Error::Input`] for tokens of one name, for types of another number than tokens or unknown ones, and where
+/// [`Error::Format`] for tokens of one name, for types of another number than tokens or unknown ones, and where
 /// one of `[CLS]`, `[SEP]` and `[UNK]` is missing.
 pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -52,7 +52,7 @@ pub(super) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value> {
     let lowercase = vocab.lowercase.unwrap_or(!cased);
     let id = |name: &str| {
         let found = ids.get(name).and_then(Value::as_u64);
-        found.ok_or_else(|| Error::input(TOKENS, format!("has no {name}, as BERT's have")))
+        found.ok_or_else(|| Error::format(TOKENS, format!("has no {name}, as BERT's have")))
     };
     let (first, last, _) = (id("[CLS]")?, id("[SEP]")?, id("[UNK]")?);
     let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});

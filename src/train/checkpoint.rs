@@ -2,12 +2,12 @@
 //! continue.
 //!
 //! The folder is whole at any time. A new version is exchanged with the old one in one step on Linux and
-//! macOS. Where the system or the file system cannot do that, there is no folder for a moment between two
+//! macOS. Where the system or the file system cannot do that, the folder is missing for a moment between two
 //! renames, and after a kill there the next run puts the old version back.
 
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hmac_sha256::Hash as Sha256;
@@ -99,7 +99,7 @@ impl PrefixMetadata {
     /// The prefix after so many steps.
     ///
     /// # Errors
-    /// Those of [`KvPrefix::new`].
+    /// [`Error::Input`] for parameters that are not finite or do not fit the sizes.
     pub fn prefix(&self, parameters: &Parameters, step: u64) -> Result<KvPrefix> {
         let layers = parameters.prefix_layers(self.kv_heads);
         let [rows, width] = parameters.tensors.first().map_or([0; 2], |t| t.shape);
@@ -201,7 +201,7 @@ fn write_fresh(
         all.map(move |(t, values)| (format!("{side}.{}", t.name), &t.shape, values))
     });
     file(OPTIMIZER, &pack(named)?)?;
-    // Last, so that a folder that was cut short by other means is none.
+    // Last, so that a folder that was cut short by other means is not taken for one.
     file(STATE, &pretty(state)?)?;
     sync(fresh)
 }
@@ -301,7 +301,8 @@ pub fn read_state(folder: &Path) -> Result<State> {
 /// Reads parameters and moments of the run in `folder`, which stands at `state`.
 ///
 /// # Errors
-/// Those of [`Parameters::open`], and [`Error::Format`] for moments that are not the parameters'.
+/// [`Error::Io`]; [`Error::Format`] for parameters that do not fit the model, or moments that do not fit the
+/// parameters; [`Error::Unsupported`] for a kind of adapter that is not built.
 pub fn read(folder: &Path, config: &Config, state: &State) -> Result<(Parameters, Moments)> {
     // By what the run recorded: a file of that name may have been put into an adapter's folder.
     let is_prefix = state.options.get("task").and_then(Value::as_str) == Some(PREFIX_TASK);
@@ -411,12 +412,12 @@ fn pack<'a>(
     // Readers look for this key.
     let metadata = std::iter::once(("format".to_owned(), "pt".to_owned())).collect();
     safetensors::serialize(views, Some(metadata))
-        .map_err(|error| Error::input("checkpoint", error.to_string()))
+        .map_err(|error| Error::io("checkpoint")(io::Error::other(error)))
 }
 
 fn pretty(value: &impl Serialize) -> Result<Vec<u8>> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::input("checkpoint", error.to_string()))?;
+        .map_err(|error| Error::io("checkpoint")(io::Error::other(error)))?;
     Ok((text + "\n").into_bytes())
 }
 

@@ -51,7 +51,7 @@ pub(super) struct Folder {
 /// Makes the folder `out` of what `fill` writes; it is there once all of that is on the disk.
 ///
 /// # Errors
-/// [`Error::Io`], and those of `fill`.
+/// [`Error::Io`] that names `out`; the error of `fill`.
 pub(super) fn new_folder<T>(out: &Path, fill: impl FnOnce(&Folder) -> Result<T>) -> Result<T> {
     let (_lock, path) = scratch_folder(out).map_err(Error::io(out))?;
     let folder = Folder { path };

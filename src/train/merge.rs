@@ -41,8 +41,9 @@ pub enum Tokens {
 /// `model.safetensors`, and a tokenizer where there is one. The folder is whole or absent.
 ///
 /// # Errors
-/// Those of [`Parameters::open`]; [`Error::Input`] for a folder that is there already;
-/// [`Error::Unsupported`] for a model whose configuration Hugging Face has no words for; [`Error::Io`].
+/// [`Error::Input`] for a folder that is there already; [`Error::Format`] for an adapter that does not fit
+/// the model; [`Error::Unsupported`] for a kind of adapter that is not built, or a configuration that Hugging
+/// Face cannot express; [`Error::Io`].
 pub fn merge(weights: &Weights, adapter: &Path, out: &Path, dtype: Dtype) -> Result<Tokens> {
     check_new(out)?;
     refuse_memory(adapter)?;

@@ -60,7 +60,7 @@ pub enum Sample {
 pub struct Objective {
     /// 500xCompressor, ICAE, or pooled states.
     pub method: Method,
-    /// Begins what the decoder gives back.
+    /// Begins what the decoder reconstructs.
     pub bos: u32,
     /// Ends every target.
     pub eos: u32,
@@ -97,7 +97,7 @@ impl Gradient {
     /// The gradients of the loss, as the optimiser takes them.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they are not those of `parameters`.
+    /// [`Error::Shape`] where names or sizes differ from `parameters`.
     pub fn means(self, parameters: &[Tensor]) -> Result<Vec<Vec<f32>>> {
         let names = |tensors: &[Tensor]| tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
         if names(parameters) != names(&self.gradients) {

@@ -23,7 +23,8 @@ pub struct Parameters {
 /// Checks the shape of a new adapter for a model of `c`, and its number of memory tokens.
 ///
 /// # Errors
-/// [`Error::Input`] for what cannot be; [`Error::Unsupported`] for GPT-2.
+/// [`Error::Input`] for a rank, a scale, targets or a number of memory tokens that the model cannot have;
+/// [`Error::Unsupported`] for GPT-2.
 pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
     if c.family == Family::Gpt2 {
         return Err(Error::Unsupported {
@@ -40,7 +41,7 @@ pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
         return Err(Error::input(what, "expected a positive number"));
     }
     if lora.targets.is_empty() {
-        return Err(Error::input("targets", "there is none"));
+        return Err(Error::input("targets", "none was given"));
     }
     if memory_tokens >= c.max_positions {
         let what = format!("memory_tokens {memory_tokens}");
@@ -118,8 +119,9 @@ impl Parameters {
     /// Those of an adapter's folder, its memory embeddings only where they are asked for.
     ///
     /// # Errors
-    /// Those of [`LoraWeights::open`]; [`Error::Unsupported`] for ranks or scales that differ from
-    /// module to module.
+    /// [`Error::Io`] and [`Error::Format`] for files that cannot be read or do not fit the model;
+    /// [`Error::Unsupported`] for a kind of adapter or a module that is not built, and for ranks or scales
+    /// that differ from module to module.
     pub fn open(folder: &Path, config: &Config, with_memory: bool) -> Result<Self> {
         LoraWeights::open(folder, config)?;
         let raw = lora::read_raw(folder)?;

@@ -1,5 +1,7 @@
 //! Loss curves of logs as one SVG.
 
+use std::io::ErrorKind;
+
 use plotters::prelude::*;
 
 use super::log::Line;
@@ -23,7 +25,7 @@ const SIZE: (u32, u32) = (960, 540);
 /// From so many steps on a curve is drawn smoothed, over its own pale self.
 const MANY: usize = 40;
 /// Nothing beyond is drawn: axes cannot be laid through the ends of what a float can be.
-const MOST: f64 = 1e30;
+const MAX: f64 = 1e30;
 /// What can be told apart, also by the colour-blind (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
@@ -38,7 +40,7 @@ const COLOURS: [RGBColor; 7] = [
 /// Draws the losses of named logs, and the dev losses as dots on a line, over `axis`.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no step to draw.
+/// [`Error::Format`] for logs without a step; [`Error::Io`] if the drawing fails.
 pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
     let curves: Vec<Curve<'_>> = logs
         .iter()
@@ -50,7 +52,7 @@ pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
         (low, high, end) = (low.min(y), high.max(y), end.max(x));
     }
     if low > high {
-        return Err(Error::input("logs", "there is no step in them"));
+        return Err(Error::format("logs", "they hold no step; train further"));
     }
     // Never so small that it is lost beside the values.
     let margin = 0.05 * (high - low).max(1e-3).max(1e-6 * high);
@@ -65,7 +67,7 @@ pub fn svg(logs: &[(String, Vec<Line>)], axis: Axis) -> Result<String> {
         end.max(1.0),
         bottom..high + margin,
     );
-    drawn.map_err(|error| Error::input("plot", error.to_string()))?;
+    drawn.map_err(|error| Error::failed("plot", ErrorKind::Other, error.to_string()))?;
     Ok(text)
 }
 
@@ -89,7 +91,7 @@ impl<'a> Curve<'a> {
                 Axis::Tokens => tokens,
                 Axis::Seconds => seconds,
             };
-            let drawn = |y: &f64| x <= MOST && y.abs() <= MOST;
+            let drawn = |y: &f64| x <= MAX && y.abs() <= MAX;
             loss.extend(Some(line.loss).filter(drawn).map(|y| (x, y)));
             dev.extend(line.dev_loss.filter(drawn).map(|y| (x, y)));
         }
@@ -154,8 +156,8 @@ fn draw(
             .label(one_line(curve.name))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         if !curve.dev.is_empty() {
-            let thin = colour.stroke_width(1);
-            chart.draw_series(LineSeries::new(curve.dev.iter().copied(), thin))?;
+            let narrow = colour.stroke_width(1);
+            chart.draw_series(LineSeries::new(curve.dev.iter().copied(), narrow))?;
             let dots = curve
                 .dev
                 .iter()

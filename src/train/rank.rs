@@ -129,7 +129,7 @@ impl Row {
 /// The texts of a corpus: `text` of each row.
 ///
 /// # Errors
-/// As [`read`].
+/// [`Error::Format`] that names the line of a row without a passage; [`Error::Io`].
 pub fn read_corpus(path: &Path) -> Result<Vec<String>> {
     #[derive(Deserialize)]
     struct Text {

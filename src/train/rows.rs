@@ -127,7 +127,7 @@ fn each_line(path: &Path, send: &mut dyn FnMut(u64, Vec<u8>) -> bool) -> Result<
 /// `longest` bytes one byte more is kept, and the rest passed over.
 ///
 /// # Errors
-/// Those of the reader.
+/// The first error of `reader`.
 pub fn read_line(
     reader: &mut dyn BufRead,
     bytes: &mut Vec<u8>,
@@ -155,7 +155,7 @@ pub fn read_line(
 /// Reads one text, several, or SQuAD's `{"text": [...]}`.
 ///
 /// # Errors
-/// Those of the deserializer for anything else.
+/// The deserializer's error for anything else.
 pub(crate) fn texts<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(

@@ -23,7 +23,8 @@ pub trait Source {
     /// Sums over the targets of `batch`; `seed` decides what dropout drops.
     ///
     /// # Errors
-    /// Those of the model.
+    /// [`Error::Shape`] or [`Error::Input`] for a batch that does not suit the parameters or the model;
+    /// [`Error::Device`] if the device fails.
     fn gradient(
         &mut self,
         parameters: &Parameters,
@@ -34,7 +35,8 @@ pub trait Source {
     /// Sum of the nll of the targets of `batch` and their number, without dropout.
     ///
     /// # Errors
-    /// Those of the model.
+    /// [`Error::Shape`] or [`Error::Input`] for a batch that does not suit the parameters or the model;
+    /// [`Error::Device`] if the device fails.
     fn nll(&mut self, parameters: &Parameters, batch: &[Sample]) -> Result<(f64, usize)>;
 }
 
@@ -183,8 +185,9 @@ pub struct Start<'a> {
 /// Trains until `steps` are done or `control` ends it, whereupon the last whole step is saved.
 ///
 /// # Errors
-/// [`Error::Input`] for options that cannot be, a folder that is something else, a run that was made
-/// with other options, or a loss that is not a number; those of rows, files and the model.
+/// [`Error::Input`] for options that cannot be, a folder that is something else, a run that was made with
+/// other options, or a loss that is not a number; [`Error::Io`] and [`Error::Format`] for rows and files;
+/// [`Error::Device`] if the device fails.
 pub fn run(
     source: &mut dyn Source,
     start: Start<'_>,
@@ -335,8 +338,8 @@ fn steps(
 /// What is in a run's folder, where a run can begin there or be continued.
 ///
 /// # Errors
-/// [`Error::Input`] for a folder that is something else, or a run that is not to be resumed; those of
-/// [`checkpoint::look`] and [`checkpoint::read_state`].
+/// [`Error::Input`] for a folder that is something else, or a run that is not to be resumed; [`Error::Io`]
+/// and [`Error::Format`] for its state.
 pub(crate) fn check_out(out: &Path, resume: bool) -> Result<Found> {
     let refuse = |reason: &str| Err(Error::input(format!("out {}", out.display()), reason));
     match checkpoint::look(out)? {

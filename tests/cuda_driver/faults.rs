@@ -1,5 +1,5 @@
 //! Calls of the driver and of cuBLASLt that fail, one after the other: each gives one clear error or a result that is
-//! right, and leaves nothing behind.
+//! right, and leaves nothing.
 
 use prefold::gpu::{Gpu, Precision, Recorded};
 use prefold::hard;

@@ -295,15 +295,7 @@ fn kernel(fault: usize) -> &'static str {
 /// All of them as one library; none without a C++ compiler.
 fn library() -> Option<PathBuf> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let load = || {
-        let library = build()?;
-        // Loaded to the end: each time that it is loaded anew takes of the little memory that there is for variables
-        // of threads in libraries.
-        // SAFETY: made by `build`; its initialisers list its kernels.
-        std::mem::forget(unsafe { libloading::Library::new(&library) }.unwrap());
-        Some(library)
-    };
-    BUILT.get_or_init(load).clone()
+    BUILT.get_or_init(build).clone()
 }
 
 fn build() -> Option<PathBuf> {

@@ -30,7 +30,7 @@ fn estimate(cpu: &Cpu, x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
     let mut y = vec![f32::NAN; shape.rows * shape.outputs + 1];
     cpu.estimate(shape, &x.to_vec(), &matrix, None, &mut y)
         .unwrap();
-    assert!(y.pop().unwrap().is_nan(), "wrote behind the output");
+    assert!(y.pop().unwrap().is_nan(), "wrote beyond the output");
     y
 }
 

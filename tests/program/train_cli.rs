@@ -391,7 +391,7 @@ fn an_interrupt_is_obeyed_while_rows_to_measure_are_read() {
         // One that does not heed it would wait for ever.
         assert!(
             ends_within(&mut child, Duration::from_secs(5)),
-            "{out}: it goes on"
+            "{out}: it continues"
         );
         let output = child.wait_with_output().unwrap();
         let said = stderr(&output);
@@ -529,7 +529,7 @@ fn an_aligned_adapter_scores_as_the_reference_and_as_its_merger() {
     }
 }
 
-/// From a GGUF there is no `config.json` to copy.
+/// A GGUF has no `config.json` to copy.
 #[test]
 fn an_adapter_is_merged_into_every_family() {
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {

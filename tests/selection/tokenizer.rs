@@ -58,7 +58,7 @@ fn check_byte_spans(t: &Tokenizer, text: &str, e: &Encoding) {
         assert_eq!(t.token_bytes(id), text.as_bytes()[span.clone()], "{text:?}");
         done = span.end;
     }
-    assert_eq!(done, text.len(), "the end of {text:?} is nobody's");
+    assert_eq!(done, text.len(), "the end of {text:?} is in no token");
 }
 
 fn agrees_with_llama_cpp(t: &Tokenizer, rows: &[Value], model: &str) {
@@ -295,8 +295,10 @@ fn vocabularies_that_lie_are_refused() {
     );
 
     let (spm, _) = spm_vocab();
-    let input = |key: &str, vocab: GgufVocab| match Tokenizer::from_vocab(vocab) {
-        Err(Error::Input { what, .. }) => assert_eq!(what, format!("tokenizer.ggml.{key}")),
+    let refused = |key: &str, vocab: GgufVocab| match Tokenizer::from_vocab(vocab) {
+        Err(Error::Format { file, .. }) => {
+            assert_eq!(file, Path::new(&format!("tokenizer.ggml.{key}")))
+        }
         other => panic!("{key}: {other:?}"),
     };
     let with = |change: &dyn Fn(&mut GgufVocab)| {
@@ -304,27 +306,27 @@ fn vocabularies_that_lie_are_refused() {
         change(&mut vocab);
         vocab
     };
-    input("tokens", with(&|v| v.tokens.clear()));
-    input("tokens", with(&|v| v.tokens.push("a".into())));
-    input("token_type", with(&|v| v.token_types = vec![1; 2]));
-    input("token_type", with(&|v| v.token_types = vec![1, 1, 7]));
+    refused("tokens", with(&|v| v.tokens.clear()));
+    refused("tokens", with(&|v| v.tokens.push("a".into())));
+    refused("token_type", with(&|v| v.token_types = vec![1; 2]));
+    refused("token_type", with(&|v| v.token_types = vec![1, 1, 7]));
     // WordPiece has marks at both ends.
-    input("tokens", with(&|v| v.model = "bert".into()));
+    refused("tokens", with(&|v| v.model = "bert".into()));
     // Unigram has a score for each token.
-    input("scores", with(&|v| v.model = "t5".into()));
-    input("merges", with(&|v| v.merges.clear()));
-    input("merges", with(&|v| v.merges.push("ab".into())));
-    input("merges", with(&|v| v.merges.push("a c".into())));
-    input("merges", with(&|v| v.merges.push("b a".into())));
-    input("bos_token_id", with(&|v| v.bos = Some(3)));
-    input("eos_token_id", with(&|v| v.eos = Some(u32::MAX)));
-    input("unknown_token_id", with(&|v| v.unk = Some(3)));
+    refused("scores", with(&|v| v.model = "t5".into()));
+    refused("merges", with(&|v| v.merges.clear()));
+    refused("merges", with(&|v| v.merges.push("ab".into())));
+    refused("merges", with(&|v| v.merges.push("a c".into())));
+    refused("merges", with(&|v| v.merges.push("b a".into())));
+    refused("bos_token_id", with(&|v| v.bos = Some(3)));
+    refused("eos_token_id", with(&|v| v.eos = Some(u32::MAX)));
+    refused("unknown_token_id", with(&|v| v.unk = Some(3)));
     let mut short = spm.clone();
     short.scores.pop();
-    input("scores", short);
+    refused("scores", short);
     let mut nan = spm;
     nan.scores[5] = f32::NAN;
-    input("scores", nan);
+    refused("scores", nan);
     for vocab in [
         with(&|v| v.pre = "falcon".into()),
         with(&|v| v.model = "rwkv".into()),

@@ -30,7 +30,8 @@ impl StandIn {
     ///
     /// # Errors
     ///
-    /// [`Error::Platform`] where this is not Linux, and those of [`compile`](crate::compile).
+    /// [`Error::Platform`] where this is not Linux; [`Error::NoCompiler`]; [`Error::Compile`] with the
+    /// compiler's report; [`Error::File`].
     pub fn build(out: &Path) -> Result<PathBuf> {
         if !cfg!(target_os = "linux") {
             return Err(Error::Platform);

@@ -38,14 +38,15 @@ pub(crate) trait TokenClassifier: Send + Sync {
     /// The probability of the second class, "keep", for each token of each sequence.
     ///
     /// # Errors
-    /// As [`crate::model::Encoder::token_logits`].
+    /// [`Error::Input`] for a text longer than the model's positions; [`Error::Unsupported`] for a model
+    /// without such a head; [`Error::Device`] if the device fails.
     fn keep_probabilities(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>>;
 }
 
 /// The pieces of a model's `tokenizer.json`, with the reference's `[NEW0]` to `[NEW99]` added.
 ///
 /// # Errors
-/// As [`Pieces::from_file`].
+/// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is not a tokenizer.
 pub(crate) fn pieces(tokenizer: &std::path::Path) -> Result<Pieces> {
     let added: Vec<String> = (0..ADDED).map(added).collect();
     Pieces::from_file(tokenizer, &added)
@@ -76,7 +77,7 @@ pub(crate) struct Reading {
 /// The chunks of a text that is given as words, of at most `window` tokens, the marks around each included.
 ///
 /// # Errors
-/// As [`Pieces::split`].
+/// [`Error::Format`] for a tokenizer that does not work on this text.
 #[cfg(feature = "train")]
 pub(crate) fn readings(pieces: &Pieces, words: &[String], window: usize) -> Result<Vec<Reading>> {
     let id = ids(pieces);
@@ -569,10 +570,10 @@ fn piece(text: &str, kept: bool) -> Piece {
 /// `target` of `tokens`, at most all; a text without tokens has all of them.
 fn share(target: usize, tokens: usize) -> Result<f64> {
     match target {
-        0 => Err(Error::input(
-            "target_token 0",
-            "LLMLingua-2 keeps a percentile of the words; ask for 1 token or more",
-        )),
+        0 => Err(Error::Budget {
+            target: 0,
+            reason: "LLMLingua-2 keeps a percentile of the words; ask for 1 token or more".into(),
+        }),
         _ if tokens == 0 => Ok(1.0),
         _ => Ok((target as f64 / tokens as f64).min(1.0)),
     }

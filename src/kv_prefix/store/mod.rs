@@ -13,7 +13,7 @@ mod redis;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -50,7 +50,7 @@ impl PrefixName {
         );
         Self::parse(&name).ok_or_else(|| {
             let reason = "its model's fingerprint is not 32 hexadecimal digits";
-            Error::input("prefix", reason)
+            Error::format("prefix", reason)
         })
     }
 
@@ -110,7 +110,7 @@ pub struct Entry {
     pub modified: Option<SystemTime>,
 }
 
-/// What [`Store::stale`] leaves out. What either limit refuses goes; where there is none, what is of the model goes;
+/// What [`Store::stale`] leaves out. What either limit refuses goes; without a limit, what is of the model goes;
 /// without any part nothing does.
 #[derive(Debug, Clone, Default)]
 pub struct Keep {
@@ -130,7 +130,7 @@ struct Meta {
 
 /// Where the bytes lie. Keys are those of [`PrefixName`]; other keys are left alone.
 trait Bucket: Send + Sync {
-    /// `None` where there is no such file.
+    /// `None` for a file that is not there.
     fn stat(&self, key: &str) -> Result<Option<Meta>>;
     /// All keys under the root, in any order, also those that are not a prefix's.
     fn list(&self) -> Result<Vec<(String, Meta)>>;
@@ -169,7 +169,7 @@ impl Store {
     /// endpoints come from the variables of the environment that each service's own programs read.
     ///
     /// # Errors
-    /// [`Error::Input`] for an address that is not understood or a service that refuses it,
+    /// [`Error::Input`] for an address that is not understood; [`Error::Io`] where the service refuses it;
     /// [`Error::Unsupported`] for one that this build cannot reach.
     pub fn open(address: &str) -> Result<Self> {
         let bucket: Box<dyn Bucket> = match address.split_once("://") {
@@ -208,8 +208,8 @@ impl Store {
     /// read them. False where the store has it already.
     ///
     /// # Errors
-    /// Those of [`KvPrefix::read`]; [`Error::Input`] where the store fails, or has another file of this content, as in
-    /// another element type.
+    /// [`Error::Format`] for a file that is not a sound prefix; [`Error::Io`] where it cannot be read, the
+    /// store fails, or it has another file of this content, as in another element type.
     pub fn push(&self, path: &Path) -> Result<(Entry, bool)> {
         let (prefix, dtype) = KvPrefix::read(path)?;
         let name = PrefixName::of(&prefix)?;
@@ -233,8 +233,9 @@ impl Store {
         // Another process may have been first.
         let meta = self.bucket.stat(&key)?.ok_or_else(|| self.missing(&name))?;
         if !new && !self.holds(&key, &meta, bytes)? {
-            return Err(Error::input(
-                path.display().to_string(),
+            return Err(Error::failed(
+                path,
+                ErrorKind::AlreadyExists,
                 format!(
                     "{} has another file of {name}: of another element type or rotation, or damaged; files of a store \
                      do not change, remove that one first",
@@ -276,7 +277,7 @@ impl Store {
     /// All prefixes, the newest first, then by name.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store fails or cannot be listed, [`Error::Io`] for a folder.
+    /// [`Error::Io`] where the store fails or cannot be listed.
     pub fn list(&self) -> Result<Vec<Entry>> {
         let mut entries: Vec<Entry> = self
             .bucket
@@ -298,8 +299,8 @@ impl Store {
     /// of that.
     ///
     /// # Errors
-    /// [`Error::Input`] for what no prefix or more than one begins with; those of [`Store::list`], which
-    /// anything but a whole name needs.
+    /// [`Error::Input`] for what no prefix or more than one begins with; [`Error::Io`] where the store cannot
+    /// be listed, which anything but a whole name needs.
     pub fn find(&self, text: &str) -> Result<PrefixName> {
         let refuse = |reason: String| Err(Error::input(format!("prefix {text}"), reason));
         if let Some(name) = PrefixName::parse(text) {
@@ -330,8 +331,8 @@ impl Store {
     /// access rights of the store are its owner's concern.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store fails or does not have it, [`Error::Format`] where what came is not this prefix,
-    /// [`Error::Io`].
+    /// [`Error::Io`] where the store fails or does not have it, or `cache` cannot be written;
+    /// [`Error::Format`] where what came is not this prefix.
     pub fn pull(&self, name: &PrefixName, cache: &Path) -> Result<PathBuf> {
         let key = name.key();
         let odd = |reason: String| Error::format(format!("{}/{key}", self.shown), reason);
@@ -378,8 +379,9 @@ impl Store {
     }
 
     fn missing(&self, name: &PrefixName) -> Error {
-        Error::input(
+        Error::failed(
             format!("prefix {name}"),
+            ErrorKind::NotFound,
             format!("{} does not have it", self.shown),
         )
     }
@@ -387,7 +389,7 @@ impl Store {
     /// What the store knows of a prefix.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store fails or does not have it, [`Error::Io`] for a folder.
+    /// [`Error::Io`] where the store fails or does not have it.
     pub fn entry(&self, name: &PrefixName) -> Result<Entry> {
         let meta = self.bucket.stat(&name.key())?;
         let Meta { bytes, modified } = meta.ok_or_else(|| self.missing(name))?;
@@ -401,7 +403,7 @@ impl Store {
     /// Removes a prefix, if it is there; caches keep what they have of it.
     ///
     /// # Errors
-    /// [`Error::Input`] where the store fails, [`Error::Io`] for a folder.
+    /// [`Error::Io`] where the store fails.
     pub fn remove(&self, name: &PrefixName) -> Result<()> {
         self.bucket.delete(&name.key())
     }
@@ -409,7 +411,8 @@ impl Store {
     /// Lists what `keep` does not keep, the oldest first.
     ///
     /// # Errors
-    /// Those of [`Store::list`]; [`Error::Input`] for ages where the store keeps none.
+    /// [`Error::Input`] for a malformed fingerprint, or for ages where the store keeps none; [`Error::Io`]
+    /// where it cannot be listed.
     pub fn stale(&self, keep: &Keep) -> Result<Vec<Entry>> {
         let now = SystemTime::now();
         let model = keep.fingerprint.as_deref();

@@ -96,28 +96,30 @@ impl Object {
         let inner = error
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<opendal::Error>());
-        Error::input(
-            what,
-            match inner {
-                Some(inner) => format!("{}: {}", inner.kind(), inner.message()),
-                None => error.to_string(),
-            },
-        )
+        let reason = match inner {
+            Some(inner) => format!("{}: {}", inner.kind(), inner.message()),
+            None => error.to_string(),
+        };
+        Error::failed(what, error.kind(), reason)
     }
 }
 
 fn failed(shown: &str) -> impl FnOnce(opendal::Error) -> Error {
     move |error| {
         // Its own text names the operation, addresses and answers over many lines.
-        let reason = match error.kind() {
-            ErrorKind::PermissionDenied => "access is refused; check the credentials".into(),
-            ErrorKind::NotFound => "there is no such bucket or file".into(),
-            ErrorKind::Unsupported => {
-                "a web server is only read from, by FINGERPRINT/CONTENT_ID".into()
-            }
-            kind => format!("{kind}: {}", error.message()),
+        let (kind, reason) = match error.kind() {
+            ErrorKind::PermissionDenied => (
+                io::ErrorKind::PermissionDenied,
+                "access is refused; check the credentials".into(),
+            ),
+            ErrorKind::NotFound => (io::ErrorKind::NotFound, "no such bucket or file".into()),
+            ErrorKind::Unsupported => (
+                io::ErrorKind::Unsupported,
+                "a web server is only read from, by FINGERPRINT/CONTENT_ID".into(),
+            ),
+            kind => (io::ErrorKind::Other, format!("{kind}: {}", error.message())),
         };
-        Error::input(shown, reason)
+        Error::failed(shown, kind, reason)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A store in a Redis server, for small prefixes: a value has at most 512 MB there.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -48,7 +48,10 @@ impl Redis {
 }
 
 fn failed(shown: &str) -> impl FnOnce(redis::RedisError) -> Error {
-    move |error| Error::input(shown, format!("the Redis server failed: {error}"))
+    move |error| {
+        let reason = format!("the Redis server failed: {error}");
+        Error::failed(shown, ErrorKind::Other, reason)
+    }
 }
 
 fn at(key: &str) -> String {
@@ -98,7 +101,7 @@ impl Bucket for Redis {
     fn read(&self, key: &str, to: &mut dyn Write) -> Result<()> {
         let bytes: Vec<u8> = self.ask(|c| c.get(at(key)))?;
         to.write_all(&bytes)
-            .map_err(|error| Error::input(&self.shown, format!("{key}: {error}")))
+            .map_err(|error| Error::failed(&self.shown, error.kind(), format!("{key}: {error}")))
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<bool> {

@@ -16,7 +16,8 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     ///
-    /// Those of [`Weights::get`] and of the device.
+    /// [`Error::Unsupported`] for an encoder or heads of odd width; [`Error::Format`] for a tensor that is
+    /// missing; [`Error::Device`] if the device fails.
     pub fn load(backend: B, weights: &Weights) -> Result<Self> {
         let config = weights.config().clone();
         if config.encoder.is_some() {

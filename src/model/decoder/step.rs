@@ -16,8 +16,9 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] unless there is a cache for each id; those of [`Model::forward`], after which
-    /// the caches hold what they held before.
+    /// [`Error::Shape`] unless there is a cache for each id; [`Error::Input`] for an id outside the
+    /// vocabulary or a position outside the model's range; [`Error::Device`] if the device fails. The caches
+    /// then hold what they held before.
     pub fn step(&self, ids: &[u32], kvs: &mut [&mut Kv<B>]) -> Result<Hidden<'_, B>> {
         let (b, c, rows) = (&self.backend, &self.config, ids.len());
         if kvs.len() != rows {

@@ -20,7 +20,7 @@ class BudgetError(PrefoldError, ValueError):
 
 
 class FileError(PrefoldError, OSError):
-    """A file cannot be read or written."""
+    """A file, store or download cannot be read or written."""
 
 
 class FormatError(PrefoldError, ValueError):

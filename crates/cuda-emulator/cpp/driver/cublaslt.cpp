@@ -1,4 +1,4 @@
-// Stands in for cuBLASLt where there is no GPU: the matrix products of libcublasLt.so and their heuristics, over the
+// Stands in for cuBLASLt without a GPU: the matrix products of libcublasLt.so and their heuristics, over the
 // stand-in driver (cuda.cpp), whose streams and memory it uses.
 //
 // It checks what the library checks or its documentation demands (cublasLt.h, and "cublasLtMatmul" in the cuBLAS
