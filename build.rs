@@ -3,7 +3,7 @@
 //! Looked for: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, the checkout's `.venv-cuda`, `PATH`, `/usr/local/cuda`.
 //! It compiles for those of our architectures that it knows, and newer devices take the PTX. Without an
 //! nvcc that works everything else is built, a warning says why, and opening a CUDA device says that
-//! there are no kernels; with `PREFOLD_REQUIRE_NVCC` the build fails instead. Images are kept by a hash
+//! its kernels are missing; with `PREFOLD_REQUIRE_NVCC` the build fails instead. Images are kept by a hash
 //! of their sources and options, so that an unrelated change costs no compilation.
 
 use std::collections::hash_map::DefaultHasher;

@@ -253,12 +253,12 @@ def backward(b, name, m, rows, modules):
         b.case("liger, with forward", "swiglu_bwd", "", name, rows,
                lambda: torch.autograd.grad(apply(gate, up), [gate, up], dy)[0])
     q, k = leaf(1, m["heads"], rows, m["dim"], dtype=f32), leaf(1, m["kv"], rows, m["dim"], dtype=f32)
-    turned = rotated(torch, m, rows, q, k)
-    b.case("torch", "rotate_bwd", "", name, rows, of(turned, [q, k], [torch.randn_like(t) for t in turned]))
+    both = rotated(torch, m, rows, q, k)
+    b.case("torch", "rotate_bwd", "", name, rows, of(both, [q, k], [torch.randn_like(t) for t in both]))
 
 
 def rotated(torch, m, rows, q, k):
-    """Halves of a head turned together, as transformers writes it."""
+    """Halves of a head rotated, as transformers writes it."""
     angles = torch.rand(rows, m["dim"] // 2, device=DEVICE).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
 

@@ -8,7 +8,7 @@ On a GPU `--device cuda`, in bf16 (autocast over f32 adapters) or with `--device
 is a Hugging Face folder that both read.
 
 500xCompressor's pretraining (arXiv 2408.03094): the model with LoRA on q and v reads text and memory
-tokens, the frozen model reads BOS + text behind their K and V. Both compute the loss and the gradients of
+tokens, the frozen model reads BOS + text after their K and V. Both compute the loss and the gradients of
 LoRA and of the memory embeddings, and step with AdamW. B begins at zero and the memory embeddings at the mean
 embedding, so that loss and gradient of the memory embeddings depend on no draw: they are compared first.
 The two take turns.
@@ -159,12 +159,12 @@ def compare(args):
     if abs(got["loss"] / loss - 1) > near[0] or abs(got["memory_gradient"] / slope - 1) > near[1]:
         sys.exit("the two do not compute the same")
     losses, theirs, of_ours = [], [], [got["seconds_median"]]
-    for turn in range(args.rounds):
+    for number in range(args.rounds):
         for _ in range(args.steps):
             start = time.perf_counter()
             losses.append(reference.step())
             theirs.append(time.perf_counter() - start)
-        if turn > 0:
+        if number > 0:
             of_ours.append(ours(program, args.model, args)["seconds_median"])
     # LoRA's A is drawn anew by each.
     print("losses of the first steps: " + ", ".join(f"{a:.3f} and {b:.3f}" for a, b in zip(losses, got["losses"])))

@@ -34,7 +34,7 @@ fn main() {
         std::process::exit(2);
     };
     if !arguments.model.exists() {
-        eprintln!("skipped: there is no {}", arguments.model.display());
+        eprintln!("skipped: no {}", arguments.model.display());
         return;
     }
     if let Err(error) = run(&arguments) {
@@ -111,7 +111,7 @@ fn run(arguments: &Arguments) -> prefold::Result<()> {
 }
 
 /// Times one case for some seconds, in f32 and, without held positions, estimated; the ceiling is
-/// measured between the rounds.
+/// measured between the passes.
 fn measure(
     arguments: &Arguments,
     model: &Model<Cpu>,
@@ -125,8 +125,8 @@ fn measure(
     session.score(&ids(held, model.config().vocab))?;
     let (mut best, mut estimated, mut peak) = (f64::MAX, f64::MAX, 0.0f64);
     let start = Instant::now();
-    let mut rounds = 0;
-    while rounds < 3 || (start.elapsed() < Duration::from_secs(4) && rounds < 40) {
+    let mut passes = 0;
+    while passes < 3 || (start.elapsed() < Duration::from_secs(4) && passes < 40) {
         let now = Instant::now();
         if held > 0 {
             black_box(session.score(sequences[0])?);
@@ -141,7 +141,7 @@ fn measure(
             estimated = estimated.min(now.elapsed().as_secs_f64());
         }
         peak = peak.max(ceiling());
-        rounds += 1;
+        passes += 1;
     }
     let flops: f64 = sequences
         .iter()
@@ -181,7 +181,7 @@ fn ids(count: usize, vocab: usize) -> Vec<u32> {
         .collect()
 }
 
-/// Multiplications and additions that the model itself demands for `n` tokens behind `held`, without
+/// Multiplications and additions that the model itself demands for `n` tokens after `held`, without
 /// masked ones.
 fn flops(c: &Config, n: usize, held: usize) -> f64 {
     let (hidden, heads) = (c.hidden as f64, (c.heads * c.head_dim) as f64);
@@ -206,11 +206,11 @@ fn ceiling() -> f64 {
 
         #[inline(always)]
         fn with_simd<S: Simd>(self, s: S) -> f64 {
-            const ROUNDS: usize = 200_000;
+            const REPEATS: usize = 200_000;
             const CHAINS: usize = 12;
             let (a, b) = (s.splat_f32s(0.999), s.splat_f32s(black_box(0.001)));
             let mut sums = [b; CHAINS];
-            for _ in 0..ROUNDS {
+            for _ in 0..REPEATS {
                 for sum in &mut sums {
                     *sum = s.mul_add_e_f32s(*sum, a, b);
                 }
@@ -218,7 +218,7 @@ fn ceiling() -> f64 {
             for sum in sums {
                 black_box(s.reduce_sum_f32s(sum));
             }
-            (ROUNDS * CHAINS * S::F32_LANES * 2) as f64
+            (REPEATS * CHAINS * S::F32_LANES * 2) as f64
         }
     }
     let arch = pulp::Arch::new();

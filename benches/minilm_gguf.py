@@ -63,7 +63,7 @@ def write_tokenizer(writer, tokenizer, config):
     writer.add_mask_token_id(ids["[MASK]"])
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(True)
-    # Between two texts only, of which there are none.
+    # Between two texts only, which do not occur.
     writer.add_add_sep_token(False)
     writer.add_bool("tokenizer.ggml.normalizer.lowercase", tokenizer["normalizer"]["lowercase"])
 

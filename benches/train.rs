@@ -46,7 +46,7 @@ fn main() {
         std::process::exit(2);
     };
     if !arguments.model.exists() {
-        eprintln!("skipped: there is no {}", arguments.model.display());
+        eprintln!("skipped: no {}", arguments.model.display());
         return;
     }
     let done = match arguments.cuda {
@@ -125,7 +125,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         alpha: 32.0,
         targets: vec![Target::Q, Target::V],
     };
-    let trainee = TrainableModel::new(&model, shape, arguments.activations << 20)?;
+    let trainable = TrainableModel::new(&model, shape, arguments.activations << 20)?;
     let made_ready = start.elapsed().as_secs_f64();
     let c = model.config();
     let objective = Objective {
@@ -136,7 +136,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         nested: false,
         vectors: 0,
     };
-    let start_values = trainee.initial(arguments.memory, MemoryStart::Mean, 1)?;
+    let start_values = trainable.initial(arguments.memory, MemoryStart::Mean, 1)?;
     let batch: Vec<Sample> = (0..arguments.batch)
         .map(|i| Sample::Regenerate {
             text: ids(i, arguments.tokens, c.vocab),
@@ -144,7 +144,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
         .collect();
 
     // Downhill the loss sinks by as much as the gradient says.
-    let before = trainee.gradient(&start_values, &batch, &objective, 1)?;
+    let before = trainable.gradient(&start_values, &batch, &objective, 1)?;
     let squares = |tensor: &Tensor| {
         tensor
             .values
@@ -165,7 +165,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
                 *value -= (steps * wanted / square * f64::from(*g)) as f32;
             }
         }
-        Ok(trainee.loss(&parameters, &batch, &objective)?.nll)
+        Ok(trainable.loss(&parameters, &batch, &objective)?.nll)
     };
     let sunk = (at(-1.0)? - at(1.0)?) / (2.0 * wanted);
     assert!(
@@ -179,7 +179,7 @@ fn run<B: Backend>(backend: B, device: String, arguments: &Arguments) -> prefold
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for step in 0..arguments.steps {
         let start = Instant::now();
-        let sum = trainee.gradient(&parameters, &batch, &objective, step as u64)?;
+        let sum = trainable.gradient(&parameters, &batch, &objective, step as u64)?;
         losses.push(sum.mean());
         let gradients = sum.means(&parameters)?;
         AdamW::default().step(&mut parameters, &gradients, &mut moments, LR)?;

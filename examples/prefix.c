@@ -80,7 +80,7 @@ int main(int argc, char **argv) {
                 require(pair[0] == head[i] && pair[1] == head[i + info.head_dim / 2], "the strided read");
             }
     for (size_t i = info.tokens * row; i < (info.tokens + 1) * row; i++)
-        require(((unsigned char *)host)[4 * i] == 0x7f, "nothing is written behind the last row");
+        require(((unsigned char *)host)[4 * i] == 0x7f, "nothing is written beyond the last row");
     EXPECT(prefold_prefix_read(read, &what, host, info.tokens * row * sizeof(float) - 1), PREFOLD_BUFFER);
 
     /* V of the first layer as a host without flash attention keeps it: [kv_heads][head_dim][tokens], f16. */
@@ -101,7 +101,7 @@ int main(int argc, char **argv) {
                         "the transposed read");
     EXPECT(prefold_prefix_read(read, &what, channels, info.tokens * row * sizeof(uint16_t) - 1), PREFOLD_BUFFER);
 
-    /* Going on behind a prefix and behind its copy from the file is the same. */
+    /* Continuing after a prefix and after its copy from the file is the same. */
     uint32_t bos = 1, one[8], two[8];
     size_t ones, twos;
     prefold_sampling sampling = {sizeof sampling, 8, 0, 1, 0, 1};

@@ -3,7 +3,7 @@
  * Link with -lprefold (libprefold.so, or libprefold.a with -lz -lpthread -ldl -lm).
  *
  * Handles are numbers. Each call that makes one says so; you close it with prefold_close, once, from any thread. A closed handle
- * gives PREFOLD_HANDLE, never a crash; work that another thread has begun with it is finished first. Handle 0 is none.
+ * gives PREFOLD_HANDLE, never a crash; work that another thread has begun with it is finished first. Handle 0 is invalid.
  *
  * Threads: every function may be called from any thread at any time, on the same handles too.
  *
@@ -89,7 +89,7 @@ typedef struct {
 /* The same, with options. */
 int32_t prefold_engine_open_with(const char *path, const prefold_engine_options *options, prefold_handle *out);
 
-/* Token ids of a text. add_special: with what the tokenizer puts round a text (BOS); parse_special: <|im_start|> is one token.
+/* Token ids of a text. add_special: with what the tokenizer puts around a text (BOS); parse_special: <|im_start|> is one token.
  * ids is yours; nothing to free. Any thread. */
 int32_t prefold_tokenize(prefold_handle engine, const char *text, uint32_t add_special, uint32_t parse_special, uint32_t *ids,
                          size_t capacity, size_t *count);

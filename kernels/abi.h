@@ -1,7 +1,7 @@
 // The launch ABI: one Params struct per kernel, and nothing else passes between Rust and a kernel.
 //
 // A kernel takes its struct by value. Addresses are device addresses; Rust sees them as u64. Fields
-// stand in falling size and every struct's size is a multiple of 8, so that there is no padding and
+// stand in falling size and every struct's size is a multiple of 8, so that structs have no padding and
 // the mirrors in src/gpu/abi.rs are plain data. After a change: `make abi`.
 //
 // Matrices are row-major. A "leading dimension" (ld) counts elements from one row to the next.

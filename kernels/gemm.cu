@@ -4,8 +4,8 @@
 //
 // A block makes one tile (tile.cuh). Grid: (tiles of rows, tiles of outputs): blocks that share w run
 // side by side. pack_* makes the operand x: gathers rows, converts, and fills rows up to `ld`. turn_*
-// makes operands of what runs the other way: gradients are products too, dx = dy · (wᵀ)ᵀ with w turned
-// once, and dw = dyᵀ · (xᵀ)ᵀ with both turned on the way into the operand.
+// makes operands of what runs the other way: gradients are products too, dx = dy · (wᵀ)ᵀ with w transposed
+// once, and dw = dyᵀ · (xᵀ)ᵀ with both transposed on the way into the operand.
 #include "tile.cuh"
 
 template <class T> DEVICE void gemm(const GemmParams &p) {

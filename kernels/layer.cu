@@ -176,7 +176,7 @@ KERNEL(norm_rows_bwd, NormBwdParams, 256) {
     dx[i] += (dy[i] * p.weight[i] - pushed) * scale - (x[i] - mean) * pull;
 }
 
-// The two elements of a head that are turned together by angle number i.
+// The two elements of a head that angle number i rotates.
 struct RotaryPair {
   unsigned a, b;
 
@@ -237,7 +237,7 @@ KERNEL(rotate, RotateParams, 256) {
 }
 
 // The same backwards: the gradients of q come in their place, those of k and v from the cache's; they are
-// turned back and, where there is a norm, taken through it as norm_rows_bwd does. A lane has the same
+// rotated back and, where there is a norm, taken through it as norm_rows_bwd does. A lane has the same
 // pairs as in rotate, so that it reads only what it wrote itself.
 KERNEL(rotate_bwd, RotateBwdParams, 256) {
   const unsigned lane = threadIdx.x % 32, half = p.head_dim / 2;

@@ -26,7 +26,7 @@
 //
 // Backward, three launches for up to three projections:
 //   low = x · aᵀ                                  lora with run 0, which ends there
-//   dlow = dy · b, dx += drop(dlow · a)           lora with the factors the other way round
+//   dlow = dy · b, dx += drop(dlow · a)           lora with the factors exchanged
 //   da = dlowᵀ · drop(x), db = dyᵀ · low          lora_bwd
 // One kernel for all would not pay: da and db add up over the rows, dlow over the outputs, and a block that
 // has some rows of dlow would have to add its [ranks, inputs] to all other blocks', in no fixed order.
@@ -441,10 +441,10 @@ KERNEL(lora_f32, LoraParams, LORA_THREADS) { lora_dropping<LoraF32>(p); }
 
 //   out[rank, column] = sum over rows of narrow[row, rank] · wide[row, column]
 //
-// da has dlow for narrow and x for wide; db, which is written across, low and dy. A block has all ranks of
+// da has dlow for narrow and x for wide; db, which is written transposed, low and dy. A block has all ranks of
 // a projection and 64 columns of wide, and goes over the rows, 32 at a time: each element of wide is read
 // once, narrow once for every 64 columns. Rows are the inner dimension, of which a fragment wants
-// neighbours: it takes them from f32 in shared memory, rounded on the way, so that nothing is turned round
+// neighbours: it takes them from f32 in shared memory, rounded on the way, so that nothing is transposed
 // first. FLOP: 2 · ranks an element of wide; 4 bytes each, and as many for narrow at 64 ranks: bound by L2.
 // Grid: (tiles of the widest gradient's columns, gradients). At 576 columns few blocks run, and the time
 // is that of a walk over the rows.

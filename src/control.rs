@@ -58,7 +58,7 @@ pub struct Progress {
     pub total: usize,
 }
 
-/// Hears of progress, on a thread of the call.
+/// Called with the progress, on a thread of the call.
 type Watch = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Deadline, cancellation and progress of a call. The default has none of them.
@@ -168,7 +168,7 @@ thread_local! {
 }
 
 impl Call {
-    /// A call on these threads; rayon's own where there are none.
+    /// A call on these threads; rayon's own without any.
     pub fn new(control: &Control, threads: Option<Arc<ThreadPool>>) -> Self {
         let control = control.clone();
         Call(Some(Arc::new(Inner { control, threads })))

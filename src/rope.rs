@@ -1,4 +1,4 @@
-//! Rotary positions: frequencies with their stretches, the angles of a batch, and turning keys.
+//! Rotary positions: frequencies with their stretches, the angles of a batch, and rotating keys.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ impl Rope {
             }
     }
 
-    /// Turns `keys`, rows of `dim` of which row `i` stands at `positions[i]`; `back` undoes it.
+    /// Rotates `keys`, rows of `dim` of which row `i` stands at `positions[i]`; `back` undoes it.
     pub(crate) fn rotate(&self, keys: &mut [f32], positions: &[u32], back: bool) {
         let half = self.dim / 2;
         let angles = angles(&self.frequencies(), positions);

@@ -15,7 +15,7 @@ use prefold::hard::LlmLingua;
 use prefold::prefix::{PrefillOptions, Source};
 use prefold::{CancelToken, Control, Device, Engine, Error, Request};
 
-/// What a call may go on for on an idle machine of two cores, with room for a busy one.
+/// What a call may continue for on an idle machine of two cores, with room for a busy one.
 const SOON: Duration = Duration::from_millis(200);
 
 /// Processor time of this process, in seconds: other processes do not count.

@@ -5,7 +5,7 @@
 
 The checkpoint is the dictionary that its training code saves: `llama.base_model.model.model.layers.N.….lora_A.default.weight`
 and `memory_embeddings` of [1, num_mem, hidden]. LoRA's alpha does not stand in it; the code's default is 32 (for r 64). That
-code fills every text up to 500 tokens with the end-of-text token, which --pad-to and --pad-id say. ICAE's `ae_embedding`, behind
+code fills every text up to 500 tokens with the end-of-text token, which --pad-to and --pad-id say. ICAE's `ae_embedding`, after
 which it gives a text back, becomes a file of its own. Needs PyTorch to read the checkpoint; nothing in it is executed.
 """
 

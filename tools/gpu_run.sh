@@ -10,7 +10,7 @@
 # Needed: an NVIDIA driver, bash, coreutils, tar, gzip; Python with PyTorch for the comparison. Parts of a model,
 # model.gguf.part-*, here, in this folder's parent or in ../model.gguf, are joined. A step that fails
 # does not stop the others. The exit code is 0 if all that could run passed, 1 if something failed, and 3 if
-# there was no GPU, whatever else passed.
+# no GPU was found, whatever else passed.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/results}

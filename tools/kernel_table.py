@@ -61,7 +61,7 @@ def compile_one(nvcc, nvdisasm, source, target, folder):
         elif match := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             found[name][:2] = [int(match[1]), int(shared[1]) if shared else 0]
-    # "setmaxnreg ignored" and "wgmma serialised" are no warnings to ptxas, and ruin a kernel.
+    # "setmaxnreg ignored" and "wgmma serialised" are not warnings to ptxas, and ruin a kernel.
     remarks = [f"{source.name} for {target}: {line.strip()}" for line in done.stderr.splitlines() if "(C75" in line]
     code = {}
     if target == READ and nvdisasm:
@@ -148,7 +148,7 @@ def main():
             other = length - sum(counts.get(c, 0) for c in COLUMNS)
             lines.append(f"| {name} | {what} | {length} | {limit or ''} | {cells} | {other} |")
     if code:
-        wrong += [f"the head of {name} promises its code, and there is no such kernel" for name in promised]
+        wrong += [f"the head of {name} promises its code, and no such kernel was found" for name in promised]
     text = "\n".join(lines) + "\n"
     print(text)
     if not code:

@@ -39,7 +39,7 @@ def newest(folder, kind):
     """The rows of the newest record of a kind, and its date."""
     paths = sorted(glob.glob(os.path.join(folder, "*-{0}.csv".format(kind))))
     if not paths:
-        raise SystemExit("plot_results: there is no *-{0}.csv in {1}".format(kind, folder))
+        raise SystemExit("plot_results: no *-{0}.csv in {1}".format(kind, folder))
     with open(paths[-1]) as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     return rows, os.path.basename(paths[-1])[:10]

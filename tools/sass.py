@@ -27,7 +27,7 @@ class Kernel:
         return Counter(self.operation(i).split(".")[0] for i in range(begin, end))
 
     def following(self, at):
-        """Where a thread may go on."""
+        """Where a thread may continue."""
         text, operation = self.code[at], self.operation(at)
         if operation.startswith("BRA"):
             target = self.labels.get(next(iter(re.findall(r"\((\.L\w+)\)", text)), None))

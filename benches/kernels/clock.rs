@@ -36,7 +36,7 @@ pub trait Clock: Launcher {
     unsafe fn time(tape: &Tape<Self>, entries: &[Launch]) -> Result<Option<Times>>;
 }
 
-const ROUNDS: usize = 21;
+const RUNS: usize = 21;
 /// Runs in the graph.
 const CHAIN: usize = 10;
 /// Half of what is in the last cache when its speed is measured.
@@ -51,11 +51,11 @@ impl Clock for Cuda {
         let from = self.alloc(COPY, true)?;
         let mut to = self.alloc(COPY, true)?;
         let mut copies = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..RUNS {
             copies.push(self.time(|| self.copy(&from, 0, &mut to, 0, COPY))?);
         }
         let mut cached = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..RUNS {
             cached.push(
                 self.time(|| (0..CHAIN).try_for_each(|_| self.copy(&from, 0, &mut to, 0, CACHED)))?,
             );
@@ -86,7 +86,7 @@ impl Clock for Cuda {
             precision: Precision::Bf16,
         };
         let mut products = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..RUNS {
             let mut done = None;
             let seconds = self.time(|| {
                 // SAFETY: the operands were just made, of these shapes.
@@ -113,7 +113,7 @@ impl Clock for Cuda {
         let from = cuda.alloc(bytes, true)?;
         let mut to = cuda.alloc(bytes, true)?;
         let mut cold = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..RUNS {
             cuda.copy(&from, 0, &mut to, 0, bytes)?;
             // SAFETY: the caller's promise.
             cold.push(cuda.time(|| unsafe { tape.play(entries) })?);
@@ -123,7 +123,7 @@ impl Clock for Cuda {
             (0..CHAIN).try_for_each(|_| unsafe { tape.play(entries) })
         })?;
         let mut warm = Vec::new();
-        for _ in 0..ROUNDS / 2 {
+        for _ in 0..RUNS / 2 {
             // SAFETY: as above.
             warm.push(cuda.time(|| unsafe { cuda.replay(&graph) })? / CHAIN as f64);
         }

@@ -3,7 +3,7 @@
 //     prefold export --to llama.cpp --slot-version 3 prefix.safetensors -o slot.bin
 //     node host.mjs model.gguf slot.bin '[1, 2, 3]' 12
 //
-// prints the likeliest ids behind the prefix and those of a question, as JSON.
+// prints the likeliest ids after the prefix and those of a question, as JSON.
 
 import { getLlama, LlamaLogLevel } from "node-llama-cpp";
 

@@ -85,12 +85,12 @@ pub fn run(args: Args) -> Outcome {
     crate::text::prepare_cl100k();
     let model = args.model.open_to_rank(&args.adapter, &args.encoder)?;
     let mut out = io::stdout().lock();
-    let together = model.engine.at_a_time();
+    let width = model.engine.at_a_time();
     let (mut rows, mut failed) = (0, 0);
     let longest = usize::try_from(longest_text()).unwrap_or(usize::MAX);
     let mut begun = false;
     loop {
-        let mut lines = lines(&mut input, together, longest).map_err(Error::io(name))?;
+        let mut lines = lines(&mut input, width, longest).map_err(Error::io(name))?;
         if let Some(first) = lines.first_mut().filter(|_| !begun) {
             first.drain(..crate::files::mark(name, first)?);
             begun = true;

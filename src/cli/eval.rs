@@ -156,7 +156,7 @@ struct RegenArgs {
     /// The texts, JSON lines
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Texts to give back
+    /// Texts to reconstruct
     #[arg(long, value_name = "N", default_value_t = 16)]
     limit: usize,
     /// Tokens of each text, from its beginning
@@ -274,7 +274,7 @@ impl Common {
         )?;
         let adapters = [&self.adapter, &self.icae, &self.pooled];
         if self.memory_tokens.is_some() && adapters.iter().all(|folder| folder.is_none()) {
-            let reason = "there is no adapter to take them of; give --adapter, --icae or --pooled";
+            let reason = "no adapter to take them of; give --adapter, --icae or --pooled";
             return Err(Failure::Usage(format!("--memory-tokens: {reason}")));
         }
         self.json.as_deref().map_or(Ok(()), check_target)

@@ -91,7 +91,7 @@ pub fn text_or_file(argument: &str) -> Outcome<String> {
                 if source.kind() == ErrorKind::NotFound =>
             {
                 Err(Failure::Usage(format!(
-                    "@{file}: there is no such file; a text that begins with @ is written @@{file}"
+                    "@{file}: no such file; a text that begins with @ is written @@{file}"
                 )))
             }
             text => Ok(text?.trim_end().into()),

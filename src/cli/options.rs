@@ -1,5 +1,5 @@
 //! The options of hard compression as flags: the library's names in kebab case without `use_`; a
-//! switch that is on by default is turned off by `--no-…`.
+//! switch that is on by default is off by `--no-…`.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! One self-contained page that shows what was kept, what was dropped, and how surprising it was.
+//! One self-contained page that shows what was kept, what was dropped, and the surprisal of each.
 
 use std::fmt::Write;
 
@@ -70,7 +70,7 @@ pub fn render(shown: &Page<'_>) -> String {
     }
     let _ = writeln!(
         page,
-        "</span>surprising (0 to {}+ nats a token)</span>",
+        "</span>surprisal (0 to {}+ nats a token)</span>",
         SHADES - 1
     );
     page.push_str("<span>kept, <del>dropped</del></span>\n");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_is_struck_and_surprise_is_shaded() {
+    fn dropped_is_struck_and_surprisal_is_shaded() {
         let pieces = [
             piece("a", true, Some(0.2)),
             piece("b", false, Some(3.4)),

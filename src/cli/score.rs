@@ -1,4 +1,4 @@
-//! `prefold score`: how surprising a text is.
+//! `prefold score`: the surprisal of a text.
 
 use std::path::PathBuf;
 use std::time::Instant;

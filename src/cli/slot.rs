@@ -114,7 +114,7 @@ impl Server {
         })
     }
 
-    /// Loads a prefix in the layout of the server's own cache, and has the server read on after it once.
+    /// Loads a prefix in the layout of the server's own cache, and has the server compute one id after it.
     ///
     /// # Errors
     /// [`Error::Io`] where the server cannot be reached or answers with an error; [`Error::Format`] for an
@@ -258,7 +258,7 @@ impl Server {
         }
     }
 
-    /// The answer to a request, or why there is none.
+    /// The answer to a request, or why it failed.
     fn answer<T: for<'a> Deserialize<'a>>(
         &self,
         path: &str,

@@ -36,7 +36,7 @@ impl TextArgs {
             (Some(text), ..) => Ok(Given::Text(text.clone())),
             (_, Some(ids), _) => Ok(Given::Ids(parse_ids("--ids", ids)?)),
             (.., Some(file)) => Ok(Given::Text(read_text(file)?)),
-            _ => Err(Failure::Usage("there is no text".into())),
+            _ => Err(Failure::Usage("no text was given".into())),
         }
     }
 }

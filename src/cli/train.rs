@@ -30,7 +30,7 @@ enum TaskArgs {
     /// Fine-tuning: a context's memory tokens answer a question
     ///
     /// Rows: `context`, `question` and `answers` (the first counts), or `context_ids`, `question_ids`
-    /// and `answer_ids`. Rows of `text` or `ids` among them are given back, as in pretraining, so that
+    /// and `answer_ids`. Rows of `text` or `ids` among them are reconstructed, as in pretraining, so that
     /// one adapter does both. Begin with a pretrained adapter: --adapter.
     Qa(Box<RunArgs>),
     /// Distribution alignment: the model learns to answer as a larger one did, to score in its place
@@ -49,7 +49,7 @@ const ADAPTER: &str = "Adapter";
 struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Id that begins what the decoder gives back [default: the model's]
+    /// Id that begins what the decoder reconstructs [default: the model's]
     #[arg(long, value_name = "ID", help_heading = "Model")]
     bos: Option<u32>,
 
@@ -71,7 +71,7 @@ struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = ADAPTER)]
     memory_tokens: usize,
     /// One adapter for any number of memory tokens up to all: for each sample as many are drawn, and
-    /// `encode --memory-tokens` takes the first. An --adapter that was trained so goes on so
+    /// `encode --memory-tokens` takes the first. An --adapter that was trained so continues so
     #[arg(long, help_heading = ADAPTER)]
     nested: bool,
     /// Where memory embeddings begin: at random, or at the mean of the model's embeddings
@@ -142,7 +142,7 @@ pub fn run(args: Args) -> Outcome {
     let engine = args.model.open()?;
     let mut progress = Progress::new(plan.steps);
     let control = interrupt::control();
-    let mut watch = |event: Event<'_>| progress.hear(&event);
+    let mut watch = |event: Event<'_>| progress.report(&event);
     let done = engine.training().run(&plan, &control, &mut watch);
     progress.end();
     let what = format!("the adapter is in {}", args.out.display());

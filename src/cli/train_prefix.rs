@@ -141,7 +141,7 @@ pub fn run(args: Args) -> Outcome {
     }
     let mut progress = Progress::new(plan.steps);
     let control = interrupt::control();
-    let mut watch = |event: Event<'_>| progress.hear(&event);
+    let mut watch = |event: Event<'_>| progress.report(&event);
     let done = training.prefix(&corpus, args.tokens, &plan, &control, &mut watch);
     progress.end();
     let what = format!(

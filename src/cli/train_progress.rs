@@ -21,7 +21,7 @@ pub struct Progress {
     pace: Option<f64>,
 }
 
-/// Between two lines where there is no terminal.
+/// Between two lines without a terminal.
 const SELDOM: Duration = Duration::from_secs(30);
 
 impl Progress {
@@ -54,7 +54,7 @@ impl Progress {
     }
 
     /// Shows what happened.
-    pub fn hear(&mut self, event: &Event<'_>) {
+    pub fn report(&mut self, event: &Event<'_>) {
         match event {
             Event::Resumed(step) => {
                 if let Some(bar) = &self.bar {

@@ -40,7 +40,7 @@ pub struct RowArgs {
     /// Most of those rows
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = ROWS)]
     eval_rows: usize,
-    /// What becomes of a row that is none: it is named, and then ends the run or is passed over
+    /// What becomes of a row that cannot be read: it is named, and then ends the run or is passed over
     #[arg(long, value_enum, default_value = "fail", help_heading = ROWS)]
     bad_rows: BadRows,
     /// What a question of text stands in

@@ -160,22 +160,22 @@ impl Cpu {
     }
 }
 
-/// Operations of a round on each thread: some hundredths of a second.
-const ROUND_FLOP: usize = 2_000_000_000;
+/// Operations of a batch on each thread: some hundredths of a second.
+const BATCH_FLOP: usize = 2_000_000_000;
 
-/// Does tasks, of so many operations in all, in rounds between which the call may end.
-pub(super) fn in_rounds<T>(
+/// Does tasks, of so many operations in all, in batches between which the call may end.
+pub(super) fn in_batches<T>(
     mut tasks: Vec<T>,
     flop: usize,
-    mut round: impl FnMut(Vec<T>),
+    mut batch: impl FnMut(Vec<T>),
 ) -> Result<()> {
     let threads = rayon::current_num_threads();
-    let rounds = flop.div_ceil(ROUND_FLOP * threads).max(1);
-    let share = tasks.len().div_ceil(rounds).max(4 * threads);
+    let batches = flop.div_ceil(BATCH_FLOP * threads).max(1);
+    let share = tasks.len().div_ceil(batches).max(4 * threads);
     while !tasks.is_empty() {
         control::check()?;
         let rest = tasks.split_off(share.min(tasks.len()));
-        round(std::mem::replace(&mut tasks, rest));
+        batch(std::mem::replace(&mut tasks, rest));
     }
     Ok(())
 }

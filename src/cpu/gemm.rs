@@ -15,7 +15,7 @@ use std::sync::Arc;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::device::{Cpu, in_rounds};
+use super::device::{Cpu, in_batches};
 use super::panels::{LINE, Panels, Values, to_line};
 use super::simd::{simd_fn, tiled};
 use crate::error::{Error, Result};
@@ -221,7 +221,7 @@ impl Cpu {
                 tasks[group * blocks + row / split.block_rows].y.push(y);
             }
         }
-        in_rounds(tasks, 2 * rows * inputs * outputs, |tasks| {
+        in_batches(tasks, 2 * rows * inputs * outputs, |tasks| {
             tasks
                 .into_par_iter()
                 .for_each(|task| linear_task(self.arch, task));

@@ -20,7 +20,7 @@ pub(super) mod dot;
 
 use rayon::prelude::*;
 
-use super::device::{Cpu, in_rounds};
+use super::device::{Cpu, in_batches};
 use super::gemm::Split;
 use super::pages::Pages;
 use super::panels::Panels;
@@ -129,7 +129,7 @@ impl Cpu {
             }
         }
         let flop = 2 * shape.rows * shape.inputs * shape.outputs;
-        in_rounds(tasks, flop, |tasks| {
+        in_batches(tasks, flop, |tasks| {
             tasks
                 .into_par_iter()
                 .for_each(|task| with_kernel!(operands.kernel, dot => dot.linear(task)));

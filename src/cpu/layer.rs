@@ -539,11 +539,11 @@ fn norm_heads<S: Simd>(s: S, eps: f32, weight: &[f32], heads: &mut [f32]) {
     }
 }
 
-/// Turns pairs by the angles, or back.
+/// Rotates pairs by the angles, or back.
 #[inline(always)]
 fn rotate_heads<const BACK: bool>(pairing: Pairing, cos: &[f32], sin: &[f32], heads: &mut [f32]) {
     let half = cos.len();
-    let turned = |a: f32, b: f32, cos: f32, sin: f32| match BACK {
+    let rotated = |a: f32, b: f32, cos: f32, sin: f32| match BACK {
         false => [a * cos - b * sin, b * cos + a * sin],
         true => [a * cos + b * sin, b * cos - a * sin],
     };
@@ -552,13 +552,13 @@ fn rotate_heads<const BACK: bool>(pairing: Pairing, cos: &[f32], sin: &[f32], he
             Pairing::Halves => {
                 let (low, high) = head.split_at_mut(half);
                 for i in 0..half {
-                    [low[i], high[i]] = turned(low[i], high[i], cos[i], sin[i]);
+                    [low[i], high[i]] = rotated(low[i], high[i], cos[i], sin[i]);
                 }
             }
             Pairing::Interleaved => {
                 let pairs = head.as_chunks_mut::<2>().0;
                 for (pair, (&cos, &sin)) in pairs.iter_mut().zip(cos.iter().zip(sin)) {
-                    *pair = turned(pair[0], pair[1], cos, sin);
+                    *pair = rotated(pair[0], pair[1], cos, sin);
                 }
             }
         }

@@ -10,7 +10,7 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::device::{Cpu, in_rounds};
+use super::device::{Cpu, in_batches};
 use super::gemm::{Rows, Split, multiply, panel};
 use super::gemm_int::dot::Operands;
 use super::panels::{Panels, Values};
@@ -152,7 +152,7 @@ impl Cpu {
             }
         }
         let flop = 2 * picks.len() * width * head.outputs;
-        in_rounds(tasks, flop, |tasks| {
+        in_batches(tasks, flop, |tasks| {
             tasks.into_par_iter().for_each_init(
                 || self.scratch(0),
                 |scratch, task| nll_task(self.arch, task, &mut scratch.data),

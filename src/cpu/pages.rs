@@ -21,7 +21,7 @@ impl<T: Pod> Pages<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] if there is no memory.
+    /// [`Error::Device`] without memory.
     pub fn zeros(len: usize) -> Result<Self> {
         let none = |reason: String| Error::Device {
             device: "cpu".into(),

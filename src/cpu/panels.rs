@@ -200,7 +200,7 @@ fn column(
     values.get()[start..].iter().step_by(width)
 }
 
-/// Turns up to `width` rows into a panel. A few columns at a time: what they become stays in the cache.
+/// Transposes up to `width` rows into a panel. A few columns at a time: what they become stays in the cache.
 fn lay_out(panel: &mut [f32], rows: &[f32], width: usize, inputs: usize) {
     const COLUMNS: usize = 16;
     for (part, panel) in panel.chunks_mut(COLUMNS * width).enumerate() {

@@ -1,4 +1,4 @@
-//! A model in memory behind one object: generics over backends stop here.
+//! A model in memory as one object: generics over backends stop here.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -212,7 +212,7 @@ impl<B: Backend> Runtime for Loaded<B> {
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>> {
         match self.tokenizer() {
             Ok(tokenizer) => hard::compress_many(&self.scorer(), tokenizer, requests),
-            // Each says for itself that there is none.
+            // Each says for itself that it is missing.
             Err(_) => requests
                 .iter()
                 .map(|request| self.compress(request))
@@ -267,7 +267,7 @@ impl<B: Backend> Runtime for Loaded<B> {
         activations: usize,
     ) -> Result<Box<dyn train::run::Source + Send + '_>> {
         Ok(Box::new(Trained {
-            trainee: TrainableModel::new(&self.model, lora, activations)?,
+            trainable: TrainableModel::new(&self.model, lora, activations)?,
             objective,
         }))
     }
@@ -278,7 +278,7 @@ impl<B: Backend> Runtime for Loaded<B> {
         activations: usize,
     ) -> Result<Box<dyn train::run::Source + Send + '_>> {
         Ok(Box::new(Trained {
-            trainee: TrainableModel::for_prefix(&self.model, activations)?,
+            trainable: TrainableModel::for_prefix(&self.model, activations)?,
             objective,
         }))
     }
@@ -334,7 +334,7 @@ impl<B: Backend> Runtime for Loaded<B> {
 
 /// An objective over a model.
 struct Trained<'m, B: Backend> {
-    trainee: TrainableModel<'m, B>,
+    trainable: TrainableModel<'m, B>,
     objective: Objective,
 }
 
@@ -346,12 +346,12 @@ impl<B: Backend> train::run::Source for Trained<'_, B> {
         seed: u64,
     ) -> Result<Gradient> {
         let (tensors, objective) = (&parameters.tensors, &self.objective);
-        control::step(|| self.trainee.gradient(tensors, batch, objective, seed))
+        control::step(|| self.trainable.gradient(tensors, batch, objective, seed))
     }
 
     fn nll(&mut self, parameters: &Parameters, batch: &[Sample]) -> Result<(f64, usize)> {
         let (tensors, objective) = (&parameters.tensors, &self.objective);
-        let loss = control::step(|| self.trainee.loss(tensors, batch, objective))?;
+        let loss = control::step(|| self.trainable.loss(tensors, batch, objective))?;
         Ok((loss.nll, loss.targets))
     }
 }

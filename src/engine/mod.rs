@@ -1,4 +1,4 @@
-//! An open model: the whole library behind one object.
+//! An open model: the whole library as one object.
 
 mod encoding;
 mod info;

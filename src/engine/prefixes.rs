@@ -62,7 +62,7 @@ impl Prefixes<'_> {
         let made = self.encode_many(adapter, std::slice::from_ref(source), options)?;
         made.into_iter()
             .next()
-            .ok_or_else(|| crate::Error::input("text", "there is none"))
+            .ok_or_else(|| crate::Error::input("text", "none was given"))
     }
 
     /// Encodes several texts, whose pieces share forward passes: [`Prefixes::encode`] of each, in order.

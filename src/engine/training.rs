@@ -120,7 +120,7 @@ impl<'e> Training<'e> {
             max_text_tokens,
         )?;
         let mut source = self.source(parameters.lora.clone(), objective, plan.activation_bytes)?;
-        // Rows of ids need none, and a row of text says that there is none.
+        // Rows of ids need none, and a row of text says that it is missing.
         let tokenizer = engine.tokenizer().ok();
         let own = Settings::default();
         if let (Begin::Adapter(folder), Some(given)) = (&plan.begin, &given)
@@ -156,7 +156,7 @@ impl<'e> Training<'e> {
     /// and what is trained; the model stays as it is. Rows of the plan's data have a question and an answer,
     /// as those of [`Task::Align`], which is the plan's task; [`Training::questions`] makes some. The run's
     /// folder holds `prefix.safetensors`, a prefix at any time. What the plan says of an adapter, dropout
-    /// and weight decay is not heeded: there is none.
+    /// and weight decay is ignored.
     ///
     /// # Errors
     /// [`Error::Input`] for another task, a plan that does not suit the model, or rows that are fewer than 2,
@@ -276,10 +276,10 @@ impl<'e> Training<'e> {
         if tokens == 0 {
             return Err(Error::input("corpus", "it has no tokens"));
         }
-        let most = tokens.min(config.max_positions.saturating_sub(2));
-        if !(2..=most).contains(&rows) {
+        let max = tokens.min(config.max_positions.saturating_sub(2));
+        if !(2..=max).contains(&rows) {
             let reason = format!(
-                "expected 2 to {most}: the corpus has {tokens} tokens, the model {} positions",
+                "expected 2 to {max}: the corpus has {tokens} tokens, the model {} positions",
                 config.max_positions
             );
             return Err(Error::input(format!("tokens {rows}"), reason));
@@ -302,7 +302,7 @@ impl<'e> Training<'e> {
         let Some(path) = &plan.dev else {
             return Ok(Vec::new());
         };
-        // Rows of ids need none, and a row of text says that there is none.
+        // Rows of ids need none, and a row of text says that it is missing.
         let tokenizer = self.engine.tokenizer().ok();
         let mut skipped = |line: &str| watch(Event::Note(line));
         Call::current().under(control).enter(|| {

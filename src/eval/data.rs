@@ -75,7 +75,7 @@ impl Question {
         })
     }
 
-    /// Its documents; the context where there are none.
+    /// Its documents; without any, the context.
     pub fn documents(&self) -> Vec<String> {
         match self.docs.is_empty() {
             true => vec![self.context.clone()],
@@ -102,7 +102,7 @@ impl Text {
     }
 }
 
-/// The first `limit` rows that `take` wants; it hears the number of the line, from 1.
+/// The first `limit` rows that `take` wants; it is given the number of the line, from 1.
 fn rows<T: DeserializeOwned>(
     path: &Path,
     limit: usize,

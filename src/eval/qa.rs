@@ -131,10 +131,10 @@ pub struct Qa<'a> {
 
 impl<'a> Qa<'a> {
     /// Each of `ways` at each of `rates`, where it has one. `scorer` chooses what is kept, `host`
-    /// answers. At `max_new_tokens` 0 there are no answers, and only the nll is measured.
+    /// answers. At `max_new_tokens` 0 only the nll is measured.
     ///
     /// # Errors
-    /// [`Error::Input`] for a rate outside (0, 1], or where there is no question, no way or, for ways
+    /// [`Error::Input`] for a rate outside (0, 1], or without a question, a way or, for ways
     /// that have one, no rate.
     pub fn new(
         scorer: &'a Engine,

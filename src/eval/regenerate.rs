@@ -76,8 +76,8 @@ impl<'a> Regenerate<'a> {
     /// decides what is dropped at random.
     ///
     /// # Errors
-    /// [`Error::Input`] where there is no text, nothing to reconstruct it from, no token of a text, no BOS,
-    /// or for a rate outside (0, 1]; [`Error::Unsupported`] for a model without a tokenizer.
+    /// [`Error::Input`] without a text, a token in it, anything to reconstruct it from or a BOS, or for a rate
+    /// outside (0, 1]; [`Error::Unsupported`] for a model without a tokenizer.
     pub fn new(
         model: &'a Engine,
         texts: &[Text],
@@ -87,7 +87,10 @@ impl<'a> Regenerate<'a> {
         seed: u64,
     ) -> Result<Self> {
         if texts.is_empty() || from.is_empty() || text_tokens == 0 {
-            return Err(Error::input("evaluation", "there is nothing to give back"));
+            return Err(Error::input(
+                "evaluation",
+                "there is nothing to reconstruct",
+            ));
         }
         from.iter()
             .filter_map(Representation::rate)

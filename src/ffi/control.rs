@@ -33,8 +33,8 @@ pub struct PrefoldControlOptions {
 /// The caller's pointer, which is handed back and never read.
 struct User(*mut c_void);
 
-// SAFETY: prefold does not look behind the pointer; the header says from which threads the caller gets it
-// back.
+// SAFETY: prefold does not read what the pointer points to; the header says from which threads the caller
+// gets it back.
 unsafe impl Send for User {}
 // SAFETY: as above.
 unsafe impl Sync for User {}

@@ -436,7 +436,7 @@ fn read_strided(
         0 => KRope::None,
         _ => KRope::Applied,
     };
-    let (values, turned);
+    let (values, rotated);
     match prefix.layer(what.layer) {
         None => {
             let message = format!("layer {}: there are {}", what.layer, s.layers);
@@ -444,8 +444,8 @@ fn read_strided(
         }
         Some([_, v]) if what.value != 0 => values = v,
         Some(_) => {
-            turned = prefix.key_layer(what.layer, wanted)?;
-            values = &turned;
+            rotated = prefix.key_layer(what.layer, wanted)?;
+            values = &rotated;
         }
     }
     // Strides of 0: [kv_heads, tokens, head_dim] without gaps.

@@ -20,7 +20,7 @@ const HEAD_DIM: usize = 16;
 
 impl<L: Launcher> Gpu<L> {
     /// Runs the ops of a forward pass and of a selection on small shapes, ragged and long enough that
-    /// every pipeline goes round, beside the CPU: some milliseconds.
+    /// every pipeline wraps, beside the CPU: some milliseconds.
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ const ALIGNED: u64 = 256;
 /// gone costs its heuristic anew, some ten microseconds.
 const PLANS: usize = 512;
 
-/// cublasLt, or the knowledge that there is none.
+/// cublasLt, or the knowledge that it is missing.
 pub(super) struct Products(Option<Box<Library>>);
 
 struct Library {

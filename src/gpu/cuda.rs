@@ -72,9 +72,7 @@ impl Cuda {
             reason: reason.into(),
         };
         if !Self::driver_present() {
-            return Err(missing(
-                "there is no NVIDIA driver (libcuda) on this machine",
-            ));
+            return Err(missing("no NVIDIA driver (libcuda) found on this machine"));
         }
         let failed = |error| driver(&device, "no CUDA device answers", error);
         let count = CudaContext::device_count().map_err(failed)?;
@@ -87,7 +85,7 @@ impl Cuda {
             ));
         }
         let context = CudaContext::new(index).map_err(failed)?;
-        // SAFETY: this is for cudarc's own slices, of which there are none; and with it the first stream of
+        // SAFETY: this is for cudarc's own slices, which do not occur here; and with it the first stream of
         // each context waits for the whole device, which breaks what another thread is recording there.
         unsafe { context.disable_event_tracking() };
         let attribute = |attribute| context.attribute(attribute).map_err(failed);
@@ -258,7 +256,7 @@ impl Cuda {
         })
     }
 
-    /// A product by cublasLt and by nothing else, for comparisons; `None` where there is no library, or
+    /// A product by cublasLt and by nothing else, for comparisons; `None` without the library, or
     /// nothing in it for this product.
     ///
     /// # Safety
@@ -313,7 +311,7 @@ impl Cuda {
             match unsafe { result::module::get_function(module, name.clone()) } {
                 Ok(function) => return Ok(Some(function)),
                 Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) => {}
-                // Its code is loaded now, and compiled where there is none for this device.
+                // Its code is loaded now, and compiled where the image has none for this device.
                 Err(error) => return self.done(kernel, Err(error)),
             }
         }
@@ -448,7 +446,7 @@ impl Drop for Graph {
     }
 }
 
-/// Where memory comes from. The device's own pool gives back to the system what is not in use whenever the host
+/// Where memory comes from. The device's own pool returns to the system what is not in use whenever the host
 /// waits for the device, and fetches it again for the next buffer; this one keeps it until it goes.
 struct Pool(sys::CUmemoryPool);
 

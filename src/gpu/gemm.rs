@@ -181,7 +181,7 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             Precision::Bf16 => "turn_bf16",
             Precision::F32 => "turn_f32",
         };
-        // SAFETY: the matrix has rows of `stride` elements, and the memory was made for the turned one.
+        // SAFETY: the matrix has rows of `stride` elements, and the memory was made for the transposed one.
         unsafe { self.transpose(kernel, &params)? };
         Ok(Matrix {
             memory,

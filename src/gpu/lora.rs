@@ -105,11 +105,11 @@ impl<L: Launcher> LoraOp for Gpu<L> {
             .iter()
             .map(|part| pieces(part).collect())
             .collect();
-        let rounds = pieces.iter().map(Vec::len).max().unwrap_or(0);
-        for round in 0..rounds {
+        let launches = pieces.iter().map(Vec::len).max().unwrap_or(0);
+        for launch in 0..launches {
             let now: Vec<LoraPart> = pieces
                 .iter()
-                .filter_map(|of| of.get(round).copied())
+                .filter_map(|of| of.get(launch).copied())
                 .collect();
             for parts in now.chunks(abi::LORA_SPANS as usize) {
                 let spans = parts

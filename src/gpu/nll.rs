@@ -143,7 +143,7 @@ impl<L: Launcher> NllOp for Gpu<L> {
     }
 }
 
-/// Rows of one round of the backward.
+/// Rows of one pass of the backward.
 const ROWS_BWD: usize = 4096;
 
 /// The picks in the order of their rows, and for each row that is named the run of it.

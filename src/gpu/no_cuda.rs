@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use super::launch::{Launch, Launcher, Product};
 use crate::error::{Error, Result};
 
-/// There is none.
+/// Not in this build.
 pub struct Cuda(Infallible);
 
 impl Cuda {
@@ -37,21 +37,21 @@ impl Cuda {
 
     /// # Errors
     ///
-    /// None: there is no device.
+    /// Never returns one: no device can be opened.
     pub fn time(&self, _: impl FnOnce() -> Result<()>) -> Result<f64> {
         match self.0 {}
     }
 
     /// # Errors
     ///
-    /// None: there is no device.
+    /// Never returns one: no device can be opened.
     pub fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Recording> {
         match self.0 {}
     }
 
     /// # Errors
     ///
-    /// None: there is no device.
+    /// Never returns one: no device can be opened.
     ///
     /// # Safety
     ///
@@ -60,7 +60,7 @@ impl Cuda {
         match self.0 {}
     }
 
-    /// `None`: there is no device.
+    /// `None`: no device can be opened.
     ///
     /// # Safety
     ///
@@ -75,7 +75,7 @@ impl Cuda {
     }
 }
 
-/// There is none.
+/// Not in this build.
 pub struct Recording(#[allow(dead_code)] Infallible);
 
 #[allow(unused_variables)]

@@ -44,7 +44,7 @@ impl Arguments {
     pub fn finish(self) -> Result<()> {
         match self.0.keys().next() {
             None => Ok(()),
-            Some(name) => Err(bad(name, "there is no such argument")),
+            Some(name) => Err(bad(name, "no such argument")),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum RankMethod {
-    /// By their own perplexity, the most surprising first.
+    /// By their own perplexity, the highest first.
     #[default]
     Llmlingua,
     /// By the question's perplexity given the context (LongLLMLingua, eq. 2 and 3).
@@ -524,7 +524,7 @@ impl LlmLingua2 {
         if self.rank_by_question && question.trim().is_empty() {
             return Err(Error::input(
                 "rank_by_question",
-                "there is no question; give one, or leave this out",
+                "no question was given; give one, or leave this out",
             ));
         }
         if self.rank_by_question && !self.use_context_level_filter {

@@ -6,10 +6,10 @@ use serde::{Serialize, Serializer};
 
 use crate::text::counts::count_cl100k;
 
-/// A stretch of the original prompt: kept or dropped, and how surprising it was.
+/// A stretch of the original prompt: kept or dropped, and its surprisal.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Piece {
-    /// The stretch itself; the pieces in order give back the original prompt.
+    /// The stretch itself; the pieces in order are the original prompt.
     pub text: String,
     /// In the result or not.
     pub kept: bool,

@@ -1,4 +1,4 @@
-//! The original prompt with a mark on every stretch: kept or dropped, and how surprising it was.
+//! The original prompt with a mark on every stretch: kept or dropped, and its surprisal.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Structured prompts: `<llmlingua, rate=0.3, compress=False>…</llmlingua>` round each segment.
+//! Structured prompts: `<llmlingua, rate=0.3, compress=False>…</llmlingua>` around each segment.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -67,7 +67,7 @@ pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>>
     while !rest.is_empty() {
         let tag = LIKE_OPENING.find(rest);
         let outside = tag.map_or(rest, |tag| &rest[..tag.start()]);
-        // An end without a beginning is none of the text.
+        // An end without a beginning is not part of the text.
         let mut at = context.len() - rest.len();
         for text in outside.split(CLOSE) {
             if !text.is_empty() {
@@ -100,7 +100,7 @@ pub(crate) fn gapless_segments(context: &str, rate: f64) -> Result<Vec<Segment>>
 }
 
 /// Bytes of a context that are not white space, nor tags, and in none of the segments that the reference
-/// reads; `None` where there are none.
+/// reads; `None` without any.
 pub(crate) fn lost(context: &str, segments: &[Segment]) -> Option<usize> {
     let shown = |text: &str| text.split_whitespace().map(str::len).sum::<usize>();
     let all = match gapless_segments(context, 1.0) {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_rates_that_are_none() {
+    fn refuses_malformed_rates() {
         for bad in ["0.3.3", "1.5", "."] {
             let text = format!("<llmlingua, rate={bad}>x</llmlingua>");
             for read in [segments, gapless_segments] {

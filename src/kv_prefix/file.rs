@@ -299,7 +299,7 @@ impl Reader<'_> {
     }
 
     fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        let missing = |_| self.bad(format!("there is no tensor {name}"));
+        let missing = |_| self.bad(format!("no tensor {name} found"));
         self.tensors.tensor(name).map_err(missing)
     }
 

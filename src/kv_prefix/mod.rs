@@ -244,7 +244,7 @@ impl KvPrefix {
         }
         match &parts.rope {
             Some(rope) if rope.dim != head_dim || !rope.is_sound() => {
-                return bad(format!("heads of {head_dim} cannot be turned by {rope:?}"));
+                return bad(format!("heads of {head_dim} cannot be rotated by {rope:?}"));
             }
             None if parts.k_rope == KRope::None => {
                 return bad("K is not rotated, and nothing says how to".into());
@@ -372,7 +372,10 @@ impl KvPrefix {
     /// K of one layer in the state `wanted`; see [`KvPrefix::with_k_rope`].
     pub(crate) fn key_layer(&self, layer: usize, wanted: KRope) -> Result<Vec<f32>> {
         let Some([k, _]) = self.layers.get(layer) else {
-            return Err(Error::input("layer", format!("there is no layer {layer}")));
+            return Err(Error::input(
+                format!("layer {layer}"),
+                format!("the prefix has {}", self.layers.len()),
+            ));
         };
         let mut k = k.clone();
         match (&self.rope, wanted == self.k_rope) {
@@ -385,7 +388,7 @@ impl KvPrefix {
                 }
             }
             (None, false) => {
-                let reason = "the model's positions are learned: its keys cannot be turned back";
+                let reason = "the model's positions are learned: its keys cannot be unrotated";
                 return Err(Error::input("k_rope none", reason));
             }
         }

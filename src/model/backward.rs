@@ -1,9 +1,8 @@
 //! The forward that keeps what the backward needs, and the backward.
 //!
-//! There is no graph: the backward of a layer is its forward read from the end, op by op. The model's
-//! weights are frozen, so that a product costs one product more, with the same matrix the other way
-//! round. Every layer's input is kept; what else a layer's backward needs is kept for as many layers as
-//! memory is given for, and made again for the others.
+//! Without a graph: the backward of a layer is its forward read from the end, op by op. The model's
+//! weights are frozen, so that a product costs one product more, with the same matrix transposed. Every
+//! layer's input is kept; what else a layer's backward needs is kept for as many layers as memory is given for, and made again for the others.
 
 use super::buffers::{Buffers, PooledBuffer};
 use super::config::Mlp;

@@ -215,7 +215,7 @@ impl Worker<'_, '_> {
                 // All others wait, so the lock may be held meanwhile.
                 let asked = std::mem::take(&mut requests.asked);
                 let answered = self.coalescer.serve(asked);
-                // Busy from now on, not from when they wake up: who is quick waits for the others.
+                // Busy from now on, not from when they wake up: a quick one waits for the others.
                 requests.busy += answered.len();
                 requests.answered.extend(answered);
                 self.coalescer.answers.notify_all();

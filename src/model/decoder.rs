@@ -53,7 +53,7 @@ struct Scratch<B: Backend> {
     nll: B::Buf<f32>,
 }
 
-/// Hears the number of each layer and its queries, rotated: `[rows, heads, head_dim]`.
+/// Called with the number of each layer and its queries, rotated: `[rows, heads, head_dim]`.
 pub(crate) type Watch<'a> = &'a mut dyn FnMut(usize, Vec<f32>);
 
 /// What a forward pass begins with.

@@ -64,7 +64,7 @@ impl<S: Storage> Kv<S> {
         self.len == 0
     }
 
-    /// Makes room for `rows` more, and for as many again as there are when there is none left.
+    /// Makes room for `rows` more; where none is left, for as many again as there are.
     pub(crate) fn reserve(&mut self, storage: &S, rows: usize) -> Result<()> {
         let need = self.len + rows;
         if need <= self.capacity {

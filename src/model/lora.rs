@@ -221,7 +221,7 @@ impl LoraWeights {
             }
         }
         if pairs.is_empty() {
-            return Err(Error::format(&path, "there is no tensor of an adapter"));
+            return Err(Error::format(&path, "no tensor of an adapter found"));
         }
         let mut layers = vec![BTreeMap::new(); config.layers];
         for ((layer, target), pair) in pairs {

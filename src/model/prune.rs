@@ -22,7 +22,7 @@ impl<B: Backend> Adapted<'_, B> {
             text.check()?;
             self.model.check_positions(0, text.ids.len())?;
         }
-        // Those with about as many windows together: who is done still takes up rows.
+        // Those with about as many windows together: one that is done still takes up rows.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| texts[i].windows.len());
         let mut done: Vec<Option<PrunedTokens>> = vec![None; texts.len()];

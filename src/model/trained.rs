@@ -1,4 +1,4 @@
-//! LoRA under training: factors on the device, both ways round, and where their gradients belong.
+//! LoRA under training: factors on the device, also transposed, and where their gradients belong.
 
 use super::config::Config;
 use super::lora::{GROUPS, LoraWeights, LowRank, Target};

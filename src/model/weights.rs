@@ -327,9 +327,9 @@ impl Weights {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
-        self.tensors.get(name).ok_or_else(|| {
-            Error::format(&self.path, format!("there is no tensor {}", one_line(name)))
-        })
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::format(&self.path, format!("no tensor {} found", one_line(name))))
     }
 
     /// The metadata of a GGUF, from which a tokenizer can be rebuilt.

@@ -28,7 +28,7 @@ pub struct Norm {
     pub kind: NormKind,
 }
 
-/// Which elements of a head are turned together by its `i`-th angle.
+/// Which elements of a head its `i`-th angle rotates.
 ///
 /// Both give the same scores where the weights of q and k stand in the order that they were trained with.
 /// Hugging Face's models pair halves; GGUF files of the Llama family hold q and k for interleaved pairs,
@@ -58,7 +58,7 @@ pub struct Rotate {
     pub at: usize,
     /// Epsilon of the norm over each head of q and k.
     pub eps: f32,
-    /// What the angles turn.
+    /// What the angles rotate.
     pub pairing: Pairing,
 }
 

@@ -173,7 +173,7 @@ pub(crate) const RUN: usize = 4;
 pub(crate) const TILE: usize = 6;
 /// The place of a row that is not to be kept.
 pub(crate) const NOWHERE: u32 = u32::MAX;
-/// The bits of an nll that there is none of.
+/// The bits of an nll that is missing.
 const NO_NLL: u32 = u32::MAX;
 
 /// Texts on a device, and what the next forward pass reads of them. Only ops write it.
@@ -371,7 +371,7 @@ pub trait PruneOp: AttentionOp + LayerOp + NllOp {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] where there is no attention of such heads.
+    /// [`Error::Unsupported`] for heads that the attention is not built for.
     fn tile(&self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<usize>;
 
     /// Takes in the nll of a pass (`None`: the first, whose nll are in [`PruneBatch::first_scores`]),

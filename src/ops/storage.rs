@@ -16,7 +16,7 @@ pub trait Buffer: Send + Sync {
     /// Elements.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether it is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

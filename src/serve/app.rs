@@ -26,7 +26,7 @@ use crate::hard::messages::{self, MessagesOptions, MessagesResult, Task};
 use crate::hard::{Compressed, ContentKind, Exact, RankMethod, Request};
 use crate::text::counts::count_cl100k;
 
-/// Why an original went on.
+/// Why an original was passed through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Failure {
@@ -74,7 +74,7 @@ pub(super) enum Status {
     Cached,
     /// Nothing was to be shortened, or not by enough.
     Skipped,
-    /// Something failed, and the original of it went on.
+    /// Something failed, and its original was passed through.
     PassedThrough,
     /// It was only measured.
     Audit,
@@ -555,7 +555,7 @@ impl App {
                 deadline,
                 cancel: cancel.clone(),
             };
-            return match batch.run(waiting, |waiting| self.together(waiting)) {
+            return match batch.run(waiting, |waiting| self.compress_batch(waiting)) {
                 Some(result) => result,
                 None => Err(self.panicked()),
             };
@@ -568,7 +568,7 @@ impl App {
 
     /// Shortens several prompts together. They end when the last of them is late, or all are
     /// cancelled.
-    fn together(&self, waiting: Vec<Waiting>) -> Vec<Result<Compressed>> {
+    fn compress_batch(&self, waiting: Vec<Waiting>) -> Vec<Result<Compressed>> {
         let latest = waiting.iter().map(|one| one.deadline).max();
         let requests: Vec<Request> = waiting.iter().map(|one| one.request.clone()).collect();
         let cancels: Vec<CancelToken> = waiting.into_iter().map(|one| one.cancel).collect();
@@ -751,7 +751,7 @@ impl Drop for Slot<'_> {
     }
 }
 
-/// Ends work whose result is no longer wanted.
+/// Ends work whose result is not wanted any more.
 struct CancelOnDrop(CancelToken);
 
 impl Drop for CancelOnDrop {

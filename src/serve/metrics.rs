@@ -122,7 +122,7 @@ impl Metrics {
         );
         registry.register(
             "passthrough",
-            "Requests whose original went on, by reason",
+            "Requests whose original was passed through, by reason",
             self.passthrough.clone(),
         );
         registry.register(

@@ -266,7 +266,7 @@ impl Default for ServeOptions {
 }
 
 /// Requests and connections at a time, and tokens of a text.
-const MOST: usize = 1 << 20;
+const MAX_COUNT: usize = 1 << 20;
 
 impl ServeOptions {
     /// Refuses values outside their range.
@@ -304,9 +304,9 @@ impl ServeOptions {
             if value == 0 {
                 return Err(Error::input(format!("{name} 0"), "expected 1 or more"));
             }
-            if value > MOST {
+            if value > MAX_COUNT {
                 let what = format!("{name} {value}");
-                return Err(Error::input(what, format!("expected {MOST} or less")));
+                return Err(Error::input(what, format!("expected {MAX_COUNT} or less")));
             }
         }
         // hyper's smallest buffer.

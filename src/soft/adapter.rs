@@ -110,7 +110,7 @@ impl Settings {
         }
         let settings: Settings = mapped::read_json(&path, LONGEST_SETTINGS)?;
         if !settings.method.is_adapters() {
-            let reason = "method is none of 500xcompressor, icae and pooled";
+            let reason = "method is not one of 500xcompressor, icae and pooled";
             return Err(Error::format(&path, reason));
         }
         Ok(Some(settings))
@@ -326,7 +326,7 @@ pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
     let tensors = safetensors::read(&path, mapped::Access::Map)?;
     let tensor = tensors
         .get(MEMORY)
-        .ok_or_else(|| Error::format(&path, format!("there is no tensor {MEMORY}")))?;
+        .ok_or_else(|| Error::format(&path, format!("no tensor {MEMORY} found")))?;
     match tensor.shape[..] {
         [n, width] | [1, n, width] if width == config.hidden && n > 0 => floats(tensor),
         _ => {
@@ -337,7 +337,7 @@ pub(crate) fn read_memory(folder: &Path, config: &Config) -> Result<Vec<f32>> {
     }
 }
 
-/// The files of an adapter's folder that training would have to go on with, and cannot.
+/// The files of an adapter's folder that training would have to continue with, and cannot.
 pub(crate) fn untrained_rows(folder: &Path) -> Option<&'static str> {
     let mut names = [BEGIN, AFTER].into_iter();
     names.find(|name| row_path(folder, name).exists())
@@ -356,7 +356,7 @@ fn read_row(folder: &Path, name: &str, config: &Config) -> Result<Option<Vec<f32
     let tensors = safetensors::read(&path, mapped::Access::Map)?;
     let tensor = tensors
         .get(name)
-        .ok_or_else(|| Error::format(&path, format!("there is no tensor {name}")))?;
+        .ok_or_else(|| Error::format(&path, format!("no tensor {name} found")))?;
     match tensor.shape[..] {
         [width] | [1, width] | [1, 1, width] if width == config.hidden => Ok(Some(floats(tensor)?)),
         _ => {

@@ -345,7 +345,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
     fn read(&self, lora: &Lora<B>, pieces: &[Vec<u32>]) -> Result<Vec<Run>> {
         let (model, num_mem) = (self.model, self.appended());
         let mut rows = 0;
-        let together = pieces
+        let count = pieces
             .iter()
             .take_while(|ids| {
                 rows += ids.len() + num_mem;
@@ -353,7 +353,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
             })
             .count();
         let mut kv = model.kv()?;
-        if together < 2 {
+        if count < 2 {
             let ids = pieces.first().map_or(&[][..], Vec::as_slice);
             if self.method == Method::Pooled {
                 let states = self.states(lora, ids, &mut kv)?;
@@ -369,9 +369,9 @@ impl<'a, B: Backend> Encoder<'a, B> {
             };
             return Ok(vec![self.run(&kv, states, ids.len())?]);
         }
-        let pieces = &pieces[..together];
+        let pieces = &pieces[..count];
         let mut embeddings = Vec::new();
-        let mut lengths = Vec::with_capacity(together);
+        let mut lengths = Vec::with_capacity(count);
         for ids in pieces {
             model.check_positions(0, ids.len())?;
             embeddings.extend(model.embeddings(ids)?);
@@ -385,7 +385,7 @@ impl<'a, B: Backend> Encoder<'a, B> {
             false => Vec::new(),
         };
         let (width, mut end) = (model.config().hidden, 0);
-        let mut runs = Vec::with_capacity(together);
+        let mut runs = Vec::with_capacity(count);
         for length in &lengths {
             end += length;
             if self.method == Method::Pooled {

@@ -62,7 +62,7 @@ pub struct Generated {
     pub ids: Vec<u32>,
     /// The natural log of each one's probability, before temperature and top-p.
     pub logprobs: Vec<f32>,
-    /// Why there are no more.
+    /// Why it ended.
     pub finish: Finish,
     /// Rows of the prefix.
     pub prefix_tokens: usize,
@@ -94,7 +94,7 @@ pub struct Completion {
     pub generated: Generated,
 }
 
-/// Continues after `prefix` and `prompt`; `each` hears every id as it comes and may stop.
+/// Continues after `prefix` and `prompt`; `each` is called with every id as it comes and may stop.
 ///
 /// # Errors
 /// [`Error::Input`] for an empty prompt, options outside their ranges, ids outside the vocabulary, or more
@@ -115,13 +115,13 @@ pub fn generate<B: Backend>(
     let completions = answer(model, &[query], options, &mut |_, id| each(id))?;
     match completions.into_iter().next() {
         Some(completion) => Ok(completion.generated),
-        None => Err(Error::input("prompt", "there is none")),
+        None => Err(Error::input("prompt", "none was given")),
     }
 }
 
 /// Reads each prompt once, and from what is then in the cache gives the nll of `gold` and a
 /// continuation of its own. As many as have up to 32,768 tokens between them continue together, so that
-/// the weights are read once for all of those. `each` hears every id as it comes, with the place of its
+/// the weights are read once for all of those. `each` is called with every id and the place of its
 /// ask, and may stop that one.
 ///
 /// # Errors
@@ -148,7 +148,7 @@ pub fn answer<B: Backend>(
         });
         let end = done + fit.count().max(1);
         let group = &queries[done..end];
-        completions.extend(together(model, group, options, &mut |i, id| {
+        completions.extend(answer_batch(model, group, options, &mut |i, id| {
             each(done + i, id)
         })?);
     }
@@ -158,7 +158,7 @@ pub fn answer<B: Backend>(
 /// Tokens whose K and V are held at once: some hundred megabytes to a few gigabytes.
 const TOGETHER: usize = 1 << 15;
 
-fn together<B: Backend>(
+fn answer_batch<B: Backend>(
     model: &Model<B>,
     queries: &[Query<'_>],
     options: &Sampling,

@@ -64,9 +64,9 @@ pub fn prefill<B: Backend>(
                 drop(model.forward_watched(input, &mut kv, &mut |layer, rows| {
                     control::compute(|| {
                         for queries in others.iter_mut() {
-                            queries[layer].hear(c, rows.clone());
+                            queries[layer].add(c, rows.clone());
                         }
-                        last[layer].hear(c, rows);
+                        last[layer].add(c, rows);
                     });
                 })?)
             }

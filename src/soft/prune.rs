@@ -108,8 +108,8 @@ impl Queries {
         }))
     }
 
-    /// Hears `queries`, `[rows, heads, head_dim]`, rotated, of the next rows of the text.
-    pub(super) fn hear(&mut self, c: &Config, mut queries: Vec<f32>) {
+    /// Takes in `queries`, `[rows, heads, head_dim]`, rotated, of the next rows of the text.
+    pub(super) fn add(&mut self, c: &Config, mut queries: Vec<f32>) {
         let (d, width) = (c.head_dim, c.heads * c.head_dim);
         match self {
             Queries::Last { window, rows } => {
@@ -277,7 +277,7 @@ fn expected_attention(
         .map(|(at, product)| product / n - mean[at / d] * mean[at % d])
         .collect();
     let rotation = c.rope().map(|rope| mean_rotation(&rope, seen));
-    // Turning the mean and the covariance forward is turning the keys back.
+    // Rotating the mean and the covariance forward is rotating the keys back.
     let logits: Vec<f32> = k
         .chunks_exact(d)
         .skip(SINK)

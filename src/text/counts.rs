@@ -41,7 +41,7 @@ pub fn encode_o200k(text: &str) -> Encoding {
 }
 
 /// Reads the vocabulary of cl100k_base on a thread of its own, which takes a tenth of a second or two: for a
-/// program that will count and has something else to do first. Who counts meanwhile waits for it.
+/// program that will count and has something else to do first. A count meanwhile waits for it.
 pub fn prepare_cl100k() {
     // Without a thread the first count does it.
     let _ = std::thread::Builder::new().spawn(|| {

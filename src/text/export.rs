@@ -13,7 +13,7 @@ const USER_DEFINED: i32 = 4;
 /// The `tokenizer.json` that gives the ids of llama.cpp.
 ///
 /// # Errors
-/// Why there is none, in a few words.
+/// Why it cannot be made, in a few words.
 pub fn tokenizer_json(vocab: &GgufVocab) -> Result<Value, String> {
     if vocab.model != "gpt2" {
         let kind = &vocab.model;

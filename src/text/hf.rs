@@ -119,7 +119,7 @@ impl HfTokenizer {
     ///
     /// A piece ends before a space between two letters where the pre-tokenizer parts the text, and the next begins
     /// there. Pre-tokenizers go from left to right and look ahead by less than `BEYOND`, so the parts are
-    /// those of the whole text. Where there is no such place the piece grows, at last to the rest.
+    /// those of the whole text. Without such a place the piece grows, at last to the rest.
     fn in_pieces(
         &self,
         tokenizer: &tokenizers::Tokenizer,
@@ -275,7 +275,7 @@ impl HfTokenizer {
     }
 
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        // Where the file's decoder fails there is no text.
+        // Where the file's decoder fails the text is empty.
         guard(&self.path, || self.parsing.decode(ids, false)).unwrap_or_default()
     }
 
@@ -299,7 +299,7 @@ impl HfTokenizer {
 
 impl Read {
     /// How many tokens stand before the last place where a piece of at most `len` bytes of `text` may end, and
-    /// that place. `None`: there is none.
+    /// that place. `None`: nowhere.
     fn last_cut(&self, given: &[Range<usize>], text: &str, len: usize) -> Option<(usize, usize)> {
         let is_letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
         let spans = self.spelled.as_deref().unwrap_or(given);

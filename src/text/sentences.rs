@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::punkt::{Parameters, is_no_word_char, is_python_space};
+use super::punkt::{Parameters, is_not_word_char, is_python_space};
 
 /// Byte ranges of the sentences of `text`, as `nltk.sent_tokenize` returns them: without the white
 /// space between (what stands before the first belongs to it). Takes linear time; a text of white space alone has no sentence.
@@ -56,11 +56,11 @@ fn candidates(text: &str) -> Vec<Candidate> {
         let end = mark + 1;
         let rest = &text[end..];
         let next = match rest.chars().next() {
-            Some(c) if is_no_word_char(c) => None,
+            Some(c) if is_not_word_char(c) => None,
             Some(c) if c.is_whitespace() => {
                 let after = rest.trim_start();
                 if after.is_empty() {
-                    break; // and so it is for all that follow: there are none
+                    break; // and so it is for all that follow
                 }
                 Some(text.len() - after.len())
             }
@@ -107,7 +107,7 @@ fn realign(text: &str, cuts: &[Range<usize>]) -> Vec<Range<usize>> {
 }
 
 /// Length of the closing quotes and brackets at the start, without and with the white space after
-/// them; `None` if there are none, or if a word follows directly.
+/// them; `None` without any, or if a word follows directly.
 fn closing(text: &str) -> Option<(usize, usize)> {
     let rest = text.trim_start_matches([
         '"', '\'', ')', ']', '}', '\u{2018}', '\u{2019}', '\u{201c}', '\u{201d}', '\u{ab}',

@@ -65,7 +65,7 @@ impl Tokenizer {
 
     /// Token ids of `text` with byte spans.
     ///
-    /// `add_special` adds what the tokenizer puts round a text (BOS for Llama 2; nothing for
+    /// `add_special` adds what the tokenizer puts around a text (BOS for Llama 2; nothing for
     /// SmolLM2 or Qwen); `parse_special` reads `<|im_start|>` and its like as one token.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Tokenizer {
     }
 
     /// The text of `ids`, as Hugging Face's `decode` gives it: special tokens stay, bytes that are
-    /// no UTF-8 become U+FFFD. An id outside the vocabulary stands for nothing.
+    /// not UTF-8 become U+FFFD. An id outside the vocabulary stands for nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.kind {
             Kind::ByteBpe(t) => t.decode(ids),

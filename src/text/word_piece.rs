@@ -6,7 +6,7 @@ use super::vocab::{GgufVocab, TokenType, token_types, twice};
 use crate::error::{Error, Result};
 
 /// In a GGUF this stands before what begins a word, and nothing before what continues one; in a
-/// `tokenizer.json` it is the other way round, with [`CONTINUES`].
+/// `tokenizer.json` it is the reverse, with [`CONTINUES`].
 const BEGINS: char = '\u{2581}';
 const CONTINUES: &str = "##";
 /// One in so many tokens with a capital letter makes a vocabulary one of text as it is. Lower-cased ones have a

@@ -2,7 +2,7 @@
 //! continue.
 //!
 //! The folder is whole at any time. A new version is exchanged with the old one in one step on Linux and
-//! macOS. Where the system or the file system cannot do that, there is no folder for a moment between two
+//! macOS. Where the system or the file system cannot do that, the folder is missing for a moment between two
 //! renames, and after a kill there the next run puts the old version back.
 
 use std::borrow::Cow;
@@ -201,7 +201,7 @@ fn write_fresh(
         all.map(move |(t, values)| (format!("{side}.{}", t.name), &t.shape, values))
     });
     file(OPTIMIZER, &pack(named)?)?;
-    // Last, so that a folder that was cut short by other means is none.
+    // Last, so that a folder that was cut short by other means is not taken for one.
     file(STATE, &pretty(state)?)?;
     sync(fresh)
 }

@@ -127,8 +127,8 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Whether it has a text to give back, and nothing of a question about one: a row whose other fields
-    /// are misspelt is no text by accident.
+    /// Whether it has a text to reconstruct, and nothing of a question about one: a row whose other fields
+    /// are misspelt is not taken for a text.
     fn is_text(&self) -> bool {
         let has = |names: &[&str]| names.iter().any(|&name| self.row.contains_key(name));
         has(&["ids", "text"])
@@ -294,13 +294,13 @@ impl<'a> Stream<'a> {
     /// The next sample; a row that is skipped is told to `skipped` in one line.
     ///
     /// # Errors
-    /// [`Error::Format`], with file and line, for a row that is none where those are fatal, and for
+    /// [`Error::Format`], with file and line, for a row that cannot be read where those are fatal, and for
     /// files without a single sample; [`Error::Io`].
     pub fn next(&mut self, skipped: &mut dyn FnMut(&str)) -> Result<Sample> {
         loop {
             let Some(line) = self.draw()? else {
                 if !self.fruitful {
-                    return Err(Error::format(self.name(0), "there is no row to train on"));
+                    return Err(Error::format(self.name(0), "no row to train on found"));
                 }
                 self.fruitful = false;
                 self.position = Position {
@@ -356,8 +356,8 @@ impl<'a> Stream<'a> {
 /// All samples of a file in its order, at most `most` of them.
 ///
 /// # Errors
-/// [`Error::Format`], with file and line, for a row that is none where those are fatal, and for files without
-/// a single sample; [`Error::Io`].
+/// [`Error::Format`], with file and line, for a row that cannot be read where those are fatal, and for files
+/// without a single sample; [`Error::Io`].
 pub fn read_all(
     path: &Path,
     reading: &Reading,
@@ -384,7 +384,7 @@ pub fn read_all(
         }
     }
     if samples.is_empty() {
-        return Err(Error::format(path, "there is no row to measure"));
+        return Err(Error::format(path, "no row to measure found"));
     }
     Ok(samples)
 }

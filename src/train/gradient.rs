@@ -90,13 +90,13 @@ impl Packed {
     }
 
     /// Targets of the last rows of each sequence.
-    fn picks(&self, exercises: &[TrainingExample<'_>]) -> Vec<NllTarget> {
+    fn picks(&self, examples: &[TrainingExample<'_>]) -> Vec<NllTarget> {
         let mut picks = Vec::new();
-        for (end, exercise) in self.ends().zip(exercises) {
-            let first = end - exercise.targets.len();
+        for (end, example) in self.ends().zip(examples) {
+            let first = end - example.targets.len();
             picks.extend(
                 (first..end)
-                    .zip(&exercise.targets)
+                    .zip(&example.targets)
                     .map(|(row, &target)| NllTarget {
                         row: row as u32,
                         target,
@@ -108,9 +108,8 @@ impl Packed {
 }
 
 impl<'m, B: Backend> TrainableModel<'m, B> {
-    /// A model with an adapter of `lora`'s shape. Its weights are laid out once more, the other way
-    /// round. Activations of as many layers as fit into `activations` bytes are kept from the forward
-    /// to the backward; those of the others are computed again, except for each layer's input. Both ways
+    /// A model with an adapter of `lora`'s shape. Its weights are laid out once more, transposed.
+    /// Activations of as many layers as fit into `activations` bytes are kept from the forward to the backward; those of the others are computed again, except for each layer's input. Both ways
     /// give the same values.
     ///
     /// # Errors
@@ -210,7 +209,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
         for (number, sample) in batch.iter().enumerate() {
             let count = nested.map_or(all, |seed| first(seed, number, all));
             let group = groups.entry(count).or_default();
-            group.push(exercise(sample, objective)?);
+            group.push(example(sample, objective)?);
         }
         if groups.is_empty() {
             groups.insert(all, Vec::new());
@@ -221,16 +220,16 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             tokens: 0,
             gradients: Vec::new(),
         };
-        for (count, exercises) in &groups {
+        for (count, examples) in &groups {
             // Groups do not drop the same.
             let apart = nested.map_or(0, |_| (*count as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let dropout = seed
                 .filter(|_| objective.dropout > 0.0)
                 .map(|seed| (objective.dropout, seed ^ apart));
             let step = Step {
-                trainee: self,
+                trainable: self,
                 trained: &trained,
-                exercises,
+                examples,
                 dropout,
                 wanted: seed.is_some(),
             };
@@ -258,7 +257,7 @@ impl<'m, B: Backend> TrainableModel<'m, B> {
             };
             total.nll += done.nll;
             total.tokens += done.tokens;
-            total.targets += exercises.iter().map(|e| e.targets.len()).sum::<usize>();
+            total.targets += examples.iter().map(|e| e.targets.len()).sum::<usize>();
             if seed.is_some() {
                 let more = self.collect(parameters, &sorted, scale, done)?;
                 add(&mut total.gradients, more);
@@ -415,7 +414,7 @@ fn add(sum: &mut Vec<Tensor>, more: Vec<Tensor>) {
     }
 }
 
-fn exercise<'a>(sample: &'a Sample, objective: &Objective) -> Result<TrainingExample<'a>> {
+fn example<'a>(sample: &'a Sample, objective: &Objective) -> Result<TrainingExample<'a>> {
     let (text, begin, answer): (&[u32], &[u32], &[u32]) = match sample {
         Sample::Regenerate { text } => (text, &[objective.bos], text),
         Sample::Answer {
@@ -459,9 +458,9 @@ impl<B: Backend> Default for Done<'_, B> {
 
 /// One batch on its way.
 struct Step<'a, 'm, B: Backend> {
-    trainee: &'a TrainableModel<'m, B>,
+    trainable: &'a TrainableModel<'m, B>,
     trained: &'a Trained<B>,
-    exercises: &'a [TrainingExample<'a>],
+    examples: &'a [TrainingExample<'a>],
     dropout: Option<(f32, u64)>,
     /// Whether gradients are wanted.
     wanted: bool,
@@ -469,7 +468,7 @@ struct Step<'a, 'm, B: Backend> {
 
 impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     fn backward(&self) -> &'a Backward<'m, B> {
-        &self.trainee.backward
+        &self.trainable.backward
     }
 
     fn hidden(&self) -> usize {
@@ -491,7 +490,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         if !self.wanted {
             return 0;
         }
-        self.trainee.activations / share / self.backward().layer_bytes(rows).max(1)
+        self.trainable.activations / share / self.backward().layer_bytes(rows).max(1)
     }
 
     fn pass<'b>(&self, packed: &'b Packed, role: Role<'b, B>) -> Pass<'b, B> {
@@ -511,7 +510,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         packed: &Packed,
         acts: &Acts<'_, B>,
     ) -> Result<(f64, Option<PooledBuffer<'a, B>>)> {
-        let picks = packed.picks(self.exercises);
+        let picks = packed.picks(self.examples);
         let backward = self.backward();
         let (nll, dh) = match self.wanted {
             true => {
@@ -525,7 +524,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
 
     /// The adapter on, no memory tokens.
     fn align(&self) -> Result<Done<'a, B>> {
-        let packed = Packed::new(0, self.exercises.iter().map(|e| e.reads.clone()));
+        let packed = Packed::new(0, self.examples.iter().map(|e| e.reads.clone()));
         let pass = Pass {
             lora: Some(self.trained),
             dropout: self.dropout,
@@ -550,7 +549,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     fn encoder(&self, memory: &[f32]) -> Result<(Packed, PooledBuffer<'a, B>)> {
         let (hidden, b) = (self.hidden(), self.backward().model.backend());
         let count = memory.len() / hidden;
-        let texts = self.exercises.iter().map(|e| {
+        let texts = self.examples.iter().map(|e| {
             let mut ids = e.text.to_vec();
             // Any id: these rows are overwritten.
             ids.resize(ids.len() + count, 0);
@@ -605,7 +604,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         };
         let mut encoded = backward.forward(x, &encoder, self.keep(texts.ids.len(), 2))?;
         let keys = encoded.memory.take().ok_or_else(nothing_encoded)?;
-        let reads = Packed::new(count, self.exercises.iter().map(|e| e.reads.clone()));
+        let reads = Packed::new(count, self.examples.iter().map(|e| e.reads.clone()));
         let decoder = self.pass(&reads, Role::Decode(&keys));
         let keep = self.keep(reads.ids.len(), 2);
         let acts = backward.forward(self.embed(&reads)?, &decoder, keep)?;
@@ -640,7 +639,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
         let encoded = backward.forward(x, &encoder, self.keep(texts.ids.len(), 2))?;
         // Any id: the first rows of each sequence are overwritten.
         let after_memory = |e: &TrainingExample<'_>| [&vec![0; count][..], &e.reads].concat();
-        let reads = Packed::new(0, self.exercises.iter().map(after_memory));
+        let reads = Packed::new(0, self.examples.iter().map(after_memory));
         let mut x = self.embed(&reads)?;
         // Where the memory tokens stand in the encoder, and in the decoder.
         let places: Vec<(usize, usize)> = texts
@@ -700,7 +699,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     fn by_prefix(&self, prefix: &[[Named; 2]]) -> Result<Done<'a, B>> {
         let backward = self.backward();
         let (b, c) = (backward.model.backend(), backward.model.config());
-        let (kv, count) = (c.kv_heads * c.head_dim, self.exercises.len());
+        let (kv, count) = (c.kv_heads * c.head_dim, self.examples.len());
         let len = prefix.first().map_or(0, |[(_, k), _]| k.len());
         let rows = len / kv;
         // Each sequence has the rows for itself, as those of memory tokens are.
@@ -714,7 +713,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             .map(|[(_, k), (_, v)]| Ok([load(k)?, load(v)?]))
             .collect::<Result<_>>()?;
         let memory = Memory::new(rows, layers);
-        let reads = Packed::new(rows, self.exercises.iter().map(|e| e.reads.clone()));
+        let reads = Packed::new(rows, self.examples.iter().map(|e| e.reads.clone()));
         let decoder = self.pass(&reads, Role::Decode(&memory));
         let keep = self.keep(reads.ids.len(), 1);
         let acts = backward.forward(self.embed(&reads)?, &decoder, keep)?;
@@ -744,10 +743,10 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
     fn by_means(&self, count: usize) -> Result<Done<'a, B>> {
         let (backward, hidden) = (self.backward(), self.hidden());
         let b = backward.model.backend();
-        if self.exercises.iter().any(|e| e.text.is_empty()) || count == 0 {
+        if self.examples.iter().any(|e| e.text.is_empty()) || count == 0 {
             return Err(Error::input("text", "there is nothing to pool"));
         }
-        let texts = Packed::new(0, self.exercises.iter().map(|e| e.text.to_vec()));
+        let texts = Packed::new(0, self.examples.iter().map(|e| e.text.to_vec()));
         let encoder = Pass {
             lora: Some(self.trained),
             dropout: self.dropout,
@@ -764,7 +763,7 @@ impl<'a, 'm, B: Backend> Step<'a, 'm, B> {
             .map(|(end, &length)| (end - length, parts(length, count)))
             .collect();
         // Any id: the first rows of each sequence are overwritten.
-        let read = self.exercises.iter().zip(&windows);
+        let read = self.examples.iter().zip(&windows);
         let reads = Packed::new(
             0,
             read.map(|(e, (_, windows))| [&vec![0; windows.len()][..], &e.reads].concat()),

@@ -71,9 +71,9 @@ const TABLE: &str = "memory_token_embed.weight";
 /// What the encoder is called in the module.
 const ENCODER: &str = "icae.";
 /// More tokens of text for one memory token are a slip of the pen: published are 4.
-const MOST_COMPRESSION: usize = 1024;
+const MAX_COMPRESSION: usize = 1024;
 /// No model has more layers: a number above it is not one of a layer.
-const MOST_LAYERS: usize = 4096;
+const MAX_LAYERS: usize = 4096;
 
 /// Writes the weights in the file `checkpoint` as the new adapter's folder `out`, which is whole or absent.
 ///
@@ -87,17 +87,16 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
         let what = format!("alpha {}", options.alpha);
         return Err(Error::input(what, "expected a positive number"));
     }
-    if !(1..=MOST_COMPRESSION).contains(&options.compression) {
+    if !(1..=MAX_COMPRESSION).contains(&options.compression) {
         let what = format!("compression {}", options.compression);
-        let reason =
-            format!("expected 1 to {MOST_COMPRESSION} tokens of text for one memory token");
+        let reason = format!("expected 1 to {MAX_COMPRESSION} tokens of text for one memory token");
         return Err(Error::input(what, reason));
     }
     let bad = |reason: String| Error::format(checkpoint, reason);
     let mut tensors = files::read(checkpoint, Access::Map)?;
     let table = tensors.remove(TABLE).ok_or_else(|| {
         bad(format!(
-            "there is no tensor {TABLE}: not of ICAE's published layout"
+            "no tensor {TABLE} found: not of ICAE's published layout"
         ))
     })?;
     let (memory_tokens, width) = match table.shape[..] {
@@ -119,8 +118,8 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
             let got = one_line(&format!("{:?}", tensor.shape));
             return Err(bad(format!("{name} is {got}, which is another rank")));
         }
-        if *layer >= MOST_LAYERS {
-            let reason = format!("LoRA of layer {layer}, expected fewer than {MOST_LAYERS} layers");
+        if *layer >= MAX_LAYERS {
+            let reason = format!("LoRA of layer {layer}, expected fewer than {MAX_LAYERS} layers");
             return Err(bad(reason));
         }
         if !lora.contains_key(&(*layer, *target, 1 - side)) {
@@ -143,9 +142,7 @@ pub fn import(checkpoint: &Path, out: &Path, options: &Options) -> Result<Import
         targets.extend(named.map(|(_, module)| short(module)));
     }
     let Some(rank) = rank else {
-        return Err(bad(format!(
-            "there is no LoRA of {ENCODER}base_model in it"
-        )));
+        return Err(bad(format!("no LoRA of {ENCODER}base_model found in it")));
     };
 
     let row = |from: usize, count: usize, shape: Vec<usize>| Stored {
@@ -232,7 +229,7 @@ fn lora(
             have: "lora_A and lora_B of q, k, v, o, gate, up and down".into(),
         })?;
         if tensor.shape.len() != 2 || found.insert(place, tensor).is_some() {
-            let reason = format!("tensor {} is no matrix or stands twice", one_line(&name));
+            let reason = format!("tensor {} is not a matrix or occurs twice", one_line(&name));
             return Err(Error::format(checkpoint, reason));
         }
     }

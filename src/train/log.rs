@@ -106,7 +106,7 @@ const LONGEST_LOG: u64 = 1 << 30;
 /// Reads a log.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] with the number of a line that is none, the last one excepted
+/// [`Error::Io`]; [`Error::Format`] with the number of a line that cannot be read, the last one excepted
 /// where it has no end: it may be in the writing.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     lines(path, &read_bounded(path, LONGEST_LOG)?)

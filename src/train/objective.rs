@@ -60,7 +60,7 @@ pub enum Sample {
 pub struct Objective {
     /// 500xCompressor, ICAE, or pooled states.
     pub method: Method,
-    /// Begins what the decoder gives back.
+    /// Begins what the decoder reconstructs.
     pub bos: u32,
     /// Ends every target.
     pub eos: u32,

@@ -41,7 +41,7 @@ pub fn check(c: &Config, lora: &LoraShape, memory_tokens: usize) -> Result<()> {
         return Err(Error::input(what, "expected a positive number"));
     }
     if lora.targets.is_empty() {
-        return Err(Error::input("targets", "there is none"));
+        return Err(Error::input("targets", "none was given"));
     }
     if memory_tokens >= c.max_positions {
         let what = format!("memory_tokens {memory_tokens}");

@@ -62,9 +62,9 @@ pub struct Plan {
     pub method: Option<Method>,
     /// The first memory tokens are trained to stand alone: for each sample their number is drawn from 1 to
     /// all, and [`Adapter::first`](crate::Adapter::first) takes as many. What begins with an adapter that
-    /// was trained so goes on so.
+    /// was trained so continues so.
     pub nested: bool,
-    /// Begins what the decoder gives back. `None`: the model's.
+    /// Begins what the decoder reconstructs. `None`: the model's.
     pub bos: Option<u32>,
     /// Ends every target. `None`: the model's.
     pub eos: Option<u32>,
@@ -209,7 +209,7 @@ impl Plan {
             && self.method == Some(Method::Pooled)
             && *start != MemoryStart::default()
         {
-            let reason = "by the method pooled there are no memory embeddings to begin anywhere";
+            let reason = "the method pooled has no memory embeddings to begin";
             return Err(Error::input("init", reason));
         }
         match self.begin {

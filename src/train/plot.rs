@@ -25,7 +25,7 @@ const SIZE: (u32, u32) = (960, 540);
 /// From so many steps on a curve is drawn smoothed, over its own pale self.
 const MANY: usize = 40;
 /// Nothing beyond is drawn: axes cannot be laid through the ends of what a float can be.
-const MOST: f64 = 1e30;
+const MAX: f64 = 1e30;
 /// What can be told apart, also by the colour-blind (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
@@ -91,7 +91,7 @@ impl<'a> Curve<'a> {
                 Axis::Tokens => tokens,
                 Axis::Seconds => seconds,
             };
-            let drawn = |y: &f64| x <= MOST && y.abs() <= MOST;
+            let drawn = |y: &f64| x <= MAX && y.abs() <= MAX;
             loss.extend(Some(line.loss).filter(drawn).map(|y| (x, y)));
             dev.extend(line.dev_loss.filter(drawn).map(|y| (x, y)));
         }
@@ -156,8 +156,8 @@ fn draw(
             .label(one_line(curve.name))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         if !curve.dev.is_empty() {
-            let thin = colour.stroke_width(1);
-            chart.draw_series(LineSeries::new(curve.dev.iter().copied(), thin))?;
+            let narrow = colour.stroke_width(1);
+            chart.draw_series(LineSeries::new(curve.dev.iter().copied(), narrow))?;
             let dots = curve
                 .dev
                 .iter()

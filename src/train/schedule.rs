@@ -23,7 +23,7 @@ impl Schedule {
         if step < warmup {
             return step as f64 / warmup as f64;
         }
-        // The warm-up's last step has the full rate, and so has the first where there is none.
+        // The warm-up's last step has the full rate, and so has the first without a warm-up.
         let full = warmup.max(1);
         let done = step.saturating_sub(full) as f64
             / steps.saturating_add(1).saturating_sub(full).max(1) as f64;

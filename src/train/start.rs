@@ -11,7 +11,7 @@ use crate::random::Random;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum MemoryStart {
-    /// Drawn from a normal distribution as wide as the values of the embedding table, round 0.
+    /// Drawn from a normal distribution as wide as the values of the embedding table, around 0.
     #[default]
     Normal,
     /// All at the mean embedding.

@@ -55,7 +55,7 @@ const FIELDS: &str =
 /// all that share a context are one text, whose words are kept that its questions and answers have.
 ///
 /// # Errors
-/// [`Error::Format`] that names the line of a row that is none of these; [`Error::Io`].
+/// [`Error::Format`] that names the line of a row of another form; [`Error::Io`].
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Example>> {
     let mut lines = Lines::new(paths);
     let mut examples = Vec::new();

@@ -1,4 +1,4 @@
-/* A text by ICAE's method and back, behind the adapter's own embedding.
+/* A text by ICAE's method and back, after the adapter's own embedding.
  *
  *     icae MODEL ADAPTER ID...
  */

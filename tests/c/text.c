@@ -151,13 +151,13 @@ int main(int argc, char **argv) {
     prefold_prefix_info_t info = {.struct_size = sizeof info};
     require(prefold_prefix_info(prefix, &info) == PREFOLD_OK && info.tokens == count, "a row per token");
     prefold_sampling sampling = {.struct_size = sizeof sampling, .max_new_tokens = 6, .top_p = 1, .ignore_eos = 1};
-    uint32_t behind[6], whole[6];
-    require(prefold_generate(engine, prefix, ids + count - 1, 1, &sampling, behind, 6, NULL) == PREFOLD_OK, "generate");
+    uint32_t after[6], whole[6];
+    require(prefold_generate(engine, prefix, ids + count - 1, 1, &sampling, after, 6, NULL) == PREFOLD_OK, "generate");
     uint32_t *longer = malloc((count + 1) * sizeof *longer);
     memcpy(longer, ids, count * sizeof *ids);
     longer[count] = ids[count - 1];
     require(prefold_generate(engine, 0, longer, count + 1, &sampling, whole, 6, NULL) == PREFOLD_OK, "generate");
-    require(memcmp(behind, whole, sizeof whole) == 0, "the same answer");
+    require(memcmp(after, whole, sizeof whole) == 0, "the same answer");
 
     require(prefold_close(prefix) == PREFOLD_OK && prefold_close(engine) == PREFOLD_OK, "close");
     free(ids);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { THREADS = 6, ROUNDS = 8, SOURCES = 4, TEXT = 20, ANSWER = 6 };
+enum { THREADS = 6, PASSES = 8, SOURCES = 4, TEXT = 20, ANSWER = 6 };
 
 static prefold_handle engine, adapter, shared;
 static uint32_t wanted[SOURCES][ANSWER];
@@ -21,7 +21,7 @@ static void require(int holds, const char *what) {
     }
 }
 
-/* A text of its own, encoded, gone on from, saved to no place, closed. */
+/* A text of its own, encoded, continued from, saved to no place, closed. */
 static void work(unsigned number, uint32_t *answer) {
     uint32_t ids[TEXT], bos = 1;
     for (unsigned i = 0; i < TEXT; i++) ids[i] = (7 * i + 31 * number + 3) % 500;
@@ -42,15 +42,15 @@ static void work(unsigned number, uint32_t *answer) {
 
 static void *hammer(void *argument) {
     unsigned thread = *(unsigned *)argument;
-    for (unsigned round = 0; round < ROUNDS; round++) {
-        unsigned number = (thread + round) % SOURCES;
+    for (unsigned pass = 0; pass < PASSES; pass++) {
+        unsigned number = (thread + pass) % SOURCES;
         uint32_t answer[ANSWER];
         work(number, answer);
         require(memcmp(answer, wanted[number], sizeof answer) == 0, "the answer that one thread gets alone");
         prefold_prefix_info_t info = {.struct_size = sizeof info};
         int32_t code = prefold_prefix_info(shared, &info);
         require(code == PREFOLD_OK || code == PREFOLD_HANDLE, "open, or closed by another thread");
-        if (thread == 0 && round == ROUNDS / 2) require(prefold_close(shared) == PREFOLD_OK, "closed once");
+        if (thread == 0 && pass == PASSES / 2) require(prefold_close(shared) == PREFOLD_OK, "closed once");
     }
     return NULL;
 }

@@ -63,7 +63,7 @@ pub fn backends(precision: Precision, schedules: &[Schedule], test: impl Fn(Gpu<
     }
 }
 
-/// The first CUDA device, or a word that there is none.
+/// The first CUDA device, or a word that none was found.
 pub fn cuda() -> Option<Cuda> {
     match Cuda::open(0) {
         Ok(cuda) => Some(cuda),

@@ -54,7 +54,7 @@ pub fn training_data(name: &str) -> Option<PathBuf> {
         .join(name);
     let found = existing(path);
     if found.is_none() {
-        eprintln!("skipped: there is no ../shared/data/{name}");
+        eprintln!("skipped: no ../shared/data/{name}");
     }
     found
 }

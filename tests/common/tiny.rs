@@ -115,13 +115,13 @@ pub fn safetensors(tensors: &Tensors) -> Vec<u8> {
                 return (name, shape.clone(), f32_bytes(values));
             }
             let (out, input) = (shape[0], shape[1]);
-            let mut turned = vec![0.0; values.len()];
+            let mut transposed = vec![0.0; values.len()];
             for o in 0..out {
                 for i in 0..input {
-                    turned[i * out + o] = values[o * input + i];
+                    transposed[i * out + o] = values[o * input + i];
                 }
             }
-            (name, vec![input, out], f32_bytes(&turned))
+            (name, vec![input, out], f32_bytes(&transposed))
         })
         .collect();
     let views = stored.iter().map(|(name, shape, bytes)| {

@@ -214,7 +214,10 @@ fn what_is_freed_is_gone() {
     let mut host = [0u8; 64];
     let line = error(cuda.read(&x, 0, &mut host));
     assert!(line.contains("illegal memory access"), "{line}");
-    said(&place, &["gelu touched 0x", "where there is no memory now"]);
+    said(
+        &place,
+        &["gelu touched 0x", "where nothing is allocated now"],
+    );
     // It stays with the context.
     let line = error(cuda.alloc(64, false));
     assert!(line.contains("illegal memory access"), "{line}");
@@ -271,7 +274,7 @@ fn a_write_beside_a_piece_is_found() {
 
 /// Nothing but launches belongs into a recording; and after one that was broken everything continues.
 #[test]
-fn a_recording_in_which_somebody_waits_is_broken() {
+fn a_recording_with_a_wait_in_it_is_broken() {
     let Some(place) = Place::new(90) else { return };
     let cuda = place.open().unwrap();
     let mut x = cuda.alloc(64, true).unwrap();
@@ -660,7 +663,7 @@ fn captures_are_kept_to_their_rules() {
     );
 }
 
-/// What is not given back is said when the context goes.
+/// What is not freed is said when the context goes.
 #[test]
 fn leaks_are_found() {
     let Some(place) = Place::new(90) else { return };

@@ -191,9 +191,9 @@ fn prompts_are_compressed_as_without_a_driver() {
             );
             // The same again comes from the records, as far as they are kept.
             assert_eq!(each(&model), want, "{what}, again");
-            let together = hard::compress_many(&model, &tokenizer, &jobs);
-            for (got, want) in together.into_iter().zip(&want) {
-                assert_eq!(&got.unwrap().text, want, "{what}, together");
+            let batched = hard::compress_many(&model, &tokenizer, &jobs);
+            for (got, want) in batched.into_iter().zip(&want) {
+                assert_eq!(&got.unwrap().text, want, "{what}, batched");
             }
             assert_eq!(place.count("released"), 0, "{what}");
             assert_eq!(place.complaints(), "", "{what}");
@@ -258,15 +258,15 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
     };
     let weights = weights(Family::Qwen3);
     let cpu = Model::load(Cpu::new(), &weights).unwrap();
-    let trainee = TrainableModel::new(&cpu, lora.clone(), 0).unwrap();
-    let mut parameters = trainee.initial(2, MemoryStart::Normal, 3).unwrap();
+    let trainable = TrainableModel::new(&cpu, lora.clone(), 0).unwrap();
+    let mut parameters = trainable.initial(2, MemoryStart::Normal, 3).unwrap();
     let mut random = Random(9);
     for tensor in &mut parameters {
         if tensor.name.contains("lora_B") {
             tensor.values.fill_with(|| random.float() * 0.3);
         }
     }
-    let want = trainee
+    let want = trainable
         .gradient(&parameters, &batch, &objective, 5)
         .unwrap();
     let Some(direct) = direct(Precision::F32) else {
@@ -278,8 +278,8 @@ fn a_training_step_has_the_gradients_of_the_cpu() {
     for library in [false, true] {
         let Some(place) = Place::new(90) else { return };
         let model = Model::load(place.gpu(Precision::F32, library), &weights).unwrap();
-        let trainee = TrainableModel::new(&model, lora.clone(), 1 << 30).unwrap();
-        let got = trainee
+        let trainable = TrainableModel::new(&model, lora.clone(), 1 << 30).unwrap();
+        let got = trainable
             .gradient(&parameters, &batch, &objective, 5)
             .unwrap();
         assert_eq!(got.targets, want.targets);
@@ -324,7 +324,7 @@ fn prefilled(engine: &Engine) -> (Vec<f32>, Vec<u32>) {
 
 /// By the engine, as the program does it.
 #[test]
-fn prefixes_and_what_is_read_behind_them_are_those_of_the_kernels() {
+fn prefixes_and_what_is_read_after_them_are_those_of_the_kernels() {
     let folder = folder(Family::Llama);
     let Some(direct) = direct(Precision::F32) else {
         return;

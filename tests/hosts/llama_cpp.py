@@ -5,7 +5,7 @@
     llama_cpp.py PREFOLD --tiny GGUF...
 
 PREFOLD is the built program, MODEL a GGUF, UNPACKED the same SmolLM2-135M-Instruct with weights of F32; each GGUF a tiny model of
-40 ids with random weights of F32. Needs the package xllamacpp, which holds the server. A case restores an exported prefix into a slot, asks a question behind it, and compares the
+40 ids with random weights of F32. Needs the package xllamacpp, which holds the server. A case restores an exported prefix into a slot, asks a question after it, and compares the
 answer's ids: with those that the server itself gives for the whole prompt where the prefix is a text's own cache, with those of
 `prefold generate` where it is not. The server must say that it took the prefix from its cache.
 
@@ -170,7 +170,7 @@ def compare(name, answer, odds, wanted, apart):
 
 def check(server, prefold, folder, prefixes, what, head, questions, count=ANSWER):
     """Every prefix in one server: `head` are the ids of their text, `questions` those of what is
-    asked behind each. Gives what `export` said of each, and the answer."""
+    asked after each. Gives what `export` said of each, and the answer."""
     by_hand = {}
     template = os.path.join(folder, "template.bin")
     server.complete([1], 1)
@@ -297,7 +297,7 @@ def check_refusals(server, prefold, folder, prefix, other, exported, model):
 
 
 def questions_by(server, names):
-    """What is asked behind each prefix of the text, as ids."""
+    """What is asked after each prefix of the text, as ids."""
     return {name: server.tokenize(SOFT_QUESTION if name == "soft" else QUESTION) for name in names}
 
 
@@ -314,7 +314,7 @@ def tiny(program, paths, folder):
             prefixes[by] = os.path.join(folder, name + "-" + by)
             keep = [] if by == "prefilled" else ["--keep", "0.6", "--by", by]
             prefold.make("prefill", "--ids", json.dumps(head), *keep, "--dtype", "f32", "-o", prefixes[by])
-        # One whose answers go on: where prefold ignores an end of text, the server says something else instead.
+        # One whose answers continue: where prefold ignores an end of text, the server says something else instead.
         questions = ([9, at] for at in range(3, 40))
         answers = lambda question: (prefold.ask(prefix, question, count)[0] for prefix in prefixes.values())
         question = next(question for question in questions if all(eos not in answer for answer in answers(question)))

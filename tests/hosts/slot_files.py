@@ -5,7 +5,7 @@
 
 PREFOLD is the built program, UNPACKED a GGUF of SmolLM2-135M-Instruct with weights of F32, VERSION that of the files which the
 program reads. It is called as `COMMAND... MODEL SLOT QUESTION-IDS COUNT` and prints ids as JSON: they must be those of
-`prefold generate` behind a prefilled, a soft and a pruned prefix, and it must refuse a file of the other version.
+`prefold generate` after a prefilled, a soft and a pruned prefix, and it must refuse a file of the other version.
 """
 
 import json

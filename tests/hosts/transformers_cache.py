@@ -4,7 +4,7 @@
     transformers_cache.py PREFOLD GOLDEN
 
 PREFOLD is the built program, GOLDEN the folder with the tiny golden models. Both run in f32, so the ids must be the same: those
-of `prefold generate` behind a prefilled, a soft and three pruned prefixes, and those of the whole prompt for the first. So must
+of `prefold generate` after a prefilled, a soft and three pruned prefixes, and those of the whole prompt for the first. So must
 those that ICAE's own embedding asks for.
 """
 
@@ -82,7 +82,7 @@ def begin_by_an_embedding(run, model, path, adapter, folder, options):
     assert got == want, "[AE]: {0} instead of {1}".format(got, want)
     assert host.beginning(adapter) is None
     assert host.generate(model, opened, [1], **options) != want, "choose another embedding: BOS asks for the same"
-    print("transformers {0}: behind [AE]: the same {1} ids".format(transformers.__version__, len(got)))
+    print("transformers {0}: after [AE]: the same {1} ids".format(transformers.__version__, len(got)))
 
 
 if __name__ == "__main__":

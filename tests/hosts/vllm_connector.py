@@ -168,8 +168,8 @@ def check_moves(run, golden, folder):
             ]
             run("prefill", "--ids", ids, *more)
         header = prefold.vllm.read_header(paths["applied"])
-        with safe_open(paths["none"], "pt") as plain, safe_open(paths["applied"], "pt") as turned:
-            k, want = plain.get_tensor("layers.0.k"), turned.get_tensor("layers.0.k")
+        with safe_open(paths["none"], "pt") as plain, safe_open(paths["applied"], "pt") as rotated:
+            k, want = plain.get_tensor("layers.0.k"), rotated.get_tensor("layers.0.k")
         for row in (0, 1, 33, header.rows - 1):
             got = prefold.vllm.moved(k[:, row : row + 1], row, header.metadata)
             assert torch.allclose(got.float(), want[:, row : row + 1], rtol=0, atol=2e-5), (
@@ -336,9 +336,9 @@ def compare(server, run, model, adapter, folder, served):
         # Placeholders alone, whose blocks must not be taken for the prefix's; the second request
         # finds blocks of the first.
         plain = server.complete(prompt)
-        for turn in ("first", "again"):
+        for attempt in ("first", "again"):
             got = server.complete(prompt, **asked)
-            assert got == want, "{0}, {1}: {2} instead of {3}".format(name, turn, got, want)
+            assert got == want, "{0}, {1}: {2} instead of {3}".format(name, attempt, got, want)
         assert server.complete(prompt) == plain
         assert (plain == want) == (name == "prefilled"), (name, plain)
         print("{0}: {1} rows, the same {2} ids, twice".format(name, len(told["tokens"]), len(got)))

@@ -184,12 +184,12 @@ def check_gaps(folder):
         angles = -3.0 * torch.tensor([1.0, 0.01])
         for number, (keys, values) in enumerate(pairs):
             low, high = keys[..., :2], keys[..., 2:]
-            turned = (
+            rotated = (
                 low * angles.cos() - high * angles.sin(),
                 high * angles.cos() + low * angles.sin(),
             )
             key, value, _ = worker.wrote[number]
-            assert torch.allclose(key.float(), torch.cat(turned, -1).transpose(0, 1), atol=0.02)
+            assert torch.allclose(key.float(), torch.cat(rotated, -1).transpose(0, 1), atol=0.02)
             assert torch.equal(value, values.transpose(0, 1).to(torch.bfloat16))
     print("keys of a prefix with gaps move, also when they are ready")
 

@@ -113,7 +113,7 @@ fn families_agree_with_the_reference() {
     }
 }
 
-/// In chunks behind a cache, and several texts at once behind one prefix: as the CPU's backend.
+/// In chunks after a cache, and several texts at once after one prefix: as the CPU's backend.
 #[test]
 fn sessions_agree_with_the_cpu() {
     for family in ["qwen3", "gpt2"] {
@@ -301,8 +301,8 @@ fn gradients_agree_with_the_cpu() {
             return;
         };
         let cpu = Model::load(Cpu::new(), &weights).unwrap();
-        let trainee = TrainableModel::new(&cpu, lora.clone(), 0).unwrap();
-        let mut parameters = trainee.initial(2, MemoryStart::Normal, 3).unwrap();
+        let trainable = TrainableModel::new(&cpu, lora.clone(), 0).unwrap();
+        let mut parameters = trainable.initial(2, MemoryStart::Normal, 3).unwrap();
         let mut random = common::Random(9);
         for tensor in &mut parameters {
             if tensor.name.contains("lora_B") {
@@ -318,13 +318,13 @@ fn gradients_agree_with_the_cpu() {
                 nested: false,
                 vectors: 0,
             };
-            let want = trainee
+            let want = trainable
                 .gradient(&parameters, &batch, &objective, 5)
                 .unwrap();
             models(&weights, Precision::F32, &SCHEDULES[1..3], |model, at| {
-                let trainee = TrainableModel::new(model, lora.clone(), 1 << 30).unwrap();
+                let trainable = TrainableModel::new(model, lora.clone(), 1 << 30).unwrap();
                 device::log();
-                let got = trainee
+                let got = trainable
                     .gradient(&parameters, &batch, &objective, 5)
                     .unwrap();
                 let log = device::log();

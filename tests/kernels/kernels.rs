@@ -715,7 +715,7 @@ fn a_device_that_computes_wrongly_is_found_out() {
 fn a_missing_device_is_said_in_one_line() {
     use prefold::gpu::Cuda;
     let error = match Cuda::open(4321) {
-        Ok(_) => panic!("there is no device of that number"),
+        Ok(_) => panic!("opened a device that is not there"),
         Err(error) => error,
     };
     assert!(matches!(error, Error::Device { .. }));

@@ -60,7 +60,7 @@ fn dot(a: &[f64], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn products_turned_round() {
+fn products_with_transposed_matrices() {
     for precision in PRECISIONS {
         for (rows, inputs, outputs) in [(1, 1, 1), (5, 33, 70), (40, 130, 31)] {
             everywhere(precision, |gpu, at| {
@@ -69,7 +69,7 @@ fn products_turned_round() {
                 let w = floats(outputs * inputs, 1.0, &mut random);
                 let dy = floats(rows * outputs, 1.0, &mut random);
                 let matrix = gpu.matrix(outputs, inputs, &w).unwrap();
-                let turned = gpu.transposed(&matrix).unwrap();
+                let transposed = gpu.transposed(&matrix).unwrap();
                 let dy_on = gpu.upload(&dy).unwrap();
                 let mut dx = gpu.upload(&vec![f32::NAN; rows * inputs]).unwrap();
                 let shape = Linear {
@@ -78,7 +78,8 @@ fn products_turned_round() {
                     outputs: inputs,
                     add: false,
                 };
-                gpu.linear(shape, &dy_on, &turned, None, &mut dx).unwrap();
+                gpu.linear(shape, &dy_on, &transposed, None, &mut dx)
+                    .unwrap();
                 let (w64, dy64) = (rounded(precision, &w), rounded(precision, &dy));
                 let want: Vec<f64> = (0..rows * inputs)
                     .map(|i| {
@@ -197,7 +198,7 @@ fn rotations() {
         let mut random = Random(9);
         let qkv = floats(rows * all * head_dim, 1.0, &mut random);
         let weights = [0, 1].map(|_| floats(head_dim, 2.0, &mut random));
-        // Not of length 1: the gradient must not turn by the inverse.
+        // Not of length 1: the gradient must not rotate by the inverse.
         let table = floats(rows * head_dim, 1.0, &mut random);
         let dqkv = floats(rows * all * head_dim, 1.0, &mut random);
         let eps = 1e-3;

@@ -147,7 +147,7 @@ fn rows_that_have_changed_since_are_packed() {
     });
 }
 
-/// A list of launches is replayed with other rows: what was left before it is none of its own.
+/// A list of launches is replayed with other rows: what was left before it is not its own.
 #[test]
 fn a_replay_packs_the_rows_of_its_day() {
     const WIDTH: usize = 16;

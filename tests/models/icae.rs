@@ -132,7 +132,7 @@ fn the_loss_and_its_gradients_are_the_references() {
     let Some(golden) = golden() else { return };
     let model = Model::load(Cpu::new(), &Weights::open(&golden.model).unwrap()).unwrap();
     let parameters = Parameters::open(&golden.adapter, model.config(), true).unwrap();
-    let trainee = TrainableModel::new(&model, parameters.lora.clone(), 0).unwrap();
+    let trainable = TrainableModel::new(&model, parameters.lora.clone(), 0).unwrap();
     let texts = golden.facts["ids"].as_array().unwrap();
     let batch: Vec<Sample> = texts
         .iter()
@@ -146,7 +146,7 @@ fn the_loss_and_its_gradients_are_the_references() {
         nested: false,
         vectors: 0,
     };
-    let got = trainee
+    let got = trainable
         .gradient(&parameters.tensors, &batch, &objective, 0)
         .unwrap();
     let targets = got.targets as f64;
@@ -207,7 +207,7 @@ fn a_text_begins_with_the_embedding_that_was_trained_for_it() {
         assert_close("nll", &reply.nll, &said, 1e-5, 0.0);
     }
 
-    // By the program: only behind a prefix of this very adapter.
+    // By the program: only after a prefix of this very adapter.
     let run = |arguments: &[&str]| {
         let program = Command::new(env!("CARGO_BIN_EXE_prefold"))
             .args(arguments)

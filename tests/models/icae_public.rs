@@ -185,16 +185,16 @@ fn pooled_states_are_the_means_of_windows() {
         ..EncodeOptions::default()
     };
     let sources = [Source::ids(text), Source::ids(vec![9, 8, 7, 6])];
-    let together = prefixes.encode_many(&adapter, &sources, &options).unwrap();
-    assert_eq!(together[0].shape().tokens, 5 * 5);
-    assert_eq!(together[1].shape().tokens, 4);
-    for (source, made) in sources.iter().zip(&together) {
+    let batched = prefixes.encode_many(&adapter, &sources, &options).unwrap();
+    assert_eq!(batched[0].shape().tokens, 5 * 5);
+    assert_eq!(batched[1].shape().tokens, 4);
+    for (source, made) in sources.iter().zip(&batched) {
         let alone = prefixes.encode(&adapter, source, &options).unwrap();
         for i in 0..alone.shape().layers {
             let sides = alone.layer(i).unwrap().iter().zip(made.layer(i).unwrap());
             for (alone, made) in sides {
                 let want: Vec<f64> = alone.iter().map(|&x| f64::from(x)).collect();
-                assert_close("together", made, &want, 1e-5, 1e-5);
+                assert_close("batched", made, &want, 1e-5, 1e-5);
             }
         }
         let foretold = prefixes.encoded_id(&adapter, source, &options).unwrap();
@@ -205,7 +205,7 @@ fn pooled_states_are_the_means_of_windows() {
     assert_eq!((few.num_mem(), few.id()), (2, id.as_str()));
     assert_eq!(encode(&few, vec![3, 4, 5]).shape().tokens, 2);
 
-    // It is no other method's, and says how many vectors there are.
+    // It is not another method's, and says how many vectors there are.
     for method in [Method::Icae, Method::Prefill] {
         let options = EncodeOptions {
             method: Some(method),
@@ -226,7 +226,7 @@ fn pooled_states_are_the_means_of_windows() {
     }
     settings("{\"method\": \"prefill\"}");
     let error = engine.prefixes().adapter(&out).unwrap_err().to_string();
-    assert!(error.contains("none of 500xcompressor"), "{error}");
+    assert!(error.contains("not one of 500xcompressor"), "{error}");
 }
 
 fn engine_config() -> &'static prefold::model::config::Config {

@@ -163,7 +163,7 @@ fn smollm2_agrees_with_the_reference() {
     assert!(seen >= 3);
 }
 
-/// Scoring in chunks, packed, or behind a shared prefix gives what one pass gives.
+/// Scoring in chunks, packed, or after a shared prefix gives what one pass gives.
 fn check_cuts(model: &dyn Scorer, ids: &[u32], one: &[f32]) {
     const ATOL: f64 = 1e-4;
     let n = ids.len();

@@ -1,4 +1,4 @@
-//! KV prefixes: the encoder and the decoder behind it against the reference, and the file.
+//! KV prefixes: the encoder and the decoder conditioned on it against the reference, and the file.
 
 use crate::common;
 
@@ -125,10 +125,10 @@ fn tiny_adapters_agree_with_the_reference() {
 
         let want = ids(&facts["greedy_from_bos"]);
         assert_eq!(generate(&engine, Some(&prefix), &[1], want.len()), want);
-        // The same when K is turned back in between.
-        let turned = prefix.clone().with_k_rope(KRope::None).unwrap();
-        assert_ne!(turned.layer(0), prefix.layer(0));
-        assert_eq!(generate(&engine, Some(&turned), &[1], want.len()), want);
+        // The same when K's rotation is undone in between.
+        let plain = prefix.clone().with_k_rope(KRope::None).unwrap();
+        assert_ne!(plain.layer(0), prefix.layer(0));
+        assert_eq!(generate(&engine, Some(&plain), &[1], want.len()), want);
     }
 }
 
@@ -309,7 +309,7 @@ fn icae_reads_output_states_as_embeddings() {
 }
 
 #[test]
-fn a_prefilled_text_goes_on_as_if_it_had_been_read() {
+fn a_prefilled_text_continues_as_if_it_had_been_read() {
     let Some(golden) = golden() else { return };
     let models = golden.join("../models");
     let text: Vec<u32> = (0..40).map(|i| (i * 31 + 7) % 250).collect();
@@ -322,14 +322,14 @@ fn a_prefilled_text_goes_on_as_if_it_had_been_read() {
             .unwrap();
         let want = generate(&engine, None, &text, 12);
         assert_eq!(generate(&engine, Some(&prefix), tail, 12), want, "{family}");
-        // And through a file, with K turned back.
+        // And through a file, with K unrotated.
         let folder = TempDir::new();
         let path = folder.path().join("p.safetensors");
         match prefix.clone().with_k_rope(KRope::None) {
-            Ok(turned) => {
-                turned.write(&path, Dtype::F32).unwrap();
+            Ok(plain) => {
+                plain.write(&path, Dtype::F32).unwrap();
                 let (read, dtype) = KvPrefix::read(&path).unwrap();
-                assert_eq!((&read, dtype), (&turned, Dtype::F32));
+                assert_eq!((&read, dtype), (&plain, Dtype::F32));
                 assert_eq!(generate(&engine, Some(&read), tail, 12), want);
             }
             Err(error) => assert!(family == "gpt2", "{error}"),
@@ -460,7 +460,7 @@ fn files_keep_what_their_type_can() {
             }
         }
     }
-    // Only the file itself is left behind.
+    // Only the file itself is left.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     // The reference implementation of the format reads it.
     let bytes = prefix.to_bytes(Dtype::Bf16).unwrap();
@@ -563,7 +563,7 @@ fn damaged_prefixes_are_refused_in_one_line() {
         (r#""next_pos":"3""#, r#""next_pos":"99999999""#, "position"),
         (r#""k_rope":"applied""#, r#""k_rope":"maybe""#, "k_rope"),
         (r#""rope_dim":"16""#, r#""rope_dim":"18""#, "heads of 16"),
-        (r#""rope_theta":"10000""#, r#""rope_theta":"-1""#, "turned"),
+        (r#""rope_theta":"10000""#, r#""rope_theta":"-1""#, "rotated"),
         (
             r#""rope_pairing":"half""#,
             r#""rope_pairing":"x""#,
@@ -586,7 +586,7 @@ fn damaged_prefixes_are_refused_in_one_line() {
     let mut damaged = bytes.clone();
     damaged[last] ^= 1;
     assert!(refused(&damaged).contains("SHA-256"));
-    // A number that is none, in a file that does not say what its data are.
+    // NaN, in a file that does not say what its data are.
     let mut bytes = edited("data_sha256", "data_sha255");
     bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     assert!(refused(&bytes).contains("finite"));
@@ -758,8 +758,8 @@ fn many_threads_may_use_one_engine() {
         for n in 0..6 {
             let (work, want) = (&work, &want);
             scope.spawn(move || {
-                for round in 0..10 {
-                    let n = (n + round) % 6;
+                for pass in 0..10 {
+                    let n = (n + pass) % 6;
                     assert_eq!(work(n as u32), want[n]);
                 }
             });

@@ -1,4 +1,4 @@
-//! Pruned prefixes: which keys and values are kept, and what is read behind them.
+//! Pruned prefixes: which keys and values are kept, and what is read after them.
 
 use crate::common;
 
@@ -71,7 +71,7 @@ fn attention_keeps_what_kvpress_keeps() {
 }
 
 #[test]
-fn surprise_keeps_what_is_least_likely() {
+fn surprisal_keeps_what_is_least_likely() {
     let Some(models) = models() else { return };
     let path = models.join("llama3");
     let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
@@ -87,7 +87,7 @@ fn surprise_keeps_what_is_least_likely() {
 }
 
 #[test]
-fn kept_rows_are_those_of_the_whole_and_what_follows_stands_behind_it() {
+fn kept_rows_are_those_of_the_whole_and_what_follows_comes_after_it() {
     let Some(models) = models() else { return };
     let path = models.join("qwen3");
     let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
@@ -146,11 +146,11 @@ fn kept_rows_are_those_of_the_whole_and_what_follows_stands_behind_it() {
         kv.commit(202).unwrap();
         let want = kv.gather(model.backend(), 0, &[200, 201]).unwrap().0;
         assert_close("k", &got, &wide(&want), 1e-6, 0.0);
-        // Through a file, K turned back by each head's own positions.
+        // Through a file, K unrotated by each head's own positions.
         let folder = common::TempDir::new();
         let path = folder.path().join("p.safetensors");
-        let turned = prefix.clone().with_k_rope(KRope::None).unwrap();
-        turned.write(&path, Dtype::F32).unwrap();
+        let plain = prefix.clone().with_k_rope(KRope::None).unwrap();
+        plain.write(&path, Dtype::F32).unwrap();
         let read = KvPrefix::read(&path).unwrap().0;
         let read = read.with_k_rope(KRope::Applied).unwrap();
         for layer in 0..s.layers {
@@ -239,7 +239,7 @@ fn short_texts_and_bad_rates() {
 
 /// A text longer than one forward pass takes.
 #[test]
-fn long_texts_are_heard_pass_by_pass() {
+fn long_texts_are_taken_in_pass_by_pass() {
     let Some(path) = common::smollm2() else {
         eprintln!("skipped: no SmolLM2; `make model` fetches it");
         return;

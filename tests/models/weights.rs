@@ -19,7 +19,7 @@ fn open(path: &Path) -> Weights {
 #[test]
 fn smollm2_opens() {
     let Some(path) = common::smollm2() else {
-        eprintln!("skipped: there is no SmolLM2");
+        eprintln!("skipped: no SmolLM2");
         return;
     };
     let weights = open(&path);
@@ -107,7 +107,7 @@ fn shared_tiny(family: Family) -> Config {
 #[test]
 fn tiny_models_open() {
     let Some(shared) = common::shared() else {
-        eprintln!("skipped: there is no ../shared");
+        eprintln!("skipped: no ../shared");
         return;
     };
     let ids = (Some(1), Some(2));

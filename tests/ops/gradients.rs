@@ -17,7 +17,7 @@ pub fn floats(random: &mut Random, len: usize, scale: f32) -> Vec<f32> {
     (0..len).map(|_| random.float() * scale).collect()
 }
 
-/// A poisoned output with canaries behind it.
+/// A poisoned output with canaries after it.
 fn output(len: usize) -> Vec<f32> {
     canaried(&vec![f32::NAN; len])
 }
@@ -32,7 +32,7 @@ fn canaried(values: &[f32]) -> Vec<f32> {
 #[track_caller]
 fn checked(mut out: Vec<f32>) -> Vec<f32> {
     let rest = out.split_off(out.len() - CANARIES);
-    assert!(rest.iter().all(|&v| v == CANARY), "wrote behind the output");
+    assert!(rest.iter().all(|&v| v == CANARY), "wrote beyond the output");
     out
 }
 
@@ -83,7 +83,7 @@ fn transposed_and_outer() {
                 let across = cpu
                     .transposed(&cpu.matrix(outputs, inputs, &w).unwrap())
                     .unwrap();
-                let turned: Vec<f32> = (0..inputs * outputs)
+                let transposed: Vec<f32> = (0..inputs * outputs)
                     .map(|i| w[i % outputs * inputs + i / outputs])
                     .collect();
                 let shape = Linear {
@@ -94,7 +94,7 @@ fn transposed_and_outer() {
                 };
                 let mut dx = output(rows * inputs);
                 cpu.linear(shape, &dy, &across, None, &mut dx).unwrap();
-                let want = oracle::linear(&dy, &turned, None, outputs);
+                let want = oracle::linear(&dy, &transposed, None, outputs);
                 let atol = 2e-6 * (outputs as f64).sqrt();
                 assert_close("dx", &checked(dx), &want, atol, 1e-6);
 
@@ -275,9 +275,9 @@ fn rotate() {
                 let norms = [floats(&mut random, d, 1.0), floats(&mut random, d, 1.0)];
                 let angles: Vec<f32> = (0..rows)
                     .flat_map(|row| {
-                        let turn = move |i: usize| row as f32 + i as f32 * 0.3;
-                        let cosines = (0..d / 2).map(move |i| turn(i).cos());
-                        cosines.chain((0..d / 2).map(move |i| turn(i).sin()))
+                        let angle = move |i: usize| row as f32 + i as f32 * 0.3;
+                        let cosines = (0..d / 2).map(move |i| angle(i).cos());
+                        cosines.chain((0..d / 2).map(move |i| angle(i).sin()))
                     })
                     .collect();
                 let grads = floats(&mut random, rows * all * d, 1.0);
@@ -393,7 +393,7 @@ fn dropout() {
     }
 }
 
-/// Rows of sequences behind prefixes: shared, of their own, or none.
+/// Rows of sequences after prefixes: shared, of their own, or none.
 fn attentions() -> Vec<Attention<'static>> {
     let plain = Attention {
         heads: 2,
@@ -423,14 +423,14 @@ fn attentions() -> Vec<Attention<'static>> {
             lengths: &[4],
             ..plain
         },
-        // Two sequences behind the same prefix.
+        // Two sequences after the same prefix.
         Attention {
             prefix: 3,
             at: 4,
             lengths: &[2, 3],
             ..plain
         },
-        // Each behind its own, not in order.
+        // Each after its own, not in order.
         Attention {
             prefix: 2,
             prefixes: &[2, 0],
@@ -542,7 +542,7 @@ fn attention_checks_its_operands() {
         short[i] -= 1;
         assert_shape(run(shape, short));
     }
-    // A prefix for one of two sequences, and one that ends behind the first row.
+    // A prefix for one of two sequences, and one that ends after the first row.
     assert_shape(run(
         Attention {
             prefixes: &[0],

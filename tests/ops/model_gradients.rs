@@ -33,9 +33,9 @@ fn adapter() -> LoraShape {
 }
 
 /// Untrained parameters, with B no longer zero.
-fn parameters(trainee: &TrainableModel<'_, Cpu>, num_mem: usize) -> Vec<Tensor> {
+fn parameters(trainable: &TrainableModel<'_, Cpu>, num_mem: usize) -> Vec<Tensor> {
     let mut random = Random(9);
-    let mut parameters = trainee.initial(num_mem, MemoryStart::Normal, 3).unwrap();
+    let mut parameters = trainable.initial(num_mem, MemoryStart::Normal, 3).unwrap();
     for tensor in &mut parameters {
         if tensor.name.contains("lora_B") {
             tensor.values = floats(&mut random, tensor.values.len(), 0.3);
@@ -85,18 +85,20 @@ fn objective(method: Method, dropout: f32) -> Objective {
 /// gradients say; the loss is that of f32, so that the direction is long and the bound is wide.
 #[track_caller]
 fn check_directions(
-    trainee: &TrainableModel<'_, Cpu>,
+    trainable: &TrainableModel<'_, Cpu>,
     batch: &[Sample],
     objective: &Objective,
     what: &str,
 ) {
     let parameters = match (objective.method, objective.nested) {
-        (Method::Pooled, _) => parameters(trainee, 0),
+        (Method::Pooled, _) => parameters(trainable, 0),
         // Of so many some samples have fewer.
-        (_, true) => parameters(trainee, 4),
-        (_, false) => parameters(trainee, 2),
+        (_, true) => parameters(trainable, 4),
+        (_, false) => parameters(trainable, 2),
     };
-    let got = trainee.gradient(&parameters, batch, objective, 5).unwrap();
+    let got = trainable
+        .gradient(&parameters, batch, objective, 5)
+        .unwrap();
     let mut random = Random(10);
     for (i, tensor) in parameters.iter().enumerate() {
         let direction = floats(&mut random, tensor.values.len(), 1.0);
@@ -106,7 +108,7 @@ fn check_directions(
             for (value, d) in moved[i].values.iter_mut().zip(&direction) {
                 *value += sign * step * d;
             }
-            trainee.gradient(&moved, batch, objective, 5).unwrap().nll
+            trainable.gradient(&moved, batch, objective, 5).unwrap().nll
         };
         let want = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
         let gradient = &got.gradients[i];
@@ -131,7 +133,7 @@ fn models_of_every_family() {
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
         let model = model(family);
         for activations in [0, 1 << 30] {
-            let trainee = TrainableModel::new(&model, adapter(), activations).unwrap();
+            let trainable = TrainableModel::new(&model, adapter(), activations).unwrap();
             let [memory, align] = batches();
             for (method, dropout) in [
                 (Method::FiveHundredX, 0.0),
@@ -140,7 +142,7 @@ fn models_of_every_family() {
                 (Method::Icae, 0.3),
             ] {
                 let what = format!("{family:?}, {method:?}, {dropout}");
-                check_directions(&trainee, &memory, &objective(method, dropout), &what);
+                check_directions(&trainable, &memory, &objective(method, dropout), &what);
             }
             // A text without tokens cannot be pooled.
             let texts: Vec<Sample> = memory[..2].to_vec();
@@ -151,17 +153,17 @@ fn models_of_every_family() {
                     ..objective(Method::Pooled, dropout)
                 };
                 let what = format!("{family:?}, pooled, {nested}, {dropout}");
-                check_directions(&trainee, &texts, &how, &what);
+                check_directions(&trainable, &texts, &how, &what);
             }
             for method in [Method::FiveHundredX, Method::Icae] {
                 let how = Objective {
                     nested: true,
                     ..objective(method, 0.3)
                 };
-                check_directions(&trainee, &memory, &how, &format!("{family:?}, nested"));
+                check_directions(&trainable, &memory, &how, &format!("{family:?}, nested"));
             }
             let how = objective(Method::FiveHundredX, 0.3);
-            check_directions(&trainee, &align, &how, &format!("{family:?}, align"));
+            check_directions(&trainable, &align, &how, &format!("{family:?}, align"));
         }
     }
     let gpt2 = model(Family::Gpt2);
@@ -174,15 +176,15 @@ fn models_of_every_family() {
 #[test]
 fn a_batch_is_the_sum_of_its_samples() {
     let model = model(Family::Llama);
-    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
-    let parameters = parameters(&trainee, 2);
+    let trainable = TrainableModel::new(&model, adapter(), 0).unwrap();
+    let parameters = parameters(&trainable, 2);
     for (batch, method) in [
         (&batches()[0], Method::FiveHundredX),
         (&batches()[0], Method::Icae),
         (&batches()[1], Method::FiveHundredX),
     ] {
         let how = objective(method, 0.0);
-        let of = |batch: &[Sample]| trainee.gradient(&parameters, batch, &how, 0).unwrap();
+        let of = |batch: &[Sample]| trainable.gradient(&parameters, batch, &how, 0).unwrap();
         let all = of(batch);
         let each: Vec<Gradient> = batch
             .iter()
@@ -204,8 +206,8 @@ fn a_batch_is_the_sum_of_its_samples() {
 #[test]
 fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
     let model = model(Family::Llama);
-    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
-    let parameters = parameters(&trainee, 4);
+    let trainable = TrainableModel::new(&model, adapter(), 0).unwrap();
+    let parameters = parameters(&trainable, 4);
     let truncated = |count: usize| {
         let mut few = parameters.clone();
         let memory = few.last_mut().unwrap();
@@ -225,13 +227,13 @@ fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
             .iter()
             .map(|sample| {
                 let sample = std::slice::from_ref(sample);
-                let of = |count| trainee.gradient(&truncated(count), sample, &plain, 0);
+                let of = |count| trainable.gradient(&truncated(count), sample, &plain, 0);
                 (1..=4).map(|count| of(count).unwrap()).collect()
             })
             .collect();
         let mut seen = [0; 4];
         for seed in 0..40 {
-            let got = trainee
+            let got = trainable
                 .gradient(&parameters, &batch[..1], &nested, seed)
                 .unwrap();
             let same = |one: &&Gradient| (one.nll - got.nll).abs() < 1e-9;
@@ -251,7 +253,7 @@ fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
 
         // A batch is the sum of its samples, each with a number of its own.
         for seed in 0..5 {
-            let got = trainee
+            let got = trainable
                 .gradient(&parameters, &batch, &nested, seed)
                 .unwrap();
             let near = |counts: &[usize]| {
@@ -276,9 +278,9 @@ fn nested_samples_have_the_gradients_of_fewer_memory_tokens() {
             }
         }
         // The loss is that of all.
-        let loss = |how| trainee.loss(&parameters, &batch, how).unwrap().nll;
+        let loss = |how| trainable.loss(&parameters, &batch, how).unwrap().nll;
         assert_eq!(loss(&nested), loss(&plain));
-        let aligned = |how| trainee.gradient(&parameters, &align, how, 3).unwrap().nll;
+        let aligned = |how| trainable.gradient(&parameters, &align, how, 3).unwrap().nll;
         assert!((aligned(&nested) - aligned(&plain)).abs() < 1e-4);
     }
 }
@@ -311,8 +313,8 @@ fn rows_of_a_prefix_have_gradients() {
         let how = objective(Method::FiveHundredX, 0.0);
         let mut first = None;
         for activations in [0, 1 << 30] {
-            let trainee = TrainableModel::for_prefix(&model, activations).unwrap();
-            let got = trainee.gradient(&parameters, &batch, &how, 0).unwrap();
+            let trainable = TrainableModel::for_prefix(&model, activations).unwrap();
+            let got = trainable.gradient(&parameters, &batch, &how, 0).unwrap();
             assert_eq!((got.targets, got.tokens), (4 + 1 + 3, 5 + 1 + 3));
             for (i, tensor) in parameters.iter().enumerate() {
                 let mut direction = floats(&mut random, tensor.values.len(), 1.0);
@@ -325,7 +327,7 @@ fn rows_of_a_prefix_have_gradients() {
                     for (value, d) in moved[i].values.iter_mut().zip(&direction) {
                         *value += sign * step * d;
                     }
-                    trainee.loss(&moved, &batch, &how).unwrap().nll
+                    trainable.loss(&moved, &batch, &how).unwrap().nll
                 };
                 let want = (moved(1.0) - moved(-1.0)) / (2.0 * f64::from(step));
                 let values: Vec<f64> = got.gradients[i].values.iter().map(|&g| g.into()).collect();
@@ -344,9 +346,9 @@ fn rows_of_a_prefix_have_gradients() {
                 "what is kept and what is made again is the same"
             );
         }
-        let trainee = TrainableModel::for_prefix(&model, 0).unwrap();
+        let trainable = TrainableModel::for_prefix(&model, 0).unwrap();
         let refused = |parameters: &[Tensor]| {
-            let error = trainee.gradient(parameters, &batch, &how, 0).unwrap_err();
+            let error = trainable.gradient(parameters, &batch, &how, 0).unwrap_err();
             assert_eq!(error.to_string().lines().count(), 1);
             error.to_string()
         };
@@ -369,9 +371,11 @@ fn steps_are_reproducible() {
     let [memory, _] = batches();
     let how = objective(Method::FiveHundredX, 0.2);
     let of = |activations, seed| {
-        let trainee = TrainableModel::new(&model, adapter(), activations).unwrap();
-        let parameters = parameters(&trainee, 2);
-        trainee.gradient(&parameters, &memory, &how, seed).unwrap()
+        let trainable = TrainableModel::new(&model, adapter(), activations).unwrap();
+        let parameters = parameters(&trainable, 2);
+        trainable
+            .gradient(&parameters, &memory, &how, seed)
+            .unwrap()
     };
     let first = of(0, 1);
     assert_eq!(first, of(0, 1));
@@ -390,15 +394,15 @@ fn untrained_parameters() {
         targets: vec![Target::V, Target::Down],
         ..adapter()
     };
-    let trainee = TrainableModel::new(&model, shape, 0).unwrap();
-    let parameters = trainee.initial(4, MemoryStart::Normal, 1).unwrap();
+    let trainable = TrainableModel::new(&model, shape, 0).unwrap();
+    let parameters = trainable.initial(4, MemoryStart::Normal, 1).unwrap();
     assert_eq!(
         parameters,
-        trainee.initial(4, MemoryStart::Normal, 1).unwrap()
+        trainable.initial(4, MemoryStart::Normal, 1).unwrap()
     );
     assert_ne!(
         parameters,
-        trainee.initial(4, MemoryStart::Normal, 2).unwrap()
+        trainable.initial(4, MemoryStart::Normal, 2).unwrap()
     );
     assert_eq!(parameters.len(), tiny::LAYERS * 4 + 1);
     for tensor in &parameters {
@@ -427,7 +431,7 @@ fn untrained_parameters() {
         (deviation / (0.3 / 3f32.sqrt()) - 1.0).abs() < 0.2,
         "{deviation}"
     );
-    let mean = trainee.initial(2, MemoryStart::Mean, 1).unwrap();
+    let mean = trainable.initial(2, MemoryStart::Mean, 1).unwrap();
     let mean = &mean.last().unwrap().values;
     assert_eq!(mean[..tiny::HIDDEN], mean[tiny::HIDDEN..]);
     let table = &tiny::tensors(Family::Llama)["model.embed_tokens.weight"].1;
@@ -435,7 +439,7 @@ fn untrained_parameters() {
     assert!((mean[0] - first).abs() < 1e-5);
     // Without memory tokens, as alignment wants them.
     assert_eq!(
-        trainee.initial(0, MemoryStart::Mean, 1).unwrap().len(),
+        trainable.initial(0, MemoryStart::Mean, 1).unwrap().len(),
         tiny::LAYERS * 4
     );
 }
@@ -443,11 +447,11 @@ fn untrained_parameters() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let model = model(Family::Llama);
-    let trainee = TrainableModel::new(&model, adapter(), 0).unwrap();
-    let parameters = parameters(&trainee, 2);
+    let trainable = TrainableModel::new(&model, adapter(), 0).unwrap();
+    let parameters = parameters(&trainable, 2);
     let how = objective(Method::FiveHundredX, 0.0);
     let refused = |parameters: &[Tensor], batch: &[Sample], how: &Objective| {
-        let error = trainee.gradient(parameters, batch, how, 0).unwrap_err();
+        let error = trainable.gradient(parameters, batch, how, 0).unwrap_err();
         assert_eq!(error.to_string().lines().count(), 1);
         error.to_string()
     };
@@ -469,7 +473,7 @@ fn what_does_not_fit_is_refused() {
     assert!(refused(&parameters, &[long], &how).contains("positions"));
     let without = &parameters[..parameters.len() - 1];
     assert!(refused(without, &memory, &how).contains("memory_embeddings"));
-    trainee.gradient(without, &align, &how, 0).unwrap();
+    trainable.gradient(without, &align, &how, 0).unwrap();
     assert!(refused(&parameters[1..], &memory, &how).contains("lora_B"));
     let mut wrong = parameters.clone();
     wrong[0].shape = [2, tiny::HIDDEN];
@@ -489,7 +493,7 @@ fn what_does_not_fit_is_refused() {
     let other = objective(Method::Prefill, 0.0);
     assert!(refused(&parameters, &memory, &other).contains("method"));
     assert!(refused(&parameters, &memory, &objective(Method::Icae, 1.0)).contains("dropout"));
-    let none = trainee.gradient(&parameters, &[], &how, 0).unwrap();
+    let none = trainable.gradient(&parameters, &[], &how, 0).unwrap();
     assert_eq!((none.targets, none.tokens), (0, 0));
     for (rank, targets) in [(0, vec![Target::Q]), (3, vec![])] {
         let shape = LoraShape {

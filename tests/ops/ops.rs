@@ -12,7 +12,7 @@ use prefold::ops::{
 
 /// Around the sizes of tiles and blocks.
 const ROWS: [usize; 7] = [1, 7, 31, 32, 33, 200, 257];
-/// What outputs hold before, and what must still stand behind them afterwards.
+/// What outputs hold before, and what must still stand after them.
 const POISON: f32 = f32::NAN;
 const CANARY: f32 = 12345.0;
 const CANARIES: usize = 7;
@@ -21,7 +21,7 @@ fn floats(random: &mut Random, len: usize, scale: f32) -> Vec<f32> {
     (0..len).map(|_| random.float() * scale).collect()
 }
 
-/// A poisoned output with canaries behind it.
+/// A poisoned output with canaries after it.
 fn output(len: usize) -> Vec<f32> {
     let mut out = vec![POISON; len];
     out.resize(len + CANARIES, CANARY);
@@ -32,7 +32,7 @@ fn output(len: usize) -> Vec<f32> {
 #[track_caller]
 fn checked(mut out: Vec<f32>) -> Vec<f32> {
     let rest = out.split_off(out.len() - CANARIES);
-    assert!(rest.iter().all(|&v| v == CANARY), "wrote behind the output");
+    assert!(rest.iter().all(|&v| v == CANARY), "wrote beyond the output");
     out
 }
 

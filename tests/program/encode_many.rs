@@ -27,7 +27,7 @@ const CLOSE: f64 = 1e-4;
 
 const METHODS: [Method; 2] = [Method::FiveHundredX, Method::Icae];
 
-/// What a run left behind.
+/// What a run left.
 struct Ran {
     code: i32,
     out: String,
@@ -272,7 +272,7 @@ fn all_differ(prefixes: &[KvPrefix]) {
     }
 }
 
-/// Lengths round the piece, one of more rows than a pass has, and enough short ones for several passes.
+/// Lengths around the piece, one of more rows than a pass has, and enough short ones for several passes.
 fn lengths() -> Vec<usize> {
     let mut lengths = vec![1, 2, 63, 64, 65, 66, 127, 128, 129, 5, PASS + 100, 1, 300];
     lengths.extend([60, 64, 7].repeat(9));
@@ -347,9 +347,9 @@ fn the_library_gives_each_text_in_its_place() {
 
             // Also not by their order.
             let back: Vec<Source> = sources.iter().rev().cloned().collect();
-            let turned = prefixes.encode_many(&adapter, &back, &options).unwrap();
-            for (i, (got, want)) in turned.iter().rev().zip(&made).enumerate() {
-                same(&format!("text {i}, turned"), got, want, 0.0);
+            let reversed = prefixes.encode_many(&adapter, &back, &options).unwrap();
+            for (i, (got, want)) in reversed.iter().rev().zip(&made).enumerate() {
+                same(&format!("text {i}, reversed"), got, want, 0.0);
             }
         }
     }

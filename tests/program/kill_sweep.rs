@@ -85,16 +85,16 @@ fn a_kill_at_any_call_leaves_a_whole_run() {
     let whole = trained(&dir.path().join("whole"));
     let folder = dir.path().join("killed");
 
-    let (mut round, mut killed, mut saved) = (0, 0, 0);
+    let (mut pass, mut killed, mut saved) = (0, 0, 0);
     while killed < kills {
         let _ = std::fs::remove_dir_all(&folder);
         let _ = std::fs::remove_file(dir.path().join("killed.log.jsonl"));
         // Twice: also where a killed run is taken up.
         for again in 0..2 {
             // All in turn, far apart at first.
-            let aim = match round % 2 {
-                0 => (RENAMES, 1 + (round / 2 + again) % renames),
-                _ => (CALLS, 1 + (round + again) * 89 % all),
+            let aim = match pass % 2 {
+                0 => (RENAMES, 1 + (pass / 2 + again) % renames),
+                _ => (CALLS, 1 + (pass + again) * 89 % all),
             };
             let before = read_state(&folder).ok().map(|state| state.step);
             let output = traced(&dir, "killed", Some(aim)).output().unwrap();
@@ -119,17 +119,17 @@ fn a_kill_at_any_call_leaves_a_whole_run() {
             }
         }
         ok(&mut run(&dir, "killed"));
-        assert!(trained(&folder) == whole, "round {round}: another adapter");
+        assert!(trained(&folder) == whole, "pass {pass}: another adapter");
         let left = std::fs::read_dir(dir.path()).unwrap();
         let left: Vec<_> = left
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| name.starts_with('.'))
             .collect();
-        assert!(left.is_empty(), "round {round}: {left:?} is left");
-        round += 1;
-        assert!(round < 10 + kills * 4, "{killed} kills in {round} rounds");
+        assert!(left.is_empty(), "pass {pass}: {left:?} is left");
+        pass += 1;
+        assert!(pass < 10 + kills * 4, "{killed} kills in {pass} passes");
     }
     common::say(&format!(
-        "{killed} kills in {round} rounds; {saved} times a checkpoint was there: each whole, each went on to the same adapter"
+        "{killed} kills in {pass} passes; {saved} times a checkpoint was there: each whole, each continued to the same adapter"
     ));
 }

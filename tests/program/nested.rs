@@ -81,7 +81,7 @@ fn the_first_memory_tokens_are_read_as_they_were_trained() {
             folder.join("memory_embeddings.safetensors").exists(),
             !pools
         );
-        let trainee = TrainableModel::new(&model, parameters.lora.clone(), 0).unwrap();
+        let trainable = TrainableModel::new(&model, parameters.lora.clone(), 0).unwrap();
         let mut objective = Objective {
             method,
             bos: 1,
@@ -125,7 +125,7 @@ fn the_first_memory_tokens_are_read_as_they_were_trained() {
                     }
                 }
             }
-            // The nll of the text behind it is the loss of a step with as many.
+            // The nll of the text after it is the loss of a step with as many.
             let mut few = parameters.tensors.clone();
             objective.vectors = count;
             if let Some(memory) = few.last_mut().filter(|_| !pools) {
@@ -133,7 +133,7 @@ fn the_first_memory_tokens_are_read_as_they_were_trained() {
                 memory.values.truncate(count * memory.shape[1]);
             }
             let sample = Sample::Regenerate { text: text.clone() };
-            let loss = trainee.loss(&few, &[sample], &objective).unwrap();
+            let loss = trainable.loss(&few, &[sample], &objective).unwrap();
             let gold = [&text[..], &[2]].concat();
             let query = Query {
                 prefix: Some(&prefix),
@@ -185,7 +185,7 @@ fn by_the_program() {
         "--memory-tokens 5: the adapter has 1 to 4",
     );
 
-    // One that pools goes on pooling, the others do not begin to.
+    // One that pools continues to pool, the others do not begin to.
     nested(&dir, "pooled", "pooled");
     assert_eq!(settings(&dir.path().join("pooled"))["memory_tokens"], 4);
     ok(&mut encode("pooled", "2"));
@@ -235,7 +235,7 @@ fn by_the_program() {
     );
     ok(&mut encode("plain", "2"));
 
-    // What a step does is the same after a resume, or there is none.
+    // What a step does is the same after a resume, or missing.
     let other = [&FOUR[..], &["--steps", "5", "--resume"]].concat();
     refused(
         1,

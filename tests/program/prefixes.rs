@@ -290,7 +290,7 @@ fn several_at_once() {
     let fingerprint = names[0].split_once('/').unwrap().0;
     let unknown = format!("{fingerprint}/{}", "0".repeat(64));
     for second in [&unknown, &names[0]] {
-        // It is there still where the round before removed nothing.
+        // It is there still where the pass before removed nothing.
         assert_eq!(world.prefixes(&["push", "a"]).code, Some(0));
         let done = world.prefixes(&["rm", &names[0], second]);
         let printed: BTreeSet<String> = done.out.lines().map(String::from).collect();
@@ -316,15 +316,15 @@ fn what_is_there_stays() {
 
     // The same keys and values in other bytes: shorter ones, as many, and damaged ones.
     let half = world.prefill("half", "llama", "[3,1,2]", &["--dtype", "f16"]);
-    let turned = world.prefill("turned", "llama", "[3,1,2]", &["--k-rope", "none"]);
+    let plain = world.prefill("plain", "llama", "[3,1,2]", &["--k-rope", "none"]);
     let mut damaged = bytes.clone();
     *damaged.last_mut().unwrap() ^= 1;
     world.0.write("damaged", damaged);
-    assert_eq!([&half, &turned], [&name; 2]);
-    assert_eq!(length(&world.path("turned")), bytes.len() as u64);
+    assert_eq!([&half, &plain], [&name; 2]);
+    assert_eq!(length(&world.path("plain")), bytes.len() as u64);
     for (file, said) in [
         ("half", content_id(&name)),
-        ("turned", content_id(&name)),
+        ("plain", content_id(&name)),
         ("damaged", "SHA-256"),
     ] {
         assert_ne!(fs::read(world.path(file)).unwrap(), bytes);
@@ -346,7 +346,7 @@ fn what_is_there_stays() {
 }
 
 #[test]
-fn what_is_no_prefix_does_not_go_in() {
+fn what_is_not_a_prefix_does_not_go_in() {
     let world = World::new();
     world.small("a");
     let bytes = fs::read(world.path("a")).unwrap();
@@ -657,7 +657,7 @@ fn which_store_it_is() {
         .run(&[&push[..], &["--store", &address]].concat())
         .quiet();
     assert!(at("with a space"));
-    // An empty variable is none, as with the others.
+    // An empty variable counts as unset, as with the others.
     let (out, note) = ran(world.command(&push).env("PREFOLD_STORE", "")).noted();
     assert!(note.contains("already"), "{note}");
     assert_eq!(out, lines(&[&name]));
@@ -715,7 +715,7 @@ fn what_cannot_be_loaded_into_a_slot() {
     let name = world.small("a");
     world.prefixes(&["push", "a"]).quiet();
     fs::create_dir(world.path("slots")).unwrap();
-    // Taken and given back: nothing listens there.
+    // Taken and freed: nothing listens there.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", closed.local_addr().unwrap());
     drop(closed);

@@ -1,4 +1,4 @@
-//! The commands round KV prefixes as a user meets them: the built binary, good input and bad.
+//! The commands about KV prefixes as a user meets them: the built binary, good input and bad.
 
 use crate::common;
 
@@ -103,14 +103,14 @@ fn a_prefilled_prefix_is_shown_read_and_exported() {
         "-m",
         &model,
     ];
-    let behind = [&asked[..], &["-p", &prefix, "--prompt-ids", "[7, 8]"]].concat();
+    let after = [&asked[..], &["-p", &prefix, "--prompt-ids", "[7, 8]"]].concat();
     let whole = format!("{}, 7, 8]", IDS.trim_end_matches(']'));
     let whole = [&asked[..], &["--prompt-ids", &whole]].concat();
-    let (behind, whole) = (json(&behind), json(&whole));
-    assert_eq!(behind["ids"], whole["ids"]);
-    assert_eq!(behind["ids"].as_array().unwrap().len(), 6);
-    assert_eq!(behind["prefix_tokens"], 12);
-    assert_eq!(behind["prompt_ids"].to_string(), "[7,8]");
+    let (after, whole) = (json(&after), json(&whole));
+    assert_eq!(after["ids"], whole["ids"]);
+    assert_eq!(after["ids"].as_array().unwrap().len(), 6);
+    assert_eq!(after["prefix_tokens"], 12);
+    assert_eq!(after["prompt_ids"].to_string(), "[7,8]");
 
     let out = case.path("out");
     let told = json(&["export", "--to", "llama.cpp", &prefix, "-o", &out]);
@@ -220,15 +220,15 @@ fn prompts_are_prefilled_compressed_or_not() {
     let tail = "<|im_end|>\n<|im_start|>assistant\n";
     let more = ["--json", "--ignore-eos", "-n", "6", "-m", &model];
     let check = |text: &str| {
-        let behind = ["generate", "-p", &prefix, "--prompt", tail];
-        let behind = json(&[&behind[..], &more].concat());
+        let after = ["generate", "-p", &prefix, "--prompt", tail];
+        let after = json(&[&after[..], &more].concat());
         let whole = format!("{text}{tail}");
         let whole = json(&[&["generate", "--prompt", &whole], &more[..]].concat());
         let read = json(&["inspect", "--json", &prefix])["source_ids"].clone();
         let ids = |value: &Value| value.as_array().unwrap().clone();
-        let joined = [ids(&read), ids(&behind["prompt_ids"])].concat();
+        let joined = [ids(&read), ids(&after["prompt_ids"])].concat();
         assert_eq!(Value::from(joined), whole["prompt_ids"]);
-        assert_eq!(behind["ids"], whole["ids"]);
+        assert_eq!(after["ids"], whole["ids"]);
         ids(&read).len()
     };
     good(&["prefill", "--text", text, "-m", &model, "-o", &prefix]);

@@ -243,7 +243,7 @@ fn long_run(dir: &TempDir, out: &str) -> Command {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_losses() {
+fn a_killed_run_continues_to_the_same_losses() {
     let dir = tiny_model();
     ok(&mut long_run(&dir, "whole"));
     let whole = lines(&dir, "whole");
@@ -391,7 +391,7 @@ fn an_interrupt_is_obeyed_while_rows_to_measure_are_read() {
         // One that does not heed it would wait for ever.
         assert!(
             ends_within(&mut child, Duration::from_secs(5)),
-            "{out}: it goes on"
+            "{out}: it continues"
         );
         let output = child.wait_with_output().unwrap();
         let said = stderr(&output);
@@ -529,7 +529,7 @@ fn an_aligned_adapter_scores_as_the_reference_and_as_its_merger() {
     }
 }
 
-/// From a GGUF there is no `config.json` to copy.
+/// A GGUF has no `config.json` to copy.
 #[test]
 fn an_adapter_is_merged_into_every_family() {
     for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
@@ -814,7 +814,7 @@ fn what_cannot_be_is_said_in_one_line() {
 }
 
 #[test]
-fn a_run_that_a_bad_row_ended_goes_on_without_the_row() {
+fn a_run_that_a_bad_row_ended_continues_without_the_row() {
     let dir = tiny_model();
     let good = "{\"ids\": [1, 2, 3]}\n".repeat(5);
     dir.write("rows.jsonl", format!("{good}no row\n{good}"));

@@ -79,7 +79,7 @@ fn rows_given_are_learned_and_the_prefix_is_an_ordinary_one() {
     assert_eq!(prefix.origin().source_tokens, tokens.len());
     let by = prefix.origin().kept_by.clone().unwrap();
     assert!(by.starts_with("step 30, "), "{by}");
-    // The first row is the model's own, the others are no longer.
+    // Only the first row is still the model's own.
     let engine = engine(&dir);
     let first = Source::ids(tokens[..5].to_vec());
     let own = engine
@@ -98,7 +98,7 @@ fn rows_given_are_learned_and_the_prefix_is_an_ordinary_one() {
             }
         }
     }
-    // The nll of an answer behind the file is the loss of a step.
+    // The nll of an answer after the file's prefix is the loss of a step.
     let ids = |text: &str| engine.tokenize(text, false, false).unwrap();
     let (question, answer) = (ids("\n\nQuestion: where?\nAnswer:"), ids(" north"));
     let eos = engine.info().eos.unwrap();
@@ -116,7 +116,7 @@ fn rows_given_are_learned_and_the_prefix_is_an_ordinary_one() {
     let said = engine.prefixes().answer(&[query], &sampling, &mut each);
     let nll: f64 = said.unwrap()[0].nll.iter().map(|&x| f64::from(x)).sum();
     let model = Model::load(Cpu::new(), &Weights::open(dir.path()).unwrap()).unwrap();
-    let trainee = TrainableModel::for_prefix(&model, 0).unwrap();
+    let trainable = TrainableModel::for_prefix(&model, 0).unwrap();
     let objective = Objective {
         method: Method::FiveHundredX,
         bos: 1,
@@ -127,7 +127,7 @@ fn rows_given_are_learned_and_the_prefix_is_an_ordinary_one() {
     };
     let parameters = Parameters::of_prefix(&prefix).unwrap();
     let sample = Sample::Align { question, answer };
-    let loss = trainee.loss(&parameters.tensors, &[sample], &objective);
+    let loss = trainable.loss(&parameters.tensors, &[sample], &objective);
     let loss = loss.unwrap().nll;
     assert!((nll - loss).abs() < 1e-3, "{nll}, {loss}");
 
@@ -278,7 +278,7 @@ fn questions_are_written_where_a_run_begins_and_belong_to_it() {
         &other,
         "--answer-tokens: 9, but the run in own has 8",
     );
-    // Without the run they are somebody's, and not about this corpus.
+    // Without the run they are of unknown origin, and not about this corpus.
     std::fs::remove_dir_all(dir.path().join("own")).unwrap();
     refused(
         "own",
@@ -375,7 +375,7 @@ fn what_cannot_be_is_refused_in_one_line() {
         said.contains("corpus") && said.lines().count() == 1,
         "{said}"
     );
-    // A run of rows is none of an adapter.
+    // A run of rows is not one of an adapter.
     let plan = Plan::new(
         Task::Regen,
         [dir.path().join("rows.jsonl")],

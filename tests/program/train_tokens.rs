@@ -264,7 +264,7 @@ fn every_kind_of_row_is_what_its_labels_are() {
 fn rows_of_one_context_are_one_text() {
     let dir = TempDir::new();
     let texts = texts(20);
-    // The second question of a text comes behind the first ones of all others.
+    // The second question of a text comes after the first ones of all others.
     let questions = [("Where is the count?", "men"), ("What sum?", "reason")];
     let rows = questions.iter().flat_map(|(question, answer)| {
         let context = |words: &Vec<&str>| asked(&words.join(" "), question, answer);
@@ -305,7 +305,7 @@ fn enough_tokens_leave_texts_out() {
     }
 }
 
-/// The tensors of a file by their names behind `prefix`: shapes, and the bits as f32.
+/// The tensors of a file by their names after `prefix`: shapes, and the bits as f32.
 fn tensors(file: &Path, prefix: &str) -> BTreeMap<String, (Vec<usize>, Vec<u32>)> {
     let bytes = fs::read(file).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();

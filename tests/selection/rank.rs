@@ -141,8 +141,8 @@ fn a_ranker_of_ones_own_is_used() {
     let same = Ranker::parse(&Ranker::shipped().to_text("a copy")).expect("it is read");
     let same = Exact::default().with_ranker(Some(same));
     assert_eq!(compressed(&request.clone().with_mode(same)).0, shipped);
-    // The shipped weights, with the score turned over.
-    let turned: Vec<String> = Ranker::shipped()
+    // The shipped weights, with the score negated.
+    let negated: Vec<String> = Ranker::shipped()
         .to_text("")
         .lines()
         .map(|line| {
@@ -164,9 +164,9 @@ fn a_ranker_of_ones_own_is_used() {
             }
         })
         .collect();
-    let turned = Ranker::parse(&turned.join("\n")).expect("it is read");
-    let turned = compressed(&request.with_mode(Exact::default().with_ranker(Some(turned)))).0;
-    assert!(!has_both(&turned));
+    let negated = Ranker::parse(&negated.join("\n")).expect("it is read");
+    let negated = compressed(&request.with_mode(Exact::default().with_ranker(Some(negated)))).0;
+    assert!(!has_both(&negated));
 }
 
 /// Questions whose right passage shares a rare word with them, beside others that share a common one.

@@ -58,7 +58,7 @@ fn check_byte_spans(t: &Tokenizer, text: &str, e: &Encoding) {
         assert_eq!(t.token_bytes(id), text.as_bytes()[span.clone()], "{text:?}");
         done = span.end;
     }
-    assert_eq!(done, text.len(), "the end of {text:?} is nobody's");
+    assert_eq!(done, text.len(), "the end of {text:?} is in no token");
 }
 
 fn agrees_with_llama_cpp(t: &Tokenizer, rows: &[Value], model: &str) {

@@ -133,15 +133,15 @@ fn gradients_are_the_references() {
             let file = SafeTensors::deserialize(&golden.bytes).unwrap();
             // Everything computed again, one layer kept, everything kept.
             for activations in [0, 300_000, 1 << 30] {
-                let trainee =
+                let trainable =
                     TrainableModel::new(&model, golden.shape.clone(), activations).unwrap();
                 for objective in OBJECTIVES {
                     let batch = golden.batch(objective);
                     let (parameters, how) = (&golden.parameters, golden.objective());
-                    let got = trainee.gradient(parameters, &batch, &how, 0).unwrap();
+                    let got = trainable.gradient(parameters, &batch, &how, 0).unwrap();
                     let want = golden.facts[format!("{objective}_loss")].as_f64().unwrap();
                     assert_relative(objective, mean(&got), want, 1e-5);
-                    let loss = trainee.loss(parameters, &batch, &how).unwrap();
+                    let loss = trainable.loss(parameters, &batch, &how).unwrap();
                     assert_relative(objective, mean(&loss), want, 1e-5);
                     assert!(loss.gradients.is_empty());
                     check_gradients(&format!("{name}, {objective}"), &got, &file, objective);
@@ -152,7 +152,7 @@ fn gradients_are_the_references() {
 }
 
 /// Every gradient of the file within 1e-3 of each value and, where values are small, of a hundredth of
-/// the tensor's greatest; there are no others.
+/// the tensor's greatest; the file holds no others.
 #[track_caller]
 fn check_gradients(what: &str, got: &Gradient, file: &SafeTensors<'_>, objective: &str) {
     let (mut seen, mut worst) = (0, 0.0f64);
@@ -225,7 +225,7 @@ fn trajectories_are_the_references() {
             &format!("tiny-{name}"),
             &format!("tiny-adapter-{name}"),
         );
-        let trainee = TrainableModel::new(&model, golden.shape.clone(), 1 << 30).unwrap();
+        let trainable = TrainableModel::new(&model, golden.shape.clone(), 1 << 30).unwrap();
         for objective in OBJECTIVES {
             let facts = &golden.facts[format!("{objective}_adamw")];
             let number = |name: &str| facts[name].as_f64().unwrap();
@@ -238,7 +238,7 @@ fn trajectories_are_the_references() {
             let batch = golden.batch(objective);
             let mut worst = 0.0f64;
             for want in facts["loss_and_grad_norm"].as_array().unwrap() {
-                let got = trainee
+                let got = trainable
                     .gradient(&parameters, &batch, &golden.objective(), 0)
                     .unwrap();
                 let mut gradients: Vec<Vec<f64>> = Vec::new();
@@ -274,11 +274,11 @@ fn the_loss_of_smollm2_is_the_references() {
     };
     let golden = Golden::read(&folder, "smollm2", "smollm2-adapter");
     let model = Model::load(Cpu::new(), &Weights::open(&path).unwrap()).unwrap();
-    let trainee = TrainableModel::new(&model, golden.shape.clone(), 0).unwrap();
+    let trainable = TrainableModel::new(&model, golden.shape.clone(), 0).unwrap();
     let batch = [Sample::Regenerate {
         text: ids(&golden.facts["ids"]),
     }];
-    let got = trainee
+    let got = trainable
         .loss(&golden.parameters, &batch, &golden.objective())
         .unwrap();
     let want = golden.facts["regen_loss"].as_f64().unwrap();

@@ -211,7 +211,7 @@ fn a_resumed_run_is_the_run_itself() {
     setting.run(&whole, 99).unwrap();
     let mut parts = setting.options("parts");
     parts.resume = true;
-    // Stopped behind a checkpoint, before one, and on one; then as a kill leaves it, which is with a
+    // Stopped after a checkpoint, before one, and on one; then as a kill leaves it, which is with a
     // checkpoint of an earlier step than the log's last one, and that one half written.
     for halt in [3, 5, 8, 9] {
         let done = setting.run(&parts, halt).unwrap();
@@ -309,7 +309,7 @@ fn hostile_checkpoints_are_refused() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
+fn a_loss_that_is_not_finite_ends_the_run_and_not_the_checkpoint() {
     struct Cliff(u32);
     impl Source for Cliff {
         fn gradient(&mut self, at: &Parameters, batch: &[Sample], seed: u64) -> Result<Gradient> {
@@ -424,7 +424,7 @@ fn packed_rows_are_the_rows() {
         room: 1000,
         ..reading(Task::Regen)
     };
-    // What is packed here is text, for which there is no tokenizer: that is known of each row only
+    // What is packed here is text without a tokenizer: that is known of each row only
     // when it is unpacked and parsed, and its number with it.
     let numbers = |path: &Path, want: usize| {
         let mut seen = Vec::new();
@@ -550,7 +550,7 @@ fn bad_rows_are_named_and_skipped_or_fatal() {
     // Nothing but bad rows is an end, not a loop without one.
     order.paths = vec![dir.write("none.jsonl", "{}\n{}\n")];
     let none = open(&order).next(&mut |_| {}).unwrap_err().to_string();
-    assert!(none.ends_with("there is no row to train on"), "{none}");
+    assert!(none.ends_with("no row to train on found"), "{none}");
 }
 
 #[test]
@@ -579,7 +579,7 @@ fn rows_of_every_kind_are_read() {
     );
     let missing = ids(Task::Qa, r#"{"context_ids": [1], "question_ids": [6]}"#).unwrap_err();
     assert!(missing.contains("answer_ids"), "{missing}");
-    // A text among questions is given back, as in pretraining; one with a question lacks its context.
+    // A text among questions is reconstructed, as in pretraining; one with a question lacks its context.
     let text = Sample::Regenerate {
         text: vec![1, 2, 3, 4],
     };

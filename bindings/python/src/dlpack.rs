@@ -45,7 +45,7 @@ struct Described {
     byte_offset: u64,
 }
 
-/// `DLManagedTensorVersioned`, and behind it what it points to.
+/// `DLManagedTensorVersioned`, and after it what it points to.
 #[repr(C)]
 struct Managed {
     version: Version,

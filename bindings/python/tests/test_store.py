@@ -393,7 +393,7 @@ def test_redis_is_read_in_parts(tmp_path, monkeypatch):
     redis = types.SimpleNamespace(from_url=lambda url, **_: Redis(values))
     monkeypatch.setitem(sys.modules, "redis", types.SimpleNamespace(Redis=redis))
     store = PrefixStore("redis://user:secret@host/0", str(tmp_path))
-    with pytest.raises(PrefixError, match=r"^redis://host/0/.*there is no such prefix"):
+    with pytest.raises(PrefixError, match=r"^redis://host/0/.*no such prefix"):
         store.path(NAME)
     values[f"prefold/{NAME}.safetensors"] = data
     with open(store.path(NAME), "rb") as file:
@@ -435,7 +435,7 @@ def test_a_store_tells_what_a_request_says(tmp_path):
 
 
 class Tokenizer:
-    """A chat template over letters: who speaks, what is said, a full stop."""
+    """A chat template over letters: the role, what is said, a full stop."""
 
     def apply_chat_template(self, chat, add_generation_prompt, tokenize, return_dict, stern=False):
         assert tokenize and not return_dict

@@ -1,9 +1,9 @@
-// Executes kernels on a CPU, to find their mistakes where there is no GPU.
+// Executes kernels on a CPU, to find their mistakes without a GPU.
 //
 // Blocks run one after another. The threads of a block are fibers: each runs until it needs others,
 // at a barrier or a warp collective, and then the next one does, in ascending, descending or random
-// order. So a result that depends on an order that nobody promised differs between runs. Shared memory
-// holds NaN before each block. Copies land early or late (see copy_async). What cannot go on is
+// order. So a result that depends on an order that is not promised differs between runs. Shared memory
+// holds NaN before each block. Copies land early or late (see copy_async). What cannot continue is
 // reported with file and line: barriers that only some threads reach, lanes at different collectives,
 // deadlocks.
 //
@@ -270,7 +270,7 @@ std::string place(const char *what, const char *file, int line) {
   return std::string(what) + " at " + (slash ? slash + 1 : file) + ":" + std::to_string(line);
 }
 
-// Nobody can go on: who waits where.
+// No lane can continue: which waits where.
 std::string deadlock() {
   Machine &m = *machine;
   std::map<std::string, unsigned> waiting;
@@ -440,7 +440,7 @@ void copy_wait(unsigned left) {
 } // namespace host
 
 // What a device's own loader would know of a kernel: bytes of its parameters, most threads of a block, and the stem of
-// its file. 0 if there is none of that name.
+// its file. 0 for a name that it lacks.
 extern "C" int cuda_emulator_kernel(const char *name, size_t *params, unsigned *threads, const char **file) {
   for (const host::Registered *kernel = host::registered; kernel; kernel = kernel->next) {
     if (strcmp(kernel->name, name) != 0) continue;
@@ -468,7 +468,7 @@ extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t
   };
   const Registered *kernel = registered;
   while (kernel && strcmp(kernel->name, name) != 0) kernel = kernel->next;
-  if (!kernel) return refuse("there is no such kernel");
+  if (!kernel) return refuse("no such kernel");
   if (size != kernel->params)
     return refuse("its params have " + std::to_string(kernel->params) + " bytes, not " +
                   std::to_string(size));

@@ -66,7 +66,7 @@ pub fn fingerprint(folders: &[PathBuf]) -> Result<u64> {
     Ok(hash.finish())
 }
 
-/// Makes a shared library where there is none yet.
+/// Makes a shared library unless it is there.
 pub(crate) fn shared_library(library: &Path, arguments: impl FnOnce(&mut Command)) -> Result<()> {
     // One at a time: threads of a test ask for the same library.
     static BUILDING: Mutex<()> = Mutex::new(());

@@ -5,7 +5,7 @@
 //! llama-cpp-host model.gguf slot.bin '[1, 2, 3]' 12
 //! ```
 //!
-//! prints the likeliest ids behind the prefix and those of a question, as JSON.
+//! prints the likeliest ids after the prefix and those of a question, as JSON.
 
 use std::error::Error;
 use std::num::NonZeroU32;

@@ -122,7 +122,7 @@ pub(super) struct Task<'a> {
 
 impl Operands<'_> {
     /// Writes the products of some rows with panel `p`, for vectors and tiles of the machine's own
-    /// size: there are no operands for others.
+    /// size: others have no operands.
     #[inline(always)]
     pub(in crate::cpu) fn tile_of<S: pulp::Simd, const N: usize, const M: usize>(
         &self,

@@ -11,7 +11,7 @@ pub(crate) struct Exact<'a> {
     pub options: &'a Options,
 }
 
-/// The parts that always stay, round the contexts.
+/// The parts that always stay, around the contexts.
 pub(super) struct Frame<'a> {
     pub instruction: &'a str,
     pub question: &'a str,

@@ -89,7 +89,7 @@ pub(crate) fn terms(text: &str) -> Vec<Term> {
     terms
 }
 
-/// Calls `gram` with each run of four characters of a word and the borders round it.
+/// Calls `gram` with each run of four characters of a word and the borders around it.
 pub(crate) fn each_gram(word: &str, mut gram: impl FnMut(Term)) {
     let mut bounded = String::with_capacity(word.len() + 2);
     bounded.push('#');

@@ -1,4 +1,4 @@
-//! What the scoring model says: how surprising texts are, and a question after them.
+//! What the scoring model says: the surprisal of texts, and of a question after them.
 
 use std::ops::Range;
 
@@ -47,7 +47,7 @@ impl Exact<'_> {
     }
 
     /// Nll of the tokens of some passages, each for itself.
-    pub(super) fn surprise_of(
+    pub(super) fn surprisal_of(
         &self,
         parsed: &[Parsed],
         passages: &[&Passage],
@@ -78,7 +78,7 @@ impl Exact<'_> {
     }
 
     /// Nll of every token, each context for itself, in overlapping windows.
-    pub(super) fn surprise(&self, parsed: &[Parsed]) -> Result<Vec<Vec<Option<f32>>>> {
+    pub(super) fn surprisal(&self, parsed: &[Parsed]) -> Result<Vec<Vec<Option<f32>>>> {
         let longest = WINDOW.min(self.lm.max_positions());
         let overlap = OVERLAP.min(longest / 2);
         let mut windows: Vec<(usize, usize, &[u32])> = Vec::new();

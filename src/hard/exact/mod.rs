@@ -237,7 +237,7 @@ impl Exact<'_> {
     fn layout(&self, context: &str, segments: Option<&[Segment]>) -> Layout {
         let kind = self.options.as_kind;
         let json = kind.unwrap_or_else(|| ContentKind::of(context)) == ContentKind::Json;
-        // A part of a JSON text is none.
+        // A part of a JSON text is not JSON.
         let Some(segments) = segments.filter(|_| !json) else {
             return kinds::layout(context, kind);
         };
@@ -250,7 +250,7 @@ impl Exact<'_> {
         layout
     }
 
-    /// The whole text, or the text without the white space round it, if that fits the target. White
+    /// The whole text, or the text without the white space around it, if that fits the target. White
     /// space gives way only where nothing says that it must be kept.
     fn fitting<'t>(
         &self,

@@ -63,7 +63,7 @@ impl Exact<'_> {
         let groups = self.groups(contexts, parsed, segments);
         let copies = copies::find(contexts, parsed, &ranked, question, self.options.dedupe);
         let bonus = self.sentence_bonus(parsed, relevance);
-        let words = relevance.word_surprise(parsed);
+        let words = relevance.word_surprisal(parsed);
         let granularity = self.options.granularity;
         let mut steps = Vec::new();
         for (c, parsed) in parsed.iter().enumerate() {

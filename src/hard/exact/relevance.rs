@@ -34,7 +34,7 @@ impl Relevance {
     }
 
     /// Mean nll of each word's tokens.
-    pub fn word_surprise(&self, parsed: &[Parsed]) -> Vec<Vec<f64>> {
+    pub fn word_surprisal(&self, parsed: &[Parsed]) -> Vec<Vec<f64>> {
         parsed
             .iter()
             .zip(&self.nll)
@@ -163,7 +163,7 @@ impl Exact<'_> {
             || self.options.granularity == Granularity::Token
             || self.options.trace
         {
-            nll = self.surprise(parsed)?;
+            nll = self.surprisal(parsed)?;
         }
         let passages = passages(parsed);
         let (by_passage, sentences) = match method {
@@ -172,7 +172,7 @@ impl Exact<'_> {
                 return Ok(Relevance::of_sentences(sentences, nll));
             }
             None => self.by_ranker(question, contexts, parsed, &passages, budget)?,
-            Some(RankMethod::Llmlingua) => by_surprise(parsed, &passages, &nll),
+            Some(RankMethod::Llmlingua) => by_surprisal(parsed, &passages, &nll),
             Some(RankMethod::Longllmlingua) => {
                 self.by_question(question, contexts, parsed, &passages)?
             }
@@ -375,7 +375,7 @@ impl Exact<'_> {
         let total: usize = parsed.iter().map(|p| p.ids.len()).sum();
         if nll.iter().flatten().all(Option::is_none) {
             if total <= max {
-                *nll = self.surprise(parsed)?;
+                *nll = self.surprisal(parsed)?;
             } else {
                 let worth = |p: &Passage| {
                     let own = &sentences[p.context][p.sentences.clone()];
@@ -392,7 +392,7 @@ impl Exact<'_> {
                         left = left.saturating_sub(tokens);
                         fits
                     });
-                self.surprise_of(parsed, &chosen.collect::<Vec<_>>(), nll)?;
+                self.surprisal_of(parsed, &chosen.collect::<Vec<_>>(), nll)?;
             }
         }
         // What was read comes first, by what the model says of it.
@@ -431,7 +431,7 @@ impl Exact<'_> {
         Ok((self.lm.similarity(question, &texts)?, sentences))
     }
 
-    /// By what the model says: how much less surprising the question is after a text (LongLLMLingua, eq.
+    /// By what the model says: how much lower the question's surprisal is after a text (LongLLMLingua, eq.
     /// 2), the words they share, and for the second step of a question the words shared with the passage
     /// that answers it best.
     fn by_question(
@@ -520,8 +520,8 @@ fn passages(parsed: &[Parsed]) -> Vec<Passage> {
     passages
 }
 
-/// The most surprising per token first.
-fn by_surprise(
+/// The highest surprisal per token first.
+fn by_surprisal(
     parsed: &[Parsed],
     passages: &[Passage],
     nll: &[Vec<Option<f32>>],

@@ -155,7 +155,7 @@ fn render_json(
 #[derive(Debug, Default)]
 struct Gap {
     open: bool,
-    /// The widest white space in it and round it.
+    /// The widest white space in it and around it.
     space: Option<Space>,
     /// The first atom of it.
     first: usize,

@@ -1,4 +1,4 @@
-//! What a sentence is worth where there is no question and no model: rare words, and an early place.
+//! What a sentence is worth without a question and a model: rare words, and an early place.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -10,9 +10,9 @@ use super::units::Parsed;
 /// Counts that are spent on units after the first that does not fit.
 const FILL_TRIES: usize = 24;
 /// Words that a sentence must have left after a cut, if there is anything else to read.
-const LEAST_WORDS: usize = 5;
+const MIN_WORDS: usize = 5;
 /// Share of a sentence that must fit for it to be cut before others are tried whole.
-const CUT_AT_LEAST: f64 = 0.75;
+const MIN_CUT: f64 = 0.75;
 
 /// Atoms of all contexts, one after the other.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,10 +89,8 @@ impl Selection<'_> {
                 .then(b.worth.total_cmp(&a.worth))
         });
         let cut = self.cut(&chosen, tokens, first, count);
-        let cut_is_most = cut
-            .as_ref()
-            .is_some_and(|(_, _, share)| *share >= CUT_AT_LEAST);
-        match cut.filter(|_| cut_is_most) {
+        let cut_is_large = cut.as_ref().is_some_and(|(_, _, share)| *share >= MIN_CUT);
+        match cut.filter(|_| cut_is_large) {
             Some((cut, after, _)) => (chosen, tokens) = (cut, after),
             None => {
                 self.add_whole(&mut chosen, &mut tokens, &rest, count);
@@ -251,7 +249,7 @@ impl Selection<'_> {
         };
         let (n, after) = longest(words, self.target, tokens, |n| count(&of(n)));
         let alone = !chosen.mask.contains(&true);
-        (n >= LEAST_WORDS.min(words) || alone && n > 0)
+        (n >= MIN_WORDS.min(words) || alone && n > 0)
             .then(|| (of(n), after, n as f64 / words as f64))
     }
 

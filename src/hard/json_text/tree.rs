@@ -181,8 +181,8 @@ pub(crate) struct Decoded<'t> {
 impl Decoded<'_> {
     /// The byte of the literal where byte `at` of the text stands, `at` a character's border.
     pub fn raw(&self, at: usize) -> usize {
-        let behind = self.escapes.partition_point(|&(text, _)| text <= at);
-        let (text, raw) = behind
+        let after = self.escapes.partition_point(|&(text, _)| text <= at);
+        let (text, raw) = after
             .checked_sub(1)
             .map_or((0, 1), |i| (self.escapes[i].0, self.escapes[i].1.end));
         raw + (at - text)

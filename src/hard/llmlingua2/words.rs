@@ -87,7 +87,7 @@ impl Rules<'_> {
     fn is_special(&self, piece: &str) -> bool {
         match self.family {
             Family::XlmRoberta => ["<s>", "</s>", "<unk>", "<pad>", "<mask>"].contains(&piece),
-            // Its padding is none: its id, 0, counts as false.
+            // Its padding is not special: its id, 0, counts as false.
             _ => ["[CLS]", "[SEP]", "[UNK]", "[MASK]"].contains(&piece),
         }
     }

@@ -62,7 +62,7 @@ const OMITTED: &str = "…";
 /// the list of its messages alone.
 ///
 /// # Errors
-/// [`Error::Input`] for an option outside its range or a body that is none of these; [`Error::Budget`] when
+/// [`Error::Input`] for an option outside its range or a body of another form; [`Error::Budget`] when
 /// what must not change is longer than the target; or the first error of `compress`.
 pub(crate) fn compress_by(
     body: &[u8],

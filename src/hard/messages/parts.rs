@@ -85,7 +85,7 @@ pub(super) struct Conversation {
 
 impl Conversation {
     /// Takes a body apart: an object with `messages`, `input` or `prompt`, or the list alone. None where
-    /// there is none of them.
+    /// it has none of them.
     pub fn read(tree: &Tree) -> Option<Self> {
         let mut reader = Reader {
             tree,

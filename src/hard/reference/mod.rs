@@ -101,7 +101,7 @@ impl Reference<'_> {
             true => Target::Rate(rate),
             false => Target::Tokens(target),
         };
-        // Spans refer to the texts that were given, which a tokenizer may not give back.
+        // Spans refer to the texts that were given, which a tokenizer may not reproduce.
         let altered: Vec<bool> = contexts
             .iter()
             .zip(contexts_or_blank(prompt))
@@ -234,7 +234,7 @@ impl Reference<'_> {
         if self.options.rank_method == RankMethod::Longllmlingua && prompt.question.is_empty() {
             return Err(Error::input(
                 "rank_method longllmlingua",
-                "it ranks by a question, and there is none; give a question or another rank_method",
+                "it ranks by a question, and none was given; give one or another rank_method",
             ));
         }
         let (mut at, mut tokens) = options.condition_in_question.split();
@@ -289,8 +289,8 @@ impl Reference<'_> {
                     "{query} We can get the answer to this question in the given documents."
                 );
                 let mut nlls = self.mean_nlls(texts, &query, at)?;
-                // Without a condition surprising texts come first; with one, those that make the
-                // question least surprising.
+                // Without a condition texts of high surprisal come first; with one, those after which the
+                // question's is lowest.
                 if at == Where::None {
                     nlls.iter_mut().for_each(|nll| *nll = -*nll);
                 }

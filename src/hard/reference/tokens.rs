@@ -33,7 +33,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads on to `end` (the first time: everything that the model's context holds) and takes in
+    /// Continues to `end` (the first time: everything that the model's context holds) and takes in
     /// the nll. None when there was nothing to read. With a `ratio` the device that scores also judges, in
     /// one go: the flags say which of all nll exceed the threshold.
     fn read(
@@ -220,7 +220,7 @@ impl Reference<'_> {
         // Contrastive perplexity (LongLLMLingua, eq. 4): the same text without the condition.
         let mut without = self.options.condition_compare.then(Reader::new);
         let mut end = (size + start).min(ids.len());
-        for (round, segment) in segments.iter().enumerate() {
+        for (at, segment) in segments.iter().enumerate() {
             if end > text.ids.len() {
                 break;
             }
@@ -242,7 +242,7 @@ impl Reference<'_> {
                     without.ready -= excess as i64;
                 }
             }
-            let first = round == 0;
+            let first = at == 0;
             // One threshold over the nll alone: the scorer can judge as well.
             let ratio = match segment[..] {
                 [(_, ratio)] if without.is_none() && ratio != 1.0 => Some(ratio),
@@ -293,7 +293,7 @@ impl Reference<'_> {
     }
 }
 
-/// The reference reads the condition again in the second round.
+/// The reference reads the condition again in the second pass.
 fn next_ready(end: i64, size: usize, start: usize, first: bool) -> i64 {
     if first && start > 0 {
         0

@@ -110,7 +110,7 @@ pub struct Entry {
     pub modified: Option<SystemTime>,
 }
 
-/// What [`Store::stale`] leaves out. What either limit refuses goes; where there is none, what is of the model goes;
+/// What [`Store::stale`] leaves out. What either limit refuses goes; without a limit, what is of the model goes;
 /// without any part nothing does.
 #[derive(Debug, Clone, Default)]
 pub struct Keep {
@@ -130,7 +130,7 @@ struct Meta {
 
 /// Where the bytes lie. Keys are those of [`PrefixName`]; other keys are left alone.
 trait Bucket: Send + Sync {
-    /// `None` where there is no such file.
+    /// `None` for a file that is not there.
     fn stat(&self, key: &str) -> Result<Option<Meta>>;
     /// All keys under the root, in any order, also those that are not a prefix's.
     fn list(&self) -> Result<Vec<(String, Meta)>>;
@@ -411,7 +411,7 @@ impl Store {
     /// Lists what `keep` does not keep, the oldest first.
     ///
     /// # Errors
-    /// [`Error::Input`] for a fingerprint that is none, or for ages where the store keeps none; [`Error::Io`]
+    /// [`Error::Input`] for a malformed fingerprint, or for ages where the store keeps none; [`Error::Io`]
     /// where it cannot be listed.
     pub fn stale(&self, keep: &Keep) -> Result<Vec<Entry>> {
         let now = SystemTime::now();

@@ -112,10 +112,7 @@ fn failed(shown: &str) -> impl FnOnce(opendal::Error) -> Error {
                 io::ErrorKind::PermissionDenied,
                 "access is refused; check the credentials".into(),
             ),
-            ErrorKind::NotFound => (
-                io::ErrorKind::NotFound,
-                "there is no such bucket or file".into(),
-            ),
+            ErrorKind::NotFound => (io::ErrorKind::NotFound, "no such bucket or file".into()),
             ErrorKind::Unsupported => (
                 io::ErrorKind::Unsupported,
                 "a web server is only read from, by FINGERPRINT/CONTENT_ID".into(),

@@ -11,7 +11,7 @@ use crate::rope::RopeScaling;
 
 impl Config {
     /// Reads GGUF metadata. `rows` is the number of the embedding's rows (`None`: it is missing, as the
-    /// caller will find), `factors` the content of `rope_freqs.weight`, `tied` whether there is no
+    /// caller will find), `factors` the content of `rope_freqs.weight`, `tied` whether it has no
     /// head, `head` that of a reranker.
     pub(crate) fn from_gguf(
         meta: &Metadata,
@@ -23,7 +23,7 @@ impl Config {
         let path = meta.path();
         let arch = meta
             .str("general.architecture")?
-            .ok_or_else(|| Error::format(path, "there is no general.architecture"))?;
+            .ok_or_else(|| Error::format(path, "no general.architecture found"))?;
         let have = "llama, qwen2, qwen3, gpt2, bert";
         let mut family = family(path, arch, have)?;
         // llama.cpp gives both the same name; XLM-RoBERTa alone has this kind of vocabulary.
@@ -39,7 +39,7 @@ impl Config {
         let key = |name: &str| format!("{arch}.{name}");
         let size = |name: &str| meta.usize(&key(name));
         let required = |name: &str| {
-            size(name)?.ok_or_else(|| Error::format(path, format!("there is no {}", key(name))))
+            size(name)?.ok_or_else(|| Error::format(path, format!("no {} found", key(name))))
         };
 
         let hidden = required("embedding_length")?;
@@ -102,7 +102,7 @@ impl Config {
             max_positions: required("context_length")?,
             norm_eps: meta
                 .f32(&key(eps))?
-                .ok_or_else(|| Error::format(path, format!("there is no {}", key(eps))))?,
+                .ok_or_else(|| Error::format(path, format!("no {} found", key(eps))))?,
             rope_theta: meta.f32(&key("rope.freq_base"))?.unwrap_or(DEFAULT_THETA),
             rope_scaling: gguf_rope_scaling(meta, arch, factors)?,
             sliding_window: size("attention.sliding_window")?.filter(|&window| window > 0),

@@ -27,10 +27,7 @@ impl Config {
             value: &json,
         };
         let name = json.str("model_type")?.ok_or_else(|| {
-            Error::format(
-                path,
-                "there is no \"model_type\": not a model's config.json",
-            )
+            Error::format(path, "no \"model_type\" found: not a model's config.json")
         })?;
         let family = family(
             path,
@@ -118,7 +115,7 @@ impl<'a> Json<'a> {
     }
 
     fn require<T>(self, key: &str, value: Result<Option<T>>) -> Result<T> {
-        value?.ok_or_else(|| Error::format(self.file, format!("there is no {}{key}", self.place())))
+        value?.ok_or_else(|| Error::format(self.file, format!("no {}{key} found", self.place())))
     }
 
     fn required_size(self, key: &str) -> Result<usize> {

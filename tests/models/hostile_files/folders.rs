@@ -26,7 +26,7 @@ fn folder_says(cases: &[Case]) {
 fn json_configurations() {
     let _alone = alone();
     folder_says(&[
-        ("there is no \"model_type\"", &|c, _| {
+        ("no \"model_type\" found", &|c, _| {
             c.as_object_mut().unwrap().remove("model_type");
         }),
         (
@@ -41,7 +41,7 @@ fn json_configurations() {
         ("config.json: model_type is 7, expected a text", &|c, _| {
             c["model_type"] = json!(7);
         }),
-        ("there is no hidden_size", &|c, _| {
+        ("no hidden_size found", &|c, _| {
             c["hidden_size"] = Value::Null
         }),
         ("hidden_size is -3, expected a whole number", &|c, _| {
@@ -79,7 +79,7 @@ fn json_configurations() {
         ("rope scaling \"dynamic\" is not supported", &|c, _| {
             c["rope_scaling"] = json!({"type": "dynamic", "factor": 2});
         }),
-        ("there is no rope_scaling.factor", &|c, _| {
+        ("no rope_scaling.factor found", &|c, _| {
             c["rope_scaling"] = json!({"type": "linear"});
         }),
         ("rope factor is -2", &|c, _| {
@@ -140,8 +140,8 @@ fn json_configurations() {
             "config.json: not the JSON expected: recursion limit",
             &[b'['; 100_000],
         ),
-        ("there is no \"model_type\"", b"[]"),
-        ("there is no \"model_type\"", b"null"),
+        ("no \"model_type\" found", b"[]"),
+        ("no \"model_type\" found", b"null"),
     ] {
         let folder = TempDir::new();
         folder.write("config.json", text);

@@ -151,7 +151,7 @@ fn gguf_configurations() {
         w.without(&key).u32(&key, value);
     }
     gguf_says(&[
-        ("there is no general.architecture", &|w| {
+        ("no general.architecture found", &|w| {
             w.without("general.architecture");
         }),
         (
@@ -161,7 +161,7 @@ fn gguf_configurations() {
                     .str("general.architecture", "gemma3");
             },
         ),
-        ("there is no llama.block_count", &|w| {
+        ("no llama.block_count found", &|w| {
             w.without("llama.block_count");
         }),
         ("number of layers is 0", &|w| set(w, "block_count", 0)),
@@ -218,7 +218,7 @@ fn gguf_configurations() {
             let key = "llama.attention.layer_norm_rms_epsilon";
             w.without(key).f32(key, f32::NAN);
         }),
-        ("there is no llama.attention.layer_norm_rms_epsilon", &|w| {
+        ("no llama.attention.layer_norm_rms_epsilon found", &|w| {
             w.without("llama.attention.layer_norm_rms_epsilon");
         }),
         ("rope theta is -1", &|w| {

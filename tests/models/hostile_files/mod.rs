@@ -107,7 +107,7 @@ fn assert_says(line: &str, part: &str) {
 }
 
 #[test]
-fn paths_that_are_no_model() {
+fn paths_that_are_not_models() {
     let _alone = alone();
     let dir = TempDir::new();
     assert!(matches!(
@@ -146,5 +146,5 @@ fn views_that_lie_about_their_size() {
     let weights = Weights::open(folder.path()).unwrap();
     let line = weights.get("no\nsuch").unwrap_err().to_string();
     assert_says(&line, &folder.path().to_string_lossy());
-    assert_says(&line, "there is no tensor no such");
+    assert_says(&line, "no tensor no such");
 }

@@ -64,10 +64,10 @@ fn bulky_headers() {
     }
 }
 
-/// Runs `rounds` seeded damages; `damage` writes the model's files and gives its path and their size.
-fn survives(rounds: u64, mut damage: impl FnMut(&mut Random) -> (PathBuf, usize)) {
+/// Runs `times` seeded damages; `damage` writes the model's files and gives its path and their size.
+fn survives(times: u64, mut damage: impl FnMut(&mut Random) -> (PathBuf, usize)) {
     let mut refused = 0;
-    for seed in 0..rounds {
+    for seed in 0..times {
         let (path, size) = damage(&mut Random(seed));
         let outcome = catch_unwind(AssertUnwindSafe(|| read_all(&path, size)));
         match outcome {
@@ -76,7 +76,7 @@ fn survives(rounds: u64, mut damage: impl FnMut(&mut Random) -> (PathBuf, usize)
         }
     }
     // A damage may hit a weight, which cannot be told; most must be noticed.
-    assert!(refused > rounds / 3, "only {refused} of {rounds} noticed");
+    assert!(refused > times / 3, "only {refused} of {times} noticed");
 }
 
 /// Length of a safetensors file's header.
@@ -162,7 +162,7 @@ fn mutated_folders() {
 fn mutated_golden_models() {
     let _alone = alone();
     let Some(shared) = common::shared() else {
-        eprintln!("skipped: there is no ../shared");
+        eprintln!("skipped: no ../shared");
         return;
     };
     let dir = TempDir::new();

@@ -119,7 +119,7 @@ pub trait OpCase: Copy + Debug {
     fn want(case: &Case<Self>, host: &Host) -> Vec<Want>;
 
     /// The op on its last rows alone, without the first `skip`; it takes these rows of its first input and of its
-    /// outputs. `None` where it is no part of the whole.
+    /// outputs. `None` where it is not a part of the whole.
     fn tail(self, skip: usize) -> Option<Self> {
         let _ = skip;
         None

@@ -605,7 +605,7 @@ fn on_a_terminal(world: &World, line: &str, typed: &str) -> Option<String> {
     command.env_clear();
     let child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let Ok(mut child) = child else {
-        common::say("skipped: there is no `script` to make a terminal");
+        common::say("skipped: no `script` to make a terminal");
         return None;
     };
     let mut stdin = child.stdin.take().unwrap();

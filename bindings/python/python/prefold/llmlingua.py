@@ -121,7 +121,7 @@ class PromptCompressor:
         return int(self._compressor.info()["max_positions"])
 
     def _no_torch(self) -> NoReturn:
-        # AttributeError: `hasattr` and `getattr` with a default find that there is none.
+        # AttributeError: `hasattr` and `getattr` with a default find it missing.
         raise AttributeError(
             "prefold.llmlingua.PromptCompressor has neither model nor tokenizer of transformers; "
             "`compressor` has calls for tokens and scores"

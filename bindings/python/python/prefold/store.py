@@ -297,7 +297,7 @@ def _redis(url: str) -> Open:
 
     def open_(key: str) -> Any:
         if not client.exists(f"prefold/{key}"):
-            raise FileNotFoundError("there is no such prefix")
+            raise FileNotFoundError("no such prefix")
         return contextlib.nullcontext(_Value(client, f"prefold/{key}"))
 
     return open_

@@ -273,7 +273,7 @@ class PrefoldConnector(KVConnectorBase_V1):
         download = self._waiting.pop(request_id, None)
         if path is not None:
             return path
-        # Who waits for a download fails with it; who comes later has it tried anew.
+        # Requests that wait for a download fail with it; later ones try it anew.
         download = download or self._downloading.get(name)
         if download is None:
             download = self._downloading[name] = self._downloads.submit(self._store.path, name)

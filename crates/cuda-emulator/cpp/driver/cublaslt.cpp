@@ -1,4 +1,4 @@
-// Stands in for cuBLASLt where there is no GPU: the matrix products of libcublasLt.so and their heuristics, over the
+// Stands in for cuBLASLt without a GPU: the matrix products of libcublasLt.so and their heuristics, over the
 // stand-in driver (cuda.cpp), whose streams and memory it uses.
 //
 // It checks what the library checks or its documentation demands (cublasLt.h, and "cublasLtMatmul" in the cuBLAS
@@ -205,7 +205,7 @@ SHARED int cublasLtMatmulDescSetAttribute(void *handle, int attribute, const voi
   case 4: return take(&operation->transposed[1]);
   case 7: return take(&operation->epilogue);
   case 8: return take(&operation->bias);
-  default: return wrong("attribute " + std::to_string(attribute) + " of an operation is none that is known here");
+  default: return wrong("attribute " + std::to_string(attribute) + " of an operation is unknown here");
   }
 }
 

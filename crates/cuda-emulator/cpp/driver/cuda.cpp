@@ -1,4 +1,4 @@
-// Stands in for NVIDIA's driver, libcuda.so, where there is no GPU: code that launches kernels runs
+// Stands in for NVIDIA's driver, libcuda.so, without a GPU: code that launches kernels runs
 // unchanged on it, and the kernels are executed by a library that `compile` makes. It is a net, not a device: whatever the driver
 // leaves open goes the least pleasant way here, and what the driver forbids fails as it does there, with a complaint
 // that a test can ask for even where the code was thrown away.
@@ -15,7 +15,7 @@
 //    launches hold their parameters. Allocations that would become nodes of a graph are refused, which the driver
 //    would not do: such an allocation is a mistake more often than a wish.
 //  - A pool whose release threshold is below what it holds gives memory back whenever the host waits ("released").
-//  - `stand_in_fail` makes a call fail; `stand_in_left` says what was never given back.
+//  - `stand_in_fail` makes a call fail; `stand_in_left` says what was never freed.
 //
 // What it cannot show: speed, real addresses' reuse, weak memory order, images that a driver does not take, what
 // cuBLASLt does inside, anything that NVIDIA's driver does and its documentation does not say.
@@ -181,7 +181,7 @@ SHARED int cuModuleLoadData(void **out, const void *image) {
   const char *placeholder = "stand-in image of ";
   Module module{context, ""};
   if (prefix(image, placeholder)) module.file = static_cast<const char *>(image) + strlen(placeholder);
-  else if (!prefix(image, "\x50\xed\x55\xba")) return refuse(INVALID_IMAGE, "what is loaded is no fatbin");
+  else if (!prefix(image, "\x50\xed\x55\xba")) return refuse(INVALID_IMAGE, "what is loaded is not a fatbin");
   const uint64_t handle = fresh_handle();
   modules[handle] = module;
   *out = pointer(handle);
@@ -203,7 +203,7 @@ SHARED int cuModuleGetFunction(void **out, void *module, const char *name) {
   if (!found || found->context != context) return refuse(INVALID_HANDLE, "cuModuleGetFunction of no module");
   Function function{context, number(module), name, 0, 48 << 10, 0};
   const char *file = "";
-  // A module that lacks it is no mistake: the caller asks one after the other.
+  // A module may lack it: the caller asks one after the other.
   if (!kernels.find(name, &function.params, &function.threads, &file)) return NOT_FOUND;
   if (!found->file.empty() && found->file != file) return NOT_FOUND;
   // Modules are loaded lazily: the first look for a kernel loads its code.

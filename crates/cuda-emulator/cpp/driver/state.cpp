@@ -216,7 +216,7 @@ int touched(int device, const string &what, const std::function<void()> &work) {
   char text[64];
   snprintf(text, sizeof text, "%#llx", static_cast<unsigned long long>(where));
   Lock hold(lock);
-  complain_of(device, what + " touched " + text + ", where there is no memory now");
+  complain_of(device, what + " touched " + text + ", where nothing is allocated now");
   return ILLEGAL_ADDRESS;
 }
 
@@ -395,7 +395,7 @@ SHARED size_t stand_in_complaints(int device, char *out, size_t size) {
   return snprintf(out, size, "%s", all.c_str());
 }
 
-// What was never given back on a device, in words.
+// What was never freed on a device, in words.
 SHARED size_t stand_in_left(int device, char *out, size_t size) {
   Lock hold(lock);
   return snprintf(out, size, "%s", left(device).c_str());

@@ -17,7 +17,7 @@ const VOID: &str = " area base br col embed hr img input link meta param source 
 const UNSEEN: &str = " base link meta param source track ";
 /// Elements that hold no text for a reader.
 const HIDDEN: &str = " script style svg noscript template iframe object canvas ";
-/// Elements round a page's text that say little of it.
+/// Elements around a page's text that say little of it.
 const AROUND: &str = " nav footer aside form button select menu ";
 /// Elements that a block that starts ends.
 const CLOSED_BY_BLOCK: &str = " p ";

@@ -96,7 +96,7 @@ impl Reader<'_> {
                 self.layout.units[unit].whole = true;
             }
             Event::Text(_) | Event::SoftBreak | Event::HardBreak | Event::TaskListMarker(_)
-                // The text of a tight list item has no paragraph round it.
+                // The text of a tight list item has no paragraph around it.
                 if self.paragraph.is_none() && self.table.is_none() && !self.items.is_empty() => {
                     self.item_text(range);
                 }

@@ -400,8 +400,8 @@ mod tests {
     fn the_order_of_passages_changes_no_score() {
         let question = "Where was the author of the novel The Lighthouse born?";
         let worth = Ranker::shipped().rank(question, &DOCS);
-        let turned: Vec<&str> = DOCS.iter().rev().copied().collect();
-        let mut again = Ranker::shipped().rank(question, &turned);
+        let reversed: Vec<&str> = DOCS.iter().rev().copied().collect();
+        let mut again = Ranker::shipped().rank(question, &reversed);
         again.reverse();
         for (a, b) in worth.iter().zip(&again) {
             assert!((a - b).abs() < 1e-9, "{worth:?} {again:?}");

@@ -46,7 +46,7 @@ impl Words {
         }
     }
 
-    /// The largest of a figure over the heads; 0 where there is none.
+    /// The largest of a figure over the heads; 0 without any.
     pub fn by_head(&self, figure: impl Fn(&[Term]) -> f64) -> f64 {
         self.heads
             .iter()

@@ -138,9 +138,9 @@ fn choose(random: &mut Random, text: &str, layout: &Layout, percent: usize) -> V
 fn whatever_stays_is_json_of_the_source_s_own_bytes() {
     let mut random = Random(7);
     let (mut cut, mut parts) = (0, 0);
-    for round in 0..400 {
+    for case in 0..400 {
         let mut text = String::from(" ");
-        let repeat = round % 4 == 0;
+        let repeat = case % 4 == 0;
         generate(&mut random, 5, repeat, &mut text);
         text.push('\n');
         let layout = layout(&text).unwrap();
