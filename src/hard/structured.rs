@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_rates_that_are_none() {
+    fn refuses_malformed_rates() {
         for bad in ["0.3.3", "1.5", "."] {
             let text = format!("<llmlingua, rate={bad}>x</llmlingua>");
             for read in [segments, gapless_segments] {

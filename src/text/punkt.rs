@@ -249,7 +249,7 @@ fn may_start_word(c: char) -> bool {
 
 /// Whether a word ends before `text`, which begins with `first`.
 fn ends_word(first: char, text: &str) -> bool {
-    let ends = |c: char, text: &str| c.is_whitespace() || is_no_word_char(c) || marks(text) > 0;
+    let ends = |c: char, text: &str| c.is_whitespace() || is_not_word_char(c) || marks(text) > 0;
     if first == ',' {
         // A comma ends a word if it ends it itself.
         let after = &text[1..];
@@ -259,7 +259,7 @@ fn ends_word(first: char, text: &str) -> bool {
 }
 
 /// Characters that stand in no word and may stand after the period of a sentence.
-pub(super) fn is_no_word_char(c: char) -> bool {
+pub(super) fn is_not_word_char(c: char) -> bool {
     matches!(
         c,
         ')' | '"'

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::punkt::{Parameters, is_no_word_char, is_python_space};
+use super::punkt::{Parameters, is_not_word_char, is_python_space};
 
 /// Byte ranges of the sentences of `text`, as `nltk.sent_tokenize` returns them: without the white
 /// space between (what stands before the first belongs to it). Takes linear time; a text of white space alone has no sentence.
@@ -56,7 +56,7 @@ fn candidates(text: &str) -> Vec<Candidate> {
         let end = mark + 1;
         let rest = &text[end..];
         let next = match rest.chars().next() {
-            Some(c) if is_no_word_char(c) => None,
+            Some(c) if is_not_word_char(c) => None,
             Some(c) if c.is_whitespace() => {
                 let after = rest.trim_start();
                 if after.is_empty() {

@@ -193,7 +193,7 @@ fn memory_runs_out() {
 
 /// Several prompts have a thread each, and one device: where it fails, all of them end.
 #[test]
-fn a_device_that_fails_holds_nobody_up() {
+fn a_failing_device_does_not_block_the_caller() {
     let folder = folder(Family::Llama);
     let weights = Weights::open(folder.path()).unwrap();
     let (tokenizer, jobs) = (byte_tokenizer(), jobs());

@@ -274,7 +274,7 @@ fn a_write_beside_a_piece_is_found() {
 
 /// Nothing but launches belongs into a recording; and after one that was broken everything continues.
 #[test]
-fn a_recording_in_which_somebody_waits_is_broken() {
+fn a_recording_with_a_wait_in_it_is_broken() {
     let Some(place) = Place::new(90) else { return };
     let cuda = place.open().unwrap();
     let mut x = cuda.alloc(64, true).unwrap();

@@ -325,7 +325,7 @@ fn prefilled(engine: &Engine) -> (Vec<f32>, Vec<u32>) {
 
 /// By the engine, as the program does it.
 #[test]
-fn prefixes_and_what_is_read_behind_them_are_those_of_the_kernels() {
+fn prefixes_and_what_is_read_after_them_are_those_of_the_kernels() {
     let folder = folder(Family::Llama);
     let Some(direct) = direct(Precision::F32) else {
         return;

@@ -309,7 +309,7 @@ fn icae_reads_output_states_as_embeddings() {
 }
 
 #[test]
-fn a_prefilled_text_goes_on_as_if_it_had_been_read() {
+fn a_prefilled_text_continues_as_if_it_had_been_read() {
     let Some(golden) = golden() else { return };
     let models = golden.join("../models");
     let text: Vec<u32> = (0..40).map(|i| (i * 31 + 7) % 250).collect();

@@ -87,7 +87,7 @@ fn surprisal_keeps_what_is_least_likely() {
 }
 
 #[test]
-fn kept_rows_are_those_of_the_whole_and_what_follows_stands_behind_it() {
+fn kept_rows_are_those_of_the_whole_and_what_follows_comes_after_it() {
     let Some(models) = models() else { return };
     let path = models.join("qwen3");
     let engine = Engine::builder(&path).device(Device::Cpu).build().unwrap();
@@ -239,7 +239,7 @@ fn short_texts_and_bad_rates() {
 
 /// A text longer than one forward pass takes.
 #[test]
-fn long_texts_are_heard_pass_by_pass() {
+fn long_texts_are_taken_in_pass_by_pass() {
     let Some(path) = common::smollm2() else {
         eprintln!("skipped: no SmolLM2; `make model` fetches it");
         return;

@@ -279,7 +279,7 @@ fn nll_is_as_near_as_its_logits() {
 
 /// What is not a number must not be estimated as one, and must not reach other rows.
 #[test]
-fn what_is_no_number_stays_none() {
+fn what_is_not_finite_stays_so() {
     let mut random = Random(14);
     let (rows, inputs, outputs) = (9, 96, 50);
     let w = floats(&mut random, outputs * inputs);
@@ -302,7 +302,7 @@ fn what_is_no_number_stays_none() {
 
 /// An infinite weight has the scale infinity and the codes zero: not a number either.
 #[test]
-fn a_weight_that_is_no_number_spoils_its_column_only() {
+fn a_weight_that_is_not_finite_spoils_its_column_only() {
     let mut random = Random(15);
     let (rows, inputs, outputs) = (9, 96, 50);
     let x = floats(&mut random, rows * inputs);

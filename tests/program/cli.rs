@@ -204,7 +204,7 @@ fn a_command_line_that_makes_no_sense_is_told_so_in_a_line() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_are_not_errors() {
     assert!(run(&["--help"]).good().contains("compress"));
     assert!(run(&["compress", "--help"]).good().contains("--rate"));
     assert!(run(&["--version"]).good().starts_with("prefold "));
@@ -571,7 +571,7 @@ fn batch(model: &str, rows: &str) -> (Vec<Value>, Ran) {
 }
 
 #[test]
-fn a_batch_answers_in_order_and_goes_on_after_bad_rows() {
+fn a_batch_answers_in_order_and_continues_after_bad_rows() {
     let model = model_or_skip!();
     let good = json!({"name": "good", "call": "tokenize", "args": {"text": "Hello, world!"}});
     let bad = [

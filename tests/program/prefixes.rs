@@ -346,7 +346,7 @@ fn what_is_there_stays() {
 }
 
 #[test]
-fn what_is_no_prefix_does_not_go_in() {
+fn what_is_not_a_prefix_does_not_go_in() {
     let world = World::new();
     world.small("a");
     let bytes = fs::read(world.path("a")).unwrap();

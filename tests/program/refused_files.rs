@@ -226,7 +226,7 @@ fn a_log_is_a_regular_file_of_bounded_length() {
 /// They are mapped, as a true prefix or a slot may take gigabytes.
 #[cfg(unix)]
 #[test]
-fn a_large_file_that_is_no_prefix_or_slot_takes_no_memory() {
+fn a_large_file_that_is_not_a_prefix_or_slot_takes_no_memory() {
     let dir = tiny_model();
     large(&dir);
     ok(prefold()

@@ -243,7 +243,7 @@ fn long_run(dir: &TempDir, out: &str) -> Command {
 }
 
 #[test]
-fn a_killed_run_goes_on_to_the_same_losses() {
+fn a_killed_run_continues_to_the_same_losses() {
     let dir = tiny_model();
     ok(&mut long_run(&dir, "whole"));
     let whole = lines(&dir, "whole");
@@ -814,7 +814,7 @@ fn what_cannot_be_is_said_in_one_line() {
 }
 
 #[test]
-fn a_run_that_a_bad_row_ended_goes_on_without_the_row() {
+fn a_run_that_a_bad_row_ended_continues_without_the_row() {
     let dir = tiny_model();
     let good = "{\"ids\": [1, 2, 3]}\n".repeat(5);
     dir.write("rows.jsonl", format!("{good}no row\n{good}"));

@@ -265,7 +265,7 @@ pub fn free_port() -> u16 {
 }
 
 #[test]
-fn replicas_agree_by_redis_and_go_on_without_it() {
+fn replicas_agree_by_redis_and_continue_without_it() {
     let port = free_port();
     let Some(redis) = Redis::start(port) else {
         return;

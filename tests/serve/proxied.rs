@@ -67,7 +67,7 @@ fn only_the_long_result_of_a_body_changes() {
 }
 
 #[test]
-fn what_is_no_conversation_passes_as_it_is() {
+fn what_is_not_a_conversation_passes_as_it_is() {
     let upstream = Upstream::start();
     let Some(server) = server(|o| {
         o.upstream = Some(upstream.url());

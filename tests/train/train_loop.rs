@@ -309,7 +309,7 @@ fn hostile_checkpoints_are_refused() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint() {
+fn a_loss_that_is_not_finite_ends_the_run_and_not_the_checkpoint() {
     struct Cliff(u32);
     impl Source for Cliff {
         fn gradient(&mut self, at: &Parameters, batch: &[Sample], seed: u64) -> Result<Gradient> {

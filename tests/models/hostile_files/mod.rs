@@ -107,7 +107,7 @@ fn assert_says(line: &str, part: &str) {
 }
 
 #[test]
-fn paths_that_are_no_model() {
+fn paths_that_are_not_models() {
     let _alone = alone();
     let dir = TempDir::new();
     assert!(matches!(

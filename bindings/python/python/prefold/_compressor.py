@@ -81,14 +81,14 @@ def _texts(name: str, value: object) -> list[str]:
 # A lock that another thread held when the process was forked is never released in the child.
 _COMPRESSORS: weakref.WeakSet[Compressor] = weakref.WeakSet()
 # Engines whose threads were left in the parent: to free them would wait for those.
-_LEFT_BEHIND: list[Any] = []
+_LEFT: list[Any] = []
 
 
 def _after_fork() -> None:
     for compressor in list(_COMPRESSORS):
         compressor._lock = threading.Lock()
         if compressor._engine is not None:
-            _LEFT_BEHIND.append(compressor._engine)
+            _LEFT.append(compressor._engine)
             compressor._engine = None
 
 

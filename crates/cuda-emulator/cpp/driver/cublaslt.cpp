@@ -205,7 +205,7 @@ SHARED int cublasLtMatmulDescSetAttribute(void *handle, int attribute, const voi
   case 4: return take(&operation->transposed[1]);
   case 7: return take(&operation->epilogue);
   case 8: return take(&operation->bias);
-  default: return wrong("attribute " + std::to_string(attribute) + " of an operation is none that is known here");
+  default: return wrong("attribute " + std::to_string(attribute) + " of an operation is unknown here");
   }
 }
 
