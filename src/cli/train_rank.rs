@@ -1,11 +1,21 @@
 //! `prefold train rank`: the ranker's weights from rows of questions.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write};
+use std::path::{Path, PathBuf};
 
-use crate::train::rank::{Options, prompts, read, read_corpus, train};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::hard::lexical::term;
+use crate::train::rank::{Example, Options, prompts, read, read_corpus, train};
+use crate::{Engine, Error};
 
 use super::failure::{Outcome, say};
 use super::files::{check_target, write_whole};
+use super::model::{Busy, open};
+use super::models;
 
 /// The learned ranker of passages, from questions and their right passages
 ///
@@ -13,6 +23,9 @@ use super::files::{check_target, write_whole};
 /// documents are right that it holds), or `context` alone. A row of fewer than six documents gets others
 /// that are like the right ones, out of --corpus and of the other rows. No model is needed. The same rows
 /// and options give the same weights, to the bit.
+///
+/// With --encoder a further small network learns how far the ranker and that encoder are to be trusted where
+/// `compress --encoder` has both.
 #[derive(clap::Args)]
 pub struct Args {
     /// Rows to train on; several files are one
@@ -54,6 +67,15 @@ pub struct Args {
     /// All draws come from it
     #[arg(long, value_name = "N", default_value_t = Options::default().seed)]
     seed: u64,
+    /// A sentence encoder, whose cosines a further network learns to weigh: a folder, or `minilm`
+    #[arg(long, value_name = "MODEL")]
+    encoder: Option<PathBuf>,
+    /// Prompts that the encoder reads: every Nth
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "encoder")]
+    encoder_every: usize,
+    /// Keep the cosines in this file as they come, a JSON line for each prompt, and read those that it has
+    #[arg(long, value_name = "FILE", requires = "encoder")]
+    cosines: Option<PathBuf>,
     /// Leave every Nth row out, for `eval rank --every N`
     #[arg(long, value_name = "N")]
     hold_out: Option<usize>,
@@ -83,20 +105,34 @@ pub fn run(args: Args) -> Outcome {
         .transpose()?
         .unwrap_or_default();
     let mut prompts = prompts(&rows, &corpus, &options);
+    let mut cosines = match &args.encoder {
+        Some(encoder) => Some(read_by(
+            encoder,
+            &prompts,
+            args.encoder_every,
+            args.cosines.as_deref(),
+        )?),
+        None => None,
+    };
     if let Some(every) = args.hold_out {
-        let mut line = 0;
-        prompts.retain(|_| {
-            line += 1;
-            every == 0 || (line - 1) % every != 0
-        });
+        let kept = |line: usize| every == 0 || !line.is_multiple_of(every);
+        let mut line = 0..;
+        prompts.retain(|_| line.next().is_some_and(kept));
+        let mut line = 0..;
+        if let Some(cosines) = &mut cosines {
+            cosines.retain(|_| line.next().is_some_and(kept));
+        }
     }
-    let trained = train(&prompts, &options)?;
+    let trained = train(&prompts, cosines.as_deref(), &options)?;
     let losses: Vec<String> = trained
         .loss
         .iter()
         .map(|loss| format!("{loss:.4}"))
         .collect();
-    let losses = losses.join(", then ");
+    let mut losses = losses.join(", then ");
+    if let Some((loss, prompts)) = trained.meaning {
+        losses += &format!("; with an encoder's cosines of {prompts} prompts {loss:.4}");
+    }
     let card = format!(
         "Trained on {} prompts: {} hidden units, {} stages of {} networks, {} passes, batch {}, lr {},\n\
          weight decay {}, dropout {}, titles in {}, seed {}. Loss {losses}.",
@@ -120,4 +156,76 @@ pub fn run(args: Args) -> Outcome {
         trained.prompts,
     ));
     Ok(())
+}
+
+/// What an encoder said of a prompt, as a line of a file.
+#[derive(Deserialize)]
+struct Read {
+    prompt: String,
+    cosines: Vec<f64>,
+}
+
+/// A prompt by the hash of its question and documents.
+fn key(example: &Example) -> String {
+    let mut all = example.question.clone();
+    for doc in &example.docs {
+        all.push('\0');
+        all.push_str(doc);
+    }
+    format!("{:016x}", term(&all))
+}
+
+/// Cosines that were kept in a file, by prompt; more of them are put after them.
+fn kept(path: &Path) -> Result<(HashMap<String, Vec<f64>>, File), Error> {
+    let open = || {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(path)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        // A run that was ended may have left a part of a line.
+        if !text.is_empty() && !text.ends_with('\n') {
+            file.write_all(b"\n")?;
+        }
+        let lines = text.lines().map(serde_json::from_str::<Read>).flatten();
+        let known = lines.map(|read| (read.prompt, read.cosines)).collect();
+        Ok((known, file))
+    };
+    open().map_err(Error::io(path))
+}
+
+/// Cosines of every Nth prompt's question and documents; `path` is where they are kept.
+fn read_by(
+    encoder: &Path,
+    prompts: &[Example],
+    every: usize,
+    path: Option<&Path>,
+) -> Outcome<Vec<Vec<f64>>> {
+    let every = every.max(1);
+    let (mut known, mut file) = (HashMap::new(), None);
+    if let Some(path) = path {
+        let (cosines, log) = kept(path)?;
+        known = cosines;
+        file = Some((log, path));
+    }
+    let model = models::locate(Some(encoder))?;
+    let engine = open(&model, Engine::builder(&model))?.engine;
+    let count = prompts.len().div_ceil(every);
+    let busy = Busy::new(format!("{count} prompts by the encoder"));
+    let mut all = vec![Vec::new(); prompts.len()];
+    for (prompt, cosines) in prompts.iter().zip(&mut all).step_by(every) {
+        let key = key(prompt);
+        if let Some(known) = known.remove(&key) {
+            *cosines = known;
+            continue;
+        }
+        *cosines = engine.rank(&prompt.question, &prompt.docs, &busy.control())?;
+        if let Some((file, path)) = &mut file {
+            let read = json!({ "prompt": key, "cosines": *cosines });
+            writeln!(file, "{read}").map_err(Error::io(*path))?;
+        }
+    }
+    Ok(all)
 }

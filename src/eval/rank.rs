@@ -8,7 +8,7 @@ use super::bootstrap::{Interval, interval};
 use crate::error::Result;
 use crate::hard::check_rate;
 use crate::hard::lexical::{Bag, bm25, grams, terms};
-use crate::hard::rank::{Prompt, Ranker, add_meaning};
+use crate::hard::rank::{Meaning, Prompt, Ranker};
 use crate::random::Random;
 use crate::text::counts::count_cl100k;
 use crate::train::rank::{Example, passages};
@@ -154,8 +154,15 @@ fn worth(
         Ranking::Encoder => meaning.to_vec(),
         Ranking::Both => {
             let candidates = prompt.candidates(0);
-            let mut worth = candidates.spread(&ranker.scores(&candidates));
-            add_meaning(&mut worth, meaning, unit);
+            let scores = ranker.scores(&candidates);
+            let mut worth = candidates.spread(&scores);
+            let read: Vec<usize> = (0..meaning.len()).collect();
+            let meaning = Meaning {
+                read: &read,
+                similarity: meaning,
+                unit,
+            };
+            ranker.add_meaning(&candidates, &scores, meaning, &mut worth);
             worth
         }
         Ranking::Bm25 => by(&|text| Bag::new(&terms(text))),

@@ -4,7 +4,7 @@
 //! the same weights to the bit.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -14,10 +14,10 @@ use super::adamw::{AdamW, Moments};
 use super::objective::Tensor;
 use super::rows::{LONGEST_LINE, Lines, json_error};
 use crate::error::{Error, Result};
-use crate::hard::lexical::{Bag, Term, idf, mean_len, saturated, terms};
+use crate::hard::lexical::{Bag, Term, idf, mean_len, saturated, terms, without};
 use crate::hard::rank::{
-    Candidates, Input, Net, Passage, Prompt, Ranker, activation, frequent_name, head, slope,
-    stage_names, title,
+    COSINE, Candidates, Input, Meaning, Net, Passage, Prompt, Ranker, activation, frequent_name,
+    head, meaning_names, slope, stage_names, title,
 };
 use crate::random::Random;
 
@@ -375,6 +375,8 @@ pub(crate) fn passages(docs: &[String]) -> Vec<Passage<'_>> {
 struct Sample {
     rows: Vec<Vec<f32>>,
     gold: Vec<bool>,
+    /// What is added to the network's score of each; none: nothing is.
+    offsets: Vec<f64>,
 }
 
 impl Sample {
@@ -383,8 +385,43 @@ impl Sample {
         Sample {
             rows: (0..gold.len()).map(row).collect(),
             gold: gold.to_vec(),
+            offsets: Vec::new(),
         }
     }
+
+    /// For the network that corrects the sum of scores and an encoder's cosines.
+    fn of_meaning(ranker: &Ranker, prompt: &Prompt<'_>, gold: &[bool], cosines: &[f64]) -> Self {
+        let candidates = prompt.candidates(usize::MAX);
+        let all: Vec<usize> = (0..gold.len()).collect();
+        let meaning = Meaning {
+            read: &all,
+            similarity: cosines,
+            unit: COSINE,
+        };
+        let (read, sum, columns) = candidates.judged(&ranker.scores(&candidates), meaning);
+        let gold: Vec<bool> = read.into_iter().map(|i| gold[i]).collect();
+        Sample {
+            offsets: sum,
+            ..Sample::new(&columns, &gold)
+        }
+    }
+}
+
+/// The largest share of a question's words that right passages lose in a copy of their prompt.
+const MOST_LOST: f64 = 0.5;
+
+/// A prompt's passages, the right ones without a share of the question's words: questions in other words than the
+/// text has, of which the rows hold few.
+fn reworded(example: &Example, mut random: Random) -> Vec<String> {
+    let share = random.unit() * MOST_LOST;
+    let question = Bag::new(&terms(&example.question));
+    let lost: HashSet<Term> = question.terms().filter(|_| random.unit() < share).collect();
+    let docs = example.docs.iter().zip(&example.gold);
+    docs.map(|(doc, gold)| match gold {
+        true => without(doc, &lost),
+        false => doc.clone(),
+    })
+    .collect()
 }
 
 /// What training found, and how it went.
@@ -394,21 +431,42 @@ pub struct Trained {
     pub ranker: Ranker,
     /// Mean loss of the last pass of each stage.
     pub loss: Vec<f64>,
+    /// Of the network that weighs an encoder's cosines, and the prompts that it was trained on.
+    pub meaning: Option<(f64, usize)>,
     /// Prompts that were trained on.
     pub prompts: usize,
 }
 
-/// Trains a ranker on prompts.
+/// Trains a ranker on prompts. `cosines` are an encoder's, of each prompt's question and its documents; a prompt
+/// that was not read has none. Without any the ranker adds cosines by a fixed weight.
 ///
 /// # Errors
-/// [`Error::Input`] where there are fewer than two prompts that hold both right and other passages, or
-/// for an option out of its range.
-pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
+/// [`Error::Input`] where there are fewer than two prompts that hold both right and other passages, where
+/// cosines do not fit their prompts, or for an option out of its range.
+pub fn train(
+    examples: &[Example],
+    cosines: Option<&[Vec<f64>]>,
+    options: &Options,
+) -> Result<Trained> {
     options.check()?;
-    let usable: Vec<&Example> = examples
+    let of = |i: usize| cosines.map_or(&[][..], |all| all.get(i).map_or(&[], Vec::as_slice));
+    if let Some(wrong) = (0..examples.len())
+        .find(|&i| !matches!(of(i).len(), n if n == 0 || n == examples[i].docs.len()))
+    {
+        return Err(Error::input(
+            format!("{} cosines", of(wrong).len()),
+            format!(
+                "expected one for each of {} documents",
+                examples[wrong].docs.len()
+            ),
+        ));
+    }
+    let (usable, cosines): (Vec<&Example>, Vec<&[f64]>) = examples
         .iter()
-        .filter(|e| e.gold.contains(&true) && e.gold.contains(&false))
-        .collect();
+        .enumerate()
+        .filter(|(_, e)| e.gold.contains(&true) && e.gold.contains(&false))
+        .map(|(i, example)| (example, of(i)))
+        .unzip();
     if usable.len() < 2 {
         return Err(Error::input(
             format!("{} prompts", usable.len()),
@@ -430,18 +488,8 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
         .collect();
     let first: Vec<_> = candidates.par_iter().map(Candidates::first).collect();
     let fit = |parts: &[Sample], stage: usize, part: u64| {
-        let names = stage_names(stage);
-        let nets: Vec<(Net, f64)> = (0..options.seeds)
-            .map(|seed| {
-                let random = Random::of(options.seed, &[2, 3 * stage as u64 + part, seed]);
-                fit(parts, &names, options, random)
-            })
-            .collect();
-        let loss = nets.iter().map(|(_, loss)| loss).sum::<f64>() / nets.len() as f64;
-        let nets: Vec<Net> = nets.into_iter().map(|(net, _)| net).collect();
-        let net = Net::mean_of(&nets);
-        net.map(|net| (net, loss))
-            .ok_or_else(|| Error::input("seeds 0", "expected 1 or more"))
+        let draws = |seed| Random::of(options.seed, &[2, 3 * stage as u64 + part, seed]);
+        fit_all(parts, &stage_names(stage), options, draws)
     };
     let (mut stages, mut losses) = (Vec::new(), Vec::new());
     let mut scores: Vec<Vec<f64>> = Vec::new();
@@ -478,11 +526,79 @@ pub fn train(examples: &[Example], options: &Options) -> Result<Trained> {
         stages.extend(Net::mean_of(&[front, back]));
         losses.push((front_loss + back_loss) / 2.0);
     }
+    let read = usable.iter().zip(&prompts).zip(&cosines);
+    let read: Vec<_> = read.filter(|(_, cosines)| !cosines.is_empty()).collect();
+    let meaning = match read.is_empty() {
+        true => None,
+        false => {
+            let others = usable.iter().zip(&cosines).filter(|(_, c)| c.is_empty());
+            let others: Vec<Example> = others.map(|(&example, _)| example.clone()).collect();
+            let samples = meaning_samples(&others, &read, options)?;
+            // Half as many features, a fifth of the prompts: half the units and passes.
+            let options = Options {
+                hidden: options.hidden.div_ceil(2),
+                epochs: options.epochs.div_ceil(2),
+                ..options.clone()
+            };
+            let draws = |seed| Random::of(options.seed, &[4, seed]);
+            Some(fit_all(&samples, &meaning_names(), &options, draws)?)
+        }
+    };
     Ok(Trained {
-        ranker: Ranker { stages },
+        meaning: meaning.as_ref().map(|(_, loss)| (*loss, read.len())),
+        ranker: Ranker {
+            stages,
+            meaning: meaning.map(|(net, _)| net),
+        },
         loss: losses,
         prompts: usable.len(),
     })
+}
+
+/// A prompt that an encoder read, and its cosines.
+type ReadPrompt<'a> = ((&'a &'a Example, &'a Prompt<'a>), &'a &'a [f64]);
+
+/// What the network over scores and cosines learns from: each prompt that was read, and a copy in other words.
+/// Scores are those of a ranker that was trained on the other prompts, as they are on new ones.
+fn meaning_samples(
+    others: &[Example],
+    read: &[ReadPrompt<'_>],
+    options: &Options,
+) -> Result<Vec<Sample>> {
+    if others.len() < 2 {
+        return Err(Error::input(
+            format!("cosines for all but {} prompts", others.len()),
+            "expected two or more without, whose ranker scores the others",
+        ));
+    }
+    let ranker = train(others, None, options)?.ranker;
+    let samples = read
+        .par_iter()
+        .enumerate()
+        .flat_map_iter(|(i, ((example, prompt), cosines))| {
+            let Example { question, gold, .. } = example;
+            let docs = reworded(example, Random::of(options.seed, &[3, i as u64]));
+            let copy = Prompt::new(question, passages(&docs));
+            [prompt, &copy].map(|prompt| Sample::of_meaning(&ranker, prompt, gold, cosines))
+        });
+    Ok(samples.collect())
+}
+
+/// Trains the networks of one stage, which are averaged; gives their mean loss too.
+fn fit_all(
+    samples: &[Sample],
+    names: &[String],
+    options: &Options,
+    draws: impl Fn(u64) -> Random,
+) -> Result<(Net, f64)> {
+    let nets: Vec<(Net, f64)> = (0..options.seeds)
+        .map(|seed| fit(samples, names, options, draws(seed)))
+        .collect();
+    let loss = nets.iter().map(|(_, loss)| loss).sum::<f64>() / nets.len() as f64;
+    let nets: Vec<Net> = nets.into_iter().map(|(net, _)| net).collect();
+    let net = Net::mean_of(&nets);
+    net.map(|net| (net, loss))
+        .ok_or_else(|| Error::input("seeds 0", "expected 1 or more"))
 }
 
 impl Options {
@@ -639,8 +755,7 @@ fn fit(samples: &[Sample], names: &[String], options: &Options, mut random: Rand
                     .map(|row| dropped(row, options.dropout, &mut random))
                     .collect();
                 let weight = 1.0 / batch.len() as f64;
-                last +=
-                    sample_gradients(&parameters, &rows, &samples[i].gold, weight, &mut gradients);
+                last += sample_gradients(&parameters, &rows, &samples[i], weight, &mut gradients);
             }
             let gradients: Vec<Vec<f32>> = gradients
                 .iter()
@@ -709,20 +824,24 @@ fn dropped(row: &[f32], share: f64, random: &mut Random) -> Vec<f32> {
 }
 
 /// The loss of a prompt, mean over its right passages of softplus(logsumexp(others) − score), and its
-/// gradients times `weight`.
+/// gradients times `weight`. `rows` are the sample's, standardised and in part unseen.
 fn sample_gradients(
     parameters: &Parameters,
     rows: &[Vec<f32>],
-    gold: &[bool],
+    sample: &Sample,
     weight: f64,
     gradients: &mut [Vec<f64>],
 ) -> f64 {
+    let gold = &sample.gold;
     let mut units = vec![Vec::new(); rows.len()];
-    let scores: Vec<f64> = rows
+    let mut scores: Vec<f64> = rows
         .iter()
         .zip(&mut units)
         .map(|(row, units)| parameters.forward(row, units))
         .collect();
+    for (score, offset) in scores.iter_mut().zip(&sample.offsets) {
+        *score += offset;
+    }
     let others = || {
         scores
             .iter()

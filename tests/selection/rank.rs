@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use crate::common::fake::{AnyScores, byte_tokenizer};
+use prefold::eval::rank::{Ranking, recall};
 use prefold::hard::{self, Compressed, Effort, Exact, Ranker, Request};
 use prefold::model::{Scorer, Session};
 use prefold::train::rank::{Example, Options, train};
@@ -211,9 +212,11 @@ fn training_gives_the_same_bits_and_learns() {
         ..Options::default()
     };
     let examples = examples(120);
-    let trained = train(&examples, &options).expect("it trains");
+    let trained = train(&examples, None, &options).expect("it trains");
     assert_eq!(
-        train(&examples, &options).expect("it trains again").ranker,
+        train(&examples, None, &options)
+            .expect("it trains again")
+            .ranker,
         trained.ranker
     );
     let other = Options {
@@ -221,7 +224,7 @@ fn training_gives_the_same_bits_and_learns() {
         ..options.clone()
     };
     assert_ne!(
-        train(&examples, &other).expect("it trains").ranker,
+        train(&examples, None, &other).expect("it trains").ranker,
         trained.ranker
     );
     assert!(trained.loss[1] < 0.3, "{:?}", trained.loss);
@@ -232,10 +235,11 @@ fn training_gives_the_same_bits_and_learns() {
         best.is_some_and(|best| example.gold[best])
     });
     assert!(right.count() >= 110);
-    assert!(train(&examples[..1], &options).is_err());
+    assert!(train(&examples[..1], None, &options).is_err());
     assert!(
         train(
             &examples,
+            None,
             &Options {
                 epochs: 0,
                 ..options
@@ -243,4 +247,56 @@ fn training_gives_the_same_bits_and_learns() {
         )
         .is_err()
     );
+}
+
+/// Cosines that know the right passage by little, and questions whose words do not tell it: what the fixed weight
+/// cannot see, training finds.
+#[test]
+fn cosines_are_weighed_by_training() {
+    let options = Options {
+        epochs: 12,
+        hidden: 4,
+        seeds: 1,
+        ..Options::default()
+    };
+    let examples = examples(120);
+    let cosine = |gold: &bool| if *gold { 0.31 } else { 0.3 };
+    let cosines: Vec<Vec<f64>> = examples
+        .iter()
+        .enumerate()
+        .map(|(i, example)| match i % 2 {
+            0 => example.gold.iter().map(cosine).collect(),
+            _ => Vec::new(),
+        })
+        .collect();
+    let plain = train(&examples, None, &options).expect("it trains");
+    let trained = train(&examples, Some(&cosines), &options).expect("it trains");
+    assert_eq!(trained.meaning.map(|(_, prompts)| prompts), Some(60));
+    // What serves without an encoder is the same, and the new part comes after it.
+    let text = trained.ranker.to_text("");
+    assert!(text.starts_with(&plain.ranker.to_text("")));
+    assert!(text.contains("\nmeaning\n"));
+    assert_eq!(Ranker::parse(&text).as_ref(), Ok(&trained.ranker));
+    assert!(Ranker::parse(&(text + "stage 4")).is_err());
+
+    let vague: Vec<Example> = examples
+        .iter()
+        .map(|example| Example {
+            question: "Which castles have six towers or two?".into(),
+            ..example.clone()
+        })
+        .collect();
+    let cosines: Vec<Vec<f64>> = vague
+        .iter()
+        .map(|example| example.gold.iter().map(cosine).collect())
+        .collect();
+    let whole = |ranker: &Ranker| {
+        let rows = recall(&vague, ranker, Some((&cosines, 12.5)), &[0.2], 1).expect("a table");
+        let both = rows.iter().find(|row| row.ranking == Ranking::Both);
+        both.and_then(|row| row.whole).expect("a share").mean
+    };
+    let (by_weight, by_training) = (whole(&plain.ranker), whole(&trained.ranker));
+    assert!(by_training > by_weight + 0.2, "{by_weight}, {by_training}");
+    let wrong = [vec![0.5]];
+    assert!(train(&examples, Some(&wrong), &options).is_err());
 }

@@ -89,6 +89,28 @@ pub(crate) fn terms(text: &str) -> Vec<Term> {
     terms
 }
 
+/// A text without some of its words, whatever their endings.
+pub(crate) fn without(text: &str, dropped: &HashSet<Term>) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let inside = in_word(first);
+        let end = rest
+            .find(|c: char| in_word(c) != inside)
+            .unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        let mut found = false;
+        if inside {
+            each_word(run, |word| found |= dropped.contains(&term(word)));
+        }
+        if !found {
+            kept.push_str(run);
+        }
+        rest = after;
+    }
+    kept
+}
+
 /// Calls `gram` with each run of four characters of a word and the borders around it.
 pub(crate) fn each_gram(word: &str, mut gram: impl FnMut(Term)) {
     let mut bounded = String::with_capacity(word.len() + 2);

@@ -253,7 +253,20 @@ impl Exact<'_> {
         if let Some(unit) = self.lm.similarity_unit()
             && self.options.effort != Effort::Fast
         {
-            self.add_meaning(question, contexts, parsed, passages, unit, &mut worth)?;
+            let mut read = descending(&worth);
+            if self.options.effort == Effort::Balanced {
+                read.truncate(ENCODED);
+            }
+            let texts: Vec<&str> = read
+                .iter()
+                .map(|&i| passages[i].text(contexts, parsed))
+                .collect();
+            let meaning = rank::Meaning {
+                read: &read,
+                similarity: &self.lm.similarity(question, &texts)?,
+                unit,
+            };
+            ranker.add_meaning(&candidates, &scores, meaning, &mut worth);
         }
         let read = self.to_read(
             &worth,
@@ -280,34 +293,6 @@ impl Exact<'_> {
             sentences[passage.context][passage.sentences.clone()].copy_from_slice(&own);
         }
         Ok((worth, sentences))
-    }
-
-    /// Adds what an encoder says to the worth of the passages that rank highest; the others are taken to be
-    /// as unlike the question as the least like of these.
-    fn add_meaning(
-        &self,
-        question: &str,
-        contexts: &[String],
-        parsed: &[Parsed],
-        passages: &[Passage],
-        unit: f64,
-        worth: &mut [f64],
-    ) -> Result<()> {
-        let mut order = descending(worth);
-        if self.options.effort == Effort::Balanced {
-            order.truncate(ENCODED);
-        }
-        let texts: Vec<&str> = order
-            .iter()
-            .map(|&i| passages[i].text(contexts, parsed))
-            .collect();
-        let similar = self.lm.similarity(question, &texts)?;
-        let mut all = vec![similar.iter().copied().fold(f64::INFINITY, f64::min); worth.len()];
-        for (i, similar) in order.into_iter().zip(similar) {
-            all[i] = similar;
-        }
-        rank::add_meaning(worth, &all, unit);
-        Ok(())
     }
 
     /// The passages that the model is to read: those close to where the budget ends, which the ranker

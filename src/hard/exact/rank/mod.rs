@@ -8,9 +8,11 @@
 //! reach. `prefold train rank` makes others.
 
 mod features;
+mod meaning;
 mod net;
 mod passage;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use features::{Column, LEXICAL, Lexical, Overall, STEPS, inverse_ranks};
 pub(crate) use features::{descending, standardised};
+use meaning::Judged;
 pub(crate) use net::{Input, Net, activation, slope};
 pub(crate) use passage::{Passage, frequent_name, head, title};
 use passage::{Question, Words};
@@ -47,6 +50,8 @@ pub struct Ranker {
     /// The first over the features of a prompt, each further one over those and the scores of the one before:
     /// [`stage_names`].
     pub(crate) stages: Vec<Net>,
+    /// What corrects the sum of the last stage's scores and an encoder's similarity, where it was trained.
+    pub(crate) meaning: Option<Net>,
 }
 
 impl From<Ranker> for String {
@@ -78,6 +83,11 @@ pub(crate) fn stage_names(stage: usize) -> Vec<String> {
     names
 }
 
+/// The features of the network that weighs an encoder's similarity.
+pub(crate) fn meaning_names() -> Vec<String> {
+    meaning::MEANING.map(String::from).to_vec()
+}
+
 /// Passages that are looked at closely where a caller does not ask for more.
 pub(crate) const CHOSEN: usize = 64;
 /// The most that are: pairs of them are compared.
@@ -92,7 +102,7 @@ pub(crate) const PASSAGE_WEIGHT: f64 = 2.0;
 
 /// Log-odds that a cosine of 1 is worth beside the ranker's: of 1/0.05 and 1/0.08, two usual temperatures of
 /// such encoders, the one that lost least on questions of two steps.
-const COSINE: f64 = 12.5;
+pub(crate) const COSINE: f64 = 12.5;
 
 /// What a unit of an encoder's similarity is worth in log-odds: a reranker's score is that already.
 pub(crate) fn similarity_unit(encoder: &Config) -> f64 {
@@ -102,16 +112,19 @@ pub(crate) fn similarity_unit(encoder: &Config) -> f64 {
     }
 }
 
-/// Adds to the ranker's worth of passages how alike they are to the question in meaning; `unit` is what one
-/// of that is worth.
-pub(crate) fn add_meaning(worth: &mut [f64], similarity: &[f64], unit: f64) {
-    for (worth, similarity) in worth.iter_mut().zip(similarity) {
-        *worth += unit * similarity;
-    }
+/// What an encoder says of passages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meaning<'a> {
+    /// The passages that it read, and how alike each is to the question.
+    pub read: &'a [usize],
+    pub similarity: &'a [f64],
+    /// What a unit of that is worth in log-odds: [`similarity_unit`].
+    pub unit: f64,
 }
 
 /// A prompt's passages, ready to be scored.
 pub(crate) struct Candidates<'p> {
+    question: &'p Question,
     words: &'p [Words],
     lexical: Lexical<'p>,
     /// The passages that were chosen, and by words alone the worth of all.
@@ -157,6 +170,7 @@ impl<'t> Prompt<'t> {
         };
         let (question, passages) = (&self.question, &self.passages);
         Candidates {
+            question,
             lexical: Lexical::new(question, passages, &self.words, &overall, &chosen),
             words: &self.words,
             chosen,
@@ -238,6 +252,49 @@ impl Candidates<'_> {
         columns
     }
 
+    /// Of the chosen passages that an encoder read, which they are, the sum of score and similarity, and the
+    /// features of the network that corrects it.
+    pub fn judged(
+        &self,
+        scores: &[f64],
+        meaning: Meaning<'_>,
+    ) -> (Vec<usize>, Column, Vec<Column>) {
+        let similar: HashMap<usize, f64> = meaning
+            .read
+            .iter()
+            .copied()
+            .zip(meaning.similarity.iter().copied())
+            .collect();
+        let places: Vec<usize> = (0..self.chosen.len())
+            .filter(|&place| similar.contains_key(&self.chosen[place]))
+            .collect();
+        let scores: Column = places.iter().map(|&place| scores[place]).collect();
+        let similarity: Column = places
+            .iter()
+            .map(|&place| similar[&self.chosen[place]])
+            .collect();
+        let sum: Column = scores
+            .iter()
+            .zip(&similarity)
+            .map(|(score, similarity)| score + meaning.unit * similarity)
+            .collect();
+        let (names, first) = (stage_names(0), self.first());
+        let judged = Judged {
+            scores: &scores,
+            similarity: &similarity,
+            sum: &sum,
+            question: self.question.terms.len(),
+        };
+        let columns = judged.columns(|name| {
+            let column = names.iter().position(|n| n == name);
+            let column = column.map(|at| &first[at]);
+            let value = |&place: &usize| column.map_or(0.0, |column| column[place]);
+            places.iter().map(value).collect()
+        });
+        let read = places.iter().map(|&place| self.chosen[place]).collect();
+        (read, sum, columns)
+    }
+
     /// The worth of every passage from the scores of those that were chosen: the others follow, by
     /// words alone.
     pub fn spread(&self, scores: &[f64]) -> Vec<f64> {
@@ -286,6 +343,35 @@ impl Ranker {
         scores
     }
 
+    /// Adds what an encoder says to the worth of passages, given the scores of those that were chosen. What it
+    /// has not read is taken to be as unlike the question as the least like that it has.
+    pub(crate) fn add_meaning(
+        &self,
+        candidates: &Candidates<'_>,
+        scores: &[f64],
+        meaning: Meaning<'_>,
+        worth: &mut [f64],
+    ) {
+        let similarity = meaning.similarity.iter().copied();
+        let least = similarity.clone().fold(f64::INFINITY, f64::min);
+        let mut all = vec![least; worth.len()];
+        for (&i, similarity) in meaning.read.iter().zip(similarity) {
+            all[i] = similarity;
+        }
+        for (worth, similarity) in worth.iter_mut().zip(all) {
+            *worth += meaning.unit * similarity;
+        }
+        // Trained on cosines, which a reranker's scores are not.
+        if let Some(net) = self.meaning.as_ref().filter(|_| meaning.unit == COSINE) {
+            let (read, _, columns) = candidates.judged(scores, meaning);
+            let corrections = net.scores(&columns);
+            let mean = corrections.iter().sum::<f64>() / corrections.len().max(1) as f64;
+            for (i, correction) in read.into_iter().zip(corrections) {
+                worth[i] += correction - mean;
+            }
+        }
+    }
+
     /// Reads the weights that `prefold train rank` wrote.
     ///
     /// # Errors
@@ -318,12 +404,16 @@ impl Ranker {
         for (stage, net) in self.stages.iter().enumerate() {
             text += &format!("stage {}\n{}", stage + 1, net.to_text());
         }
+        if let Some(net) = &self.meaning {
+            text += &format!("meaning\n{}", net.to_text());
+        }
         text
     }
 
     /// Numbers that training found.
     pub fn weights(&self) -> usize {
-        self.stages.iter().map(Net::weights).sum()
+        let all = self.stages.iter().chain(&self.meaning);
+        all.map(Net::weights).sum()
     }
 
     /// Reads what [`Ranker::to_text`] wrote.
@@ -345,8 +435,17 @@ impl Ranker {
             }
             None => return Err("it is empty".into()),
         }
-        let mut stages = Vec::new();
+        let (mut stages, mut meaning) = (Vec::new(), None);
         while let Some((number, line)) = lines.next() {
+            if meaning.is_some() {
+                return Err(format!(
+                    "line {number}: expected nothing more, got `{line}`"
+                ));
+            }
+            if line == "meaning" && !stages.is_empty() {
+                meaning = Some(Net::parse(&mut lines, &meaning_names())?);
+                continue;
+            }
             let want = format!("stage {}", stages.len() + 1);
             if line != want {
                 return Err(format!("line {number}: expected `{want}`, got `{line}`"));
@@ -355,7 +454,7 @@ impl Ranker {
         }
         match stages.is_empty() {
             true => Err("it ends before `stage 1`".into()),
-            false => Ok(Ranker { stages }),
+            false => Ok(Ranker { stages, meaning }),
         }
     }
 }
