@@ -301,7 +301,7 @@ fn what_is_not_of_the_layout_is_refused_in_one_line() {
             changed(|n| n != q, &[(q, vec![2, 16], F32)]),
         ),
         (
-            "no matrix",
+            "not a matrix",
             changed(|n| n != q, &[(q, vec![3, 16, 1], F32)]),
         ),
         (
