@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::hard::lexical::term;
+use crate::hard::rank::{COSINE, similarity_unit};
 use crate::train::rank::{Example, Options, prompts, read, read_corpus, train};
 use crate::{Engine, Error};
 
@@ -189,9 +190,12 @@ fn kept(path: &Path) -> Result<(HashMap<String, Vec<f64>>, File), Error> {
         if !text.is_empty() && !text.ends_with('\n') {
             file.write_all(b"\n")?;
         }
-        let lines = text.lines().map(serde_json::from_str::<Read>).flatten();
-        let known = lines.map(|read| (read.prompt, read.cosines)).collect();
-        Ok((known, file))
+        let lines = text.lines();
+        let lines = lines.filter_map(|line| serde_json::from_str::<Read>(line).ok());
+        Ok((
+            lines.map(|read| (read.prompt, read.cosines)).collect(),
+            file,
+        ))
     };
     open().map_err(Error::io(path))
 }
@@ -212,6 +216,14 @@ fn read_by(
     }
     let model = models::locate(Some(encoder))?;
     let engine = open(&model, Engine::builder(&model))?.engine;
+    if similarity_unit(engine.config()) != COSINE {
+        return Err(Error::Unsupported {
+            what: format!("training by {}", model.display()),
+            have: "encoders whose vectors are compared; a reranker's scores are added as they are"
+                .into(),
+        }
+        .into());
+    }
     let count = prompts.len().div_ceil(every);
     let busy = Busy::new(format!("{count} prompts by the encoder"));
     let mut all = vec![Vec::new(); prompts.len()];

@@ -249,17 +249,25 @@ fn training_gives_the_same_bits_and_learns() {
     );
 }
 
-/// Cosines that know the right passage by little, and questions whose words do not tell it: what the fixed weight
-/// cannot see, training finds.
+/// Cosines that know the right passage by little, and questions of which a third do not tell it by words: what the
+/// fixed weight cannot see, training finds.
 #[test]
 fn cosines_are_weighed_by_training() {
     let options = Options {
-        epochs: 12,
+        epochs: 40,
+        batch: 8,
         hidden: 4,
         seeds: 1,
         ..Options::default()
     };
-    let examples = examples(120);
+    let vague = |example: Example| Example {
+        question: "Which castles have six towers or two?".into(),
+        ..example
+    };
+    let mut examples = examples(120);
+    for example in examples.iter_mut().step_by(3) {
+        *example = vague(example.clone());
+    }
     let cosine = |gold: &bool| if *gold { 0.31 } else { 0.3 };
     let cosines: Vec<Vec<f64>> = examples
         .iter()
@@ -279,13 +287,7 @@ fn cosines_are_weighed_by_training() {
     assert_eq!(Ranker::parse(&text).as_ref(), Ok(&trained.ranker));
     assert!(Ranker::parse(&(text + "stage 4")).is_err());
 
-    let vague: Vec<Example> = examples
-        .iter()
-        .map(|example| Example {
-            question: "Which castles have six towers or two?".into(),
-            ..example.clone()
-        })
-        .collect();
+    let vague: Vec<Example> = examples.iter().cloned().map(vague).collect();
     let cosines: Vec<Vec<f64>> = vague
         .iter()
         .map(|example| example.gold.iter().map(cosine).collect())

@@ -283,6 +283,14 @@ mod tests {
     }
 
     #[test]
+    fn words_are_taken_out_with_their_inflections() {
+        let dropped = terms("walking keeper").into_iter().collect();
+        let text = "The Keepers walked; 東京's walkway, keeper!";
+        assert_eq!(without(text, &dropped), "The  ; 東京's walkway, !");
+        assert_eq!(without("", &dropped), "");
+    }
+
+    #[test]
     fn rare_words_weigh_more_and_long_texts_less() {
         let bag = |text: &str| Bag::new(&terms(text));
         let texts: Vec<Bag> = [

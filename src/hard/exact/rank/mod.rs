@@ -33,7 +33,7 @@ use crate::files::read_bounded;
 use crate::model::config::{Config, EncoderHead};
 use crate::text::sentences::sentences;
 
-/// A learned ranker of passages: two small networks over words, heads and names.
+/// A learned ranker of passages: small networks over words, heads and names.
 ///
 /// ```
 /// use prefold::hard::Ranker;
