@@ -23,8 +23,8 @@ template <int LEFT> DEVICE void copy_wait() { asm volatile("cp.async.wait_group 
 
 #else
 
-inline void copy_async_16(void *to, const void *from, unsigned valid) {
-  host::copy_async(to, from, 16, valid);
+inline void copy_async_16(void *to, const void *from, unsigned valid WHERE) {
+  host::copy_async(to, from, 16, valid, file, line);
 }
 inline void copy_commit() { host::copy_commit(); }
 template <int LEFT> inline void copy_wait() { host::copy_wait(LEFT); }

@@ -1,5 +1,5 @@
 // sm_90 alone: clusters of blocks, barriers in shared memory (mbarrier), copies of boxes by the tensor memory
-// accelerator (TMA), and matmuls of a warpgroup of 128 threads (wgmma). On the host: host/hopper.h.
+// accelerator (TMA), and matmuls of a warpgroup of 128 threads (wgmma). On the host: cuda_emulator_sm90.h.
 //
 // Addresses of shared memory are 32-bit addresses of the shared window (`shared_address`). A box of 64 columns of bf16
 // has rows of 128 bytes, of which the 16-byte pieces are permuted by the 128-byte swizzle: piece ^= row % 8, as bits

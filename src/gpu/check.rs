@@ -19,7 +19,7 @@ const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
 
 impl<L: Launcher> Gpu<L> {
-    /// Runs the ops of a forward pass and of a selection on small shapes, ragged and long enough that
+    /// Runs the ops of a forward pass and of a selection on small shapes, ragged and, within a tile, long enough that
     /// every pipeline wraps, beside the CPU: some milliseconds.
     ///
     /// # Errors
@@ -92,6 +92,21 @@ fn forward<B: Backend>(b: &B) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let mut nll = blank(ROWS)?;
     b.nll(WIDTH, &x, &head, &picks, &mut nll)?;
     results.push(("nll", b.download(&nll, 0..ROWS)?));
+
+    // More rows than one tile has, and more steps of a sum than any kernel has stages.
+    let (rows, width, vocab) = (130, 328, 700);
+    let half: Vec<f32> = floats(rows * width, 20).iter().map(|x| x / 2.0).collect();
+    let long = b.upload(&half)?;
+    let wide = b.matrix(vocab, width, &floats(vocab * width, 21))?;
+    let far: Vec<NllTarget> = (0..rows as u32)
+        .map(|row| NllTarget {
+            row,
+            target: row * 37 % vocab as u32,
+        })
+        .collect();
+    let mut nll = blank(rows)?;
+    b.nll(width, &long, &wide, &far, &mut nll)?;
+    results.push(("nll", b.download(&nll, 0..rows)?));
 
     // Directly after an op a product may read the operand that the op has left, in place of its result; all
     // that it needs is there before, since what is uploaded between them would end that.

@@ -326,15 +326,18 @@ impl Cuda {
 
     /// The driver's encoder of tensor maps, if all is there that kernels for compute capability 9.0 need: such a
     /// device and no later one, images with their code (an nvcc before 12.0 makes none), and a driver for CUDA 12.
-    fn encoder(&self) -> Option<EncodeTiled> {
-        if self.capability != (9, 0) || self.bind().is_err() {
-            return None;
+    fn encoder(&self) -> Result<Option<EncodeTiled>> {
+        if self.capability != (9, 0) {
+            return Ok(None);
         }
-        self.find("nll90").ok()??;
+        self.bind()?;
+        if self.find("nll90")?.is_none() {
+            return Ok(None);
+        }
         // Not by cudarc's function of that name, which panics where the driver does not have it.
         // SAFETY: the function has this type since it exists.
         let found = unsafe { sys::culib().get::<EncodeTiled>(b"cuTensorMapEncodeTiled\0") };
-        found.ok().map(|encode| *encode)
+        Ok(found.ok().map(|encode| *encode))
     }
 
     /// A kernel by its name, with the shared memory and the carve-out of its launch.
@@ -710,7 +713,14 @@ impl Launcher for Cuda {
     }
 
     fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
-        let encode = *self.encode.get_or_init(|| self.encoder());
+        // What failed may be there at the next call.
+        let encode = match self.encode.get() {
+            Some(&encode) => encode,
+            None => {
+                let encode = self.encoder().ok()?;
+                *self.encode.get_or_init(|| encode)
+            }
+        };
         // SAFETY: `encoder` found the driver's.
         unsafe { boxed.encoded(encode?) }
     }

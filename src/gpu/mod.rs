@@ -191,7 +191,7 @@ impl<L: Launcher> Gpu<L> {
         }
     }
 
-    /// The device.
+    /// The device. What is allocated or copied by it directly, recordings of launches do not notice.
     pub fn launcher(&self) -> &L {
         &self.launcher
     }

@@ -39,8 +39,8 @@ pub(super) fn note(launch: Launch) {
     });
 }
 
-/// A launcher whose copies and allocations end a recording: a replay would not repeat them, and memory
-/// might be freed by then.
+/// A launcher whose copies and allocations make a recording unusable: a replay would not repeat them, and
+/// memory might be freed by then.
 pub(super) struct Watched<L>(pub L);
 
 impl<L> Deref for Watched<L> {

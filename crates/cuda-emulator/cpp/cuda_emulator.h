@@ -66,7 +66,7 @@ void collective(const char *what, unsigned mask, void *payload, void (*compute)(
                 const char *file, int line);
 // The same, and what a lane wrote before is seen by the others after.
 void warp_barrier(unsigned mask, const char *file, int line);
-void copy_async(void *to, const void *from, unsigned bytes, unsigned valid);
+void copy_async(void *to, const void *from, unsigned bytes, unsigned valid, const char *file, int line);
 void copy_commit();
 void copy_wait(unsigned left);
 // Ends the launch with a report.

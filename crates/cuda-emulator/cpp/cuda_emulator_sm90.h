@@ -1,5 +1,5 @@
-// What sm_90 adds, for kernels compiled by a host compiler: see hopper.inc, and arch/hopper.cuh for the names that
-// kernels use.
+// What sm_90 adds, for kernels compiled by a host compiler: see hopper.inc. Kernels wrap these functions beside
+// their PTX; launches are in clusters of two blocks or more.
 #pragma once
 #include "cuda_emulator.h"
 

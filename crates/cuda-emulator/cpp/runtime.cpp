@@ -1,8 +1,8 @@
 // Executes kernels on a CPU, to find their mistakes without a GPU.
 //
-// Blocks run one after another, those of a cluster together (hopper.inc). The threads of a block are fibers: each runs until it needs others,
-// at a barrier or a warp collective, and then the next one does, in ascending, descending or random
-// order. So a result that depends on an order that is not promised differs between runs. Shared memory
+// Blocks run one after another, those of a cluster together (hopper.inc). The threads of a block are
+// fibers: each runs until it needs others, at a barrier or a warp collective, and then the next one does,
+// in ascending, descending or random order. So a result that depends on an order that is not promised differs between runs. Shared memory
 // holds NaN before each block. Copies land early or late (see copy_async). What cannot continue is
 // reported with file and line: barriers that only some threads reach, lanes at different collectives,
 // deadlocks.
@@ -460,11 +460,11 @@ void warp_barrier(unsigned mask, const char *file, int line) {
   acquire(meeting);
 }
 
-void copy_async(void *to, const void *from, unsigned bytes, unsigned valid) {
+void copy_async(void *to, const void *from, unsigned bytes, unsigned valid, const char *file, int line) {
   Machine &m = *machine;
   const Copy copy{to, from, bytes, valid};
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
-    fail("a copy is not aligned", "copy.cuh", 0);
+    fail("a copy is not aligned", file, line);
   if (m.late) m.fibers[m.current].copies.back().push_back(copy);
   else land(copy);
 }
@@ -544,7 +544,13 @@ extern "C" int cuda_emulator_launch(const char *name, const void *params, size_t
   }
   m.warps.assign(threads * blocks / 32, {});
   m.kernel = kernel;
-  m.params = params;
+  // Aligned as any struct may ask.
+  struct alignas(128) Piece {
+    unsigned char bytes[128];
+  };
+  std::vector<Piece> copied((size + sizeof(Piece) - 1) / sizeof(Piece));
+  memcpy(copied.data(), params, size);
+  m.params = copied.data();
   m.order = static_cast<Order>(order);
   m.late = late != 0;
   m.seed = seed;

@@ -1,11 +1,11 @@
 //! Makes libraries of C++: of kernels, and the stand-in driver.
 
 use std::collections::hash_map::DefaultHasher;
+use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::{env, fs};
 
 use crate::{Error, Result};
 
@@ -16,11 +16,12 @@ pub(crate) fn sources() -> PathBuf {
 
 /// Compiles one translation unit of kernels into a library in the folder `out`, and gives its path.
 /// Kernels include `cuda_emulator.h`; `include` are more folders to look in. The library's name holds
-/// a fingerprint of the unit, these folders and the emulator: what is unchanged is not compiled again.
+/// a fingerprint of the unit, the files directly in these folders, the emulator, `CXX` and `CXXFLAGS`: what is
+/// unchanged is not compiled again. Warnings are errors. Name the unit's own folder where it has headers.
 ///
 /// # Errors
 ///
-/// [`Error::NoCompiler`], [`Error::Compile`] with the compiler's report, [`Error::File`].
+/// [`Error::Platform`] elsewhere than on Linux, [`Error::NoCompiler`], [`Error::Compile`] with the compiler's report, [`Error::File`].
 pub fn compile(unit: &Path, include: &[PathBuf], out: &Path) -> Result<PathBuf> {
     let folders: Vec<PathBuf> = include.iter().cloned().chain([sources()]).collect();
     let text = fs::read(unit).map_err(|source| Error::File {
@@ -29,6 +30,9 @@ pub fn compile(unit: &Path, include: &[PathBuf], out: &Path) -> Result<PathBuf> 
     })?;
     let mut hash = DefaultHasher::new();
     (fingerprint(&folders)?, text).hash(&mut hash);
+    for variable in ["CXX", "CXXFLAGS"] {
+        std::env::var_os(variable).hash(&mut hash);
+    }
     let name = unit.file_name().unwrap_or_default().to_string_lossy();
     let name = name.replace('.', "-");
     let library = out.join(format!("{name}-{:016x}.so", hash.finish()));
@@ -47,7 +51,7 @@ pub fn compile(unit: &Path, include: &[PathBuf], out: &Path) -> Result<PathBuf> 
 /// # Errors
 ///
 /// [`Error::File`].
-pub fn fingerprint(folders: &[PathBuf]) -> Result<u64> {
+pub(crate) fn fingerprint(folders: &[PathBuf]) -> Result<u64> {
     let mut hash = DefaultHasher::new();
     for folder in folders {
         let failed = |source| Error::File {
@@ -72,6 +76,9 @@ pub fn fingerprint(folders: &[PathBuf]) -> Result<u64> {
 
 /// Makes a shared library unless it is there.
 pub(crate) fn shared_library(library: &Path, arguments: impl FnOnce(&mut Command)) -> Result<()> {
+    if !cfg!(target_os = "linux") {
+        return Err(Error::Platform);
+    }
     // One at a time: threads of a test ask for the same library.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);

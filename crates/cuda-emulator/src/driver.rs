@@ -9,10 +9,12 @@ use libloading::Library;
 use crate::compile::{fingerprint, shared_library, sources};
 use crate::{Error, Result};
 
+/// As in cpp/driver/state.h.
+const DEVICES: c_int = 256;
+
 /// Stand-ins for NVIDIA's driver and cuBLASLt in this process, executing the kernels of a library.
 pub struct StandIn {
     library: Library,
-    next: AtomicI32,
 }
 
 /// One device of the stand-in. Tests that run at the same time take one each.
@@ -33,9 +35,6 @@ impl StandIn {
     /// [`Error::Platform`] where this is not Linux; [`Error::NoCompiler`]; [`Error::Compile`] with the
     /// compiler's report; [`Error::File`].
     pub fn build(out: &Path) -> Result<PathBuf> {
-        if !cfg!(target_os = "linux") {
-            return Err(Error::Platform);
-        }
         let sources = sources().join("driver");
         let hash = fingerprint(std::slice::from_ref(&sources))?;
         let folder = out.join(format!("driver-{hash:016x}"));
@@ -54,7 +53,7 @@ impl StandIn {
         Ok(folder)
     }
 
-    /// Loads both into this process, for good. What asks for libcuda.so from then on gets the stand-in,
+    /// Loads both into this process, for good; once, as all share one driver and one library of kernels. What asks for libcuda.so from then on gets the stand-in,
     /// even where there is a driver. `folder` is [`StandIn::build`]'s, `kernels` a library by
     /// [`compile`](crate::compile).
     ///
@@ -73,15 +72,21 @@ impl StandIn {
         if failed != 0 {
             return Err(Error::NoKernels(kernels.into()));
         }
-        Ok(StandIn {
-            library,
-            next: AtomicI32::new(0),
-        })
+        Ok(StandIn { library })
     }
 
     /// The next device: of an architecture (90 for sm_90), with so many multiprocessors and bytes of memory.
+    ///
+    /// # Panics
+    ///
+    /// After 256 devices of a process.
     pub fn device(&self, architecture: i32, processors: i32, bytes: usize) -> StandInDevice<'_> {
-        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        static NEXT: AtomicI32 = AtomicI32::new(0);
+        let index = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(
+            (0..DEVICES).contains(&index),
+            "no more than {DEVICES} devices"
+        );
         type Device = unsafe extern "C" fn(c_int, c_int, c_int, c_int, usize);
         let device = StandInDevice {
             library: &self.library,
@@ -134,7 +139,8 @@ impl StandInDevice<'_> {
         self.text(b"stand_in_left\0")
     }
 
-    /// How often something was done: "launches", "products", "replays", "captures", "waits", "released".
+    /// How often something was done: "launches", "products", "replays", "captures", "waits", "released", "clusters",
+    /// "dependent launches", or a function of the driver that executes; 0 for another word.
     pub fn count(&self, what: &str) -> usize {
         type Count = unsafe extern "C" fn(c_int, *const c_char) -> usize;
         let what = c_string(what);

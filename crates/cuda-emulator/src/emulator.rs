@@ -1,6 +1,6 @@
 //! Runs kernels of a compiled library, one block after another.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ pub struct Launch<'a> {
     pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: usize,
-    /// The bytes of the kernel's parameter struct, aligned to 8.
+    /// The bytes of the kernel's parameter struct.
     pub params: &'a [u8],
 }
 
@@ -135,7 +135,7 @@ impl Emulator {
     ///
     /// # Errors
     ///
-    /// [`Error::Memory`] for sizes that no address space has.
+    /// [`Error::Memory`] where so much cannot be had.
     pub fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Memory> {
         let fill = if zeroed { 0 } else { POISON };
         Memory::new(bytes, fill, &self.live)
@@ -161,7 +161,7 @@ impl Emulator {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let at = address as usize;
         let piece = live.range(..=at).next_back();
-        piece.is_some_and(|(&begin, &held)| at + bytes <= begin + held)
+        piece.is_some_and(|(&begin, &held)| at - begin <= held && bytes <= held - (at - begin))
     }
 
     /// Begin and size of a piece of memory whose guards are damaged.
@@ -289,9 +289,7 @@ impl Memory {
         let layout = Self::layout(bytes)?;
         // SAFETY: the size is not zero, and all of it is written before anyone reads.
         let begin = unsafe {
-            let Some(base) = NonNull::new(alloc(layout)) else {
-                handle_alloc_error(layout)
-            };
+            let base = NonNull::new(alloc(layout))?;
             base.write_bytes(CANARY, bytes + 2 * GUARD);
             let begin = base.add(GUARD);
             begin.write_bytes(fill, bytes);

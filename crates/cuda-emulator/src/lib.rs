@@ -10,7 +10,7 @@ mod compile;
 mod driver;
 mod emulator;
 
-pub use compile::{compile, fingerprint};
+pub use compile::compile;
 pub use driver::{StandIn, StandInDevice};
 pub use emulator::{Emulator, EncodeTiled, Launch, Memory, Order, Schedule};
 
@@ -51,7 +51,7 @@ pub enum Error {
     /// Memory that cannot be had, or bytes outside of a piece.
     #[error("{0}")]
     Memory(String),
-    /// The stand-in driver is for Linux.
-    #[error("the stand-in for NVIDIA's driver is for Linux")]
+    /// Kernels and the stand-in driver are built on Linux.
+    #[error("CUDA kernels are executed by the CPU on Linux alone")]
     Platform,
 }

@@ -21,6 +21,7 @@ fn out() -> &'static Path {
 fn kernels() -> Option<PathBuf> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reverse.cu");
     match compile(&unit, &[], out()) {
+        Err(Error::Platform) => None,
         Err(Error::NoCompiler(which)) if std::env::var_os("CI").is_none() => {
             eprintln!("skipped: no C++ compiler ({which})");
             None
@@ -107,7 +108,7 @@ fn a_kernel_that_does_not_compile_is_reported() {
     std::fs::write(&unit, "#include \"cuda_emulator.h\"\nint broken( {\n").unwrap();
     match compile(&unit, &[], out()) {
         Err(Error::Compile(report)) => assert!(report.contains("broken.cu:2"), "{report}"),
-        Err(Error::NoCompiler(_)) => {}
+        Err(Error::NoCompiler(_) | Error::Platform) => {}
         other => panic!("{other:?}"),
     }
 }
@@ -246,7 +247,6 @@ fn the_stand_in_driver_runs_kernels_late_and_counts_what_is_left() {
     assert_eq!(device.count("launches"), 1);
     assert_eq!(got.as_slice(), reversed());
     assert_eq!(device.complaints(), "");
-    // Two pieces of memory, a stream, a module and the context were not freed.
     let left = device.left();
     assert!(left.contains("memory") || left.contains("bytes"), "{left}");
     // A call that is told to fail does, and once.
