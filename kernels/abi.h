@@ -48,7 +48,7 @@ typedef struct PackParams {
   uint32_t rows, width, ld, stride; ///< stride: elements from one row of x to the next
 } PackParams;
 
-/// turn_f32, turn_to_bf16 (from f32), turn_bf16: out[c, r] = x[r, c], each row of out filled up with zeros.
+/// transpose_f32, transpose_to_bf16 (from f32), transpose_bf16: out[c, r] = x[r, c], each row of out filled up with zeros.
 typedef struct TransposeParams {
   ADDRESS(const void) x;
   ADDRESS(void) out;              ///< [columns, ld]
@@ -309,7 +309,7 @@ typedef struct LoraParams {
   uint32_t rows, x_ld, a_ld, b_ld, y_ld, low_ld;
   uint32_t count;    ///< of the spans
   uint32_t run;      ///< columns of y that a block makes; 0: it ends with `low`
-  uint32_t together; ///< all spans go to the columns of the first; otherwise each has blocks of its own
+  uint32_t to_first_span; ///< all spans go to the columns of the first; otherwise each has blocks of its own
   uint32_t drops;    ///< 0: nothing; 1: elements of x; 2: elements of what y gets
   uint32_t width;    ///< of what elements are dropped of: element (i, j) has the index i · width + j
   uint32_t threshold, seed_low, seed_high;

@@ -36,12 +36,12 @@ struct Keys {
     position = tile.position;
     window = p.window ? static_cast<int>(p.window) : 0x7fffffff;
     ahead = p.ahead;
-    const int end = least(static_cast<int>(tile.position + tile.count) + ahead, static_cast<int>(tile.end));
-    const int start = most(0, position + 1 - window) / step * step;
+    const int end = min_of(static_cast<int>(tile.position + tile.count) + ahead, static_cast<int>(tile.end));
+    const int start = max_of(0, position + 1 - window) / step * step;
     const int steps = (end - start + step - 1) / step, splits = p.splits;
     const int share = (steps + splits - 1) / splits;
-    first = least(start + static_cast<int>(blockIdx.z) * share * step, end);
-    last = least(first + share * step, end);
+    first = min_of(start + static_cast<int>(blockIdx.z) * share * step, end);
+    last = min_of(first + share * step, end);
   }
   DEVICE bool sees(int offset, int key) const {
     const int own = position + offset;
@@ -384,7 +384,7 @@ template <int CHUNKS> DEVICE void attention_fma(const AttentionParams &p) {
     UNROLL
     for (int r = 0; r < ROWS; r++) {
       if (!keys.sees((warp * ROWS + r) / group, start + lane)) scores[r] = -INFINITE;
-      const float top = most(max[r], warp_max(scores[r])), base = top > -INFINITE ? top : 0.0f;
+      const float top = max_of(max[r], warp_max(scores[r])), base = top > -INFINITE ? top : 0.0f;
       const float scale = exp2_fast(max[r] - base);
       scores[r] = exp2_fast(scores[r] - base);
       sum[r] = sum[r] * scale + scores[r];
@@ -419,7 +419,7 @@ KERNEL(attention_merge, AttentionMergeParams, 256) {
   const float *parts = p.parts + index * width;
   const size_t stride = rows * width;
   float max = -INFINITE, sum = 0.0f;
-  for (unsigned split = 0; split < p.splits; split++) max = most(max, parts[split * stride + p.head_dim]);
+  for (unsigned split = 0; split < p.splits; split++) max = max_of(max, parts[split * stride + p.head_dim]);
   for (unsigned split = 0; split < p.splits; split++) {
     const float *part = parts + split * stride;
     sum += part[p.head_dim + 1] * exp2_fast(part[p.head_dim] - max);
@@ -583,11 +583,11 @@ template <int CHUNKS> DEVICE void attention_bwd_kv(const AttentionBwdParams &p) 
     const Visit visit = p.visits[tile.first_visit + i];
     const int key = visit.position, prefix = p.prefix;
     // Queries from the first that sees the first key to the last that sees the last.
-    const int begin = most(0, key - prefix);
+    const int begin = max_of(0, key - prefix);
     const int reach = window - 1 < 0x7fffffff - key - KEYS ? key + KEYS + window - 1 : 0x7fffffff;
-    const int end = least(static_cast<int>(visit.queries), reach - prefix);
+    const int end = min_of(static_cast<int>(visit.queries), reach - prefix);
     for (int t = begin; t < end; t += positions) {
-      const int count = least(positions, end - t) * group;
+      const int count = min_of(positions, end - t) * group;
       // All are done with the queries of before.
       __syncthreads();
       queries.load(p, visit.row + t, count);

@@ -43,8 +43,8 @@ struct alignas(8) Float2 {
   float x, y;
 };
 
-template <class T> DEVICE T least(T a, T b) { return b < a ? b : a; }
-template <class T> DEVICE T most(T a, T b) { return a < b ? b : a; }
+template <class T> DEVICE T min_of(T a, T b) { return b < a ? b : a; }
+template <class T> DEVICE T max_of(T a, T b) { return a < b ? b : a; }
 
 DEVICE float warp_sum(float v) {
   UNROLL
@@ -54,6 +54,6 @@ DEVICE float warp_sum(float v) {
 
 DEVICE float warp_max(float v) {
   UNROLL
-  for (int offset = 16; offset > 0; offset >>= 1) v = most(v, __shfl_xor_sync(FULL_WARP, v, offset));
+  for (int offset = 16; offset > 0; offset >>= 1) v = max_of(v, __shfl_xor_sync(FULL_WARP, v, offset));
   return v;
 }

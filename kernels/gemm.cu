@@ -91,13 +91,13 @@ DEVICE void transpose(const TransposeParams &p, Read read, Write write) {
   }
 }
 
-KERNEL(turn_f32, TransposeParams, 256) {
+KERNEL(transpose_f32, TransposeParams, 256) {
   transpose<float, float>(p, [](float v) { return v; }, [](float v) { return v; });
 }
-KERNEL(turn_to_bf16, TransposeParams, 256) {
+KERNEL(transpose_to_bf16, TransposeParams, 256) {
   transpose<float, uint16_t>(p, [](float v) { return v; }, [](float v) { return to_bf16(v); });
 }
-KERNEL(turn_bf16, TransposeParams, 256) {
+KERNEL(transpose_bf16, TransposeParams, 256) {
   transpose<uint16_t, uint16_t>(
       p, [](uint16_t v) { return bf16_to_float(v); }, [](float v) { return to_bf16(v); });
 }

@@ -334,7 +334,7 @@ template <class T, int DROPS> DEVICE void lora(const LoraParams &p) {
 
   // The spans that this block reads, and which of their runs it makes.
   int begin = 0, end = p.count, unit = blockIdx.y;
-  if (!p.together) {
+  if (!p.to_first_span) {
     for (; begin + 1 < end; begin++) {
       const int units = run ? (p.spans[begin].count + run - 1) / run : 1;
       if (unit < units) break;
@@ -409,7 +409,7 @@ template <class T, int DROPS> DEVICE void lora(const LoraParams &p) {
   if (!run) return;
 
   const LoraSpan &out = p.spans[begin];
-  const int first = out.first + unit * run, last = least<int>(first + run, out.first + out.count);
+  const int first = out.first + unit * run, last = min_of<int>(first + run, out.first + out.count);
   const LoraOutput<DROPS> output(p, top, first, last);
   typename T::Up sums;
   lora_pipeline(

@@ -64,7 +64,7 @@ template <class T> DEVICE void nll_rows(const NllParams &p) {
   DYNAMIC_SHARED(shared);
   const int all = (p.vocab + T::SIZE - 1) / T::SIZE;
   const int share = (all + p.splits - 1) / p.splits;
-  const int first = least<int>(blockIdx.y * share, all), last = least(first + share, all);
+  const int first = min_of<int>(blockIdx.y * share, all), last = min_of(first + share, all);
   const int top = blockIdx.x * T::SIZE, vocab = p.vocab, rows = p.rows;
 
   LogSum state[T::ROWS];
@@ -121,7 +121,7 @@ KERNEL(nll_logits, NllLogitsParams, 256) {
   DYNAMIC_SHARED(memory);
   const unsigned row = blockIdx.x;
   const unsigned share = (p.vocab + p.splits - 1) / p.splits;
-  const unsigned first = least(blockIdx.y * share, p.vocab), last = least(first + share, p.vocab);
+  const unsigned first = min_of(blockIdx.y * share, p.vocab), last = min_of(first + share, p.vocab);
   const float *logits = p.logits + static_cast<size_t>(row) * p.ld;
   LogSum state = {-INFINITE, 0.0f};
   // Four loads under way at once.

@@ -58,7 +58,7 @@ KERNEL_CLUSTER(nll90, Nll90Params, NLL90_THREADS, NLL90_CLUSTER, 168) {
 
   const int rows = p.rows, vocab = p.vocab;
   const int steps = (p.ld + K - 1) / K, all = (vocab + IDS - 1) / IDS, share = p.share;
-  const int first = least<int>(blockIdx.y * share, all), last = least(first + share, all);
+  const int first = min_of<int>(blockIdx.y * share, all), last = min_of(first + share, all);
   const int top = blockIdx.x * ROWS;
 
   if (group == 0) {
@@ -104,7 +104,7 @@ KERNEL_CLUSTER(nll90, Nll90Params, NLL90_THREADS, NLL90_CLUSTER, 168) {
       if (lane < NLL90_CLUSTER) barrier_arrive(empty + 8 * of, lane);
     };
     // The first warpgroup's step, of its first tile, in which it lets the second begin.
-    const int lead = half == 0 ? least(LEAD, steps) - 1 : -1;
+    const int lead = half == 0 ? min_of(LEAD, steps) - 1 : -1;
     if (half == 1 && first < last) barrier_wait(follow, 0);
     for (int tile = first; tile < last; tile++) {
       // The first matmul of a tile does not read them.

@@ -47,7 +47,7 @@ KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
     for (bool last = false; !last; text.run++) {
       const PruneRun run = p.runs[text.run];
       last = run.last;
-      const unsigned n = text.left - least(text.left, 1u);
+      const unsigned n = text.left - min_of(text.left, 1u);
       const unsigned begin = end - text.size, stop = begin + run.tokens;
       const unsigned limit = threshold(loss, shared, n, run.ratio);
       const bool last_stays = n > 0 && loss[0] > 0.0f;
@@ -82,7 +82,7 @@ KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
           }
           to += __popc(stay[j]);
         }
-        dropped += least(HELD * blockDim.x, text.left - base) - total;
+        dropped += min_of(HELD * blockDim.x, text.left - base) - total;
       }
       __syncthreads();
       text.left -= dropped;
@@ -94,7 +94,7 @@ KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
     if (threadIdx.x == 0) p.texts[blockIdx.x] = text;
   }
 
-  const unsigned rows = text.run < text.runs ? least(text.read - text.past, p.rows) : 0;
+  const unsigned rows = text.run < text.runs ? min_of(text.read - text.past, p.rows) : 0;
   for (unsigned row = threadIdx.x; row < p.rows; row += blockDim.x) {
     const bool here = row < rows;
     const unsigned at = text.past + row;
@@ -105,7 +105,7 @@ KERNEL_BLOCKS(prune, PruneParams, 1024, 1) {
   }
   const unsigned tiles = (p.rows + p.tile - 1) / p.tile;
   for (unsigned i = threadIdx.x; i < tiles; i += blockDim.x) {
-    const unsigned row = i * p.tile, count = row < rows ? least(p.tile, rows - row) : 0;
+    const unsigned row = i * p.tile, count = row < rows ? min_of(p.tile, rows - row) : 0;
     // A row of the cache is a position here, counted from the text's first.
     const unsigned position = count ? text.past + row : 0;
     p.tiles[blockIdx.x * tiles + i] = {static_cast<unsigned>(first_row) + row, count, position, 0,

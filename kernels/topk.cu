@@ -23,13 +23,13 @@ KERNEL(topk, TopkParams, 1024) {
   // Keep what is larger than `limit`, and the first `equals` of those that equal it.
   unsigned limit = ~0u, equals = 0;
   const bool percentile = segment.quantile >= 0.0f, beyond = segment.quantile < -1.0f;
-  const unsigned count = least(segment.count, n);
+  const unsigned count = min_of(segment.count, n);
   if (n > 0 && (percentile || beyond || count > 0)) {
     // The percentile lies between the order statistics on both sides; ranks count from the largest. What
     // equals it is dropped.
     const double at = percentile ? static_cast<double>(segment.quantile) * (n - 1) : 0.0;
-    const unsigned lower = least(static_cast<unsigned>(at), n - 1);
-    const unsigned rank = percentile ? n - 1 - lower : beyond ? least(count, n - 1) : count - 1;
+    const unsigned lower = min_of(static_cast<unsigned>(at), n - 1);
+    const unsigned rank = percentile ? n - 1 - lower : beyond ? min_of(count, n - 1) : count - 1;
     unsigned above;
     limit = select(keys, shared, rank, above);
     if (percentile) {
@@ -37,14 +37,14 @@ KERNEL(topk, TopkParams, 1024) {
       if (rank > 0 && rank == above) {
         // The next larger one: the least of those above.
         high = ~0u;
-        keys.each([&](unsigned key) { high = key > limit ? least(high, key) : high; });
+        keys.each([&](unsigned key) { high = key > limit ? min_of(high, key) : high; });
         UNROLL
-        for (int offset = 16; offset > 0; offset >>= 1) high = least(high, __shfl_xor_sync(FULL_WARP, high, offset));
+        for (int offset = 16; offset > 0; offset >>= 1) high = min_of(high, __shfl_xor_sync(FULL_WARP, high, offset));
         // The other sums are for the first round below.
         unsigned *const sums = shared->sums[1];
         if (lane == 0) sums[threadIdx.x / 32] = high;
         __syncthreads();
-        for (unsigned i = 0; i < blockDim.x / 32; i++) high = least(high, sums[i]);
+        for (unsigned i = 0; i < blockDim.x / 32; i++) high = min_of(high, sums[i]);
       }
       const double a = value_of(limit), b = value_of(high);
       limit = key_of(static_cast<float>(a + (b - a) * (at - lower)));
@@ -75,7 +75,7 @@ KERNEL(topk, TopkParams, 1024) {
       const unsigned i = item(base, j), at = segment.first + i;
       const unsigned same = equal_before + __popc(is_equal[j] & earlier);
       const bool keep = (is_larger[j] >> lane & 1) || ((is_equal[j] >> lane & 1) && same < equals);
-      const unsigned to = segment.first + larger_before + __popc(is_larger[j] & earlier) + least(same, equals);
+      const unsigned to = segment.first + larger_before + __popc(is_larger[j] & earlier) + min_of(same, equals);
       if (i < n) p.mask[at] = keep ? 1 : 0;
       if (keep) {
         p.kept_ids[to] = ids[j];
@@ -93,7 +93,7 @@ KERNEL(topk, TopkParams, 1024) {
     keys.read(base, of);
     mark(base, of);
   }
-  if (threadIdx.x == 0) p.kept[blockIdx.x] = larger + least(equal, equals);
+  if (threadIdx.x == 0) p.kept[blockIdx.x] = larger + min_of(equal, equals);
 }
 
 // Kept rows of a KV cache, moved together into another buffer; how many is known to the device only.

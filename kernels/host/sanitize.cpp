@@ -50,7 +50,7 @@ std::vector<float> floats(size_t count) {
 }
 
 template <class T>
-void products(const char *gemm, const char *nll, const char *pack, const char *backward, const char *turn) {
+void products(const char *gemm, const char *nll, const char *pack, const char *backward, const char *transpose) {
   // Several rounds of all stages, ragged in every direction.
   const unsigned rows = 5, width = T::STEP * 4 + 3, columns = T::SIZE + 9;
   const unsigned ld = (width + T::PER_COPY - 1) / T::PER_COPY * T::PER_COPY;
@@ -83,7 +83,7 @@ void products(const char *gemm, const char *nll, const char *pack, const char *b
   launch(backward, 1, 1, 1, T::THREADS, shared,
          NllBwdParams{packed_x.data(), packed_w.data(), target.data(), y.data(), gradients.data(), rows, columns,
                       ld, T::SIZE, count, out_ld});
-  launch(turn, 1, (columns + 31) / 32, 1, 256, 32 * 33 * 4,
+  launch(transpose, 1, (columns + 31) / 32, 1, 256, 32 * 33 * 4,
          TransposeParams{y.data(), turned.data(), rows, columns, T::PER_COPY, columns});
   const std::vector<RowSum> sums = {{0, 0, 2, 0}, {1, 2, 3, 0}};
   const std::vector<uint32_t> order = {0, 4, 1, 2, 3};
@@ -180,7 +180,7 @@ void layers() {
   launch("gelu_bwd", rows, 1, 1, 64, 0, ActivateBwdParams{x.data(), dy.data(), dx.data(), rows, width});
   launch("dropout", 2, 1, 1, 64, 0, DropoutParams{x.data(), y.data(), rows * width, 1u << 30, 1, 2, 1.3f, 1});
   std::vector<uint16_t> turned(40 * 8);
-  launch("turn_bf16", 1, 2, 1, 256, 32 * 33 * 4, TransposeParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
+  launch("transpose_bf16", 1, 2, 1, 256, 32 * 33 * 4, TransposeParams{table_bf16.data(), turned.data(), 5, 40, 8, 40});
 }
 
 template <class T> void low_rank(const char *update, const char *gradient) {
@@ -199,7 +199,7 @@ template <class T> void low_rank(const char *update, const char *gradient) {
                        rows, width, width, ld, outputs, low_ld, 2, LORA_TILE, 0, 1, width, 1u << 30, 1, 2, 1.3f, 1.3f};
   launch(update, 2, 3, 1, LORA_THREADS, shared, params);
   // All spans to the same columns.
-  params.together = 1;
+  params.to_first_span = 1;
   params.spans[1].first = 0;
   params.spans[1].count = params.spans[0].count;
   params.drops = 2;
@@ -300,8 +300,8 @@ int main(int argc, char **argv) {
     launch(argv[1], 1, 1, 1, 64, 1024, PlantedParams{x.data(), y.data(), static_cast<unsigned>(atoi(argv[2])), 0});
     return 0;
   }
-  products<F32>("gemm_f32", "nll_f32", "pack_f32", "nll_bwd_f32", "turn_f32");
-  products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16", "nll_bwd_bf16", "turn_to_bf16");
+  products<F32>("gemm_f32", "nll_f32", "pack_f32", "nll_bwd_f32", "transpose_f32");
+  products<Bf16>("gemm_bf16", "nll_bf16", "pack_bf16", "nll_bwd_bf16", "transpose_to_bf16");
   // Its threads share nothing but what copies write and matmuls read, which hopper.inc watches: to the thread
   // sanitizer only the twins' own lists would be shared.
 #if !defined(__SANITIZE_THREAD__)

@@ -430,6 +430,7 @@ mod tests {
             "upstream",
             "encoder",
             "classifier",
+            "cosines",
             "probability-threshold",
         ];
         for (name, command) in all() {

@@ -674,7 +674,7 @@ pub struct LoraParams {
     pub low_ld: u32,
     pub count: u32,
     pub run: u32,
-    pub together: u32,
+    pub to_first_span: u32,
     pub drops: u32,
     pub width: u32,
     pub threshold: u32,
@@ -701,8 +701,8 @@ const _: () = {
     ["Offset of field: LoraParams::low_ld"][::std::mem::offset_of!(LoraParams, low_ld) - 132usize];
     ["Offset of field: LoraParams::count"][::std::mem::offset_of!(LoraParams, count) - 136usize];
     ["Offset of field: LoraParams::run"][::std::mem::offset_of!(LoraParams, run) - 140usize];
-    ["Offset of field: LoraParams::together"]
-        [::std::mem::offset_of!(LoraParams, together) - 144usize];
+    ["Offset of field: LoraParams::to_first_span"]
+        [::std::mem::offset_of!(LoraParams, to_first_span) - 144usize];
     ["Offset of field: LoraParams::drops"][::std::mem::offset_of!(LoraParams, drops) - 148usize];
     ["Offset of field: LoraParams::width"][::std::mem::offset_of!(LoraParams, width) - 152usize];
     ["Offset of field: LoraParams::threshold"]

@@ -178,8 +178,8 @@ impl<L: Launcher> GemmOp for Gpu<L> {
             stride: size("transposed", w.ld)?,
         };
         let kernel = match self.precision {
-            Precision::Bf16 => "turn_bf16",
-            Precision::F32 => "turn_f32",
+            Precision::Bf16 => "transpose_bf16",
+            Precision::F32 => "transpose_f32",
         };
         // SAFETY: the matrix has rows of `stride` elements, and the memory was made for the transposed one.
         unsafe { self.transpose(kernel, &params)? };
@@ -214,8 +214,8 @@ impl<L: Launcher> GemmOp for Gpu<L> {
         let second = (left.width * row_bytes).next_multiple_of(256);
         let at = scratch.operand(&self.launcher, second + right.width * row_bytes)?;
         let kernel = match self.precision {
-            Precision::Bf16 => "turn_to_bf16",
-            Precision::F32 => "turn_f32",
+            Precision::Bf16 => "transpose_to_bf16",
+            Precision::F32 => "transpose_f32",
         };
         let operands = [
             (left, self.at(a), at),

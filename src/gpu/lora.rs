@@ -121,7 +121,7 @@ impl<L: Launcher> LoraOp for Gpu<L> {
                     b: Some((b.operand(self), self.at(y), shape.outputs)),
                     low: None,
                     spans: spans.collect::<Result<_>>()?,
-                    together: false,
+                    to_first_span: false,
                     drops: 1,
                 };
                 // SAFETY: lengths were checked.
@@ -200,7 +200,7 @@ impl<L: Launcher> LoraOp for Gpu<L> {
                 b: None,
                 low: Some((low, low_ld)),
                 spans: forward.collect::<Result<_>>()?,
-                together: false,
+                to_first_span: false,
                 drops: 1,
             };
             let backward = Update {
@@ -209,7 +209,7 @@ impl<L: Launcher> LoraOp for Gpu<L> {
                 b: dx.map(|dx| (factors.a_across.operand(self), dx, inputs)),
                 low: Some((dlow, low_ld)),
                 spans,
-                together: dx.is_some(),
+                to_first_span: dx.is_some(),
                 drops: 2,
             };
             // SAFETY: lengths were checked, and `between` was made for so many spans.
@@ -268,7 +268,7 @@ struct Update<'a, M> {
     /// Where what lies between the products goes, and its width.
     low: Option<(u64, usize)>,
     spans: Vec<LoraSpan>,
-    together: bool,
+    to_first_span: bool,
     drops: u32,
 }
 
@@ -343,14 +343,14 @@ impl<L: Launcher> Gpu<L> {
         let row_tiles = shape.rows.div_ceil(abi::LORA_ROWS as usize);
         let tile = Tile::of(self.precision);
         let spans = &update.spans;
-        let columns: usize = match update.together {
+        let columns: usize = match update.to_first_span {
             true => spans[0].count as usize,
             false => spans.iter().map(|span| span.count as usize).sum(),
         };
         // As many runs as fill the device once: each makes the first product anew.
         let shares = (self.launcher.processors() as usize / row_tiles).max(1);
         let run = columns.div_ceil(shares).next_multiple_of(max);
-        let (units, run) = match (&update.b, update.together) {
+        let (units, run) = match (&update.b, update.to_first_span) {
             (None, _) => (spans.len(), 0),
             (Some(_), true) => (columns.div_ceil(run), run),
             (Some(_), false) => {
@@ -358,7 +358,7 @@ impl<L: Launcher> Gpu<L> {
                 (runs.sum(), run)
             }
         };
-        let shared = match (&update.b, update.together) {
+        let shared = match (&update.b, update.to_first_span) {
             (None, _) => tile.stages,
             (Some(_), true) => tile.shared(spans),
             (Some(_), false) => {
@@ -393,7 +393,7 @@ impl<L: Launcher> Gpu<L> {
             low_ld: size(op, low_ld)?,
             count: size(op, spans.len())?,
             run: size(op, run)?,
-            together: update.together.into(),
+            to_first_span: update.to_first_span.into(),
             drops: if drops.any { update.drops } else { 0 },
             width: size(op, shape.inputs)?,
             threshold: drops.threshold,
