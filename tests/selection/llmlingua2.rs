@@ -178,13 +178,13 @@ fn an_encoder_stands_beside_a_model() {
 
     let words = alone.rank(question, &texts, &control).unwrap();
     let both = beside.rank(question, &texts, &control).unwrap();
-    for i in 0..texts.len() {
-        // Log-odds of a cosine of 1.
-        assert!(
-            (both[i] - words[i] - 12.5 * want[i]).abs() < 1e-6,
-            "{both:?}"
-        );
-    }
+    // How both are weighed is a network's (`rank::` has its tests); here, that the cosines reach it.
+    assert!(both.iter().all(|score| score.is_finite()), "{both:?}");
+    let mut moved = both.iter().zip(&words);
+    assert!(
+        moved.any(|(both, words)| (both - words).abs() > 0.01),
+        "{both:?}, {words:?}"
+    );
     let ask = |effort: Effort| {
         let exact = Exact::default().with_effort(effort);
         Request::new(texts.clone())
