@@ -102,6 +102,13 @@ pub fn run(args: Args) -> Outcome {
 fn similarities(name: &Path, rows: &[Example]) -> Outcome<(Vec<Vec<f64>>, f64)> {
     let path = models::locate(Some(name))?;
     let encoder = open(&path, Engine::builder(&path))?.engine;
+    if encoder.config().encoder.is_none() {
+        return Err(crate::Error::Unsupported {
+            what: format!("{} as an encoder", path.display()),
+            have: "encoders of sentences and rerankers".into(),
+        }
+        .into());
+    }
     let busy = Busy::new(format!("{} questions by the encoder", rows.len()));
     let ranked = rows
         .iter()

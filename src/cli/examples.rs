@@ -56,7 +56,7 @@ const EXAMPLES: [(&str, [&str; 3]); 33] = [
         "inspect",
         [
             "prefold inspect report.safetensors",
-            "prefold inspect models/SmolLM2-135M-Instruct-Q4_1.gguf",
+            "prefold inspect model.gguf",
             "prefold inspect --json report.safetensors | jq -r .content_id",
         ],
     ),

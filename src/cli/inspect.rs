@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::files::regular_file;
 use crate::model::weights::Weights;
 use crate::prefix::RopeScaling;
 use serde_json::json;
@@ -17,7 +18,7 @@ use super::soft::read_prefix;
 /// Where a KV prefix came from, and what is in it; or the shape of a model
 #[derive(clap::Args)]
 pub struct Args {
-    /// The prefix; or a GGUF file or Hugging Face folder, of which no weight is read
+    /// The prefix; or a GGUF file or Hugging Face folder, of which few bytes are read
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Print JSON
@@ -36,8 +37,12 @@ pub fn run(args: Args) -> Outcome {
 /// Whether a path is a model's by its first bytes, or by the name of its configuration.
 fn is_model(path: &Path) -> bool {
     let mut magic = [0; 4];
+    // Opening a pipe would wait for its writer.
+    if regular_file(path).is_err() {
+        return path.join("config.json").is_file();
+    }
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && &magic == b"GGUF" || path.join("config.json").is_file()
+    read.is_ok() && &magic == b"GGUF"
 }
 
 fn model(path: &Path, as_json: bool) -> Outcome {
@@ -77,11 +82,14 @@ fn model(path: &Path, as_json: bool) -> Outcome {
     let mut lines = vec![
         ("architecture", config.family.name().to_owned()),
         ("parameters", weights.parameters().to_string()),
-        ("layers", format!("{} of {}", config.layers, config.hidden)),
+        (
+            "layers",
+            format!("{}, hidden size {}", config.layers, config.hidden),
+        ),
         (
             "heads",
             format!(
-                "{} of {}, {} for k and v",
+                "{}, size {}; {} for k and v",
                 config.heads, config.head_dim, config.kv_heads
             ),
         ),

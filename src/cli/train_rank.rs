@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::files;
 use crate::hard::lexical::term;
 use crate::hard::rank::{COSINE, similarity_unit};
 use crate::train::rank::{Example, Options, prompts, read, read_corpus, train};
@@ -22,8 +23,8 @@ use super::models;
 ///
 /// Rows: `question` and either `docs` with `gold` (an index, or several), `docs` with `context` (those
 /// documents are right that it holds), or `context` alone. A row of fewer than six documents gets others
-/// that are like the right ones, out of --corpus and of the other rows. No model is needed. The same rows
-/// and options give the same weights, to the bit.
+/// that are like the right ones, out of --corpus and of the other rows. Without --encoder no model is needed, and
+/// the same rows and options give the same weights, to the bit.
 ///
 /// With --encoder a further small network learns how far the ranker and that encoder are to be trusted where
 /// `compress --encoder` has both.
@@ -72,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     encoder: Option<PathBuf>,
     /// Prompts that the encoder reads: every Nth
-    #[arg(long, value_name = "N", default_value_t = 5, requires = "encoder")]
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "encoder", value_parser = two_or_more)]
     encoder_every: usize,
     /// Keep the cosines in this file as they come, a JSON line for each prompt, and read those that it has
     #[arg(long, value_name = "FILE", requires = "encoder")]
@@ -106,7 +107,12 @@ pub fn run(args: Args) -> Outcome {
         .transpose()?
         .unwrap_or_default();
     let mut prompts = prompts(&rows, &corpus, &options);
-    let mut cosines = match &args.encoder {
+    if let Some(every) = args.hold_out {
+        let kept = |line: usize| every == 0 || !line.is_multiple_of(every);
+        let mut line = 0..;
+        prompts.retain(|_| line.next().is_some_and(kept));
+    }
+    let cosines = match &args.encoder {
         Some(encoder) => Some(read_by(
             encoder,
             &prompts,
@@ -115,15 +121,6 @@ pub fn run(args: Args) -> Outcome {
         )?),
         None => None,
     };
-    if let Some(every) = args.hold_out {
-        let kept = |line: usize| every == 0 || !line.is_multiple_of(every);
-        let mut line = 0..;
-        prompts.retain(|_| line.next().is_some_and(kept));
-        let mut line = 0..;
-        if let Some(cosines) = &mut cosines {
-            cosines.retain(|_| line.next().is_some_and(kept));
-        }
-    }
     let trained = train(&prompts, cosines.as_deref(), &options)?;
     let losses: Vec<String> = trained
         .loss
@@ -132,7 +129,9 @@ pub fn run(args: Args) -> Outcome {
         .collect();
     let mut losses = losses.join(", then ");
     if let Some((loss, prompts)) = trained.meaning {
-        losses += &format!("; with an encoder's cosines of {prompts} prompts {loss:.4}");
+        let encoder = args.encoder.as_deref().unwrap_or(Path::new(""));
+        let name = encoder.file_name().unwrap_or_default().to_string_lossy();
+        losses += &format!("; with the cosines of {name} for {prompts} prompts {loss:.4}");
     }
     let card = format!(
         "Trained on {} prompts: {} hidden units, {} stages of {} networks, {} passes, batch {}, lr {},\n\
@@ -159,6 +158,15 @@ pub fn run(args: Args) -> Outcome {
     Ok(())
 }
 
+/// A step of two or more: prompts that the encoder does not read train the ranker that scores the others.
+fn two_or_more(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|&number| number > 1);
+    number.ok_or_else(|| "expected a whole number from 2 on".into())
+}
+
+/// Most bytes that a file of cosines may have.
+const LONGEST_COSINES: u64 = 1 << 30;
+
 /// What an encoder said of a prompt, as a line of a file.
 #[derive(Deserialize)]
 struct Read {
@@ -166,10 +174,10 @@ struct Read {
     cosines: Vec<f64>,
 }
 
-/// A prompt by the hash of its question and documents.
-fn key(example: &Example) -> String {
-    let mut all = example.question.clone();
-    for doc in &example.docs {
+/// A prompt by the hash of the encoder, its question and documents.
+fn key(encoder: &str, example: &Example) -> String {
+    let mut all = encoder.to_owned();
+    for doc in [&example.question].into_iter().chain(&example.docs) {
         all.push('\0');
         all.push_str(doc);
     }
@@ -178,26 +186,24 @@ fn key(example: &Example) -> String {
 
 /// Cosines that were kept in a file, by prompt; more of them are put after them.
 fn kept(path: &Path) -> Result<(HashMap<String, Vec<f64>>, File), Error> {
-    let open = || {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .open(path)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        // A run that was ended may have left a part of a line.
-        if !text.is_empty() && !text.ends_with('\n') {
-            file.write_all(b"\n")?;
-        }
-        let lines = text.lines();
-        let lines = lines.filter_map(|line| serde_json::from_str::<Read>(line).ok());
-        Ok((
-            lines.map(|read| (read.prompt, read.cosines)).collect(),
-            file,
-        ))
+    let text = match path.exists() {
+        true => files::text(path, files::read_bounded(path, LONGEST_COSINES)?)?,
+        false => String::new(),
     };
-    open().map_err(Error::io(path))
+    // A run that was ended may have left a part of a line, which is read again.
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut cosines = HashMap::new();
+    for (i, line) in text[..whole].lines().enumerate() {
+        let read: Read = serde_json::from_str(line).map_err(|error| Error::Format {
+            file: path.into(),
+            reason: format!("line {}: not the cosines of a prompt: {error}", i + 1),
+        })?;
+        cosines.insert(read.prompt, read.cosines);
+    }
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.map_err(Error::io(path))?;
+    file.set_len(whole as u64).map_err(Error::io(path))?;
+    Ok((cosines, file))
 }
 
 /// Cosines of every Nth prompt's question and documents; `path` is where they are kept.
@@ -207,7 +213,6 @@ fn read_by(
     every: usize,
     path: Option<&Path>,
 ) -> Outcome<Vec<Vec<f64>>> {
-    let every = every.max(1);
     let (mut known, mut file) = (HashMap::new(), None);
     if let Some(path) = path {
         let (cosines, log) = kept(path)?;
@@ -216,11 +221,11 @@ fn read_by(
     }
     let model = models::locate(Some(encoder))?;
     let engine = open(&model, Engine::builder(&model))?.engine;
-    if similarity_unit(engine.config()) != COSINE {
+    let encodes = engine.config().encoder.is_some();
+    if !encodes || similarity_unit(engine.config()) != COSINE {
         return Err(Error::Unsupported {
             what: format!("training by {}", model.display()),
-            have: "encoders whose vectors are compared; a reranker's scores are added as they are"
-                .into(),
+            have: "encoders of sentences; a reranker's scores are added as they are".into(),
         }
         .into());
     }
@@ -228,7 +233,7 @@ fn read_by(
     let busy = Busy::new(format!("{count} prompts by the encoder"));
     let mut all = vec![Vec::new(); prompts.len()];
     for (prompt, cosines) in prompts.iter().zip(&mut all).step_by(every) {
-        let key = key(prompt);
+        let key = key(&engine.info().fingerprint, prompt);
         if let Some(known) = known.remove(&key) {
             *cosines = known;
             continue;

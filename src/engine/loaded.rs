@@ -212,7 +212,7 @@ impl<B: Backend> Runtime for Loaded<B> {
     fn compress_many(&self, requests: &[Request]) -> Vec<Result<Compressed>> {
         match self.tokenizer() {
             Ok(tokenizer) => hard::compress_many(&self.scorer(), tokenizer, requests),
-            // Each says for itself that it is missing.
+            // Each caller reports that the tokenizer is missing.
             Err(_) => requests
                 .iter()
                 .map(|request| self.compress(request))

@@ -120,7 +120,7 @@ impl<'e> Training<'e> {
             max_text_tokens,
         )?;
         let mut source = self.source(parameters.lora.clone(), objective, plan.activation_bytes)?;
-        // Rows of ids need none, and a row of text says that it is missing.
+        // Rows of ids need none, and a row of text reports that the tokenizer is missing.
         let tokenizer = engine.tokenizer().ok();
         let own = Settings::default();
         if let (Begin::Adapter(folder), Some(given)) = (&plan.begin, &given)
@@ -302,7 +302,7 @@ impl<'e> Training<'e> {
         let Some(path) = &plan.dev else {
             return Ok(Vec::new());
         };
-        // Rows of ids need none, and a row of text says that it is missing.
+        // Rows of ids need none, and a row of text reports that the tokenizer is missing.
         let tokenizer = self.engine.tokenizer().ok();
         let mut skipped = |line: &str| watch(Event::Note(line));
         Call::current().under(control).enter(|| {

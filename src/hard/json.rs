@@ -237,13 +237,13 @@ impl Call {
     /// The result in the words of the call.
     ///
     /// # Errors
-    /// [`Error::Input`] for a result that JSON cannot hold.
+    /// [`Error::Io`] for a result that JSON cannot hold, which does not happen.
     pub fn answer(&self, result: &Compressed) -> Result<Value> {
         let value = match self.form {
             Form::Own => serde_json::to_value(result),
             Form::LlmLingua => serde_json::to_value(result.llmlingua()),
         };
-        value.map_err(|error| Error::input("result", error.to_string()))
+        value.map_err(|error| Error::io("result")(std::io::Error::other(error)))
     }
 }
 

@@ -150,7 +150,10 @@ impl<S: Storage> Kv<S> {
             return Err(Error::Shape {
                 op: "kv_begin",
                 want: "an empty KV cache".into(),
-                got: format!("one of {} rows", self.len),
+                got: match self.transient {
+                    true => "a transient one".into(),
+                    false => format!("one of {} rows", self.len),
+                },
             });
         }
         let want = format!(

@@ -235,7 +235,7 @@ fn by_the_program() {
     );
     ok(&mut encode("plain", "2"));
 
-    // What a step does is the same after a resume, or missing.
+    // What a step does is the same after a resume as without one, or is not known.
     let other = [&FOUR[..], &["--steps", "5", "--resume"]].concat();
     refused(
         1,

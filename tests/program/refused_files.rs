@@ -205,6 +205,9 @@ fn a_ranker_is_a_short_regular_file() {
         let said = refused(&dir, &mut with_little_memory(&dir, &args));
         assert!(said.contains(reason), "{said}");
     }
+    // Opening a pipe would wait for its writer.
+    let said = refused(&dir, &mut with_little_memory(&dir, &["inspect", "pipe"]));
+    assert!(said.contains("pipe: not a regular file"), "{said}");
 }
 
 #[cfg(unix)]
