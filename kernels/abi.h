@@ -93,6 +93,8 @@ typedef struct ALIGNED_64 TensorMap {
 #define NLL90_THREADS 384
 /// Blocks of a cluster: on as many tiles of rows and the same ids.
 #define NLL90_CLUSTER 2
+/// Bytes of shared memory of a block: the stages, two barriers of 8 bytes for each, and one more.
+#define NLL90_SHARED (NLL90_STAGES * ((NLL90_ROWS + NLL90_IDS) * NLL90_K * 2 + 16) + 8)
 
 /// nll90: as nll_bf16, of ranges of ids of `share` tiles. Both maps: boxes of NLL90_K columns and 128 rows.
 typedef struct Nll90Params {

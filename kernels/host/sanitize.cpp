@@ -282,11 +282,10 @@ void attention_backward(const char *of_queries, const char *of_keys, unsigned d)
   params.x = map(x);
   params.w = map(w);
   const unsigned grid[3] = {2, 1, 1}, cluster[3] = {NLL90_CLUSTER, 1, 1};
-  const size_t shared = NLL90_STAGES * ((NLL90_ROWS + NLL90_IDS) * NLL90_K * 2 + 16) + 8;
   for (int order : ORDERS) {
     char report[512];
-    if (cuda_emulator_launch("nll90", &params, sizeof params, grid, cluster, NLL90_THREADS, shared, order, order % 2,
-                               7, report, sizeof report)) {
+    if (cuda_emulator_launch("nll90", &params, sizeof params, grid, cluster, NLL90_THREADS, NLL90_SHARED, order,
+                             order % 2, 7, report, sizeof report)) {
       fprintf(stderr, "nll90: %s\n", report);
       exit(1);
     }

@@ -15,6 +15,7 @@ pub const NLL90_K: u32 = 64;
 pub const NLL90_STAGES: u32 = 4;
 pub const NLL90_THREADS: u32 = 384;
 pub const NLL90_CLUSTER: u32 = 2;
+pub const NLL90_SHARED: u32 = 196680;
 pub const NOWHERE: u32 = 4294967295;
 pub const LORA_SPANS: u32 = 3;
 pub const LORA_ROWS: u32 = 32;

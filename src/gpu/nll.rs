@@ -338,12 +338,10 @@ impl<L: Launcher> Gpu<L> {
             share: size("nll", share)?,
             unused: [0; 6],
         };
-        let stage = (abi::NLL90_ROWS + abi::NLL90_IDS) * abi::NLL90_K * 2;
-        // Two barriers of 8 bytes a stage, and one more.
-        let shared = abi::NLL90_STAGES * (stage + 16) + 8;
         let config = LaunchConfig {
             cluster: [abi::NLL90_CLUSTER, 1, 1],
-            ..LaunchConfig::new([row_tiles, ranges, 1], abi::NLL90_THREADS).shared(shared as usize)
+            ..LaunchConfig::new([row_tiles, ranges, 1], abi::NLL90_THREADS)
+                .shared(abi::NLL90_SHARED as usize)
         };
         // SAFETY: the caller's promise of the targets and of the maps; parts and logits were made for these
         // rows and ranges.

@@ -76,10 +76,7 @@ pub fn found<T>(built: std::result::Result<T, Fault>) -> Option<T> {
 }
 
 /// Kernels executed by the CPU.
-pub struct Emu {
-    emulator: Emulator,
-    hopper: bool,
-}
+pub struct Emu(Emulator);
 
 /// A fault as the library's callers see it.
 fn fault(error: Fault) -> Error {
@@ -96,18 +93,12 @@ impl Emu {
     pub unsafe fn open(library: &Path, schedule: Schedule) -> Self {
         // SAFETY: the caller's promise.
         let emulator = unsafe { Emulator::open(library, schedule) };
-        Emu {
-            emulator: emulator.unwrap(),
-            hopper: false,
-        }
+        Emu(emulator.unwrap())
     }
 
     /// The same as a device of compute capability 9.0, for which some ops have kernels of their own.
     pub fn hopper(self) -> Self {
-        Emu {
-            emulator: self.emulator.hopper(),
-            hopper: true,
-        }
+        Emu(self.0.hopper())
     }
 
     /// # Safety
@@ -132,7 +123,7 @@ impl Emu {
             params: kernel.params.bytes(),
         };
         // SAFETY: the caller's promise.
-        unsafe { self.emulator.launch(&launch) }.map_err(|error| match error {
+        unsafe { self.0.launch(&launch) }.map_err(|error| match error {
             Fault::Launch { reason, .. } => Error::Launch {
                 kernel: kernel.name,
                 reason,
@@ -147,7 +138,7 @@ impl Launcher for Emu {
     type Graph = Vec<Kernel>;
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Result<Self::Memory> {
-        self.emulator.alloc(bytes, zeroed).map_err(fault)
+        self.0.alloc(bytes, zeroed).map_err(fault)
     }
 
     fn address(&self, memory: &Self::Memory) -> u64 {
@@ -201,16 +192,16 @@ impl Launcher for Emu {
     }
 
     fn box_map(&self, boxed: &Boxed) -> Option<BoxMap> {
-        if !self.hopper {
+        if !self.0.is_hopper() {
             return None;
         }
         let bytes = ((boxed.rows - 1) * boxed.matrix.ld + boxed.columns) * 2;
         assert!(
-            self.emulator.holds(boxed.matrix.at, bytes),
+            self.0.holds(boxed.matrix.at, bytes),
             "a map of {bytes} bytes that are not in one piece of memory"
         );
         // SAFETY: a function of this type.
-        unsafe { boxed.encoded(self.emulator.encode_tiled().ok()?) }
+        unsafe { boxed.encoded(self.0.encode_tiled().ok()?) }
     }
 
     fn processors(&self) -> u32 {

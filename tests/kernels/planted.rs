@@ -24,12 +24,12 @@ const ABSENT_LANE: u32 = 6;
 const REUSED_STAGE: u32 = 7;
 const BEYOND_BUFFER: u32 = 8;
 
-const EARLY: [Schedule; 3] = [
+pub const EARLY: [Schedule; 3] = [
     schedule(Order::Ascending, false),
     schedule(Order::Descending, false),
     schedule(Order::Random(3), false),
 ];
-const LATE: [Schedule; 3] = [
+pub const LATE: [Schedule; 3] = [
     schedule(Order::Ascending, true),
     schedule(Order::Descending, true),
     schedule(Order::Random(3), true),

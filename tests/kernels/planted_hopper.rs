@@ -9,18 +9,8 @@ use prefold::Error;
 use prefold::gpu::{self, Boxed, Kernel, Launch, LaunchConfig, Launcher, Operand};
 
 use crate::cases::floats;
-use crate::common::emu::{Emu, Order, Schedule, found, schedule};
-
-const EARLY: [Schedule; 3] = [
-    schedule(Order::Ascending, false),
-    schedule(Order::Descending, false),
-    schedule(Order::Random(3), false),
-];
-const LATE: [Schedule; 3] = [
-    schedule(Order::Ascending, true),
-    schedule(Order::Descending, true),
-    schedule(Order::Random(3), true),
-];
+use crate::common::emu::{Emu, found};
+use crate::planted::{EARLY, LATE};
 
 /// Where a mistake shows.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -142,6 +142,11 @@ impl Emulator {
             .ok_or_else(|| Error::Memory(format!("no memory of {bytes} bytes")))
     }
 
+    /// Whether it is a device of compute capability 9.0.
+    pub fn is_hopper(&self) -> bool {
+        self.hopper
+    }
+
     /// The library's stand-in for `cuTensorMapEncodeTiled`, for matrices of bf16 in boxes of 128 bytes.
     ///
     /// # Errors

@@ -754,9 +754,8 @@ mod tests {
                         }
                     }
                 };
-            let first = candidates.first();
-            compare(&stage_names(0), &first, &case.first);
-            let later = candidates.later(&first, &case.scores);
+            compare(&stage_names(0), &candidates.first, &case.first);
+            let later = candidates.later(&case.scores);
             let steps = later.len() - STEPS.len();
             compare(&STEPS.map(String::from), &later[steps..], &case.second);
             let known = stage_names(0)

@@ -5,8 +5,8 @@
 
 use super::features::{Column, descending, inverse_ranks, standardised};
 
-/// Features of the network, in the order of [`columns`].
-pub(super) const MEANING: [&str; 30] = [
+/// Features of what both say, the first of [`columns`](Judged::columns).
+const OPINIONS: [&str; 13] = [
     "similarity",
     "similarity_below",
     "similarity_z",
@@ -20,6 +20,10 @@ pub(super) const MEANING: [&str; 30] = [
     "similarity_gap",
     "best_similarity",
     "alike_score",
+];
+
+/// Features of the first stage, which the network sees as they are.
+const FIRST: [&str; 10] = [
     "cover",
     "named",
     "run",
@@ -30,6 +34,10 @@ pub(super) const MEANING: [&str; 30] = [
     "best_bridges_1",
     "bridges_best_1",
     "shared_rare_1",
+];
+
+/// Features of the prompt.
+const PROMPT: [&str; 7] = [
     "most_cover",
     "best_cover",
     "most_run",
@@ -39,19 +47,11 @@ pub(super) const MEANING: [&str; 30] = [
     "passages",
 ];
 
-/// Features of the first stage that the network sees as they are.
-const LEXICAL: [&str; 10] = [
-    "cover",
-    "named",
-    "run",
-    "bm25_share",
-    "length",
-    "like_1",
-    "lacking_1",
-    "best_bridges_1",
-    "bridges_best_1",
-    "shared_rare_1",
-];
+/// The features of the network that weighs an encoder's similarity, in the order of [`Judged::columns`].
+pub(crate) fn names() -> Vec<String> {
+    let all = [&OPINIONS[..], &FIRST, &PROMPT].concat();
+    all.into_iter().map(String::from).collect()
+}
 
 /// One by the temperature at which similarities become shares.
 const SHARPNESS: f64 = 20.0;
@@ -68,7 +68,7 @@ pub(super) struct Judged<'a> {
 }
 
 impl Judged<'_> {
-    /// The columns of [`MEANING`]; `first` gives those of the first stage, by name.
+    /// The columns of [`names`]; `first` gives those of the first stage, by name.
     pub fn columns(&self, first: impl Fn(&str) -> Column) -> Vec<Column> {
         let Judged {
             scores,
@@ -108,7 +108,7 @@ impl Judged<'_> {
             at(similarity, &by_score),
             at(scores, &by_similarity),
         ];
-        columns.extend(LEXICAL.map(&first));
+        columns.extend(FIRST.map(&first));
         let cover = first("cover");
         let best = by_score.first().map_or(0.0, |&i| cover[i]);
         columns.extend([
@@ -120,7 +120,6 @@ impl Judged<'_> {
             all(question as f64),
             all(n as f64),
         ]);
-        debug_assert_eq!(columns.len(), MEANING.len());
         columns
     }
 }
@@ -150,8 +149,9 @@ mod tests {
             "head_whole" => vec![1.0, 0.0, 1.0],
             _ => vec![0.0; 3],
         });
+        assert_eq!(columns.len(), names().len());
         let of = |name: &str| {
-            let at = MEANING.iter().position(|n| *n == name).unwrap();
+            let at = names().iter().position(|n| n == name).unwrap();
             columns[at].as_slice()
         };
         assert_eq!(of("similarity_below"), [-0.25, 0.0, -0.5]);
@@ -168,5 +168,13 @@ mod tests {
         assert_eq!(of("passages"), [3.0; 3]);
         let shares: f64 = of("score_share").iter().map(|x| x.exp()).sum();
         assert!((shares - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_first_stage_has_what_is_taken_from_it() {
+        let first = super::super::stage_names(0);
+        for name in FIRST.into_iter().chain(["head_whole"]) {
+            assert!(first.iter().any(|of_first| of_first == name), "{name}");
+        }
     }
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use features::{Column, LEXICAL, Lexical, Overall, STEPS, inverse_ranks};
 pub(crate) use features::{descending, standardised};
 use meaning::Judged;
+pub(crate) use meaning::names as meaning_names;
 pub(crate) use net::{Input, Net, activation, slope};
 pub(crate) use passage::{Passage, frequent_name, head, title};
 use passage::{Question, Words};
@@ -83,11 +84,6 @@ pub(crate) fn stage_names(stage: usize) -> Vec<String> {
     names
 }
 
-/// The features of the network that weighs an encoder's similarity.
-pub(crate) fn meaning_names() -> Vec<String> {
-    meaning::MEANING.map(String::from).to_vec()
-}
-
 /// Passages that are looked at closely where a caller does not ask for more.
 pub(crate) const CHOSEN: usize = 64;
 /// The most that are: pairs of them are compared.
@@ -127,6 +123,8 @@ pub(crate) struct Candidates<'p> {
     question: &'p Question,
     words: &'p [Words],
     lexical: Lexical<'p>,
+    /// Feature columns of the first stage.
+    pub first: Vec<Column>,
     /// The passages that were chosen, and by words alone the worth of all.
     pub chosen: Vec<usize>,
     pub worth: Vec<f64>,
@@ -169,9 +167,13 @@ impl<'t> Prompt<'t> {
             false => self.choose(&worth, max),
         };
         let (question, passages) = (&self.question, &self.passages);
+        let lexical = Lexical::new(question, passages, &self.words, &overall, &chosen);
+        let mut first = lexical.columns().to_vec();
+        first.extend(lexical.steps(None));
         Candidates {
             question,
-            lexical: Lexical::new(question, passages, &self.words, &overall, &chosen),
+            lexical,
+            first,
             words: &self.words,
             chosen,
             worth,
@@ -236,16 +238,9 @@ impl<'t> Prompt<'t> {
 }
 
 impl Candidates<'_> {
-    /// Feature columns of the first stage.
-    pub fn first(&self) -> Vec<Column> {
-        let mut columns = self.lexical.columns().to_vec();
-        columns.extend(self.lexical.steps(None));
-        columns
-    }
-
-    /// Feature columns of a later stage, given those of the first and the scores of the one before.
-    pub fn later(&self, first: &[Column], scores: &[f64]) -> Vec<Column> {
-        let mut columns = first.to_vec();
+    /// Feature columns of a later stage, given the scores of the one before.
+    pub fn later(&self, scores: &[f64]) -> Vec<Column> {
+        let mut columns = self.first.clone();
         columns.push(standardised(scores));
         columns.push(inverse_ranks(scores));
         columns.extend(self.lexical.steps(Some(scores)));
@@ -278,7 +273,7 @@ impl Candidates<'_> {
             .zip(&similarity)
             .map(|(score, similarity)| score + meaning.unit * similarity)
             .collect();
-        let (names, first) = (stage_names(0), self.first());
+        let names = stage_names(0);
         let judged = Judged {
             scores: &scores,
             similarity: &similarity,
@@ -287,7 +282,7 @@ impl Candidates<'_> {
         };
         let columns = judged.columns(|name| {
             let column = names.iter().position(|n| n == name);
-            let column = column.map(|at| &first[at]);
+            let column = column.map(|at| &self.first[at]);
             let value = |&place: &usize| column.map_or(0.0, |column| column[place]);
             places.iter().map(value).collect()
         });
@@ -334,11 +329,11 @@ impl Ranker {
     /// Scores of the chosen passages: differences of them are log-odds that one answers rather than
     /// the other.
     pub(crate) fn scores(&self, candidates: &Candidates<'_>) -> Vec<f64> {
-        let first = candidates.first();
         let mut stages = self.stages.iter();
-        let mut scores = stages.next().map_or(Vec::new(), |net| net.scores(&first));
+        let first = stages.next().map(|net| net.scores(&candidates.first));
+        let mut scores = first.unwrap_or_default();
         for net in stages {
-            scores = net.scores(&candidates.later(&first, &scores));
+            scores = net.scores(&candidates.later(&scores));
         }
         scores
     }
